@@ -21,7 +21,7 @@ from typing import Any
 from twotower import files
 
 
-class KillPoint:
+class KillPoint(files.Hooks):
     """Kills its process, or makes it stand still once, at a point by name or by number from 1."""
 
     def __init__(self, where: str) -> None:

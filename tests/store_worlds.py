@@ -17,24 +17,12 @@ from twotower.store.manifest import BundleFacts
 from twotower.store.store import Store
 
 FACTS: dict[str, Any] = {
-    "versions": {"twotower": "0.1.0"},
-    "dims": 64,
-    "metric": "cosine",
-    "counts": {"users": 5, "items": 7},
-    "model": "sha-1",
-    "schema": CHECKERBOARD_SCHEMA,
-    "split": SplitConfig(),
-    "similarity": "cosine",
-    "bias": False,
-    "keep_seen": False,
-    "own_counts": None,
-    "recent_popularity": False,
+    "model": "sha-1", "dims": 64, "metric": "cosine", "counts": {"users": 5, "items": 7}, "schema": CHECKERBOARD_SCHEMA,
+    "split": SplitConfig(), "similarity": "cosine", "bias": False, "keep_seen": False, "own_counts": None,
+    "recent_popularity": False, "recall_check": {"recall": 0.97, "threshold": 0.95, "k": 10, "queries": 5},
     "index": {"kind": "exact", "params": {}, "search_params": {}, "rejected": 0},
-    "parity": {"user": 1e-7, "item": 1e-7},
-    "schema_hash": "abc",
-    "vocab_hash": "def",
-    "recall_check": {"recall": 0.97, "threshold": 0.95, "k": 10, "queries": 5},
-}
+    "parity": {"user": 1e-7, "item": 1e-7}, "schema_hash": "abc", "vocab_hash": "def", "versions": {"twotower": "0.1.0"},
+}  # fmt: skip
 
 
 def content(tag: str, count: int = 3, **facts: Any) -> Callable[[Path], BundleFacts]:

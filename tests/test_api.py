@@ -123,12 +123,7 @@ def test_what_a_training_without_a_schema_cannot_tell_is_an_error(tmp_path: Path
     users, items, actions = checkerboard()
     checked = check(users, items, actions, CHECKERBOARD_SCHEMA)
     bad: tuple[tuple[Any, Config | None, type[TwoTowerError], str], ...] = (
-        (
-            actions,
-            settings(),
-            ConfigError,
-            "schema is missing: a config goes with one; pass it too, or leave out both",
-        ),
+        (actions, settings(), ConfigError, "schema is missing: a config goes with one; pass it too, or leave out both"),
         (checked, None, ConfigError, "schema is missing: checked tables have one"),
         ((users, actions), None, DataError, r"found \(DataFrame, DataFrame\), expected one table of interactions"),
         ((users, items, None), None, DataError, r"found \(DataFrame, DataFrame, None\), expected one table"),

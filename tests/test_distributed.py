@@ -39,7 +39,8 @@ def torchrun(n: int, *arguments: Any, fails: bool = False) -> str:
 
 def selected(request: pytest.FixtureRequest, test: str, **of: Any) -> list[str]:
     """The cases of a test that this session runs, of those with the other parameters `of`."""
-    found = (dict(item.callspec.params) for item in request.session.items if getattr(item, "originalname", "") == test)  # type: ignore[attr-defined]
+    cases = (item for item in request.session.items if getattr(item, "originalname", "") == test)
+    found = (dict(item.callspec.params) for item in cases)  # type: ignore[attr-defined]
     return [params["case"] for params in found if of.items() <= params.items()]
 
 

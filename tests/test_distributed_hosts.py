@@ -1,4 +1,4 @@
-"""One training over several hosts, each with a disk of its own: the weights of one process, and an end when a host is lost."""
+"""One training over several hosts with their own disks: the weights of one process, an end when a host is lost."""
 
 from __future__ import annotations
 
@@ -21,12 +21,13 @@ HERE = Path(__file__).resolve().parent
 CONFIG = """
 data = { users = "users.parquet", items = "items.parquet", interactions = "interactions.parquet" }
 model = { width = 8, unknown_rate = 0, bias = false }
-train = { epochs = 3, batch_size = 100, lr = 0.02, device = "cpu", checkpoint_steps = 4, data_shards = 6, timeout = 120 }
+train = { epochs = 3, batch_size = 100, lr = 0.02, device = "cpu", checkpoint_steps = 4, data_shards = 6, timeout=120 }
 evaluation = { k = [5], bootstrap = 0 }
 loss.kind = "softmax"
 """
-"""Nothing is drawn that differs between ranks, and the shards divide among two and three. A softmax gives biases of users no
-gradient but rounding, which Adam makes steps of."""
+"""Nothing is drawn that differs between ranks, and the shards divide among two and three.
+
+A softmax gives biases of users no gradient but rounding, which Adam makes steps of."""
 
 
 def command(*words: Any) -> None:
@@ -58,7 +59,8 @@ def train(
     """Start a rank of one training on each host, by torchrun; its rendezvous is on the first."""
     return [
         host.start(
-            "python", "-m", "torch.distributed.run", "--nnodes", len(hosts), "--nproc-per-node", 1, "--rdzv-backend", "c10d",
+            "python", "-m", "torch.distributed.run", "--nnodes", len(hosts), "--nproc-per-node", 1,
+            "--rdzv-backend", "c10d",
             "--rdzv-endpoint", f"{hosts[0].name}:29400", "--rdzv-id", "job", *program, "train", "world/config.toml",
             *(() if "-r" in options else ("-r", "run")), *options, **more,
         )
@@ -169,7 +171,7 @@ def test_fault_B6_a_host_that_is_cut_off_ends_the_job_and_a_relaunch_ends_in_the
 
 
 def test_fault_B6_a_host_that_is_switched_off_ends_the_job(world: Path, alone: Path) -> None:
-    """A relaunch on the remaining hosts goes on from the checkpoint, and ends in the weights of one process to rounding."""
+    """A relaunch on the remaining hosts resumes from the checkpoint; its weights are as of one process, to rounding."""
     with network("node0", "node1", "node2") as hosts:
         for host in hosts:
             host.give(world, HOME / "world")

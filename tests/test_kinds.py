@@ -1,4 +1,4 @@
-"""Kinds: found by name or import path, with their own options alone; code of elsewhere runs only where it is trusted."""
+"""Kinds: found by name or import path, with their own options alone; outside code runs only where it is trusted."""
 
 from __future__ import annotations
 

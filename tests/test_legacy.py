@@ -30,15 +30,11 @@ def frames(n: int = 1500, seed: int = 0) -> tuple[pd.DataFrame, np.ndarray[Any, 
     user, item = rng.integers(0, 40, n), rng.integers(0, 30, n)
     x = pd.DataFrame(
         {
-            "UserID": user,
-            "Gender": np.where(user % 3 == 0, "F", "M"),
-            "weight": (user * 1.7).astype(float),
-            "income": (user * 10.0).astype(float),
-            "MovieID": [f"m{i}" for i in item],
-            "tags": [[f"t{i % 4}", "all"] for i in item],
-            "poster": [[float(i % 5), 1.0, 2.0, -1.0] for i in item],
+            "UserID": user, "Gender": np.where(user % 3 == 0, "F", "M"), "weight": (user * 1.7).astype(float),
+            "income": (user * 10.0).astype(float), "MovieID": [f"m{i}" for i in item],
+            "tags": [[f"t{i % 4}", "all"] for i in item], "poster": [[float(i % 5), 1.0, 2.0, -1.0] for i in item],
         }
-    )
+    )  # fmt: skip
     return x, ((user + item) % 2 == 0).astype(int)
 
 
@@ -59,33 +55,14 @@ def test_the_signatures_are_the_teaching_projects() -> None:
 
     none = inspect.Parameter.empty
     assert shape(DSSMTrainable) == [
-        ("x", none),
-        ("y", none),
-        ("cols_params", None),
-        ("batch_size", 2048),
-        ("shuffle", True),
-        ("val_x", None),
-        ("val_y", None),
-        ("label_encoder_rate_min", 0.0001),
-        ("user_dnn_size", (64, 32)),
-        ("item_dnn_size", (64, 32)),
-        ("dropout", 0.2),
-        ("activation", "LeakyReLU"),
-        ("model_path", None),
-        ("use_senet", False),
-        ("device", "cpu"),
-    ]
+        ("x", none), ("y", none), ("cols_params", None), ("batch_size", 2048), ("shuffle", True), ("val_x", None),
+        ("val_y", None), ("label_encoder_rate_min", 0.0001), ("user_dnn_size", (64, 32)), ("item_dnn_size", (64, 32)),
+        ("dropout", 0.2), ("activation", "LeakyReLU"), ("model_path", None), ("use_senet", False), ("device", "cpu"),
+    ]  # fmt: skip
     assert shape(DSSMTrainable.train) == [
-        ("self", none),
-        ("epochs", 10),
-        ("val_step", 1),
-        ("device", "cpu"),
-        ("optimizer", "Adam"),
-        ("lr", 1e-5),
-        ("model_path", None),
-        ("lr_decay_rate", 0),
-        ("lr_decay_step", 0),
-    ]
+        ("self", none), ("epochs", 10), ("val_step", 1), ("device", "cpu"), ("optimizer", "Adam"), ("lr", 1e-5),
+        ("model_path", None), ("lr_decay_rate", 0), ("lr_decay_step", 0),
+    ]  # fmt: skip
     assert shape(DSSMTrainable.test) == [("self", none), ("device", "cpu")]
     assert shape(DSSMTrainable.save_model) == [("self", none), ("model_path", none)]
 
@@ -93,19 +70,10 @@ def test_the_signatures_are_the_teaching_projects() -> None:
 def test_the_flags_and_their_defaults_are_the_teaching_projects() -> None:
     given = {a.dest: a.default for a in training_script._parser()._actions if a.dest != "help"}
     assert given == {
-        "data_path": "dataset/ml-1m/feature",
-        "model_path": "checkpont",
-        "whether_train": "train",
-        "epochs": 10,
-        "batch_size": 2048,
-        "dropout": 0.0,
-        "lr": 0.001,
-        "optimizer": "Adam",
-        "device": "gpu",
-        "encode_min": 0.0,
-        "neg_sampling": 5,
-        "use_senet": True,
-    }
+        "data_path": "dataset/ml-1m/feature", "model_path": "checkpont", "whether_train": "train", "epochs": 10,
+        "batch_size": 2048, "dropout": 0.0, "lr": 0.001, "optimizer": "Adam", "device": "gpu", "encode_min": 0.0,
+        "neg_sampling": 5, "use_senet": True,
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize("senet", [False, True])

@@ -1,8 +1,8 @@
 """Training, evaluation, answers and a service of one worker need nothing that only POSIX has.
 
-Windows is not at hand: its interpreter is imitated, in every process of a test, by one without the functions and flags that it
-lacks, whose event loop has no handlers of signals, and whose POSIX modules cannot be imported by the package (libraries have
-their own ways there). What it refuses for open files is not imitated.
+Windows is not at hand: every process of a test imitates its interpreter. It lacks the functions and flags that Windows
+lacks, its event loop has no handlers of signals, and the package cannot import POSIX modules (libraries have their own
+ways there). What Windows refuses for open files is not imitated.
 """
 
 from __future__ import annotations
@@ -36,7 +36,8 @@ def import_as_windows(name, globals=None, *more, **keywords):
         raise ModuleNotFoundError(f"No module named {name!r}", name=name)
     return real(name, globals, *more, **keywords)
 builtins.__import__ = import_as_windows
-for name in ("fork", "forkpty", "fchmod", "nice", "sched_getaffinity", "posix_fallocate", "O_DIRECTORY", "O_NOFOLLOW", "O_CLOEXEC"):
+names = "fork forkpty fchmod nice sched_getaffinity posix_fallocate O_DIRECTORY O_NOFOLLOW O_CLOEXEC"
+for name in names.split():
     delattr(os, name)
 def add_signal_handler(*_):
     raise NotImplementedError
@@ -77,25 +78,13 @@ else:
 POSIX = (
     {"chown", "fchmod", "fchown", "fork", "forkpty", "getegid", "geteuid", "getgid", "getloadavg", "getpgid", "getuid"}
     | {
-        "killpg",
-        "mkfifo",
-        "nice",
-        "posix_fallocate",
-        "pread",
-        "pwrite",
-        "sched_getaffinity",
-        "setsid",
-        "statvfs",
+        "killpg", "mkfifo", "nice", "posix_fallocate", "pread", "pwrite", "sched_getaffinity", "setsid", "statvfs",
         "sync",
     }
     | {"sysconf", "uname", "wait", "waitpid", "O_CLOEXEC", "O_DIRECTORY", "O_NOFOLLOW", "O_NONBLOCK"}
-)
+)  # fmt: skip
 POSIX_MODULES = ("fcntl", "grp", "pwd", "resource", "termios")
-GUARDED = {
-    ("arrays/pieces.py", "posix_fallocate"),
-    ("limited_process.py", "nice"),
-    ("machine.py", "sched_getaffinity"),
-}
+GUARDED = {("arrays/pieces.py", "posix_fallocate"), ("limited_process.py", "nice"), ("machine.py", "sched_getaffinity")}
 MODULES = {
     ("files/locks.py", "fcntl"),
     ("limited_process.py", "resource"),

@@ -18,8 +18,15 @@ import pytest
         ("import sys; sys.exit(3)", (3, "", "")),
         ("raise SystemExit('no')", (1, "", "no\n")),
         ("import os, signal; os.kill(os.getpid(), signal.SIGKILL)", (-9, "", "")),
-        ("import atexit, threading; atexit.register(print, 'last'); threading.Timer(0.05, print, ['thread']).start()", (0, "thread\nlast\n", "")),
-        ("import os, sys; print(os.environ['OWN'], os.getcwd(), sys.argv[1:], __name__)", (0, "x {here} ['a', 'b c'] __main__\n", "")),
+        (
+            "import atexit, threading; atexit.register(print, 'last'); "
+            "threading.Timer(0.05, print, ['thread']).start()",
+            (0, "thread\nlast\n", ""),
+        ),
+        (
+            "import os, sys; print(os.environ['OWN'], os.getcwd(), sys.argv[1:], __name__)",
+            (0, "x {here} ['a', 'b c'] __main__\n", ""),
+        ),
     ],
 )  # fmt: skip
 def test_a_command_does_what_it_does_in_a_new_process(

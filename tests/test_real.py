@@ -55,30 +55,10 @@ def test_the_teaching_projects_commands_reach_078(tmp_path: Path) -> None:
     for script in ("data_download.py", "data_processing.py"):
         python(tmp_path / "data_process" / "movie_len", script)
     flags = [
-        "--data_path",
-        "dataset/ml-1m/feature",
-        "--model_path",
-        "checkpont",
-        "--epochs",
-        "10",
-        "--batch_size",
-        "2048",
-        "--dropout",
-        "0.0",
-        "--lr",
-        "0.001",
-        "--optimizer",
-        "Adam",
-        "--device",
-        "gpu",
-        "--encode_min",
-        "0.0",
-        "--neg_sampling",
-        "5",
-        "--use_senet",
-        "True",
-        "--whether_train",
-    ]
+        "--data_path", "dataset/ml-1m/feature", "--model_path", "checkpont", "--epochs", "10", "--batch_size", "2048",
+        "--dropout", "0.0", "--lr", "0.001", "--optimizer", "Adam", "--device", "gpu", "--encode_min", "0.0",
+        "--neg_sampling", "5", "--use_senet", "True", "--whether_train",
+    ]  # fmt: skip
     print(python(tmp_path, "main.py", *flags, "train"))
     shown = python(tmp_path, "main.py", *flags, "test")
     print(shown)

@@ -26,7 +26,7 @@ from twotower.evaluation.part_evaluation import evaluate_model
 from twotower.evaluation.ranking import EvaluationQueries, evaluation_queries
 from twotower.evaluation.transitions import Transitions
 from twotower.runs import Run
-from twotower.runs.evaluation import QueryShard, _rank, evaluate_run
+from twotower.runs.evaluation import QueryShard, _rank, evaluate
 
 USERS = 1_300
 """Three blocks of at most 512."""
@@ -42,11 +42,7 @@ class PickledEngine(JobEngine):
         self.shards: list[object] = []
 
     def run(
-        self,
-        job: Job[Shard, Made],
-        shards: Sequence[Shard],
-        done: Callable[[Made], None],
-        modules: Sequence[str] = (),
+        self, job: Job[Shard, Made], shards: Sequence[Shard], done: Callable[[Made], None], modules: Sequence[str] = ()
     ) -> None:
         make: Callable[[Shard], Made] = pickle.loads(pickle.dumps(job))()
         for shard in reversed(shards):
@@ -145,7 +141,7 @@ def test_an_unknown_engine_and_one_for_a_store_are_refused(
 def test_ray_measures_what_one_process_measures(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
     expected = api.evaluate(run)
     with running_ray():
-        found = evaluate_run(run, "ray", 2, shard_users=1)
+        found = evaluate(run, engine="ray", threads=2, shard_users=1)
         assert found == pytest.approx(expected, rel=1e-12)
         baselines = {name for name in expected if name.startswith("baseline.")}
         assert {name: found[name] for name in baselines} == {name: expected[name] for name in baselines}

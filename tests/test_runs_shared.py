@@ -24,8 +24,7 @@ from twotower.files import locks
 from twotower.files.object_stores import ObjectClient
 from twotower.files.urls import Url
 from twotower.runs import Run
-from twotower.runs.copies import RunCopy, run_digests
-from twotower.runs.shared import KEPT_SECONDS, SharedRun
+from twotower.runs.shared import KEPT_SECONDS, RunCopy, SharedRun, run_digests
 
 
 def trained(folder: Path, prepared: Path | None = None) -> Run:

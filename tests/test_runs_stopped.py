@@ -1,4 +1,4 @@
-"""A run that was stopped or killed is read at its best epoch so far, and its training goes on as if nobody had read it."""
+"""A run that was stopped or killed is read at its best epoch so far, and its training resumes as without the read."""
 
 from __future__ import annotations
 
@@ -122,7 +122,7 @@ def test_a_training_that_still_runs_says_so(tmp_path: Path) -> None:
     api.fit(checkerboard(), CHECKERBOARD_SCHEMA, config, folder=tmp_path / "run", callback=Reader())
     with pytest.raises(
         RunError,
-        match=r"the training has not ended \(in training after epoch 1 of 2; .*; let it end, go on: `fit\(config, folder=",
+        match=r"the training has not ended \(in training after epoch 1 of 2; .*; let it end, go on: `fit\(config, fol",
     ):
         raise refused[0]
     assert not (tmp_path / "store" / layout.CURRENT).exists()

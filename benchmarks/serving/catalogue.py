@@ -11,7 +11,7 @@ from twotower import runs
 from twotower.arrays.types import Floats
 from twotower.index import Index
 from twotower.index.protocol import Publication
-from twotower.publishing.item_index import build_item_index, index_facts, tune_and_check
+from twotower.publishing.publisher import build_item_index, index_facts, tune_and_check
 from twotower.retrieval.retriever import Retriever
 from twotower.store.manifest import BundleFacts, Counts, RecallCheck
 from twotower.store.store import Store

@@ -7,8 +7,8 @@
     twotower.publish(run, "store")
     twotower.retriever("store").recommend(twotower.Request(user_id), k=10)
 
-Names of the package are imported on first use, so `import twotower` loads neither torch nor polars. `fit`, `evaluate`, `load`,
-`publish`, `recommend` and `suggest` need the extra `train`; `retriever` and `Request` do not.
+Names of the package are imported on first use, so `import twotower` loads neither torch nor polars. `fit`, `evaluate`,
+`load`, `publish`, `recommend` and `suggest` need the extra `train`; `retriever` and `Request` do not.
 """
 
 from __future__ import annotations
@@ -33,46 +33,19 @@ if TYPE_CHECKING:
     from twotower.legacy.dssm_trainable import DSSMTrainable
     from twotower.retrieval.request import Request
 
-_HOME = {  # module, with the name there if it is another one
-    "fit": "api",
-    "evaluate": "api",
-    "load": "api",
-    "publish": "api",
-    "recommend": "api",
-    "retriever": "retrieval.retriever:current_retriever",
-    "suggest": "api",
-    "Request": "retrieval.request",
-    "Config": "config.experiment",
-    "Schema": "features.schema",
-    "Categorical": "features.categorical",
-    "Numeric": "features.numeric",
-    "MultiHot": "features.multi_hot",
-    "Vector": "features.vector",
-    "Sequence": "features.sequence",
-    "Text": "features.text",
-    "DSSMTrainable": "legacy.dssm_trainable",
+_HOME = {
+    "fit": "api", "evaluate": "api", "load": "api", "publish": "api", "recommend": "api",
+    "retriever": "retrieval.retriever:current_retriever", "suggest": "api", "Request": "retrieval.request",
+    "Config": "config.experiment", "Schema": "features.schema", "Categorical": "features.categorical",
+    "Numeric": "features.numeric", "MultiHot": "features.multi_hot", "Vector": "features.vector",
+    "Sequence": "features.sequence", "Text": "features.text", "DSSMTrainable": "legacy.dssm_trainable",
     "TwoTowerError": "errors",
-}
+}  # fmt: skip
+"""Module of each name, with the name there if it is another one."""
 __all__ = [
-    "Categorical",
-    "Config",
-    "DSSMTrainable",
-    "MultiHot",
-    "Numeric",
-    "Request",
-    "Schema",
-    "Sequence",
-    "Text",
-    "TwoTowerError",
-    "Vector",
-    "evaluate",
-    "fit",
-    "load",
-    "publish",
-    "recommend",
-    "retriever",
-    "suggest",
-]
+    "Categorical", "Config", "DSSMTrainable", "MultiHot", "Numeric", "Request", "Schema", "Sequence", "Text",
+    "TwoTowerError", "Vector", "evaluate", "fit", "load", "publish", "recommend", "retriever", "suggest",
+]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:

@@ -37,14 +37,13 @@ from twotower.distributed import DistributedContext, choose_device
 from twotower.embedding.bulk import embed
 from twotower.errors import ConfigError, DataError, Interrupted, RunError, first_line
 from twotower.escaping import python_literal
-from twotower.evaluation.config import Metrics
 from twotower.evaluation.factors import Factors, Scorer
 from twotower.evaluation.part_evaluation import evaluate_model
 from twotower.features.schema import Schema
 from twotower.files import layout
-from twotower.files.foreign_code import CODE_OF
 from twotower.files.urls import is_url
 from twotower.index import build_index
+from twotower.kinds import CODE_OF
 from twotower.machine import peak_memory_mb
 from twotower.progress import StatusLine, is_notebook
 from twotower.publishing.bundle_evaluation import evaluate_bundle
@@ -57,19 +56,19 @@ from twotower.retrieval.recommendation_job import recommend_users
 from twotower.retrieval.request import Answer, checked_k
 from twotower.retrieval.retriever import current_retriever
 from twotower.runs import Run, load
-from twotower.runs.evaluation import evaluate_run
+from twotower.runs.evaluation import evaluate
 from twotower.runs.folder import is_complete, locked, replace_run, writing_folder
 from twotower.suggestion.suggest import suggest
+from twotower.train.checkpoint import shared_checkpoint
 from twotower.train.defaults import with_defaults, with_precision
 from twotower.train.preconditions import check_times
 from twotower.train.progress import Callback, EpochRecord
 from twotower.train.recipe import Recipe
-from twotower.train.shared_checkpoint import shared_checkpoint
 from twotower.train.trainer import Trainer
 
 __all__ = [
-    "check_buckets", "embed", "evaluate", "evaluate_bundle", "fit", "is_store", "load", "prepare_folder", "publish", "read",
-    "recent_titles", "recommend", "recommend_users", "retriever", "suggest", "write_buckets",
+    "check_buckets", "embed", "evaluate", "evaluate_bundle", "fit", "is_store", "load", "prepare_folder", "publish",
+    "read", "recent_titles", "recommend", "recommend_users", "retriever", "suggest", "write_buckets",
 ]  # fmt: skip
 
 ThreeTables: TypeAlias = "tuple[TableLike | None, TableLike | None, TableLike]"
@@ -89,10 +88,9 @@ def is_store(path: Path | str) -> bool:
 def prepare_folder(
     config: Config, schema: Schema | None, out: Path | str, options: PrepareOptions | None = None
 ) -> Dataset:
-    """Prepare the Parquet shards or the buckets that `config.data` names, of any size, for training, in the folder `out`.
+    """Prepare the Parquet shards or the buckets of `config.data`, of any size, for training, in the folder `out`.
 
-    A call that was killed is continued by the next one. Raises DataError, ConfigError or RunError for what cannot be
-    used; no unusable data leave files."""
+    After a kill the next call continues. Raises DataError, which leaves no files, ConfigError, RunError."""
     check_times(schema or Schema(), config.split, config)
     dataset = prepare.write_prepared(config.data, schema or Schema(), config.split, Path(out), options)
     log.info(f"{dataset.describe()}: {out}")
@@ -102,9 +100,9 @@ def prepare_folder(
 def write_buckets(
     config: Config, schema: Schema | None, out: Path | str, options: PrepareOptions | None = None
 ) -> Buckets:
-    """Write the Parquet shards that `config.data` names as buckets (docs/prepared-format.md) in the folder `out`.
+    """Write the Parquet shards of `config.data` as buckets (docs/prepared-format.md) in the folder `out`.
 
-    Raises as `prepare_folder` does."""
+    Raises the errors of `prepare_folder`."""
     buckets = prepare.write_buckets(config.data, schema or Schema(), Path(out), options, config.split)
     log.info(f"{buckets.facts.rows:,} interactions in {len(buckets.facts.buckets):,} buckets: {out}")
     return buckets
@@ -122,20 +120,19 @@ def fit(
     overwrite: bool = False,
     callback: Callback | None = None,
 ) -> Run:
-    """Train a two-tower model on a table of interactions, on (users, items, interactions), or on a prepared dataset,
-    and evaluate it.
+    """Train a two-tower model on a table of interactions, (users, items, interactions), or a prepared dataset, and
+    evaluate it.
 
-    A table is a polars or pandas frame, anything with an Arrow stream, or a path to CSV or Parquet; users and items may
-    be None. Without a schema, schema and config are those of `suggest` for the tables; without a schema `tables` may
-    also be whatever `suggest` takes, such as a folder, and `overrides` are settings for it, such as "train.lr=0.01". A
-    config without a schema is refused: pass both, or neither. Under torchrun all ranks train together; the main rank
-    evaluates and writes.
+    A table is a polars or pandas frame, an object with an Arrow stream, or a path to CSV or Parquet; users and items
+    may be None. Without a schema `suggest` makes schema and config: `tables` may then be all that `suggest` takes, such
+    as a folder, and `overrides` are settings such as "train.lr=0.01". A config without a schema is refused. Under
+    torchrun all ranks train together; the main rank evaluates and writes.
 
-    With `folder` the run is written to it, by one process or job at a time; a complete run stays until the new one is
-    complete. `resume` continues from the newest undamaged checkpoint, or starts if there is none; `override` resumes
-    although settings or data have changed; `overwrite` replaces a run in the folder. `callback` is called after each
-    step and epoch; None shows the progress in a notebook; messages go to the logger "twotower". Raises DataError,
-    ConfigError, RunError or TrainingError."""
+    The run is written to `folder`, by one process or job at a time; a complete run stays until the new one is complete.
+    `resume` continues from the newest undamaged checkpoint, or starts without one; `override` resumes although settings
+    or data have changed; `overwrite` replaces a run in the folder. `callback` is called after each step and epoch; None
+    shows the progress in a notebook. Messages go to the logger "twotower". Raises DataError, ConfigError, RunError or
+    TrainingError."""
     context = DistributedContext.from_environment()
     shown = is_notebook() and callback is None
     callback = callback or (Progress(ends_process=False) if shown else Callback())
@@ -188,8 +185,7 @@ def _three(tables: TableLike | tuple[TableLike | None, ...]) -> ThreeTables:
 def _suggested(
     tables: ThreeTables | Tables, config: Config | None, overrides: list[str]
 ) -> tuple[ThreeTables | Tables, Schema, Config]:
-    """Return the tables with the schema and the config of `suggest`. Raises ConfigError if a config is given, or
-    checked tables."""
+    """Return the tables with the schema and the config of `suggest`. Raises ConfigError for a config."""
     if config is not None or isinstance(tables, Tables):
         raise ConfigError(
             f"schema is missing: {'checked tables have' if config is None else 'a config goes with'} one; pass it too, "
@@ -211,14 +207,9 @@ def _suggested(
 
 
 def _train(
-    dataset: Dataset,
-    config: Config,
-    context: DistributedContext,
-    folder: Path | None,
-    callback: Callback,
-    resume: bool,
-    override: bool,
-) -> Run:
+    dataset: Dataset, config: Config, context: DistributedContext, folder: Path | None, callback: Callback,
+    resume: bool, override: bool,
+) -> Run:  # fmt: skip
     device = choose_device(config.train.device, context.local_rank)
     with (
         context.process_group(device.type, config.train.timeout, always=config.train.embedding_placement == "torchrec"),
@@ -254,7 +245,7 @@ def _train(
         resumed = found is not None
         del found
         held.close()  # the tensors are in the model
-        with _going_on(place, folder, trainer):
+        with _resume_hint(place, folder, trainer):
             trained = trainer.run()
     if place and context.is_main and isinstance(dataset, MemmapDataset):  # its source may be removed or replaced
         dataset = replace(dataset, folder=place / layout.PREPARED)
@@ -262,13 +253,13 @@ def _train(
     if not context.is_main:
         return done
     best = None
-    # Earlier epochs of a resumed run may be measured by other settings of `evaluation`, and what is fitted to validation comes after the last one.
+    # Earlier epochs of a resumed run may have other settings of `evaluation`; fits to validation follow the last epoch.
     if not resumed and not config.is_fitted_last:
         best = next((e for e in trained.history if e["epoch"] == trained.metrics["train.best_epoch"]), None)
     best = {m: v for m, v in trained.metrics.items() if m.startswith("validation.")} or best
     factors_of: Callable[[int], Scorer] = lru_cache(1)(done.factors_during)  # the report shows those of the test part
     callback.on_phase("evaluation", config)
-    with _going_on(place, folder, trainer), trainer.stoppable("in the evaluation"):
+    with _resume_hint(place, folder, trainer), trainer.stoppable("in the evaluation"):
         metrics = evaluate_model(factors_of, dataset, config.evaluation, best, monitor=config.train.monitor)
         metrics |= trained.metrics
     metrics["train.peak_memory_mb"] = peak_memory_mb()
@@ -287,8 +278,8 @@ def _train(
 
 
 @contextmanager
-def _going_on(place: Path | None, folder: Path | None, trainer: Trainer) -> Iterator[None]:
-    """Add to the message of Interrupted how a training that writes to `place`, for `folder`, goes on."""
+def _resume_hint(place: Path | None, folder: Path | None, trainer: Trainer) -> Iterator[None]:
+    """Add to the message of Interrupted the call that resumes the training that writes to `place`, for `folder`."""
     try:
         yield
     except Interrupted as e:
@@ -301,7 +292,7 @@ def _going_on(place: Path | None, folder: Path | None, trainer: Trainer) -> Iter
 
 
 class _HistoryWriter(Callback):
-    """Callback that writes history.jsonl after each epoch, and is that of the caller in all else."""
+    """Callback that writes history.jsonl after each epoch, and passes all calls to the caller's callback."""
 
     def __init__(self, folder: Path | None, callback: Callback) -> None:
         self.folder, self.callback, self.ends_process = folder, callback, callback.ends_process
@@ -321,23 +312,11 @@ class _HistoryWriter(Callback):
         self.callback.on_epoch_end(history)
 
 
-def evaluate(trained: Run, *, engine: str = "local", threads: int = 0, share: Path | str = "") -> Metrics:
-    """Evaluate the vectors of a run on its own validation and test parts. `engine` ranks the users: "local" is this process, "ray" is
-    `threads` processes of this machine, "ray://HOST:PORT" those of a cluster, with `threads` each. Hosts have the run at the same path,
-    or get it through `share`, a prefix in a bucket such as "s3://BUCKET/RUNS", where its files stay.
-
-    Raises RunError if the run has no test part (a model of `DSSMTrainable` or main.py has none), ConfigError for an unusable engine,
-    Unavailable for one that is lost.
-    """
-    return evaluate_run(trained, engine, threads, share=share)
-
-
 def recent_titles(trained: Run, user_id: str | int, n: int = 5) -> list[str]:
-    """Return titles of the last `n` targets of the user in training, which the user liked, latest first."""
+    """Return the titles of the user's last `n` positives in the train part, latest first."""
     dataset = trained.dataset
-    keep = np.flatnonzero(
-        (dataset.parts == TRAIN) & dataset.pairs.target & (dataset.pairs.user == _user_row(dataset, user_id))
-    )
+    of_user = dataset.pairs.user == _user_row(dataset, user_id)
+    keep = np.flatnonzero((dataset.parts == TRAIN) & dataset.pairs.target & of_user)
     if dataset.times is not None:
         keep = keep[np.argsort(dataset.times[keep], kind="stable")]
     titles = dataset.titles()
@@ -355,16 +334,15 @@ def recommend(
 def recommend(
     trained: Run, user_id: str | int | Iterable[str | int], k: int = 10, factors: Factors | None = None
 ) -> Answer | pl.DataFrame:
-    """Return the best `k` items for a user of the run, or for each of several, by exact search, without the user's
-    known interactions unless `evaluation.repeats` lets rankings hold them.
+    """Return the best `k` items for a user of the run, or for each of several users, by exact search.
 
-    One id gives an `Answer`. A list, an array or a series of ids gives a frame with a row for each user and item, the
-    users in the order given: `user_id`, `rank` from 1, `item_id`, `title`, `score` and `source`. A user whom the run
-    does not know gets the most popular items, with the source "popular" and scores of 0, as from a store. `factors` are
-    those of `trained.factors()`, which several calls share; None computes them.
+    Items that the user knows are left out, unless `evaluation.repeats` keeps them. One id gives an `Answer`. A list, an
+    array or a series of ids gives a frame with a row for each user and item, in the order of the ids: `user_id`, `rank`
+    from 1, `item_id`, `title`, `score` and `source`. An unknown user gets the most popular items, with the source
+    "popular" and scores of 0, as from a store. `factors` is `trained.factors()`, for several calls; None computes it.
 
-    It is the answer of method 1 (precomputed user vectors) of a bundle of this run; `bundle_id` is empty. Raises
-    DataError for what is no id, ConfigError for a model that reads the context."""
+    The answer equals method 1 (precomputed user vectors) of a bundle of this run; `bundle_id` is empty. Raises
+    DataError for a value that is no id, ConfigError for a model that reads the context."""
     started, k, dataset = time.perf_counter(), checked_k(k), trained.dataset
     if dataset.schema.side("context"):
         raise ConfigError(

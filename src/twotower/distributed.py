@@ -1,6 +1,6 @@
 """The ranks of one job, as torchrun starts them, and the device of a rank.
 
-With one rank every collective returns its argument. With several, all ranks call the same collectives in the same order.
+With one rank every collective returns its argument. Several ranks call the same collectives in the same order.
 """
 
 from __future__ import annotations
@@ -42,8 +42,9 @@ class DistributedContext:
 
     @classmethod
     def from_environment(cls) -> DistributedContext:
-        """Read RANK, WORLD_SIZE and LOCAL_RANK, which torchrun sets; without them one process. A process group that has
-        begun says the first two itself. Raises ConfigError if they are not whole numbers with RANK < WORLD_SIZE."""
+        """Read RANK, WORLD_SIZE and LOCAL_RANK of torchrun, or a running process group. Default: one process.
+
+        Raises ConfigError if they are not whole numbers with RANK < WORLD_SIZE."""
         if _has_begun():
             return cls._of_group()
         names = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
@@ -55,16 +56,13 @@ class DistributedContext:
 
     @classmethod
     def _of_group(cls) -> DistributedContext:
-        """Return this rank of the group that has begun. Without LOCAL_RANK the ranks of a machine take its GPUs in turn."""
+        """Return this rank of the running group. Without LOCAL_RANK the ranks of a machine take its GPUs in turn."""
         import torch
         from torch import distributed
 
         rank, local = distributed.get_rank(), os.environ.get("LOCAL_RANK", "")
-        return cls(
-            rank,
-            distributed.get_world_size(),
-            int(local) if local.isdecimal() else rank % max(torch.cuda.device_count(), 1),
-        )
+        local_rank = int(local) if local.isdecimal() else rank % max(torch.cuda.device_count(), 1)
+        return cls(rank, distributed.get_world_size(), local_rank)
 
     @property
     def is_main(self) -> bool:
@@ -72,8 +70,7 @@ class DistributedContext:
         return self.rank == 0
 
     def partition(self, n: int, rank: int | None = None) -> slice:
-        """Return the part of n things that belongs to this rank, or to `rank`: consecutive parts whose sizes differ by at
-        most one."""
+        """Return the part of n things of this rank, or of `rank`: consecutive, with sizes that differ by at most 1."""
         r = self.rank if rank is None else rank
         return slice(r * n // self.world_size, (r + 1) * n // self.world_size)
 
@@ -83,12 +80,11 @@ class DistributedContext:
 
     @contextmanager
     def process_group(self, device: str = "cpu", timeout: float = 600.0, always: bool = False) -> Iterator[None]:
-        """Connect the ranks for the length of the block: by nccl where `device` is cuda, else by gloo.
+        """Connect the ranks within the block: by nccl if `device` is cuda, else by gloo.
 
-        A group that has begun, of Ray Train or of the caller, is joined and left as it is; its own backend and timeout hold.
-        One process gets a group (of one) only with `always`. Raises ConfigError if the ranks do not connect or their group does not
-        fit, TrainingError if another rank has died, or lets this one wait longer than `timeout` seconds.
-        """
+        A running group, of Ray Train or of the caller, is joined and stays, with its backend and timeout. One process
+        gets a group (of one) only with `always`. Raises ConfigError if the ranks do not connect or their group does not
+        fit, TrainingError if another rank has died, or does not answer for `timeout` seconds."""
         joined = _has_begun()
         if joined:
             self._check_group(device)
@@ -115,7 +111,7 @@ class DistributedContext:
                 f"WORLD_SIZE={self.world_size}: the ranks do not connect ({str(e).splitlines()[0]}); start them with "
                 "torchrun, or unset RANK, WORLD_SIZE and LOCAL_RANK to run one process"
             ) from e
-        # After another error nothing is sent: the waiting ranks fail as the connection ends with this process.
+        # After any other error the waiting ranks fail, as the connection ends with this process.
         interrupted: Interrupted | None = None
         try:
             try:
@@ -129,34 +125,35 @@ class DistributedContext:
                 raise
             silence = "too long" if joined else f"for {timeout:g} seconds"
             raise TrainingError(
-                f"rank {self.rank} of {self.world_size}, on {platform.node()}: another rank has ended, or was silent {silence} "
-                f"({first_line(e).rpartition('] ')[2]}); the output of the rank that failed first has the "
-                "cause; if none has one, its host or the network failed. Start the same command on all hosts with `resume=True`"
+                f"rank {self.rank} of {self.world_size}, on {platform.node()}: another rank has ended, or was silent "
+                f"{silence} ({first_line(e).rpartition('] ')[2]}); the output of the rank that failed first has the "
+                "cause; if none has one, its host or the network failed. Start the same command on all hosts with "
+                "`resume=True`"
             ) from e
-        gc.collect()  # an object that still holds the group keeps its threads beyond the interpreter's end, which aborts
+        gc.collect()  # a remaining reference would keep the group's threads alive, and the interpreter would abort
         if not joined:
             distributed.destroy_process_group()
         if interrupted is not None:
             raise interrupted
 
     def _check_group(self, device: str) -> None:
-        """Raise ConfigError if the group that has begun has other ranks, or cannot send what `device` holds."""
+        """Raise ConfigError if the running group has other ranks, or cannot send tensors of `device`."""
         from torch import distributed
 
         given, found = (self.rank, self.world_size), (distributed.get_rank(), distributed.get_world_size())
         if given != found:
             raise ConfigError(
-                f"rank {given[0]} of {given[1]}: the process group that has begun has this process as rank {found[0]} of {found[1]}; "
-                "give its numbers, or end it with torch.distributed.destroy_process_group()"
+                f"rank {given[0]} of {given[1]}: the process group that has begun has this process as rank {found[0]} "
+                f"of {found[1]}; give its numbers, or end it with torch.distributed.destroy_process_group()"
             )
         if distributed.get_backend() == "nccl" and not device.startswith("cuda"):
             raise ConfigError(
-                f"the process group that has begun sends by nccl alone, and train.device is '{device}'; begin it with backend = 'gloo', or "
-                "set train.device = 'cuda'"
+                f"the process group that has begun sends by nccl alone, and train.device is '{device}'; begin it with "
+                "backend = 'gloo', or set train.device = 'cuda'"
             )
 
     def seed_torch(self, seed: int, device: torch.device) -> None:
-        """Seed torch's draws on `device`, which are other ones on each rank."""
+        """Seed torch's draws on `device`, differently on each rank."""
         import torch
 
         if not self.is_main:
@@ -168,8 +165,7 @@ class DistributedContext:
             torch.mps.manual_seed(seed)
 
     def all_gather(self, rows: Tensor, sizes: list[int]) -> Tensor:
-        """Concatenate the rows (sizes[r], …) of every rank r. The gradient of a row is the sum of its gradients on all
-        ranks."""
+        """Concatenate the rows (sizes[r], …) of every rank r. A row's gradient is the sum over the ranks."""
         if self.world_size == 1:
             return rows
         return _all_gather_function()(rows, sizes, self)
@@ -210,7 +206,7 @@ class DistributedContext:
 
 
 def _has_begun() -> bool:
-    """Return True if this process is in a process group. One that has not loaded torch is in none."""
+    """Return True if this process has loaded torch and is in a process group."""
     if "torch" not in sys.modules:
         return False
     from torch import distributed
@@ -227,7 +223,7 @@ def _group_device() -> torch.device:
 
 
 def _all_gather_rows(rows: Tensor, sizes: list[int]) -> Tensor:
-    """Concatenate the rows of every rank, without gradient; shorter parts travel padded to the longest."""
+    """Concatenate the rows of every rank, without gradient. Shorter parts are sent padded to the longest."""
     import torch
     from torch import distributed
 
@@ -268,10 +264,9 @@ def _all_gather_function() -> Callable[[Tensor, list[int], DistributedContext], 
 
 
 def choose_device(name: str, local_rank: int = 0) -> torch.device:
-    """Return the device that `train.device` names: of several GPUs the one with number `local_rank`.
+    """Return the device of `train.device`; of several GPUs, GPU `local_rank`.
 
-    `auto` takes cuda, then mps, then cpu, and logs which. Raises ConfigError if the machine lacks the device.
-    """
+    `auto` takes cuda, then mps, then cpu, and logs the choice. Raises ConfigError if the machine lacks the device."""
     import torch
 
     if name == "auto":

@@ -1,6 +1,6 @@
 """Errors that a user can cause and correct, of one base class; exit code 2 on the command line.
 
-A message is one line: what was given, what is allowed, what to do. Arguments stand between backticks (`resume=True`).
+A message is one line: the given value, the allowed ones, a remedy. Arguments are in backticks (`resume=True`).
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from functools import lru_cache
 
 
 class TwoTowerError(Exception):
-    """Base of all errors of this package for bad input; `exit_code` is that of the command line."""
+    """Base of all errors of this package for bad input, with the `exit_code` of the command line."""
 
     exit_code = 2
 
@@ -33,8 +33,7 @@ class BundleError(RunError):
     """A store or bundle is unusable.
 
     `reason` labels counters: store, locked, write, recall, probe, current, missing, unreadable, manifest,
-    schema_version, kinds, path, unlisted, size, checksum, mismatch, tower.
-    """
+    schema_version, kinds, path, unlisted, size, checksum, mismatch, tower."""
 
     def __init__(self, message: str, reason: str = "bundle") -> None:
         super().__init__(message)
@@ -48,7 +47,7 @@ class Unavailable(TwoTowerError):
 
 
 class MissingPackage(ConfigError, ImportError):
-    """A package of an extra of this one is not installed."""
+    """A package of an extra is not installed."""
 
 
 @lru_cache(maxsize=1024)
@@ -58,18 +57,9 @@ def warn_once(message: str) -> None:
 
 
 _EXTRAS = {
-    "torch": "train",
-    "safetensors": "train",
-    "tomli_w": "train",
-    "jinja2": "train",
-    "duckdb": "prepare",
-    "obstore": "bucket",
-    "ray": "ray",
-    "deltalake": "delta",
-    "pyiceberg": "iceberg",
-    "pymilvus": "milvus",
-    "grpc": "milvus",
-}
+    "torch": "train", "safetensors": "train", "tomli_w": "train", "jinja2": "train", "duckdb": "prepare", "obstore": "bucket",
+    "ray": "ray", "deltalake": "delta", "pyiceberg": "iceberg", "pymilvus": "milvus", "grpc": "milvus",
+}  # fmt: skip
 """Package -> the extra that installs it."""
 
 
@@ -79,7 +69,7 @@ def install_command(extra: str) -> str:
 
 
 def missing_package(error: ModuleNotFoundError, what: str) -> MissingPackage | None:
-    """Return the error for `what` needing a package of an extra; None if the missing module is of no extra."""
+    """Return the error that `what` needs a package of an extra; None if no extra has the missing module."""
     package = (error.name or "").partition(".")[0]
     if (extra := _EXTRAS.get(package)) is None:
         return None
@@ -93,7 +83,7 @@ class TrainingError(TwoTowerError):
 
 
 class Interrupted(TwoTowerError):
-    """SIGTERM or SIGINT stopped the training: after a step, where it writes a checkpoint, or before the first. `exit_code` is 143 or 130."""
+    """SIGTERM or SIGINT (`exit_code` 143 or 130) stopped the training before the first step, or after a checkpoint."""
 
     exit_code = 143
 

@@ -1,4 +1,4 @@
-"""Text of data in output: control characters escaped for a terminal, words quoted for a shell."""
+"""Data in output: control characters escaped for a terminal, words quoted for a shell."""
 
 from __future__ import annotations
 
@@ -34,17 +34,19 @@ def _is_control(character: str) -> bool:
 
 
 def python_literal(value: str | Path) -> str:
-    """Return a Python string literal for a call that a message shows between backticks, such as `rollback(store='a b')`."""
+    """Return a Python string literal for a call in backticks, such as `rollback(store='a b')`."""
     return repr(str(value)).replace("`", "\\x60")
 
 
 WINDOWS = os.name == "nt"
 _NEEDS_NO_QUOTES = re.compile(r"(?![@~-])[\w@+=:./\\~-]+|-[\w=:/\\-]+")
-"""Words that both shells of Windows take as they are. PowerShell takes a comma, an '@' or '~' at the beginning, and a dot after a '-' for its own."""
+"""Words without a special meaning in both shells of Windows.
+
+PowerShell has one for a comma, for an '@' or '~' at the beginning, and for a dot after a '-'."""
 
 
 def shell_command(*words: str | int | Path, program: str = "twotower", windows: bool = WINDOWS) -> str:
-    """Return a command line quoted for a POSIX shell, or for those of Windows; a `Path` that begins with '-' gets './' before it."""
+    """Return a command line quoted for a POSIX shell or for Windows, with './' before a `Path` that begins with '-'."""
     found = [str(w) for w in words]
     paths = [isinstance(w, Path) and str(w).startswith("-") for w in words]
     quoted = (shell_word(f"./{w}" if path else w, windows) for w, path in zip(found, paths, strict=True))
@@ -52,15 +54,15 @@ def shell_command(*words: str | int | Path, program: str = "twotower", windows: 
 
 
 def shell_word(word: str, windows: bool = WINDOWS) -> str:
-    """Return a word quoted for a POSIX shell, or in double quotes for those of Windows, which expand %NAME% (cmd) and $name
-    (PowerShell) in them. A double quote in a word is escaped for cmd; PowerShell has another form."""
+    """Return a word quoted for a POSIX shell, or in double quotes for cmd and PowerShell.
+
+    In these cmd expands %NAME% and PowerShell $name. A double quote in a word is escaped for cmd alone."""
     if windows:
         word = escape_controls(word)
         if _NEEDS_NO_QUOTES.fullmatch(word):
             return word
-        escaped = re.sub(
-            r'(\\*)("|$)', lambda m: m[1] * 2 + ("\\" + m[2] if m[2] else ""), word
-        )  # as CommandLineToArgvW reads it
+        # as CommandLineToArgvW reads it
+        escaped = re.sub(r'(\\*)("|$)', lambda m: m[1] * 2 + ("\\" + m[2] if m[2] else ""), word)
         return f'"{escaped}"'
     if not any(map(_is_control, word)):
         return shlex.quote(word)

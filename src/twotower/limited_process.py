@@ -1,5 +1,4 @@
-"""Run a function on untrusted files in a child process with limits of time and memory: a hostile file ends the child
-only."""
+"""A function of untrusted files in a child process with limits of time and memory. A hostile file ends the child."""
 
 from __future__ import annotations
 
@@ -45,8 +44,7 @@ def run_limited(
     """Run `function` ("module:name", Path -> str) on each file in a child process, with `options` as keyword arguments.
 
     When a child dies, its file gets an error and another child takes the rest. A child has `timeout` seconds of wall
-    time, `cpu_seconds` of CPU time (None: `timeout`), and `memory` bytes of address space beyond its imports.
-    """
+    time, `cpu_seconds` of CPU time (None: `timeout`), and `memory` bytes of address space beyond its imports."""
     cpu_seconds = math.ceil(timeout if cpu_seconds is None else cpu_seconds)
     results: dict[Path, WorkResult] = {}
     while rest := [path for path in paths if path not in results]:
@@ -100,11 +98,8 @@ def main() -> None:
 
 
 def _limit_process(timeout: int, cpu_seconds: int, memory: int) -> None:
-    """Set kernel limits: end this process after `timeout` seconds or `cpu_seconds`, and refuse more than `memory`
-    bytes.
-
-    They also hold when the parent has died.
-    """
+    """Set kernel limits, which also hold when the parent has died: `timeout` and `cpu_seconds` in seconds, `memory` in
+    bytes beyond the present ones."""
     if hasattr(signal, "alarm"):
         signal.alarm(timeout)
     with suppress(ImportError, ValueError, OSError):

@@ -14,7 +14,7 @@ import psutil
 
 
 def peak_memory_mb() -> float:
-    """Return the peak resident memory of this process, in MB (10^6 bytes); the present one where no system tells the peak."""
+    """Return the peak resident memory of this process in MB (10^6 bytes), or the present one if the peak is unknown."""
     try:
         import resource
     except ImportError:  # Windows
@@ -36,12 +36,12 @@ def physical_memory() -> int:
 
 
 def free_physical_memory() -> int:
-    """Return the bytes of this machine's memory that a new process may take without swapping."""
+    """Return the bytes of this machine's memory that are available without swapping."""
     return psutil.virtual_memory().available
 
 
 def boot_id() -> str:
-    """Return an id of this start of this host: another one after a restart, or where the system tells none."""
+    """Return an id of this start of the host, another one after a restart; a random one if the system has none."""
     with suppress(OSError):
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     found = ""
@@ -51,29 +51,29 @@ def boot_id() -> str:
 
 
 SPINS = 10_000
-"""Rounds that a thread of OpenMP waits in before it sleeps: as many as cost nothing on an idle machine (docs/log.md)."""
+"""Rounds that a thread of OpenMP spins before it sleeps (docs/log.md)."""
 
 KEPT_BLOCK_BYTES, KEPT_BYTES = 1 << 28, 1 << 30
-"""Greatest freed block that a training keeps for its next one, and freed memory that it keeps in all."""
+"""Largest freed block that a training keeps for reuse, and the freed memory that it keeps in all."""
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 """Parameters of mallopt(3)."""
 
 
 def limit_spinning() -> None:
-    """Let threads of OpenMP (GNU) sleep after `SPINS` rounds of waiting, unless OMP_WAIT_POLICY or GOMP_SPINCOUNT says how they wait.
+    """Let threads of OpenMP (GNU) sleep after `SPINS` rounds, unless OMP_WAIT_POLICY or GOMP_SPINCOUNT is set.
 
-    By default they spin for longer, and beside other work on the same cores a step takes tens of times as long. Call before torch is
-    loaded, which reads it once."""
+    By default they spin for longer: with other work on the same cores a step takes tens of times as long. Call before
+    torch is loaded, which reads the variable once."""
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", str(SPINS))
 
 
 def keep_freed_memory() -> None:
-    """Let the GNU C library keep freed blocks of up to `KEPT_BLOCK_BYTES`, `KEPT_BYTES` in all at the end of its memory, unless GLIBC_TUNABLES
-    or a variable MALLOC_… says what it keeps. Elsewhere it does nothing.
+    """Let the GNU C library keep freed blocks of up to `KEPT_BLOCK_BYTES`, `KEPT_BYTES` in all.
 
-    By default large blocks go back to the kernel, which fills the pages of each new one with zeros: up to a quarter of the time of a
-    training (docs/log.md). For commands that end with their work; a service would keep what it needs once."""
+    It does nothing on other systems, or if GLIBC_TUNABLES or a variable MALLOC_… is set. By default large blocks go
+    back to the kernel, which fills the pages of a new block with zeros: up to a quarter of the time of a training
+    (docs/log.md). Only for commands that end with their work: a service would keep memory that it needs once."""
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt and not any(name.startswith(("MALLOC_", "GLIBC_TUNABLES")) for name in os.environ):
         mallopt(_M_MMAP_THRESHOLD, KEPT_BLOCK_BYTES)

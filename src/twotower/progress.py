@@ -16,20 +16,20 @@ log = logging.getLogger(__name__)
 SECONDS_BETWEEN_LINES = 5.0
 """Least seconds between two lines of progress."""
 SECONDS_BETWEEN_UPDATES = 0.2
-"""The same where one line overwrites the other."""
+"""Least seconds between two updates of a status line."""
 
 
 def is_notebook() -> bool:
-    """Return True in the kernel of a notebook, whose output shows lines that are overwritten as a terminal does."""
+    """Return True in the kernel of a notebook, whose output overwrites lines as a terminal does."""
     shell = sys.modules.get("IPython")
     return shell is not None and hasattr(shell.get_ipython(), "kernel")
 
 
 class StatusLine:
-    """Line about what is going on, which the next one overwrites."""
+    """Line of progress that the next one overwrites."""
 
     present: ClassVar[StatusLine | None] = None
-    """The one of this process; None where nobody sees it."""
+    """The line of this process; None without a terminal or notebook."""
 
     def __init__(self, stream: TextIO) -> None:
         self.context = ""
@@ -39,7 +39,7 @@ class StatusLine:
     @classmethod
     @contextmanager
     def on(cls, stream: TextIO | None) -> Iterator[None]:
-        """Show one while the block runs, if there is one already, or `stream` is that of a terminal or a notebook."""
+        """Show the present line, or a new one if `stream` is a terminal or a notebook, while the block runs."""
         before, context = cls.present, cls.present.context if cls.present else ""
         cls.present = before or (cls(stream) if stream and (stream.isatty() or is_notebook()) else None)
         try:
@@ -59,7 +59,7 @@ class StatusLine:
 
     @classmethod
     def clear(cls) -> None:
-        """Remove the line, before another one is printed."""
+        """Remove the line before other output."""
         if (line := cls.present) is not None and line._width:
             line._stream.write(f"\r{'':<{line._width}}\r")
             line._stream.flush()
@@ -68,7 +68,7 @@ class StatusLine:
 
 @contextmanager
 def doing(what: str, seconds: float = 2.0) -> Iterator[None]:
-    """Show what a block does if it takes more than some seconds: in the status line, or else in the log."""
+    """Show `what` if the block takes longer than `seconds`: in the status line, or else in the log."""
     line = StatusLine.present
     timer = threading.Timer(seconds, line.show if line else log.info, [f"{what} …"])
     timer.daemon = True
@@ -92,14 +92,14 @@ class JobProgress:
         seconds: float = SECONDS_BETWEEN_LINES,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`what` follows the number, as in "users embedded". Without a `total` no time left is shown."""
+        """`what` follows the number, as in "users embedded". Without a `total` the time left is not shown."""
         self.done = 0
         self._log, self._what, self._total, self._seconds, self._clock = log, what, total, seconds, clock
         self._started = self._logged = clock()
         self._skipped = 0
 
     def skip(self, n: int) -> None:
-        """Count units that an earlier call has done; they do not enter the rate."""
+        """Count units of an earlier call, which are not part of the rate."""
         self.done += n
         self._skipped += n
 

@@ -16,10 +16,12 @@ Tier: TypeAlias = Literal["start here", "tune", "research"]
 
 MAX_WHOLE_NUMBER = 2**32 - 1
 """Largest whole number allowed in a schema or a config."""
+_WORDS = {"valid tuple": "list", "Tuple": "List", " after validation": ""}
+"""Words of pydantic, and the words of a config."""
 
 
 def _check_whole_numbers(value: T) -> T:
-    """Return the value unchanged. Raises ValueError if it, or an element of it, is a whole number above MAX_WHOLE_NUMBER."""
+    """Return the value unchanged. Raises ValueError if it, or an element, is a whole number above MAX_WHOLE_NUMBER."""
     for number in value if isinstance(value, tuple) else (value,):
         if type(number) is int and number > MAX_WHOLE_NUMBER:
             raise ValueError(f"at most {MAX_WHOLE_NUMBER:,} is allowed, got {number:,}")
@@ -30,7 +32,7 @@ class Section(BaseModel):
     """A section of a schema or a config: frozen, without unknown keys, whole numbers up to MAX_WHOLE_NUMBER."""
 
     start_here: ClassVar[tuple[str, ...]] = ()
-    """Options to set first. All that neither this nor `research` names are to tune."""
+    """Options to set first. Options that neither this nor `research` names are to tune."""
     research: ClassVar[tuple[str, ...]] = ()
     """Options whose defaults are right for nearly everybody."""
 
@@ -80,7 +82,20 @@ def unknown_key(key: str, known: Collection[str], where: str) -> PydanticCustomE
 
 
 def first_problem(error: ValidationError) -> str:
-    """Return the first problem in one line: the field and the message."""
-    first = error.errors(include_url=False, include_input=False)[0]
-    where, message = ".".join(map(str, first["loc"])), first["msg"].splitlines()[0].removeprefix("Value error, ")
-    return f"{where}: {message}" if where else message
+    """Return one problem in one line: key, value, allowed values. An unknown key, which causes others, comes first."""
+    problems = error.errors(include_url=False)
+    first = next((p for p in problems if p["type"] == "unknown_key"), problems[0])
+    where = ".".join([*(["schema"] if error.title == "Schema" else []), *map(str, first["loc"])])
+    if first["type"] == "unknown_key":
+        key, hint, allowed = (first["ctx"][name] for name in ("key", "hint", "allowed"))
+        return f"unknown key '{where}{'.' * bool(where)}{key}'{hint} (allowed: {allowed})"
+    message = (first["msg"].removeprefix("Value error, ").splitlines() or [""])[0]
+    if first["type"] in ("value_error", "kind", "kind_type", "untrusted_kind"):
+        return f"{where}: {message}" if where else message
+    if first["type"] == "missing":
+        return f"'{where}' is missing"
+    for theirs, ours in _WORDS.items():
+        message = message.replace(theirs, ours)
+    given = first.get("input")
+    shown = f", got {given!r:.80}" if isinstance(given, str | int | float | bool) else ""
+    return f"{where}{': ' * bool(where)}{message[:1].lower()}{message[1:]}{shown}"

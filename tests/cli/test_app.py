@@ -757,7 +757,11 @@ def test_what_a_verb_answers_is_free_of_messages(
         raise DataError("the end")
 
     monkeypatch.setattr("twotower.retrieval.retriever.current_retriever", logs)
-    monkeypatch.setattr("twotower.store.maintenance.gc", logs)
+    monkeypatch.setattr("twotower.store.remote_collections.gc", logs)
     arguments = ["gc", "--store", "s"] if verb == "gc" else ["similar", "--store", "s", "--item", "1"]
     assert run_command(arguments) == 2
     assert ("warning: a message\n" in getattr(capsys.readouterr(), stream)) is True
+
+
+def test_a_side_of_an_embedding_is_user_or_item() -> None:
+    assert run_command(["embed", "x", "y", "--out", "z", "--side", "film"]) == 2

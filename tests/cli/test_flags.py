@@ -89,5 +89,5 @@ def test_every_argument_that_a_message_of_the_library_names_is_a_flag() -> None:
     assert len(spans) > 20
     for function, verb in VERB_OF_FUNCTION.items():
         assert [verb] in verbs, function
-        homes = ("api", "config.reference", "diagnostics", "store.maintenance", "serve.api_keys")
+        homes = ("api", "config.reference", "diagnostics", "store.remote_collections", "serve.api_keys")
         assert any(hasattr(import_module(f"twotower.{home}"), function) for home in homes), function

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import re
-import tomllib
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import pytest
 from mykinds.negatives import Recent
-from pydantic import BaseModel, ValidationError
-from worlds import CHECKERBOARD_SCHEMA, EVERYTHING_SCHEMA, ID_FEATURES
+from pydantic import ValidationError
+from worlds import CHECKERBOARD_SCHEMA, EVERYTHING_SCHEMA, ID_FEATURES, settings
 
-from twotower.config.experiment import Config
-from twotower.config.reference import config_tables, config_template, of_tier, options, schema_tables
+from twotower.config.experiment import Config, differing_options
 from twotower.config.toml import dump_config, load_config, override_config, parse_config
 from twotower.data.datasets import movielens
 from twotower.data.datasets.ml_1m import MovieLens1M
@@ -28,23 +25,16 @@ from twotower.features.sequence import Sequence
 from twotower.features.text import Text
 from twotower.features.vector import Vector
 from twotower.index.faiss.ivf import Ivf
-from twotower.kinds import Kinds
-from twotower.model.branches import BRANCHES
-from twotower.model.pooling import POOLINGS
 from twotower.model.pooling.decay import Decay
 from twotower.model.towers import TowerConfig
 from twotower.model.two_tower import PairConfig
-from twotower.section import Section, Tier
 from twotower.train.losses.bce import Bce
 from twotower.train.losses.softmax import Softmax
-from twotower.train.negatives import SOURCES
-from twotower.train.negatives.config import NegativesConfig
 from twotower.train.negatives.full import FullCatalogue
 from twotower.train.negatives.hard import HardNegatives
 from twotower.train.negatives.in_batch import InBatchNegatives
 from twotower.train.optimizers.adamw import AdamW
 from twotower.train.optimizers.sgd import Sgd
-from twotower.train.starts import Start
 
 IDS_TOML = """
 [schema]
@@ -91,11 +81,15 @@ EVERY_SETTING = parse_config(
         },
         "loss": {"kind": "gbce", "calibration": 0.5},
         "negatives": {
-            "in_batch": False, "uniform": 4, "popularity": {"n": 3, "alpha": 0.5}, "cross_batch_memory": 9, "disliked": 1,
+            "in_batch": False, "uniform": 4, "popularity": {"n": 3, "alpha": 0.5}, "cross_batch_memory": 9,
+            "disliked": 1,
             "hard": {"n": 2, "ranks": [7, 9], "ratio": 8.5, "every": 3, "margin": 0.5},
             "attribute": {"feature": "g", "n": 2}, "mask_positives": False, "random": {"n": 2, "share": 0.75},
         },
-        "train": {"history_scope": "causal", "monitor": "validation.ndcg@7", "clip_norm": 0.1, "precision": "bf16", "device": "cuda"},
+        "train": {
+            "history_scope": "causal", "monitor": "validation.ndcg@7", "clip_norm": 0.1, "precision": "bf16",
+            "device": "cuda",
+        },
         "evaluation": {"k": [7, 3], "bootstrap": 0},
     }
 )[1]  # fmt: skip
@@ -147,106 +141,6 @@ def test_a_written_config_carries_its_format_and_one_of_another_format_is_refuse
             "this version reads 3; begin with the keys of `config_template(everything=True)`",
         )
     refused(written(tmp_path, ""), ["format=1"], "format 1, this version reads 3")
-
-
-@pytest.mark.parametrize("everything", [False, True])
-def test_the_template_is_the_default_config(tmp_path: Path, everything: bool) -> None:
-    schema, config = load_config(written(tmp_path, config_template(everything)))
-    assert config == Config()
-    assert schema == Schema(features=ID_FEATURES)
-
-
-def sections(base: type[Section] = Section) -> Iterator[type[Section]]:
-    """All sections of the package that are loaded."""
-    for section in base.__subclasses__():
-        if section.__module__.startswith("twotower."):
-            yield section
-        yield from sections(section)
-
-
-def test_every_option_has_exactly_one_tier() -> None:
-    for section in sections():
-        for base in section.__mro__:
-            named = [*base.__dict__.get("start_here", ()), *base.__dict__.get("research", ())]
-            known = {*section.model_fields, *(SOURCES.names if section is NegativesConfig else ())}
-            assert sorted({*named} & known) == sorted(named), section
-    tables = (*config_tables(), *schema_tables())
-    tiers = {
-        tier: {(t.name, t.kind, o.key) for t in of_tier(tables, tier) for o in t.options} for tier in get_args(Tier)
-    }
-    every = [(t.name, t.kind, o.key) for t in tables for o in t.options]
-    assert sorted(every) == sorted(option for options in tiers.values() for option in options)
-    assert 10 <= len(tiers["start here"]) <= 14
-    assert len(tiers["tune"]) > len(tiers["research"]) > 10
-
-
-def test_the_short_template_has_the_options_to_start_with() -> None:
-    shown = tomllib.loads(config_template())
-    assert shown["train"] == {"epochs": 10, "lr": 0.001, "monitor": ""}
-    assert not shown["negatives"]
-    assert "\n# random = false\n" in config_template(), (
-        "which a pointwise loss without negatives has, unless it is given"
-    )
-    assert len(config_template().splitlines()) < 80 < 200 < len(config_template(everything=True).splitlines())
-
-
-def test_the_template_names_every_option() -> None:
-    text = config_template(everything=True)
-    lines = set(text.splitlines())
-    for table in config_tables():
-        assert table.about or table.same_as or not table.name
-        for option in table.options:
-            active = {f"{'# ' * option.commented}{option.key} = {option.default}", f"# {option.meaning}"}
-            commented = f"#   {option.key} = {option.default or '…'}  # {option.meaning}"
-            assert active <= lines or commented in lines, (table.name, option)
-        if table.kind:
-            about = " ".join(table.about.partition("\n\n")[0].split())
-            word = f"{table.kind}, measured always" if table.always else f'kind = "{table.kind}"'
-            assert f"# {word}: {about}" in lines
-    for table in schema_tables()[1:]:
-        for option in table.options:
-            assert f"#   {option.key} = {option.default or '…'}  # {option.meaning}" in lines
-    assert {t.kind for t in schema_tables()} == {"", *FEATURES.names, *POOLINGS.names}
-    assert {t.kind for t in config_tables()} >= {"", *BRANCHES.names}
-    for key in Schema.model_fields:
-        assert key in text
-
-
-def leaves(prefix: str, model: type[BaseModel], seen: set[type[BaseModel]]) -> set[tuple[str, str]]:
-    """Every (section, key) below a section, found without the code under test. A section's second place is left out."""
-    found: set[tuple[str, str]] = set()
-    if model in seen:
-        return found
-    seen.add(model)
-    for key, info in model.model_fields.items():
-        path = f"{prefix}.{key}".strip(".")
-        if path == "model.pairs":
-            found |= leaves("model.pairs.user", TowerConfig, seen)
-        elif key in ("branches", "metrics"):
-            found.add((path, "kind"))
-        elif path == "train.start":
-            found |= {(path, name) for name in ("kind", *Start.model_fields)}
-        elif key == "sources":
-            for kind in SOURCES:
-                found |= {(prefix, kind.kind), *((f"{prefix}.{kind.kind}", option) for option in kind.model_fields)}
-        elif registry := next((m for m in info.metadata if isinstance(m, Kinds)), None):
-            found |= {(path, name) for name in ("kind", *registry.protocol.model_fields)}
-        elif isinstance(info.default, BaseModel):
-            found |= leaves(path, type(info.default), seen)
-        else:
-            found.add((prefix, key))
-    return found
-
-
-def test_options_are_every_key_with_its_default_and_meaning() -> None:
-    found, known = list(options()), leaves("", Config, set())
-    assert {(section, key) for section, key, _, _ in found} == known
-    assert len(found) == len(known)
-    for section, key, default, meaning in found:
-        assert len(meaning) > 5, (section, key)
-        tomllib.loads(f"{key} = {default or 0}")
-    hashing = next(o for t in schema_tables() if t.kind == "categorical" for o in t.options if o.key == "hash_buckets")
-    assert (hashing.default, hashing.meaning) == ("0", "Number of hash buckets. 0: a vocabulary.")
 
 
 def test_paths_in_data_are_relative_to_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -351,9 +245,9 @@ def test_a_whole_pair_may_be_set(tmp_path: Path) -> None:
         ("=3", "`overrides` =3: expected key=value"),
         ("train.epochs.x=1", "'train.epochs' is a value, not a section"),
         ("train.epochs.x.y=1", "'train.epochs' is a value, not a section"),
-        ("model.pairs.1.user.dropout=0.5", "expected an index 0..0 where '1' stands"),
-        ("model.pairs.user.dropout=0.5", "expected an index 0..0 where 'user' stands"),
-        ("model.pairs.3={}", "expected an index 0..0 where '3' stands"),
+        ("model.pairs.1.user.dropout=0.5", "expected an index 0..0 instead of '1'"),
+        ("model.pairs.user.dropout=0.5", "expected an index 0..0 instead of 'user'"),
+        ("model.pairs.3={}", "expected an index 0..0 instead of '3'"),
         ("trian.epochs=1", "unknown section 'trian'; did you mean 'train'?"),
         ("train.epoch=1", "unknown key 'train.epoch'; did you mean 'epochs'?"),
         ("train.epochs=many", "train.epochs: input should be a valid integer"),
@@ -423,7 +317,8 @@ def test_an_unknown_key_of_a_feature_is_named_with_the_nearest_of_its_kind(
         (
             "split.kind=rndom",
             [
-                "split.kind: input should be 'random', 'user_random', 'last', 'time', 'user_ratio', 'column' or 'files', got 'rndom'"
+                "split.kind: input should be 'random', 'user_random', 'last', 'time', 'user_ratio', 'column' or "
+                "'files', got 'rndom'"
             ],
         ),
         ("data.users=3", ["data.users: input should be a valid string, got 3"]),
@@ -452,9 +347,7 @@ def test_an_unknown_key_of_a_feature_is_named_with_the_nearest_of_its_kind(
         ("schema.features.0.name=", ["schema.features.0.name: string should have at least 1 character"]),
         (
             "schema.features.0.kind=numerc",
-            [
-                "schema.features.0.kind: no feature of kind 'numerc'; did you mean 'numeric'? (allowed: categorical, numeric"
-            ],
+            ["schema.features.0.kind: no feature of kind 'numerc'; did you mean 'numeric'? (allowed: categorical"],
         ),
     ],
 )
@@ -477,7 +370,7 @@ def test_a_value_of_another_type_or_range_is_named_with_what_is_allowed(
             "pairs.0.item: residual needs layers, and layers is empty",
         ),
         ("[train\nepochs = 1", "not valid TOML"),
-        pytest.param("data.users = " + "[" * 20_000, "not valid TOML: lists or tables within each other", id="deep"),
+        pytest.param("data.users = " + "[" * 20_000, "not valid TOML: lists or tables nested too deep", id="deep"),
         ('data.interactions = "C:\\Users\\clicks.csv"', "a backslash begins an escape: write a path with /"),
         ('data.interactions = "D:\\Daten\\clicks.csv"', "a backslash begins an escape: write a path with /"),
     ],
@@ -505,7 +398,10 @@ def test_a_source_of_candidates_goes_with_a_contrastive_loss_and_not_with_the_wh
     path, one = written(tmp_path, ""), f"negatives.{source}={CANDIDATES[source]}"
     contrastive = "loss.kind=gbce"
     assert [s.kind for s in load_config(path, [contrastive, one])[1].negatives.sources] == ["in_batch", source]
-    words = f"negatives.{source} gives candidates, and loss.kind = 'bce' takes pairs; leave it out, or set loss.kind to one of softmax, gbce, bpr"
+    words = (
+        f"negatives.{source} gives candidates, and loss.kind = 'bce' takes pairs; leave it out, or set loss.kind to one "
+        "of softmax, gbce, bpr"
+    )
     refused(path, [one], words)
     words = f"negatives.full makes every item a candidate, so negatives.{source} adds none; drop one of the two"
     refused(path, [contrastive, one, "negatives.full=true"], words)
@@ -546,7 +442,8 @@ def test_pairs_and_candidates_do_not_mix(tmp_path: Path, kind: str) -> None:
     refused(
         path,
         ["train.history_scope=causal"],
-        "train.history_scope = 'causal' needs candidates and times; set loss.kind to one of softmax, gbce, bpr and schema.time to a column",
+        "train.history_scope = 'causal' needs candidates and times; set loss.kind to one of softmax, gbce, bpr and "
+        "schema.time to a column",
     )
     refused(path, ["negatives.full=true"], "negatives.full gives candidates, and loss.kind = 'bce' takes pairs")
 
@@ -578,7 +475,8 @@ def test_pairs_and_candidates_do_not_mix(tmp_path: Path, kind: str) -> None:
         ),
         (
             "schema.features.2.pooling=max",
-            "schema.features.2.pooling.kind: no pooling of kind 'max' (allowed: mean, sqrt, sum, power, ridge, decay, attention, transformer)",
+            "schema.features.2.pooling.kind: no pooling of kind 'max' (allowed: mean, sqrt, sum, power, ridge, decay, "
+            "attention, transformer)",
         ),
         ("schema.features.2.pooling.rates=[]", "features.2.pooling.rates: Tuple should have at least 1 item"),
         (
@@ -644,18 +542,37 @@ def test_settings_and_schema_cannot_be_changed_in_place() -> None:
 
 
 def test_metrics_are_named_for_every_cut_off() -> None:
-    assert MetricSet().names([3]) == [
-        "auc",
-        "gauc",
-        "log_loss",
-        "recall@3",
-        "ndcg@3",
-        "mrr@3",
-        "hit_rate@3",
-        "coverage@3",
-    ]
+    names = "auc gauc log_loss recall@3 ndcg@3 mrr@3 hit_rate@3 coverage@3"
+    assert MetricSet().names([3]) == names.split()
 
 
 @pytest.mark.parametrize(("name", "hint"), [("epoch", "; did you mean 'epochs'?"), ("zzz", ""), ("", "")])
 def test_the_nearest_name_is_hinted_only_where_one_is_near(name: str, hint: str) -> None:
     assert did_you_mean(name, ["epochs", "lr"]) == hint
+
+
+def test_options_are_listed_where_their_values_differ_and_no_others() -> None:
+    a = settings()
+    b = settings(
+        train={"lr": 0.5},
+        model={"width": 8, "pairs": [{"user": {"layers": [8, 4]}, "item": {"layers": [8]}}] * 2},
+        loss={"kind": "softmax"},
+        negatives={"uniform": 7},
+    )
+    found = differing_options([(CHECKERBOARD_SCHEMA, a), (CHECKERBOARD_SCHEMA, b), (CHECKERBOARD_SCHEMA, a)])
+    assert found["train.lr"] == ["0.02", "0.5", "0.02"]
+    assert found["model.pairs.0.user.layers"] == ["[8]", "[8, 4]", "[8]"]
+    assert found["model.pairs.1.user.layers"] == ["", "[8, 4]", ""]
+    assert found["loss.kind"] == ['"bce"', '"softmax"', '"bce"']
+    assert found["negatives.uniform.n"] == ["", "7", ""]
+    assert "train.epochs" not in found
+    assert not [key for key in found if key.startswith(("schema", "model.pairs.0.item"))]
+    assert differing_options([(CHECKERBOARD_SCHEMA, a)] * 2) == {}
+
+
+def test_features_are_matched_by_side_and_name_not_by_place() -> None:
+    age, city = Numeric(name="age", side="user"), Categorical(name="city", side="user")
+    item, rare = Categorical(name="item_id", side="item"), city.model_copy(update={"min_count": 9})
+    schemas = Schema(features=(age, city, item)), Schema(features=(rare, age, item))
+    found = differing_options([(schema, settings()) for schema in schemas])
+    assert found == {"schema.features.user.city.min_count": [str(city.min_count), "9"]}

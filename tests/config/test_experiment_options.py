@@ -12,7 +12,7 @@ from worlds import EVERYTHING_SCHEMA, everything
 
 import twotower
 from twotower.config.experiment import Config
-from twotower.config.reference import config_tables, options, schema_tables
+from twotower.config.reference import config_tables, schema_tables
 from twotower.config.toml import parse_config
 from twotower.data.dataset import Dataset, build_dataset
 from twotower.data.datasets import DATASETS
@@ -172,15 +172,9 @@ OF_KINDS: dict[tuple[str, str, str], tuple[Any, dict[str, Any]]] = {
 }
 # Kind of a branch and option -> a value that is not the default.
 BRANCHES: dict[tuple[str, str], Any] = {
-    ("mlp", "layers"): [8, 8],
-    ("mlp", "activation"): "Tanh",
-    ("mlp", "dropout"): 0.4,
-    ("mlp", "layer_norm"): True,
-    ("cross", "depth"): 3,
-    ("cross", "rank"): 2,
-    ("cin", "widths"): [4],
-    ("bilinear", "matrices"): "each",
-}
+    ("mlp", "layers"): [8, 8], ("mlp", "activation"): "Tanh", ("mlp", "dropout"): 0.4, ("mlp", "layer_norm"): True,
+    ("cross", "depth"): 3, ("cross", "rank"): 2, ("cin", "widths"): [4], ("bilinear", "matrices"): "each",
+}  # fmt: skip
 # Kind of an index and option -> a value that is not the default.
 INDEXES: dict[tuple[str, str], int] = {
     ("ivf", "nlist"): 3,
@@ -188,9 +182,9 @@ INDEXES: dict[tuple[str, str], int] = {
     ("hnsw", "m"): 2,
     ("hnsw", "ef_construction"): 1,
 }
-# Tested elsewhere: the source of the data in test_api and test_cli, a prepared dataset in data/test_prepare, devices and
-# checkpoints in train/test_trainer, the timeout of ranks in test_distributed, the placement of tables in train/torchrec, the
-# index of a published model in test_publishing, and all of Milvus in index/test_milvus.
+# Tested elsewhere: the source of the data in test_api and test_cli, a prepared dataset in data/test_prepare, devices
+# and checkpoints in train/test_trainer, the timeout of ranks in test_distributed, the placement of tables in
+# train/torchrec, the index of a published model in test_publishing, and all of Milvus in index/test_milvus.
 ELSEWHERE = {
     "data.dataset.kind",
     "data.users",
@@ -294,8 +288,10 @@ def trained(changes: dict[str, Any]) -> dict[str, Any]:
 
 def test_every_option_is_covered() -> None:
     known = {
-        f"{section}.{key}".replace("branches.kind", "branches").replace("metrics.kind", "metrics")
-        for section, key, _, _ in options()
+        f"{table.name}.{option.key}".replace("branches.kind", "branches").replace("metrics.kind", "metrics")
+        for table in config_tables()
+        if not table.kind
+        for option in table.options
     }
     assert known == CHANGES.keys() | ELSEWHERE
 
@@ -374,22 +370,12 @@ def test_changing_an_option_of_a_sequence_that_is_had_at_every_moment_changes_an
 
 # Option of a pooling -> a value that is not the default.
 POOLED: dict[tuple[str, str], Any] = {
-    ("power", "exponent"): 0.8,
-    ("ridge", "steps"): 1,
-    ("ridge", "penalty"): 4.0,
-    ("ridge", "rate"): 0.5,
-    ("decay", "rates"): [0.0, 0.5, 0.8, 0.93, 0.98, 0.99],
-    ("attention", "window"): 2,
-    ("attention", "heads"): 2,
-    ("attention", "input_dropout"): 0.5,
-    ("transformer", "window"): 2,
-    ("transformer", "block"): "plain",
-    ("transformer", "blocks"): 1,
-    ("transformer", "heads"): 2,
-    ("transformer", "feed_forward"): 1,
-    ("transformer", "dropout"): 0.5,
-    ("transformer", "input_dropout"): 0.5,
-}
+    ("power", "exponent"): 0.8, ("ridge", "steps"): 1, ("ridge", "penalty"): 4.0, ("ridge", "rate"): 0.5,
+    ("decay", "rates"): [0.0, 0.5, 0.8, 0.93, 0.98, 0.99], ("attention", "window"): 2, ("attention", "heads"): 2,
+    ("attention", "input_dropout"): 0.5, ("transformer", "window"): 2, ("transformer", "block"): "plain",
+    ("transformer", "blocks"): 1, ("transformer", "heads"): 2, ("transformer", "feed_forward"): 1,
+    ("transformer", "dropout"): 0.5, ("transformer", "input_dropout"): 0.5,
+}  # fmt: skip
 
 
 def test_every_option_of_a_pooling_is_covered() -> None:

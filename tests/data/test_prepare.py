@@ -764,7 +764,7 @@ def test_a_preparation_of_other_settings_starts_again(
     with suppress(Stop):
         prepare.write_prepared(data, SCHEMA, SPLITS["last"], tmp_path / "out", SMALL)
     assert (tmp_path / ".out.partial").is_dir()
-    monkeypatch.setattr(files, "hooks", files.NoHooks())
+    monkeypatch.setattr(files, "hooks", files.Hooks())
     prepare.write_prepared(data, SCHEMA, SPLITS["time"], tmp_path / "out", SMALL)
     assert any("left by a call with other data or settings; starting again" in m for m in messages)
     prepare.write_prepared(data, SCHEMA, SPLITS["time"], tmp_path / "whole", SMALL)
@@ -780,7 +780,7 @@ def test_a_preparation_starts_again_after_a_restart_of_the_host(
     monkeypatch.setattr(files, "hooks", StopAt(40))
     with suppress(Stop):
         prepare.write_prepared(data, SCHEMA, SPLITS["last"], tmp_path / "out", SMALL)
-    monkeypatch.setattr(files, "hooks", files.NoHooks())
+    monkeypatch.setattr(files, "hooks", files.Hooks())
     monkeypatch.setattr(resumable, "boot_id", lambda: "another start")
     for path in (tmp_path / ".out.partial").rglob("*.parquet"):
         path.write_bytes(b"")
@@ -798,7 +798,7 @@ def test_a_preparation_goes_on_with_more_memory_and_another_engine(
     monkeypatch.setattr(files, "hooks", StopAt(14))
     with suppress(Stop):
         prepare.write_prepared(data, SCHEMA, SPLITS["last"], tmp_path / "out", first)
-    monkeypatch.setattr(files, "hooks", files.NoHooks())
+    monkeypatch.setattr(files, "hooks", files.Hooks())
     other = PrepareOptions("duckdb", memory=10**8, threads=2)
     prepare.write_prepared(data, SCHEMA, SPLITS["last"], tmp_path / "out", other)
     assert any("going on with what an earlier call has left" in m for m in messages)
@@ -828,7 +828,7 @@ def test_a_preparation_of_other_tables_starts_again(tmp_path: Path, monkeypatch:
     monkeypatch.setattr(files, "hooks", StopAt(30))
     with suppress(Stop):
         prepare.write_prepared(wrong, CHECKERBOARD_SCHEMA, SPLITS["last"], tmp_path / "out", SMALL)
-    monkeypatch.setattr(files, "hooks", files.NoHooks())
+    monkeypatch.setattr(files, "hooks", files.Hooks())
     for name in ("out", "whole"):
         prepare.write_prepared(right, CHECKERBOARD_SCHEMA, SPLITS["last"], tmp_path / name, SMALL)
     assert digest(tmp_path / "out") == digest(tmp_path / "whole")
@@ -1220,7 +1220,7 @@ def test_facts_that_lack_something_are_a_run_error(tmp_path: Path, gone: str) ->
     facts = json.loads((tmp_path / "out" / "prepared.json").read_text())
     del facts[gone]
     (tmp_path / "out" / "prepared.json").write_text(json.dumps(facts))
-    with pytest.raises(RunError, match=rf"prepared\.json: damaged, or of another version \({gone}: Field required\)"):
+    with pytest.raises(RunError, match=rf"prepared\.json: damaged, or of another version \('{gone}' is missing\)"):
         MemmapDataset.open(tmp_path / "out")
 
 

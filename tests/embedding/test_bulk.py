@@ -472,7 +472,7 @@ def test_vectors_of_items_that_lack_what_a_bundle_knows_of_their_rows_are_told(
             run.model.recent_popularity.numbers[:2] = torch.tensor([1.0, weight])
         with caplog.at_level("WARNING", "twotower"):
             api.embed(run, "item", tmp_path / "items.parquet", tmp_path / f"out{weight}")
-        assert ("the model ranks by what is popular lately" in caplog.text) == told
+        assert ("the model ranks by recent popularity" in caplog.text) == told
 
 
 def test_a_plan_without_a_finished_shard_gives_way_to_another(
@@ -870,7 +870,7 @@ def test_rows_of_versions_are_told_since_each_gets_a_vector(tmp_path: Path) -> N
     items.write_parquet(tmp_path / "items.parquet")
     with collected_messages() as lines:
         assert api.embed(run, "user", tmp_path / "users.parquet", tmp_path / "user_vectors") == 24
-        assert any("'since' tells versions of an id, and each row gets a vector" in line for line in lines)
+        assert any("'since' begins versions of an id, and each row gets a vector" in line for line in lines)
         lines.clear()
         api.embed(run, "item", tmp_path / "items.parquet", tmp_path / "item_vectors")
         assert not any("each row gets" in line for line in lines)

@@ -36,11 +36,7 @@ def test_names_of_a_folder_are_distinct() -> None:
     assert len(layout.RUN_FILES) == 15
     assert len({*layout.STORE_FILES, layout.COLLECTIONS}) == 5
     bundle = [
-        layout.MANIFEST,
-        layout.USER_VECTORS,
-        layout.INDEX,
-        layout.MODEL_CARD,
-        layout.tower("user"),
+        layout.MANIFEST, layout.USER_VECTORS, layout.INDEX, layout.MODEL_CARD, layout.tower("user"),
         layout.tower("item"),
-    ]
+    ]  # fmt: skip
     assert len({*bundle, *layout.RUN_FILES}) == len(bundle) + len(layout.RUN_FILES)

@@ -44,7 +44,7 @@ from twotower.serve.problems import Problem
 from twotower.serve.search_executor import RemoteSearchExecutor
 from twotower.serve.service import Service
 from twotower.serve.settings import ServeSettings
-from twotower.store import maintenance
+from twotower.store import remote_collections
 from twotower.store.bundle import Bundle
 from twotower.store.remote_collections import RemoteCollections
 from twotower.store.store import Store
@@ -259,7 +259,7 @@ def test_a_publish_below_the_recall_threshold_drops_its_collection(
 ) -> None:
     first = api.publish(runs[0], tmp_path / "store", there(shared.uri, prefix))
     with monkeypatch.context() as m:
-        m.setattr("twotower.publishing.item_index.measure_recall", lambda index, queries, k, banned: 0.5)
+        m.setattr("twotower.publishing.publisher.measure_recall", lambda index, queries, k, banned: 0.5)
         with pytest.raises(BundleError, match=r"recall 0\.5"):
             api.publish(runs[1], tmp_path / "store", there(shared.uri, prefix, type="HNSW"))
     assert Store(tmp_path / "store").current().id == first.id
@@ -291,10 +291,10 @@ def test_a_collection_goes_with_its_bundle_and_not_before(
     reader = Retriever(old)
     for _ in range(3):
         api.publish(runs[0], store.path, Exact(k=K))
-    assert old.id not in maintenance.gc(store.path)[0]
+    assert old.id not in remote_collections.gc(store.path)[0]
     assert len(reader.recommend(Request("u3"), K).items) == K  # it is still there
     del reader
-    gone, dropped = maintenance.gc(store.path)
+    gone, dropped = remote_collections.gc(store.path)
     assert old.id in gone
     assert dropped == [collection(old)]
     assert of_test(client, prefix) == []
@@ -304,7 +304,7 @@ def test_collections_of_others_and_unreadable_bundles_are_left_alone(
     runs: tuple[Run, Run], shared: Server, client: Any, prefix: str, tmp_path: Path
 ) -> None:
     mine, other = (api.publish(runs[0], tmp_path / name, there(shared.uri, prefix)) for name in ("a", "b"))
-    maintenance.gc(tmp_path / "a")
+    remote_collections.gc(tmp_path / "a")
     assert sorted(of_test(client, prefix)) == sorted([collection(mine), collection(other)])
     (mine.folder / "index" / "index.json").unlink()
     for bundle in (mine, other):
@@ -312,7 +312,7 @@ def test_collections_of_others_and_unreadable_bundles_are_left_alone(
     assert RemoteCollections(Store(tmp_path / "a")).drop_unreferenced() == []
     (tmp_path / "b" / "COLLECTIONS.json").write_text("[3]")
     with pytest.raises(RunError, match="not a list of collections"):
-        maintenance.gc(tmp_path / "b")
+        remote_collections.gc(tmp_path / "b")
 
 
 # ---- what cannot be asked for
@@ -353,7 +353,7 @@ def test_locations_that_cannot_be_are_refused(tmp_path: Path) -> None:
         build_index("ivf", vectors, rows, "dot", {"uri": "a.db"})
     with pytest.raises(ConfigError, match="nlist is an option of type = 'IVF_FLAT' or 'IVF_SQ8', not of 'HNSW'"):
         build_index("milvus", vectors, rows, "dot", {"uri": "a.db", "type": "HNSW", "nlist": 3})
-    with pytest.raises(ConfigError, match="type: Input should be 'auto', 'FLAT'"):
+    with pytest.raises(ConfigError, match="type: input should be 'auto', 'FLAT'"):
         build_index("milvus", vectors, rows, "dot", {"uri": "a.db", "type": "IVF_PQ"})
     with pytest.raises(ConfigError, match="does not exist; create it"):
         Milvus(uri=str(tmp_path / "no" / "a.db")).build(vectors, rows, "dot").save(tmp_path / "x")
@@ -778,7 +778,7 @@ def test_fault_F3_a_publisher_killed_at_60_percent_leaves_nothing_that_is_served
     assert alias(client, prefix) == collection(first)
     assert api.retriever(store).bundle.id == first.id
     if mend == "gc":
-        assert maintenance.gc(store) == ([], [partial])
+        assert remote_collections.gc(store) == ([], [partial])
         assert of_test(client, prefix) == [collection(first)]
     second = api.publish(runs[1], store, there(shared.uri, prefix))
     assert (f"dropped collections that no bundle names: {partial}" in messages) == (mend == "publish")
@@ -797,10 +797,10 @@ def test_fault_F3_an_alias_that_could_not_be_moved_is_told_and_moved_later(
     second = api.publish(runs[0], store, there(server.uri, prefix))
     server.kill()
     with pytest.raises(RunError, match=f"{first.id} is current, but alias {prefix} is not on its collection"):
-        maintenance.rollback(store, connect_timeout=0.5)
+        remote_collections.rollback(store, connect_timeout=0.5)
     assert Store(store).current().id == first.id
     server.start()
-    maintenance.gc(store)
+    remote_collections.gc(store)
     assert alias(MilvusClient(server.uri, grpc_options=CHANNEL_OPTIONS), prefix) == collection(first)
     assert replace(second).id in [b.id for b in Store(store).bundles()]
 

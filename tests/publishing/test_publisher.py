@@ -28,7 +28,7 @@ from twotower.index import Index, load_index, tune_index
 from twotower.index.faiss.faiss_index import FAISS_MIN_VECTORS
 from twotower.index.faiss.hnsw import Hnsw
 from twotower.index.faiss.ivf import Ivf
-from twotower.publishing import item_index
+from twotower.publishing import publisher
 from twotower.publishing.publisher import _probe, _write
 from twotower.retrieval import loaded_bundle
 from twotower.retrieval.request import Request
@@ -98,26 +98,20 @@ def with_file_of_another(run: Run, other: Run, names: list[str]) -> Callable[[Pa
     return write
 
 
-@pytest.mark.parametrize("name", ["user_tower.onnx"])
 def test_fault_A6_a_tower_of_another_model_is_refused_and_the_old_bundle_answers(
-    runs: tuple[Run, Run], place: str, name: str
+    runs: tuple[Run, Run], place: str
 ) -> None:
     old = api.publish(runs[0], place)
     store = Store(place)
     with pytest.raises(BundleError, match="model is") as caught:
-        store.publish(with_file_of_another(runs[0], runs[1], [name]), opens)
+        store.publish(with_file_of_another(runs[0], runs[1], ["user_tower.onnx"]), opens)
     assert caught.value.reason == "mismatch"
     check_old_answers(store, old)
 
 
 @pytest.mark.parametrize(
     ("names", "field"),
-    [
-        (["user_vectors.npy"], "dims"),
-        (["index"], "dims"),
-        (["users.parquet"], "users"),
-        (["items.parquet"], "items"),
-    ],
+    [(["user_vectors.npy"], "dims"), (["index"], "dims"), (["users.parquet"], "users"), (["items.parquet"], "items")],
 )
 def test_fault_A7_dims_metric_or_counts_that_differ_are_refused(
     runs: tuple[Run, Run], tmp_path: Path, place: str, names: list[str], field: str
@@ -257,7 +251,7 @@ def test_fault_C10_zero_and_broken_vectors_are_counted_and_never_found(
 def test_fault_A11_an_index_below_the_recall_threshold_is_refused_unless_forced(
     runs: tuple[Run, Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("twotower.publishing.item_index.measure_recall", lambda index, queries, k, banned: 0.5)
+    monkeypatch.setattr("twotower.publishing.publisher.measure_recall", lambda index, queries, k, banned: 0.5)
     assert runs[0].folder is not None
     arguments = ["publish", str(runs[0].folder), "--store", str(tmp_path / "store")]
     assert run_command(arguments) == 2
@@ -276,7 +270,7 @@ def test_the_index_aims_above_the_threshold_it_must_reach(
         asked.append(target)
         return tune_index(index, queries, k, target, banned)
 
-    monkeypatch.setattr(item_index, "tune_index", tune)
+    monkeypatch.setattr(publisher, "tune_index", tune)
     api.publish(runs[0], tmp_path / "store", Ivf(k=5, min_recall=0.9))
     assert asked == [pytest.approx(0.92)] * 2, "of answers that leave out what was seen, and of new users"
 
@@ -290,7 +284,10 @@ def test_rows_that_no_history_of_a_bundle_holds_are_told(tmp_path: Path, caplog:
             run = api.fit((users, items, log), schema, settings(train={"epochs": 1}), folder=tmp_path / str(told))
             api.publish(run, tmp_path / "store")
         n = len(run.dataset.part_indices(VALIDATION)) + len(run.dataset.part_indices(TEST))
-        line = f"the {n:,} rows of the validation and test part are in no history of the bundle, and their items are left out of answers; to serve nearly all rows train with a smaller split.validation and split.test"
+        line = (
+            f"the {n:,} rows of the validation and test part are in no history of the bundle, and their items are left "
+            "out of answers; to serve nearly all rows train with a smaller split.validation and split.test"
+        )
         assert (line in caplog.messages) == told
     histories = run.dataset.side_before("user", TEST).columns["h"]
     assert isinstance(histories, Ragged)
@@ -307,7 +304,7 @@ def test_the_recall_check_leaves_out_what_answers_leave_out(
         told.append((queries, banned))
         return 1.0 if banned is None else 0.97
 
-    monkeypatch.setattr(item_index, "measure_recall", check)
+    monkeypatch.setattr(publisher, "measure_recall", check)
     run = runs[0]
     if keeps:
         kept = run.config.evaluation.model_copy(update={"repeats": "allow"})
@@ -389,19 +386,6 @@ def test_a_ranking_that_no_service_gives_is_told(
     run = twotower.fit((users, items, pl.concat([actions, actions])), schema, config, folder=tmp_path / "run")
     with caplog.at_level("WARNING", "twotower"):
         twotower.publish(run, tmp_path / "store")
-    assert ("evaluation.repeats = 'only' measures rankings of what a user has taken" in caplog.text) == (
+    assert ("evaluation.repeats = 'only' measures rankings of the items that a user has taken" in caplog.text) == (
         repeats == "only"
     )
-
-
-def test_embedding_a_table_gives_the_vectors_of_the_run(
-    runs: tuple[Run, Run], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    items = checkerboard()[1]
-    items.write_parquet(tmp_path / "items.parquet")
-    code = run_command(["embed", str(runs[0].folder), str(tmp_path / "items.parquet"), "--out", str(tmp_path / "out")])
-    assert code == 0, capsys.readouterr().err
-    found = pl.read_parquet(tmp_path / "out" / "part-*.parquet")
-    np.testing.assert_allclose(found["vector"].to_numpy(), runs[0].factors().items, atol=1e-5)
-    assert found["id"].n_unique() == 30
-    assert run_command(["embed", "x", "y", "--out", "z", "--side", "film"]) == 2

@@ -1,4 +1,4 @@
-"""A run with versions is written, resumed, published and served: its metrics see the past, its bundle serves the newest rows."""
+"""A run with versions is written, resumed, published and served: metrics of past rows, a bundle of the newest rows."""
 
 from __future__ import annotations
 

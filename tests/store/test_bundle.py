@@ -84,7 +84,7 @@ class Sealed:
 
 
 def shots(data: dict[str, bytes], share: int) -> Iterator[tuple[str, str, bytes]]:
-    """Yield files and what they hold instead, one of `share` ways; each of the many arrays of a prepared dataset in a few."""
+    """Yield files and their damaged contents, one of `share` ways; each array of a prepared dataset in a few ways."""
     for place, (name, whole) in enumerate(data.items()):
         few = 8 if "/arrays/" in name or name in ANYTHING else 1
         for number, (what, other) in enumerate(damages(name, whole)):
@@ -182,7 +182,8 @@ def test_fault_G18_lines_of_the_history_that_are_none_of_ours_are_left_out(
     whole = path.read_bytes()
     lines = [
         b"", b"null", b"3", b"[]", b'"text"', b"{", b"\xff\xfe", b"[" * 100_000, b'{"bundle": 3, "action": "publish"}',
-        b'{"bundle": "x", "action": ["publish"]}', b'{"bundle": "x", "action": {}}', b'{"bundle": null, "action": null}',
+        b'{"bundle": "x", "action": ["publish"]}', b'{"bundle": "x", "action": {}}',
+        b'{"bundle": null, "action": null}',
         b'{"bundle": "\\ud800", "action": "publish"}', b'{"bundle": "x", "action": "gc", "n": ' + b"1" * 5000 + b"}",
         b'{"bundle": "x", "action": "gc", "recall_check": NaN}',
     ]  # fmt: skip

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from twotower.errors import BundleError
-from twotower.store.history import History, new_line, previous_id
+from twotower.store.folder import FolderPlace
+from twotower.store.history import current_ids, new_line, previous_id
 from twotower.store.manifest import RecallCheck
 
 
@@ -31,8 +32,8 @@ def test_the_previous_bundle_is_the_one_before_without_those_rolled_back_from(
 
 
 def test_lines_are_added_at_the_end_and_say_which_bundles_became_current(tmp_path: Path) -> None:
-    history = History(tmp_path)
-    assert (history.lines(), history.current_ids()) == ([], [])
+    history = FolderPlace(tmp_path)
+    assert history.lines() == []
     check = RecallCheck(recall=0.9, threshold=0.8, k=10, queries=5)
     history.append(new_line("publish", "a", "", "first", check, forced=True))
     history.append(new_line("refused", "", "a", "recall"))
@@ -41,13 +42,13 @@ def test_lines_are_added_at_the_end_and_say_which_bundles_became_current(tmp_pat
     assert [line["reason"] for line in history.lines()] == ["first", "recall", "keep 2", "died"]
     assert history.lines()[0]["recall_check"] == check.model_dump()
     assert history.lines()[1]["recall_check"] is None
-    assert (history.current_ids(), history.bundles()) == (["a", "b"], ["a", "", "a", "b"])
+    assert current_ids(history.lines()) == ["a", "b"]
 
 
 def test_a_history_that_is_no_file_is_named(tmp_path: Path) -> None:
     (tmp_path / "HISTORY.jsonl").mkdir()
     with pytest.raises(BundleError, match="HISTORY.jsonl: cannot be read") as caught:
-        History(tmp_path).lines()
+        FolderPlace(tmp_path).lines()
     assert caught.value.reason == "unreadable"
 
 
@@ -56,17 +57,12 @@ def test_damaged_lines_are_skipped_and_named_and_a_last_line_may_lack_its_end(
 ) -> None:
     good = '{"action": "publish", "bundle": "a"}'
     damaged = [
-        '{"bundle": "b"}',
-        '{"action": "publish", "bundle": 5}',
-        "[]",
-        "7",
-        '{"action": ["gc"], "bundle": "a"}',
-        "{",
-    ]
+        '{"bundle": "b"}', '{"action": "publish", "bundle": 5}', "[]", "7", '{"action": ["gc"], "bundle": "a"}', "{",
+    ]  # fmt: skip
     (tmp_path / "HISTORY.jsonl").write_text("\n".join([good, "", *damaged, good]))
-    history = History(tmp_path)
-    assert history.current_ids() == ["a", "a"]
+    history = FolderPlace(tmp_path)
+    assert current_ids(history.lines()) == ["a", "a"]
     history.append(new_line("recover", "b", "a", ""))
-    assert history.current_ids() == ["a", "a", "b"]
+    assert current_ids(history.lines()) == ["a", "a", "b"]
     named = {m for m in messages if "HISTORY.jsonl: skipped damaged lines 3, 4, 5, 6, 7 …; a rollback without" in m}
     assert len(named) == 1

@@ -26,8 +26,7 @@ from twotower.store.bundle import Bundle
 from twotower.store.cache import BundleCache
 from twotower.store.leases import LeaseTimes
 from twotower.store.manifest import BundleFacts, manifest_digest
-from twotower.store.object_change import ObjectChange
-from twotower.store.object_place import ObjectPlace
+from twotower.store.object_place import ObjectChange, ObjectPlace
 from twotower.store.store import Store
 
 TIMES = LeaseTimes(seconds=3600, margin=0.0)
@@ -616,7 +615,7 @@ def test_fault_A13_gc_leaves_a_bundle_alone_while_it_is_fetched(
     monkeypatch.setattr(files, "hooks", WhileFetching(lambda: removed.append(store.gc())))
     assert tag_of(elsewhere.open(names[0])) == "a"
     assert removed == [[names[1]]]
-    monkeypatch.setattr(files, "hooks", files.NoHooks())
+    monkeypatch.setattr(files, "hooks", files.Hooks())
     assert store.gc() == [names[0]]
     assert tag_of(elsewhere.open(names[2])) == "c"
 
@@ -663,8 +662,9 @@ def test_fault_A13_a_killed_download_is_continued(
     monkeypatch.setattr(files, "hooks", WhileFetching(fail))
     with pytest.raises(KeyboardInterrupt):
         elsewhere.open(name)
-    monkeypatch.setattr(files, "hooks", files.NoHooks())
-    whole = [p.name for p in (elsewhere.place.cache.folder).rglob("*.bin") if p.stat().st_size == 103]  # type: ignore[attr-defined]
+    monkeypatch.setattr(files, "hooks", files.Hooks())
+    assert isinstance(elsewhere.place, ObjectPlace)
+    whole = [p.name for p in elsewhere.place.cache.folder.rglob("*.bin") if p.stat().st_size == 103]
     assert whole
     s3.let_happen(*(Fault(f"GET .*/{name}$", 403, times=9) for name in whole))
     assert tag_of(elsewhere.open(name)) == "one", "what was fetched is not asked for again"

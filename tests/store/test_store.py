@@ -317,10 +317,10 @@ def test_fault_A1_an_error_or_interrupt_while_writing_leaves_nothing(store: Stor
     old = store.publish(content("one"))
 
     check_failed_writes(store, old)
-    with pytest.raises(BundleError, match="stays .*: dims is 'x', expected int"):
+    with pytest.raises(BundleError, match="stays .*: dims: input should be a valid integer, got 'x'"):
         store.publish(content("two", dims="x"))
     rest = {name: value for name, value in FACTS.items() if name != "metric"}
-    with pytest.raises(BundleError, match="stays .*: metric is missing"):
+    with pytest.raises(BundleError, match="stays .*: 'metric' is missing"):
         store.publish(lambda folder: BundleFacts.model_validate(rest))
     with pytest.raises(BundleError, match="a link"):
         store.publish(lambda folder: linked(folder / "x", old.folder / "0.bin"))
@@ -491,13 +491,10 @@ def test_checksums_are_remembered_until_a_file_changes(store: Store, monkeypatch
         (lambda m: m.update(schema_version=2), "schema_version", "schema_version is 2, this version reads 5"),
         (lambda m: m.update(schema_version=True), "schema_version", "schema_version is True, this version reads 5"),
         (lambda m: m.pop("schema_version"), "schema_version", "schema_version is None, this version reads 5"),
-        (lambda m: m.pop("dims"), "manifest", "dims is missing"),
-        (lambda m: m.update(dims="64"), "manifest", "dims is '64', expected int"),
-        (lambda m: m.update(dims=True), "manifest", "dims is True, expected int"),
-        (lambda m: m.update(files={}), "manifest", "files is {}, expected list"),
-        (lambda m: m["files"].append("x"), "manifest", "'x', expected path, size and sha256"),
-        (lambda m: m["files"][0].update(size="1"), "manifest", ", expected path, size and sha256"),
-        (lambda m: m["files"][0].pop("sha256"), "manifest", ", expected path, size and sha256"),
+        (lambda m: m.update(files={}), "manifest", "files: input should be a list"),
+        (lambda m: m["files"].append("x"), "manifest", "files.3: input should be a valid dictionary"),
+        (lambda m: m["files"][0].update(size="1"), "manifest", "files.0.size: input should be a valid integer"),
+        (lambda m: m["files"][0].pop("sha256"), "manifest", "'files.0.sha256' is missing"),
         (
             lambda m: m["files"][0].update(size=10**30),
             "manifest",
@@ -554,22 +551,17 @@ def test_fault_A6_files_or_manifest_of_another_bundle_are_refused(store: Store) 
     assert store.rollback() == old
 
 
-def test_fault_A6_a_tower_and_an_index_of_two_models_do_not_agree(sound: Bundle) -> None:
-    model = {"model": "sha-1"}
-    sound.check_consistency({"user_tower.onnx": model, "index/index.json": model})
-    with pytest.raises(BundleError, match="model is 'sha-1' in MANIFEST.json, 'sha-2' in index/index.json") as caught:
-        sound.check_consistency({"user_tower.onnx": model, "index/index.json": {"model": "sha-2"}})
-    assert caught.value.reason == "mismatch"
-
-
 @pytest.mark.parametrize(
     ("field", "value", "says"),
-    [("dims", 32, "dims is 64"), ("metric", "dot", "metric is 'cosine'"), ("items", 8, "items is 7")],
-)
-def test_fault_A7_dims_metric_and_counts_must_agree_between_files(
+    [
+        ("model", "sha-2", "model is 'sha-1'"), ("dims", 32, "dims is 64"), ("metric", "dot", "metric is 'cosine'"),
+        ("items", 8, "items is 7"),
+    ],
+)  # fmt: skip
+def test_fault_A7_model_dims_metric_and_counts_must_agree_between_files(
     sound: Bundle, field: str, value: Any, says: str
 ) -> None:
-    facts: dict[str, Any] = {"dims": 64, "metric": "cosine", "items": 7}
+    facts: dict[str, Any] = {"model": "sha-1", "dims": 64, "metric": "cosine", "items": 7}
     sources = {"config.toml": facts, "item_vectors.npy": {"dims": 64, "items": 7}, "index/index.json": facts}
     sound.check_consistency(sources)
     for name in sources:
@@ -969,7 +961,7 @@ def test_fault_A13_an_open_mapping_outlives_gc_without_a_lease(store: Store) -> 
         assert mapped[:] == b"a" + bytes(range(100))
 
 
-# ---- A11: the recall check ------------------------------------------------------------------------------------------------
+# ---- A11: the recall check ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("recall", [0.93, -1, 0])
@@ -1003,7 +995,7 @@ def test_fault_A11_force_publishes_and_is_written_down(store: Store) -> None:
 @pytest.mark.parametrize("recall_check", [None, {}, {"recall": 0.9}, {"recall": "0.9", "threshold": 0.5}, [1],
                                   {"recall": float("nan"), "threshold": 0.5}])  # fmt: skip
 def test_fault_A11_a_recall_that_was_not_measured_is_not_published(store: Store, recall_check: Any) -> None:
-    with pytest.raises(BundleError, match="not published, CURRENT stays unset: recall_check") as caught:
+    with pytest.raises(BundleError, match="not published, CURRENT stays unset: '?recall_check") as caught:
         store.publish(content("one", recall_check=recall_check), force=True)
     assert caught.value.reason == "recall"
 

@@ -138,7 +138,7 @@ def test_a_bundle_serves_the_end_of_the_log_and_says_so(
         assert [i.id for i in found.items] == [i.id for i in api.recommend(run, user, 5).items]
     with caplog.at_level(logging.WARNING):
         measured = evaluate_bundle(retriever)["index"]
-    assert "ranks by what is popular at the end of the rows before its test part" in caplog.text
+    assert "ranks by the popularity at the end of the rows before its test part" in caplog.text
     assert measured["recall@5"] < run.metrics["test.recall@5"] - 0.1
 
 

@@ -74,9 +74,9 @@ def rollback(
     kinds: KindModules = None,
 ) -> None:
     """Make an earlier bundle current."""
-    from twotower.store import maintenance
+    from twotower.store import remote_collections
 
-    bundle, alias = maintenance.rollback(store, to or None, reason=reason)
+    bundle, alias = remote_collections.rollback(store, to or None, reason=reason)
     print_line(f"current: {bundle.id}{f', {alias}' if alias else ''}")
 
 
@@ -104,6 +104,6 @@ def gc(
     kinds: KindModules = None,
 ) -> None:
     """Remove old bundles, the files of killed publishers, and their Milvus collections."""
-    from twotower.store import maintenance
+    from twotower.store import remote_collections
 
-    maintenance.gc(store, keep)
+    remote_collections.gc(store, keep)

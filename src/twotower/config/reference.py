@@ -32,7 +32,7 @@ class Option:
     meaning: str
     tier: Tier
     commented: bool = False
-    """True if the template has it as a comment, as a config that leaves it out may be completed by the data."""
+    """True if the template has it as a comment: without the option, the data may decide it."""
 
 
 @dataclass(frozen=True)
@@ -46,25 +46,24 @@ class OptionTable:
     """True if a config holds any number of them, `[[name]]`."""
     kind: str = ""
     optional: bool = False
-    """True if a config without the table is another one: its options are of a kind, or it adds a kind."""
+    """True if the table chooses or adds a kind, so that it is not part of the default config."""
     always: bool = False
-    """True if `kind` is always on, and no value of a config."""
+    """True if `kind` is always on, and not named in a config."""
     same_as: str = ""
     """Name of an earlier table with the same options."""
 
 
 def config_tables() -> tuple[OptionTable, ...]:
-    """Return all tables of a config but the schema, in TOML's order."""
+    """Return all tables of a config but the schema, in the order of a TOML file."""
     return tuple(_section_tables("", _Content(Config), {}))
 
 
 def schema_tables() -> tuple[OptionTable, ...]:
-    """Return the tables of a schema."""
     return tuple(_section_tables("schema", _Content(Schema), {}))
 
 
 def of_tier(tables: Iterable[OptionTable], tier: Tier) -> list[OptionTable]:
-    """Return the tables that have options of a tier, with these alone. The documentation of a kind is part of "tune"."""
+    """Return the tables with only the options of a tier, without empty ones. A kind's documentation is in "tune"."""
     narrowed = [replace(table, options=tuple(o for o in table.options if o.tier == tier)) for table in tables]
     names = {table.name for table in narrowed if table.options}
     with_kinds = {table.name for table in narrowed if table.kind}
@@ -78,12 +77,6 @@ def of_tier(tables: Iterable[OptionTable], tier: Tier) -> list[OptionTable]:
     ]
 
 
-def options() -> Iterator[tuple[str, str, str, str]]:
-    """Yield every option of a config but the schema, those of one kind alone excepted, as (section, key, default, meaning)."""
-    for table in config_tables():
-        yield from ((table.name, o.key, o.default, o.meaning) for o in table.options if not table.kind)
-
-
 @dataclass(frozen=True)
 class _Content:
     """Sections that a field holds."""
@@ -95,7 +88,7 @@ class _Content:
     added: bool = False
     """True if a config adds kinds to those that are always on."""
     by_name: frozenset[str] | None = None
-    """Kinds that are on by default, if each stands under its name; else None."""
+    """Kinds that are on by default, if each has a subsection of its name; else None."""
 
 
 def _content(info: FieldInfo) -> _Content | None:
@@ -107,7 +100,7 @@ def _content(info: FieldInfo) -> _Content | None:
     if registry := next((m for m in marks if isinstance(m, Kinds)), None):
         by_name = frozenset(kind.kind for kind in info.default) if ByName in info.metadata else None
         return _Content(registry.protocol, {k.kind: k for k in registry}, listed, Added in info.metadata, by_name)
-    if held is PoolingSpec:  # the schema stands below the poolings
+    if held is PoolingSpec:  # a lower layer than the poolings
         return _Content(Pooling, {kind.kind: kind for kind in POOLINGS}, listed)
     return _Content(held, listed=listed) if isinstance(held, type) and issubclass(held, Section) else None
 
@@ -120,8 +113,7 @@ def _section_tables(
     about: str = "",
     optional: bool = False,
 ) -> Iterator[OptionTable]:
-    """Yield the table of a section, those of its kinds, and those of the sections in it. `kind` is the option that names a
-    kind."""
+    """Yield the tables of a section, of its kinds, and of its subsections. `kind` is the option that names a kind."""
     section, kinds, listed = content.section, content.kinds, content.listed
     if (first := seen.setdefault(section, name)) != name:
         yield OptionTable(name, (), about, listed, same_as=first)
@@ -156,13 +148,15 @@ def _is_always_on(section: SectionType) -> bool:
 
 @cache
 def _options_of_kind(kind: SectionType, protocol: SectionType) -> tuple[Option, ...]:
-    """Return the options of a kind that its protocol lacks, or has with another default."""
+    """Return the options of a kind that its protocol does not have, or has with another default."""
     return tuple(_own_options(kind, protocol))
 
 
 def _own_options(section: SectionType, protocol: SectionType | None = None) -> Iterator[Option]:
-    """Yield the options of a section that are values. Of a kind: those that its protocol lacks or has with another default,
-    with those of the sections in it."""
+    """Yield the options of a section that are values.
+
+    With the `protocol` of a kind: the options that the protocol does not have, or has with another default, and the
+    options of subsections."""
     shared = {} if protocol is None else protocol.model_fields
     for key, info in section.model_fields.items():
         if protocol is not None and (key == "kind" or repr(shared.get(key)) == repr(info)):

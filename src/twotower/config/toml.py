@@ -14,12 +14,11 @@ from pydantic import ValidationError
 
 from twotower import files
 from twotower.config.experiment import Config
-from twotower.config.problems import explain
 from twotower.errors import ConfigError, did_you_mean
 from twotower.features.schema import Schema
 from twotower.kinds import Kind, Kinds
 from twotower.model.pooling import check_poolings
-from twotower.section import Section
+from twotower.section import Section, first_problem
 
 TomlValue: TypeAlias = "str | float | date | time | Sequence[TomlValue] | Mapping[str, TomlValue]"
 """Value of a key in TOML."""
@@ -31,33 +30,31 @@ CONFIG_FORMAT = 3
 def parse_config(
     data: Mapping[str, TomlValue], where: str = "config", trust: bool = False
 ) -> tuple[Schema | None, Config]:
-    """Return (schema or None, config) of a mapping as TOML gives it. With `trust` the kinds of elsewhere that it names are
-    imported. Raises ConfigError with one line."""
+    """Return (schema or None, config) of parsed TOML. Raises ConfigError with one line.
+
+    Here and below, `trust` imports the modules of kinds that are named by import path."""
     rest = dict(data)
     if (form := rest.pop("format", CONFIG_FORMAT)) != CONFIG_FORMAT or type(form) is not int:
-        raise ConfigError(
-            f"{where}: format {form!r}, this version reads {CONFIG_FORMAT}; begin with the keys of `config_template(everything=True)`"
-        )
+        what = f"{where}: format {form!r}, this version reads {CONFIG_FORMAT}"
+        raise ConfigError(f"{what}; begin with the keys of `config_template(everything=True)`")
     schema = rest.pop("schema", None)
     known = [*Config.model_fields, "schema"]
     for key in rest:
         if key not in known:
-            raise ConfigError(
-                f"{where}: unknown section '{key}'{did_you_mean(key, known)} (allowed: {', '.join(known)})"
-            )
+            what = f"unknown section '{key}'{did_you_mean(key, known)} (allowed: {', '.join(known)})"
+            raise ConfigError(f"{where}: {what}")
     try:
         config = Config.model_validate(rest, context={"trust": trust})
         parsed = Schema.model_validate(schema, context={"trust": trust}) if schema is not None else None
     except ValidationError as e:
-        raise ConfigError(f"{where}: {explain(e)}") from None
+        raise ConfigError(f"{where}: {first_problem(e)}") from None
     if parsed is not None:
         check_poolings(parsed, trust, f"{where}: ")
     return parsed, config
 
 
 def load_config(path: Path, overrides: Iterable[str] = (), trust: bool = False) -> tuple[Schema | None, Config]:
-    """Read a TOML file and apply `key=value` overrides; data paths become relative to the file's folder. With `trust` the
-    kinds of elsewhere that they name are imported."""
+    """Read a TOML file and apply `key=value` overrides. Data paths become relative to the file's folder."""
     try:
         data: Mapping[str, TomlValue] = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
@@ -69,9 +66,7 @@ def load_config(path: Path, overrides: Iterable[str] = (), trust: bool = False) 
         hint = escape if re.search(r"hex value|Unescaped '\\'", str(e)) else ""
         raise ConfigError(f"{path}: not valid TOML: {e}{hint}") from None
     except RecursionError:
-        raise ConfigError(
-            f"{path}: not valid TOML: lists or tables within each other, too deep for any option"
-        ) from None
+        raise ConfigError(f"{path}: not valid TOML: lists or tables nested too deep for any option") from None
     except OSError as e:
         raise ConfigError(f"{path}: {e.strerror}") from None
     schema, config = parse_config(override_settings(data, overrides), str(path), trust)
@@ -80,26 +75,25 @@ def load_config(path: Path, overrides: Iterable[str] = (), trust: bool = False) 
 
 
 def override_config(config: Config, overrides: Iterable[str], trust: bool = False) -> Config:
-    """Return the config with `key=value` overrides applied. With `trust` the kinds of elsewhere that they name are
-    imported. Raises ConfigError."""
+    """Return the config with `key=value` overrides applied. Raises ConfigError."""
     return parse_config(override_settings(config.model_dump(mode="json"), overrides), trust=trust)[1]
 
 
 def override_settings(data: Mapping[str, TomlValue], overrides: Iterable[str]) -> Mapping[str, TomlValue]:
-    """Return settings as TOML gives them with `key=value` overrides applied. Raises ConfigError."""
+    """Return parsed TOML with `key=value` overrides applied. Raises ConfigError."""
     for text in overrides:
         data = _override(data, text)
     return data
 
 
 def dump_config(schema: Schema, config: Config) -> str:
-    """Return the resolved settings as TOML, with their format. `load_config` reads them back."""
+    """Return the resolved settings as TOML, with their format, for `load_config`."""
     settings = config.model_dump(mode="json") | {"schema": schema.model_dump(mode="json")}
     return tomli_w.dumps({"format": CONFIG_FORMAT} | settings)
 
 
 def _override(data: Mapping[str, TomlValue], text: str) -> Mapping[str, TomlValue]:
-    """Return `data` with `a.b.0.c=value` applied; the value is read as TOML, else taken as text."""
+    """Return `data` with `a.b.0.c=value` applied. The value is TOML, else text."""
     key, equals, value = text.partition("=")
     if not equals or not key:
         raise ConfigError(f"`overrides` {text}: expected key=value, such as train.epochs=3")
@@ -114,7 +108,7 @@ def _override(data: Mapping[str, TomlValue], text: str) -> Mapping[str, TomlValu
 
 
 def registry_at(path: list[str]) -> Kinds[Kind] | None:
-    """Return the registry of the kinds that a config has at a path of keys; None for any other value."""
+    """Return the registry of the kinds at a path of keys in a config; None for any other value."""
     section: type[Section] = Config
     for step in path:
         field = section.model_fields.get(step)
@@ -130,7 +124,7 @@ def registry_at(path: list[str]) -> Kinds[Kind] | None:
 
 
 def _split_key(key: str) -> list[str]:
-    """Return the steps of a dotted key, of which a quoted one may hold dots."""
+    """Return the steps of a dotted key. A quoted step may hold dots."""
     try:
         node: TomlValue = tomllib.loads(f"{key} = 0")
     except tomllib.TOMLDecodeError:
@@ -145,8 +139,9 @@ def _split_key(key: str) -> list[str]:
 def _without_options_of_other_kinds(
     data: Mapping[str, TomlValue], path: list[str], kind: str
 ) -> Mapping[str, TomlValue]:
-    """Return `data` without the options at the section `path` that have the defaults of its present kind and that the new
-    `kind` lacks: a written config has every default. Options that somebody has set stay, and are refused."""
+    """Return `data` without the options of the section `path` that the new `kind` lacks, if they have their defaults.
+
+    A written config has every default. An option that a user has set stays, and is refused."""
     registry, node = registry_at(path), data
     for step in path:
         inner = node.get(step)
@@ -163,13 +158,13 @@ def _without_options_of_other_kinds(
 def _replace_key(
     node: Mapping[str, TomlValue], above: list[str], path: list[str], value: TomlValue, text: str
 ) -> dict[str, TomlValue]:
-    """Return the section `node`, which stands at `above`, with the value at `path` below it replaced."""
+    """Return the section `node`, at the path `above`, with the value at `path` below it replaced."""
     step, *rest = path
     if rest:
         inner = node.get(step, [{}] if rest[0].isdigit() else {})
         if isinstance(inner, bool):  # a switch takes the options of what it switches
             inner = {}
-        if isinstance(inner, str) and registry_at([*above, step]):  # the name of a kind stands for a section
+        if isinstance(inner, str) and registry_at([*above, step]):  # the name of a kind without options
             inner = {"kind": inner}
         value = _replace(inner, [*above, step], rest, value, text)
     return {**node, step: value}
@@ -183,7 +178,7 @@ def _replace(node: TomlValue, above: list[str], path: list[str], value: TomlValu
         raise ConfigError(f"`overrides` {text}: '{'.'.join(above)}' is a value, not a section")
     step, *rest = path
     if not step.isdigit() or int(step) >= len(node):
-        raise ConfigError(f"`overrides` {text}: expected an index 0..{len(node) - 1} where '{step}' stands")
+        raise ConfigError(f"`overrides` {text}: expected an index 0..{len(node) - 1} instead of '{step}'")
     place = int(step)
     return [
         *node[:place],

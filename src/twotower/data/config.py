@@ -26,44 +26,42 @@ from twotower.section import Section
 
 
 class DataConfig(Section):
-    """Source of the data: tables, a prepared dataset, or a data set by name."""
+    """Source of the data: tables, a prepared dataset, or a data set by name.
+
+    Paths are relative to the config file. A data set brings its [schema] where none is given."""
 
     start_here = ("dataset", "interactions")
 
     dataset: Annotated[NamedDataset | Literal[""], DATASETS] = Field(
-        "",
-        description="Data set of a name, or with its options. Brings a [schema] where none is given. Empty: your own tables.",
+        "", description="Data set by name, or a section with its options. Empty: your own tables."
     )
     users: str = Field(
         "",
-        description="Users: a CSV or Parquet file, a folder of them, a pattern, or a URL of these. Empty: the user ids of the "
-        "interactions.",
+        description="Users: a CSV or Parquet file, a folder of them, a pattern, or a URL. "
+        "Empty: the user ids of the interactions.",
     )
     items: str = Field(
         "",
-        description="Items: a CSV or Parquet file, a folder of them, a pattern, or a URL of these. Empty: the item ids of the "
-        "interactions.",
+        description="Items: a CSV or Parquet file, a folder of them, a pattern, or a URL. "
+        "Empty: the item ids of the interactions.",
     )
     interactions: str = Field(
-        "",
-        description="Interactions: a CSV or Parquet file, a folder of them, a pattern, or a URL of these. Paths are relative to the "
-        "config file.",
+        "", description="Interactions: a CSV or Parquet file, a folder of them, a pattern, or a URL."
     )
     train: str = Field(
         "",
-        description="Interactions of the train part: a CSV or Parquet file, a folder of them, a pattern, or a URL of these; with "
-        "split.kind = 'files' instead of data.interactions. Empty: none.",
+        description="Interactions of the train part, instead of data.interactions, with split.kind = 'files'. "
+        "Empty: none.",
     )
     validation: str = Field(
-        "",
-        description="Interactions of the validation part. Empty: some rows of train (split.validation).",
+        "", description="Interactions of the validation part. Empty: some rows of train (split.validation)."
     )
-    test: str = Field("", description="Interactions of the test part, beside data.train. Empty: none.")
+    test: str = Field("", description="Interactions of the test part, together with data.train. Empty: none.")
     format: TextFormat = TextFormat()
     buckets: str = Field(
         "",
-        description="Folder of buckets (docs/prepared-format.md), which `twotower prepare` reads instead of tables. Empty: "
-        "none.",
+        description="Folder of buckets (docs/prepared-format.md), which `twotower prepare` reads instead of tables. "
+        "Empty: none.",
     )
     prepared: str = Field(
         "", description="Folder written by `twotower prepare`, to train on instead of tables. Empty: none."

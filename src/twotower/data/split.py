@@ -14,7 +14,17 @@ PART_NAMES = ("train", "validation", "test")
 
 
 class SplitConfig(Section):
-    """Split of the interactions into train, validation and test part."""
+    """Split of the interactions into train, validation and test part.
+
+    Kinds: random (random rows), user_random (random rows of each user), last (each user's last row tests, and the one
+    before validates), time (the latest rows), user_ratio (each user's latest rows), column (the part that a column
+    names), files (the part whose file has the row: data.train, data.validation, data.test).
+
+    `validation` is a share of the rows that are not of the test part; with the kinds column and files it has an effect
+    if no given row validates, and with the kind last only 0 has one. `from_train`: random is a share drawn at random,
+    last is each user's last positive and what follows, time is the latest share; histories of the test part hold these
+    rows. Rows of the users that `users` leaves out are all of the train part. `gap` drops rows that a bundle would not
+    know yet when it is served."""
 
     start_here = ("kind",)
     research = ("seed",)
@@ -23,9 +33,7 @@ class SplitConfig(Section):
 
     kind: Literal["random", "user_random", "last", "time", "user_ratio", "column", "files"] = Field(
         "random",
-        description="Rule of the split. random: random rows. user_random: random rows of each user. last: each user's last row tests and the one before "
-        "validates. time: the latest rows. user_ratio: each user's latest rows. column: the part that a column names. "
-        "files: the part whose file has the row (data.train, data.validation, data.test).",
+        description="Rule that chooses the rows of the parts: at random, by time, or as the log names them.",
     )
     column: str = Field(
         "", description="Column of the interactions that names a row's part: train, validation or test (kind column)."
@@ -33,7 +41,7 @@ class SplitConfig(Section):
     ordered: bool = Field(
         False,
         description="Given parts follow one another in time, so histories of the test part hold the validation part "
-        "too (kinds column and files). false: they hold the train part.",
+        "(kinds column and files).",
     )
     test: float = Field(
         0.2,
@@ -45,25 +53,25 @@ class SplitConfig(Section):
         0.1,
         ge=0,
         lt=1,
-        description="Share of the remaining rows in the validation part (kinds random, user_random, time and user_ratio; column and files where no "
-        "given row validates). 0: no validation part (kind last too); training then keeps the last epoch.",
+        description="Share of the remaining rows in the validation part. "
+        "0: no validation part, and training keeps the last epoch.",
     )
     from_train: Literal["", "random", "last", "time"] = Field(
         "",
-        description="Training rows that validate where no given row does (kinds column and files); histories of the test part hold them. random: a share "
-        "drawn at random. last: each user's last positive, and what follows. time: the latest share. Empty: random, or of ordered parts as the test part follows train.",
+        description="Training rows that validate if no given row does (kinds column and files). "
+        "Empty: random, or of ordered parts as test follows train.",
     )
     users: float = Field(
         1.0,
         gt=0,
         le=1,
-        description="Share of users whose rows test and validate, drawn by their ids (kinds last, user_ratio and user_random); all rows of the others "
-        "are train. 1: all users.",
+        description="Share of users whose rows test and validate, drawn by their ids (kinds last, user_ratio and "
+        "user_random). 1: all users.",
     )
     gap: float = Field(
         0.0,
         ge=0,
-        description="Time before the validation part and before the test part whose rows are dropped (kind time), so that a bundle does not know them as taken. Seconds. "
+        description="Time before the validation and the test part whose rows are dropped, in seconds (kind time). "
         "0: none.",
     )
     seed: int = Field(2022, ge=0, lt=2**32, description="Seed of the random splits, and of the drawn users.")

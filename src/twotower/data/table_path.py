@@ -19,8 +19,8 @@ from typing import BinaryIO, TypedDict, Unpack
 import polars as pl
 
 from twotower.errors import DataError
+from twotower.files.locks import scratch_folder
 from twotower.files.object_stores import ObjectClient, ObjectError
-from twotower.files.scratch import scratch_folder
 from twotower.files.urls import Url
 
 TEXT_SUFFIXES = (".csv", ".tsv", ".txt")

@@ -19,8 +19,8 @@ from twotower.data.table_paths import table_files, takes_in
 from twotower.data.tables import need
 from twotower.data.text_format import TextFormat
 from twotower.errors import DataError, RunError
+from twotower.files.locks import scratch_folder
 from twotower.files.places import JsonObject
-from twotower.files.scratch import scratch_folder
 from twotower.files.urls import Url
 
 

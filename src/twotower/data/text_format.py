@@ -20,37 +20,38 @@ TableName = Literal["users", "items", "interactions"]
 
 
 class TextFormat(Section):
-    """Form of the text files of the data (.csv, .tsv, .txt), gzipped or not."""
+    """Form of the text files of the data (.csv, .tsv, .txt), gzipped or not.
+
+    A file that is not UTF-8 is decoded into the temporary folder of the machine before it is read. With
+    layout = 'sequences' schema.time, if set, names the column of the order (schema.time_unit = 'order'), which no split
+    of kind 'time' can read."""
 
     separator: str = Field(
         "",
-        description="Character between the values, in the files of all tables; the two characters \\t are a tab. Empty: a comma in "
-        ".csv files, a tab in .tsv, a space in .txt.",
+        description="Character between the values in all text files (\\t: a tab). "
+        "Empty: comma in .csv, tab in .tsv, space in .txt.",
     )
     separators: dict[TableName, str] = Field(
         {},
-        description="Character between the values in the files of one table, in place of separator: a character by users, items or "
-        "interactions. Empty: none.",
+        description="Character between the values in the files of one table, by its name: users, items or interactions. "
+        "Empty: none.",
     )
     encoding: str = Field(
         "utf-8",
-        description="Encoding of the text files of all tables, as Python names it, such as cp1252, gb18030 or utf-16. "
-        "A file is decoded into the temporary folder of the machine before it is read; one that is UTF-8 stays so.",
+        description="Encoding of the text files of all tables, as Python names it, such as cp1252, gb18030 or utf-16.",
     )
     decimal: Literal[".", ","] = Field(
-        ".", description="Decimal mark of numbers. A comma is read in files whose values no comma separates."
+        ".", description="Decimal mark of numbers; a comma only in files with another separator."
     )
     columns: tuple[str, ...] = Field(
         (),
-        description="Names of the columns of the interactions, in order, for files without a header line. Empty: the first "
-        "line names them.",
+        description="Names of the columns of the interactions, in order, for files without a header line. "
+        "Empty: the first line names them.",
     )
-
     layout: Literal["rows", "sequences"] = Field(
         "rows",
-        description="Content of a line of the interactions. rows: one interaction. sequences: a user and the user's items, oldest "
-        "first, without a header line; schema.time, if set, names the column of their order (schema.time_unit = 'order'), which no "
-        "split of kind 'time' can read.",
+        description="Content of a line of the interactions. rows: one interaction. "
+        "sequences: a user and the user's items, oldest first, without a header line.",
     )
 
     @field_validator("separator")

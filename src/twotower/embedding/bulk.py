@@ -24,7 +24,7 @@ from twotower.files.places import JsonObject
 from twotower.kinds import foreign_modules
 from twotower.progress import JobProgress
 from twotower.runs import Run
-from twotower.runs.copies import RunCopy, check_share, run_digests
+from twotower.runs.shared import RunCopy, check_share, run_digests
 from twotower.version import __version__
 
 log = logging.getLogger(__name__)
@@ -80,7 +80,7 @@ def embed(
     table = ShardedTable(table_at, reading, form, vectors.known.frame.schema)
     own = vectors.schema.table_id(side)
     table.select([own if own in table.names else vectors.key, *vectors.columns[1:]], f"{side}s")
-    for missed in run.missed_outside(side, table.names):
+    for missed in run.vector_gaps(side, table.names):
         log.warning(missed)
     model, schema = run_digests(run)
     plan: JsonObject = {

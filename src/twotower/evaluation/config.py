@@ -52,22 +52,27 @@ class MetricSet:
 
 
 class EvaluationConfig(Section):
-    """Metrics and slices of the report."""
+    """Metrics and slices of the report.
+
+    `repeats` is about items that a user has seen in an earlier part. exclude: they are not ranked, and no targets.
+    allow: they are ranked as all others. only: they alone are ranked, for items that a user takes again; a service
+    ranks all items unless a request allows these alone. More than 10 different numbers in a column of `slices` are cut
+    at their quartiles."""
 
     start_here = ("k",)
     research = ("head_share", "new_user_below", "new_item_below", "slice_min_users")
 
     k: tuple[Positive, ...] = Field(
-        (10, 50), min_length=1, description="Cut-offs of the ranking metrics. The first is the headline."
+        (10, 50), min_length=1, description="Cut-offs of the ranking metrics, the headline first."
     )
     metrics: Annotated[tuple[Annotated[Metric, METRICS], ...], Added] = Field(
         (),
-        description="Metrics in addition to those that are always measured: names, or sections of a kind and its options.",
+        description="Further metrics than those that are always measured: names, or sections of a kind and its options.",
     )
     repeats: Repeats = Field(
         "exclude",
-        description="Treatment of items that a user has seen in an earlier part. exclude: not ranked, and no targets. allow: "
-        "ranked as all others. only: ranked alone, for the items that a user takes again; a service ranks all items unless a request allows these alone.",
+        description="Treatment of items that a user has seen in an earlier part. exclude: not ranked. "
+        "allow: ranked as all others. only: ranked alone.",
     )
     max_users: int = Field(
         0, ge=0, description="Maximum number of users in the ranking metrics, drawn once. 0: all users."
@@ -85,16 +90,15 @@ class EvaluationConfig(Section):
 
     slices: tuple[str, ...] = Field(
         (),
-        description="Columns of the users' table, such as gender, whose values are measured apart. More than 10 different"
-        " numbers are cut at their quartiles.",
+        description="Columns of the users' table, such as gender, whose values are measured apart.",
     )
     slice_min_users: int = Field(
         20, ge=1, description="Number of ranked users below which a value of a column of slices is left out."
     )
     weighted: bool = Field(
         False,
-        description="Weigh rows in metrics by schema.weight and schema.events: pairs, targets of a ranking, and the "
-        "popularity of items. false: all rows of a weight above 0 count alike.",
+        description="Weigh rows in metrics by schema.weight and schema.events. "
+        "false: all rows of a weight above 0 count alike.",
     )
 
     @field_validator("slices")

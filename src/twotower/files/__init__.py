@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal, Protocol, TypeAlias
+from typing import Literal, TypeAlias
 
 from twotower.errors import RunError
 
@@ -22,37 +22,29 @@ JsonData: TypeAlias = "Mapping[str, JsonData] | Sequence[JsonData] | str | float
 _LEFTOVER_NAME = re.compile(r"\.(.+)\.\d+\.(tmp|old)", re.DOTALL)
 
 
-class Hooks(Protocol):
-    """Calls at named points between two steps of a write, a training or an embedding."""
+class Hooks:
+    """Calls at named points between two steps of a write, a training or an embedding; these do nothing."""
 
     def point(self, name: str) -> None:
         """Run at the point `name`."""
 
 
-class NoHooks:
-    """Hooks that do nothing."""
-
-    def point(self, name: str) -> None:
-        """Do nothing."""
-
-
 READ_ONLY = os.O_RDONLY | sum(getattr(os, f"O_{name}", 0) for name in ("BINARY", "NONBLOCK", "NOFOLLOW", "CLOEXEC"))
-"""Flags of `os.open` for a regular file of others: no wait for a pipe, no symbolic link, where the system has these."""
+"""Flags of `os.open` for an untrusted file: no wait for a pipe, no symbolic link, if the system has such flags."""
 READ_WRITE = READ_ONLY | os.O_RDWR
 _SYNCS_FOLDERS = hasattr(os, "O_DIRECTORY")
-"""False on Windows, which opens no folder, and writes its entries with the file system's journal."""
+"""False on Windows, which opens no folder and has a journal for its entries."""
 
-hooks: Hooks = NoHooks()
-"""The hooks of this process. Tests of recovery put their own here, which end the process at a point."""
+hooks = Hooks()
+"""The hooks of this process. Tests of recovery put hooks here that end the process at a point."""
 
 
 def point(name: str) -> None:
-    """Call the hooks at a named point."""
     hooks.point(name)
 
 
 def temporary_path(path: Path, ending: Literal["tmp", "old"] = "tmp") -> Path:
-    """Return a path beside `path` that no other write has, of this host or of another, and that `remove_leftovers` knows."""
+    """Return a path in the same folder that no other write on any host uses, and that `remove_leftovers` recognises."""
     return path.with_name(f".{path.name}.{secrets.randbits(48)}.{ending}")
 
 
@@ -84,7 +76,6 @@ def write_json(path: Path, value: JsonData, mode: int | None = None) -> None:
 
 
 def json_bytes(value: JsonData) -> bytes:
-    """Return the content of a JSON file."""
     return (json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode()
 
 
@@ -92,7 +83,7 @@ def json_bytes(value: JsonData) -> bytes:
 def new_folder(path: Path) -> Iterator[Path]:
     """Yield a temporary folder that replaces `path` when the block succeeds, and is removed when it fails.
 
-    The former content of `path` is removed as a whole, and only on success; a symbolic link is kept. Raises RunError."""
+    The former content of `path` is removed only on success; a symbolic link is kept. Raises RunError."""
     path = replaceable(path)
     temporary = temporary_path(path)
     try:
@@ -106,24 +97,22 @@ def new_folder(path: Path) -> Iterator[Path]:
 
 
 def replaceable(path: Path) -> Path:
-    """Return the folder `path` without symbolic links. Raises RunError if no new folder may take its place."""
+    """Return the folder `path` without symbolic links. Raises RunError if no new folder may replace it."""
     check_name(path)
     path = path.resolve()
     if path.exists() and path.samefile("."):  # its replacement would leave the shell in a removed folder
-        raise RunError(
-            f"{path}: the current folder cannot be replaced; choose another folder, or start from another one"
-        )
+        what = "the current folder cannot be replaced; choose another folder, or start from another one"
+        raise RunError(f"{path}: {what}")
     if os.path.ismount(path):
         raise RunError(f"{path}: a mounted disk cannot be replaced; choose a folder in it")
-    for left in path.parent.glob(
-        f".{glob.escape(path.name)}.*.old"
-    ):  # of a process that was killed between two renames
+    # of a process that was killed between two renames
+    for left in path.parent.glob(f".{glob.escape(path.name)}.*.old"):
         _restore(left, path)
     return path
 
 
 def replace_folder(made: Path, path: Path) -> None:
-    """Put the folder `made` in the place of `path`, whose content is removed as a whole. Raises OSError."""
+    """Replace the folder `path` by the folder `made`. Raises OSError."""
     before = temporary_path(path, "old")
     for file in made.iterdir():
         sync(file)
@@ -149,7 +138,7 @@ def _restore(before: Path, path: Path) -> None:
 def remove_leftovers(folder: Path, ours: Callable[[str], bool]) -> None:
     """Remove, or restore, temporary files of killed processes in a folder, for the names that `ours` accepts.
 
-    Call under the lock of all writers of the folder: a living process may use such a file."""
+    Call under the lock of all writers of the folder, as a live process may use such a file."""
     for left in list(folder.iterdir()) if folder.is_dir() else []:
         found = _LEFTOVER_NAME.fullmatch(left.name)
         if found and ours(found[1]):
@@ -207,8 +196,7 @@ def check_name(name: Path | str) -> None:
 
 def cache_folder() -> Path:
     """Return the folder of this package in the user's cache."""
-    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(home) / "twotower"
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "twotower"
 
 
 def check_writable(folder: Path) -> None:

@@ -5,11 +5,11 @@ A store holds bundles, a bundle copies most files of its run, and a run or bundl
 
 from __future__ import annotations
 
-# Store: a bundle for each version, the id of the served one, a line for each change, the lock of whoever changes it, and
-# the collections of remote indexes that its publishers have created.
+# Store: a bundle for each version, the id of the served one, a line for each change, the lock of a change, and the
+# collections of remote indexes.
 BUNDLES, CURRENT, HISTORY, STORE_LOCK, COLLECTIONS = "bundles", "CURRENT", "HISTORY.jsonl", "LOCK", "COLLECTIONS.json"
 STORE_FILES = frozenset({BUNDLES, CURRENT, HISTORY, STORE_LOCK})
-"""Files that a store has from its beginning, or soon after."""
+"""Files of a store; at least one exists from its creation."""
 
 # Bundle: the manifest, the vectors of all users, the index of the items, and the model card.
 MANIFEST, USER_VECTORS, INDEX, MODEL_CARD = "MANIFEST.json", "user_vectors.npy", "index", "README.md"
@@ -17,12 +17,11 @@ MANIFEST, USER_VECTORS, INDEX, MODEL_CARD = "MANIFEST.json", "user_vectors.npy",
 # Bundle of a model with own counts: the weight of each code of a history.
 OWN_COUNTS = "own_counts.npy"
 
-# Bundle of a model with recent popularity: how popular each item is at the end of the rows before the test part.
+# Bundle of a model with recent popularity: the popularity of each item at the end of the rows before the test part.
 POPULARITY = "popularity.npy"
 
 
 def tower(side: str) -> str:
-    """Return the name of the exported tower of a side."""
     return f"{side}_tower.onnx"
 
 
@@ -30,8 +29,8 @@ def tower(side: str) -> str:
 CONFIG, WEIGHTS, MODEL = "config.toml", "model.safetensors", "model.json"
 ENCODERS, VOCABULARIES, METRICS = "encoders.json", "vocabularies.arrow", "metrics.json"
 
-# Run: a line for each epoch, a page of curves, the state from which training resumes, the run that replaces a complete
-# one, and the lock of the process that writes.
+# Run: a line for each epoch, a page of curves, the state from which training resumes, the next run, and the lock of the
+# writing process.
 EPOCHS, REPORT, CHECKPOINTS, NEXT_RUN, RUN_LOCK = "history.jsonl", "report.html", "checkpoints", ".next", ".lock"
 
 # Tables of a run or bundle, as numbered and split; or the same as a prepared dataset.
@@ -39,19 +38,18 @@ INTERACTIONS, PREPARED = "interactions.parquet", "prepared"
 
 
 def table(side: str) -> str:
-    """Return the name of the table of a side."""
     return f"{side}s.parquet"
 
 
 def versions(side: str) -> str:
-    """Return the name of the table of all versions of a side, where the other table has the newest of each id."""
+    """Return the name of the table of all versions of a side; its other table has the newest version of each id."""
     return f"{side}_versions.parquet"
 
 
 TABLES = (table("user"), table("item"), INTERACTIONS)
 
-# Prepared dataset: format, counts, split, schema and digest; arrays that are mapped into memory; and an interaction whose columns
-# of the context have the types of the log.
+# Prepared dataset: format, counts, split, schema and digest; arrays that are mapped into memory; and an interaction,
+# with the types of the context's columns in the log.
 PREPARED_FACTS, ARRAYS, CONTEXT = "prepared.json", "arrays", "context.parquet"
 
 # Buckets: facts, and the folder of the files of interactions.

@@ -1,7 +1,7 @@
-"""File locks that the kernel releases when their holder dies.
+"""File locks, and temporary folders under a lock: the kernel releases a lock when its holder dies.
 
-Exclusive locks are those of filelock: `flock`, or `LockFileEx` on Windows. Shared ones keep a file from being removed; Windows
-does that for every open file.
+Exclusive locks are by filelock: `flock`, or `LockFileEx` on Windows. A shared lock keeps a file from being
+removed; Windows does that for every open file.
 """
 
 from __future__ import annotations
@@ -10,11 +10,13 @@ import errno
 import logging
 import os
 import platform
+import secrets
+import shutil
 import stat
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -32,9 +34,10 @@ except ImportError:
 
 log = logging.getLogger(__name__)
 
-
 WAIT_SECONDS = 0.05
-"""Pause between two tries to take a lock that is waited for."""
+"""Pause between two tries of `wait_for_lock`."""
+_RANDOM_BYTES = 8
+"""Random part of the name of a temporary folder."""
 _OPEN_FILE_STAYS: tuple[type[OSError], ...] = () if HAS_SHARED_LOCKS else (PermissionError,)
 """Errors of removing a file that is open."""
 
@@ -76,9 +79,8 @@ class Lock:
 def lock(path: Path, keep: bool = True) -> Iterator[Lock]:
     """Hold an exclusive file lock while the block runs. Raises LockHeld, which names the holder, or OSError.
 
-    The kernel releases the lock when its holder dies. A holder that ends empties the file, so text in the file of a free
-    lock is of a killed holder; without `keep` it removes the file.
-    """
+    A holder that ends empties the file, so text in the file of a free lock is of a killed holder. Without `keep` a
+    holder that ends removes the file."""
     file = _open_lock(path)
     try:
         while True:
@@ -114,8 +116,10 @@ def lock(path: Path, keep: bool = True) -> Iterator[Lock]:
 
 @contextmanager
 def held_by_call(path: Path, action: str, what: Path, hint: str) -> Iterator[None]:
-    """Make the folder of a lock file, and hold the lock for an action while the block runs. Raises RunError, which names `what` is
-    written, if another process holds it, and for an OSError, with a hint."""
+    """Make the folder of a lock file, and hold the lock for an action while the block runs.
+
+    Raises RunError about the file or folder `what`: if another process holds the lock, and for an OSError, with a hint.
+    """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with lock(path) as held:
@@ -129,7 +133,7 @@ def held_by_call(path: Path, action: str, what: Path, hint: str) -> Iterator[Non
 
 @contextmanager
 def wait_for_lock(path: Path) -> Iterator[None]:
-    """Hold an exclusive file lock while the block runs, after waiting for its holder. Raises OSError."""
+    """Wait for an exclusive file lock, and hold it while the block runs. Raises OSError."""
     file = _open_lock(path)
     try:
         while not try_lock(file.fileno(), path):
@@ -157,10 +161,9 @@ def is_locked(path: Path) -> bool:
 
 
 def try_lock(handle: int, path: Path) -> bool:
-    """Take the exclusive lock of an open file, until the handle is closed; return False if another process holds it, or
-    shares the file. Raises OSError.
+    """Take the exclusive lock of an open file until the handle is closed; return False if another process has a lock.
 
-    A system without file locks is warned of: one process at a time may write there."""
+    Raises OSError. On a system without file locks it logs a warning: one process at a time may write there."""
     from filelock import lock_descriptor  # which is slow to import
 
     try:
@@ -173,8 +176,9 @@ def try_lock(handle: int, path: Path) -> bool:
 
 
 def share(handle: int) -> None:
-    """Take the shared lock of a file that is open for reading, until the handle is closed. Raises BlockingIOError if
-    another process has the exclusive one, OSError."""
+    """Take the shared lock of a file that is open for reading, until the handle is closed.
+
+    Raises BlockingIOError if another process has the exclusive lock, OSError."""
     if HAS_SHARED_LOCKS:
         fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
 
@@ -187,3 +191,31 @@ def _read_holder(file: BinaryIO) -> LockHolder | None:
         return LockHolder()
     parts = text.split()
     return LockHolder(*parts) if len(parts) == 4 else LockHolder() if text else None
+
+
+@contextmanager
+def scratch_folder(at: Path, name: str) -> Iterator[Path]:
+    """Yield a new folder in `at`, "twotower-NAME-" and a random number, that is removed afterwards. Raises OSError.
+
+    The lock file "….held" is in the same folder. Folders of killed processes are removed first."""
+    _remove_left(at)
+    with ExitStack() as held:
+        while True:
+            folder = at / f"twotower-{name}-{secrets.token_hex(_RANDOM_BYTES)}"
+            with suppress(LockHeld):  # by a process that removes folders of killed ones
+                held.enter_context(lock(folder.with_name(f"{folder.name}.held"), keep=False))
+                break
+        folder.mkdir(mode=0o700)
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _remove_left(at: Path) -> None:
+    for path in at.glob(f"twotower-*-{'[0-9a-f]' * 2 * _RANDOM_BYTES}.held"):
+        with suppress(LockHeld, OSError):  # OSError: of another user
+            if is_locked(path):
+                continue
+            with lock(path, keep=False):
+                shutil.rmtree(path.with_suffix(""), ignore_errors=True)

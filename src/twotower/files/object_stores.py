@@ -1,5 +1,6 @@
-"""Reads and writes of object stores, reads of HTTP servers, all with an end: S3, Google Cloud Storage, Azure (obstore), whose
-credentials and endpoints are those of the environment (AWS_…, GOOGLE_…, AZURE_…).
+"""Reads and writes of object stores (S3, Google Cloud Storage, Azure), and reads of HTTP servers, all with time limits.
+
+The client is obstore. Credentials and endpoints are in the environment (AWS_…, GOOGLE_…, AZURE_…).
 """
 
 from __future__ import annotations
@@ -31,14 +32,14 @@ CHUNK_BYTES = 16 << 20
 PARTS = 2
 """Parts of a large upload that are sent at a time."""
 POLARS_BYTES = 1 << 30
-"""Bytes that polars asks for at a time: many requests of up to 64 MiB."""
+"""Bytes that polars requests at a time: many requests of up to 64 MiB."""
 TRANSFERS = 4
 """Files that a process reads or writes at a time."""
 Cause = Literal["missing", "bucket", "refused", "unreachable", "changed", "size", "checksum", "foreign", "other"]
 
 
 class ObjectError(RunError):
-    """An object store or HTTP server that could not do what it was asked for. `cause` says why."""
+    """A failed request to an object store or HTTP server, with its `cause`."""
 
     def __init__(self, message: str, cause: Cause) -> None:
         super().__init__(message)
@@ -50,17 +51,17 @@ class ObjectError(RunError):
 
 @dataclass(frozen=True)
 class RemoteLimits:
-    """Ends of remote reads and writes. A try that fails by the network, or by a status of the server that may pass, is repeated
-    after a random pause, which grows from a tenth of a second."""
+    """Limits of remote reads and writes. A try that fails by the network, or by a passing status of the server, is
+    repeated after a random pause, which grows from a tenth of a second."""
 
     connect_seconds: float = 5.0
     """Seconds for a connection."""
     silence_seconds: float = 30.0
-    """Seconds without a byte of an answer, beside those for the bytes that are sent."""
+    """Seconds without a byte of an answer, in addition to the time of sent bytes."""
     request_seconds: float = 300.0
-    """Seconds of one request, beside those for its bytes."""
+    """Seconds of one request, in addition to the time of its bytes."""
     slowest: float = 500_000.0
-    """Bytes a second of the slowest link. Requests of more than a second's bytes have as much more time."""
+    """Bytes a second of the slowest link. A request of more than a second's bytes gets the time of its bytes."""
     retries: int = 4
     """Repetitions of a request."""
     retry_seconds: float = 60.0
@@ -83,14 +84,12 @@ class RemoteLimits:
         }  # fmt: skip
 
     def of_transfer(self, size: int, is_sent: bool) -> RemoteLimits:
-        """Return the limits of a request of `size` bytes. The client counts the seconds of bytes that are sent as silence. Seconds are
-        rounded up to a power of two, so that few clients differ."""
+        """Return the limits of a request of `size` bytes. The client counts the time of sent bytes as silence.
+
+        The added seconds are rounded up to a power of two, so that few clients are made."""
         more = 2.0 ** math.ceil(math.log2(size / self.slowest)) if size > self.slowest else 0.0
-        return replace(
-            self,
-            silence_seconds=self.silence_seconds + (more if is_sent else 0.0),
-            request_seconds=self.request_seconds + more,
-        )
+        silence = self.silence_seconds + (more if is_sent else 0.0)
+        return replace(self, silence_seconds=silence, request_seconds=self.request_seconds + more)
 
     def client(self) -> ClientConfig:
         """Return the limits as options of a client of obstore."""
@@ -102,7 +101,8 @@ class RemoteLimits:
     def retry(self) -> RetryConfig:
         """Return the repetitions as options of obstore."""
         pauses = {"init_backoff": timedelta(milliseconds=100), "max_backoff": timedelta(seconds=10), "base": 2}
-        return {"max_retries": self.retries, "retry_timeout": timedelta(seconds=self.retry_seconds), "backoff": pauses}  # type: ignore[typeddict-item]
+        end = timedelta(seconds=self.retry_seconds)
+        return {"max_retries": self.retries, "retry_timeout": end, "backoff": pauses}  # type: ignore[typeddict-item]
 
 
 def _seconds(value: float) -> str:
@@ -111,20 +111,21 @@ def _seconds(value: float) -> str:
 
 @dataclass(frozen=True)
 class ObjectInfo:
-    """An object: key, size in bytes, the tag that changes with its content (of HTTP servers without tags the time of change), and
-    the time of the last change by the clock of the server, in seconds since 1970."""
+    """An object: key, size in bytes, tag, and time of the last change by the server's clock, in seconds since 1970.
+
+    The tag changes with the content; of an HTTP server without tags it is the time of the last change."""
 
     key: str
     size: int
     tag: str
     changed: float
     version: str = ""
-    """Number of the version, where the object store tells one."""
+    """Number of the version, if the object store has versions."""
 
 
 @dataclass(frozen=True)
 class Content:
-    """A small object as a whole, and what it was; `info` None: it is missing."""
+    """Content and facts of a small object; `info` None: it is missing."""
 
     data: bytes = b""
     info: ObjectInfo | None = None
@@ -134,7 +135,7 @@ class ObjectClient:
     """The objects of a bucket, or the files of an HTTP server. Errors are of type ObjectError."""
 
     def __init__(self, url: Url, limits: RemoteLimits = RemoteLimits()) -> None:
-        """Address the bucket of `url`. Raises ConfigError without obstore, or for settings of the environment that it refuses."""
+        """Address the bucket of `url`. Raises ConfigError without obstore, or if it refuses the environment."""
         self.url, self.limits = url, limits
         self.store = self._of_limits(limits)
 
@@ -143,7 +144,7 @@ class ObjectClient:
         return _client(self.url.root, self.url.is_object_store, limits, tuple(settings))
 
     def head(self, key: str) -> ObjectInfo | None:
-        """Return what is known of an object, None if it is missing."""
+        """Return the facts about an object, None if it is missing."""
         try:
             with remote_errors(self.url.of_key(key)):
                 return _info(self.store.head(key))
@@ -155,8 +156,8 @@ class ObjectClient:
     def list(self, prefix: str, skip: Callable[[str], None] | None = None) -> list[ObjectInfo]:
         """Return the objects below a prefix of whole parts, in the order of their keys.
 
-        A key with an empty part, ".", ".." or a control character makes a listing fail: raises ObjectError "foreign". `skip` is
-        called with the message instead, and the listing begins after such parts or at each folder, unless others stay hidden."""
+        A key with an empty part, ".", ".." or a control character makes a listing fail: raises ObjectError "foreign".
+        `skip` is called with the message instead, and the listing begins after such parts, or at each folder."""
         with remote_errors(self.url.of_key(prefix) if prefix else self.url):
             try:
                 found = self.store.list(prefix=prefix or None).collect()
@@ -178,14 +179,14 @@ class ObjectClient:
             return any(page for page in self.store.list(prefix=prefix, chunk_size=1))
 
     def read(self, key: str, max_bytes: int) -> Content:
-        """Return an object of at most `max_bytes`, without content if it is missing. Raises ObjectError also for a larger one."""
+        """Return an object, without content if it is missing. Raises ObjectError if it has more than `max_bytes`."""
         url = self.url.of_key(key)
         try:
             with remote_errors(url):
                 found = self.store.get(key)
                 if (size := found.meta["size"]) > max_bytes:
                     raise ObjectError(f"{url}: {size:,} bytes, expected at most {max_bytes:,}", "other")
-                if size > self.limits.slowest * self.limits.request_seconds / 2:  # too many for its seconds: with more
+                if size > self.limits.slowest * self.limits.request_seconds / 2:  # needs more seconds
                     found = self._of_limits(self.limits.of_transfer(size, is_sent=False)).get(key)
                 return Content(found.bytes().to_bytes(), _info(found.meta))
         except ObjectError as e:
@@ -194,15 +195,16 @@ class ObjectClient:
             return Content()
 
     def chunks(self, key: str, size: int) -> Iterator[bytes]:
-        """Yield the content of an object of some `size`, some megabytes at a time."""
+        """Yield the content of an object of `size` bytes in pieces of some megabytes."""
         store = self._of_limits(self.limits.of_transfer(size, is_sent=False))
         with remote_errors(self.url.of_key(key)):
             for chunk in store.get(key).stream(min_chunk_size=CHUNK_BYTES):
                 yield bytes(chunk)
 
     def fetch(self, key: str, path: Path, size: int, sha256: str) -> None:
-        """Write an object into a file, whose folder is made, unless the file is as expected already. Raises ObjectError, "size" or "checksum"
-        if the object is another one; OSError."""
+        """Write an object into a file, unless the file has its size and digest already.
+
+        Raises ObjectError, "size" or "checksum" if the object has others, OSError."""
         if path.is_file() and path.stat().st_size == size and file_digest(path) == sha256:
             return
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -224,8 +226,7 @@ class ObjectClient:
         raise ObjectError(f"{url}: damaged, or another file (checksum)", "checksum")
 
     def write(self, key: str, data: bytes, since: Content | None = None) -> str:
-        """Replace an object as a whole, and return its tag. With `since` it must be as it was read then, or still missing: raises ObjectError
-        "changed" if it is another one."""
+        """Replace an object; return its tag. Raises ObjectError "changed" if it has changed after the read `since`."""
         mode: PutMode = "overwrite"
         if since is not None:
             mode = "create" if since.info is None else {"e_tag": since.info.tag}
@@ -236,7 +237,7 @@ class ObjectClient:
             return store.put(key, data, mode=mode, use_multipart=False)["e_tag"] or ""
 
     def upload(self, key: str, path: Path) -> None:
-        """Write a file as an object, a large one in parts. No reader sees half of it. Others of TRANSFERS files share the link."""
+        """Write a file as an object, a large file in parts. No reader sees a part. TRANSFERS files share the link."""
         with remote_errors(self.url.of_key(key)):
             at_once = min(path.stat().st_size, CHUNK_BYTES * PARTS) * TRANSFERS
             store = self._of_limits(self.limits.of_transfer(at_once, is_sent=True))
@@ -285,14 +286,13 @@ def _client(
     make = from_url if is_object_store else HTTPStore.from_url
     try:
         if root.startswith("s3://") and "AWS_CHECKSUM_ALGORITHM" not in os.environ:
-            # The server compares what it receives with the SHA-256 that is sent along.
+            # the server compares the received bytes with the sent SHA-256
             config: S3Config = {"checksum_algorithm": "SHA256"}
             return from_url(root, config=config, client_options=limits.client(), retry_config=limits.retry())
         return make(root, client_options=limits.client(), retry_config=limits.retry())
     except (BaseError, ValueError, TypeError) as e:
-        raise ConfigError(
-            f"{root}: cannot be addressed ({first_line(e)[:200]}); check it and the environment"
-        ) from None
+        what = f"cannot be addressed ({first_line(e)[:200]})"
+        raise ConfigError(f"{root}: {what}; check it and the environment") from None
 
 
 def _info(found: ObjectMeta) -> ObjectInfo:
@@ -314,21 +314,22 @@ def remote_errors(url: Url) -> Iterator[None]:
 
 _NO_BUCKET = re.compile(r"NoSuchBucket|ContainerNotFound|specified bucket does not exist")
 _METADATA = re.compile(r"169\.254\.169\.254|/latest/api/token|metadata\.google|/metadata/(identity|instance)")
-"""Addresses that are asked for credentials where the environment has none."""
+"""Addresses of the servers of credentials, for an environment without credentials."""
 _REFUSED = re.compile(r"status code: 40[13]|lacked the necessary privileges|AccessDenied|InvalidAccessKeyId")
 _SILENT = re.compile(
-    r"status code: (5\d\d|429)|error sending request|body error|timed out|timeout|connection|dns error|after \d+ retries",
+    r"status code: (5\d\d|429)|error sending request|body error|timed out|timeout|connection|dns error"
+    r"|after \d+ retries",
     re.I,
 )
 _MISSING = re.compile(r"status code: 404|NoSuchKey")
 _CODE = re.compile(r"<Code>(\w+)</Code>")
 _DETAILS = re.compile(r"Error performing [\w ]+ \S+ in [\w.µ]+,?|Debug source:.*|Caused by:.*|<\?xml.*", re.DOTALL)
-"""Parts of a message that name addresses, or repeat the rest."""
+"""Parts of a message with addresses or repetitions."""
 _MAX_REASON = 300
 
 
 def explain(error: BaseException, url: Url) -> ObjectError:
-    """Return an error of obstore or polars about an address as one line: its cause, and what to do."""
+    """Return an error of obstore or polars about an address in one line, with its cause and a remedy."""
     text = str(error).partition("Debug source:")[0]
     if type(error).__name__ in ("AlreadyExistsError", "PreconditionError"):
         return ObjectError(f"{url}: was changed by another process meanwhile", "changed")
@@ -336,9 +337,8 @@ def explain(error: BaseException, url: Url) -> ObjectError:
         what = "has an empty part, '.', '..' or a control character"
         return ObjectError(f"{url.root}: the key {key[1]!r} {what}, and cannot be read; delete or rename it", "foreign")
     if _NO_BUCKET.search(text):
-        return ObjectError(
-            f"{url}: no such bucket ({url.bucket}); check its name, and the endpoint in the environment", "bucket"
-        )
+        what = f"no such bucket ({url.bucket}); check its name, and the endpoint in the environment"
+        return ObjectError(f"{url}: {what}", "bucket")
     if url.is_object_store and _METADATA.search(text):
         names = {"s3": "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY", "gs": "GOOGLE_APPLICATION_CREDENTIALS"}
         wanted = names.get(url.scheme, "AZURE_STORAGE_ACCOUNT_NAME and AZURE_STORAGE_ACCOUNT_KEY")
@@ -346,17 +346,13 @@ def explain(error: BaseException, url: Url) -> ObjectError:
     if _REFUSED.search(text) or isinstance(error, PermissionError):
         why = f" ({found[1]})" if (found := _CODE.search(text)) else ""
         what = "check the credentials in the environment, and their rights"
-        return ObjectError(
-            f"{url}: access is refused{why}; {what if url.is_object_store else 'HTTP is read without a login'}",
-            "refused",
-        )
+        what = what if url.is_object_store else "HTTP is read without a login"
+        return ObjectError(f"{url}: access is refused{why}; {what}", "refused")
     if isinstance(error, FileNotFoundError) or _MISSING.search(text):
         return ObjectError(f"{url}: no such file", "missing")
     reason = re.sub(r"\s+", " ", _DETAILS.sub("", text)).strip(" ()")[:_MAX_REASON]
     if _SILENT.search(text):
-        return ObjectError(
-            f"{url}: the server does not answer as expected ({reason}); check the network and the endpoint in the environment, or "
-            "call again",
-            "unreachable",
-        )
+        what = f"the server does not answer as expected ({reason})"
+        hint = "check the network and the endpoint in the environment, or call again"
+        return ObjectError(f"{url}: {what}; {hint}", "unreachable")
     return ObjectError(f"{url}: cannot be read or written ({reason})", "other")

@@ -1,4 +1,4 @@
-"""Files of a folder: on a disk, or below a prefix of an object store."""
+"""Files of a folder on a disk, or below a prefix of an object store."""
 
 from __future__ import annotations
 
@@ -19,8 +19,9 @@ _MAX_BYTES = 1 << 34
 
 
 def names(folder: Path | Url) -> list[str]:
-    """Return the names in a folder, sorted; of an object store, the keys of all objects below the prefix, which may name folders. None
-    of a folder that does not exist. Raises RunError."""
+    """Return the names in a folder, sorted, or the keys of all objects below a prefix, which may have slashes.
+
+    A missing folder is empty. Raises RunError."""
     if isinstance(folder, Path):
         try:
             return sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
@@ -28,7 +29,7 @@ def names(folder: Path | Url) -> list[str]:
             raise RunError(f"{folder}: cannot be read ({e.strerror})") from None
     depth = len(folder.parts)
     keys = ("/".join(found.key.split("/")[depth:]) for found in ObjectClient(folder).list(folder.key))
-    return [key for key in keys if key and key[-1] != "/"]  # others mark folders, and hold nothing
+    return [key for key in keys if key and key[-1] != "/"]  # others mark folders
 
 
 def read(at: Path | Url) -> bytes | None:
@@ -51,7 +52,7 @@ def read_json(at: Path | Url) -> JsonObject | None:
 
 
 def write(at: Path | Url, data: bytes) -> None:
-    """Write a file in one step, which replaces another of its name. Raises RunError."""
+    """Write or replace a file in one step. Raises RunError."""
     if isinstance(at, Path):
         files.write(at, data)
     else:

@@ -1,4 +1,4 @@
-"""Readers of files of a run, bundle or dataset. An error names the file."""
+"""Readers of the files of a run, bundle or dataset. Errors name the file."""
 
 from __future__ import annotations
 
@@ -61,8 +61,7 @@ def read_parquet(path: Path) -> pl.DataFrame:
 
 
 def write_parquet(frame: pl.DataFrame, path: Path, **options: Any) -> None:
-    """Write one Parquet file, with options of polars. Raises OSError, also for a full disk, which polars has errors of its
-    own for."""
+    """Write one Parquet file, with options of polars. Raises OSError, also for polars' own errors (a full disk)."""
     from polars.exceptions import PolarsError
 
     try:
@@ -86,14 +85,10 @@ def read_array(path: Path, mode: Literal["r", "c"] | None = None) -> npt.NDArray
     return found
 
 
-def read_json(path: Path, max_bytes: int = 0) -> Any:
-    """Return the value in a JSON file, with or without a byte order mark.
-
-    With `max_bytes` above 0 the file must be a regular one of at most that size. Raises RunError if the file is missing
-    or no JSON."""
+def read_json(path: Path) -> Any:
+    """Return the value in a JSON file, with or without a byte order mark. Raises RunError without JSON."""
     try:
-        data = read_regular(path, max_bytes) if max_bytes else path.read_bytes()
-        return json.loads(data.decode("utf-8-sig"))
+        return json.loads(path.read_bytes().decode("utf-8-sig"))
     except FileNotFoundError:
         raise RunError(f"{path}: no such file") from None
     except (ValueError, OSError, RecursionError) as e:
@@ -101,7 +96,7 @@ def read_json(path: Path, max_bytes: int = 0) -> Any:
 
 
 def read_regular(path: Path, max_bytes: int) -> bytes:
-    """Read a regular file of at most `max_bytes` bytes. Raises OSError, at once, for a pipe, a link or a larger file."""
+    """Read a regular file of at most `max_bytes` bytes. Raises OSError at once for a pipe, link or larger file."""
     handle = os.open(path, READ_ONLY)
     try:
         info = os.fstat(handle)

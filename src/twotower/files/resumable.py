@@ -1,4 +1,4 @@
-"""Folders whose making is continued by a later call after a kill."""
+"""Folders that a later call completes after a kill."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ PLAN, LOCK, MADE, WORK = "plan.json", "lock", "made", "work"
 def resumable_folder(path: Path, action: str, plan: files.JsonData) -> Iterator[tuple[Path, Path]]:
     """Yield two folders: `made`, which replaces `path` when the block succeeds, and `work` for other files.
 
-    What a killed call has left in them is there again if it had the same `plan`, the inputs on which all their files
-    depend, and the host has not started again since: files are written to the disk only when all are made. Else both are
-    empty. A DataError leaves nothing; after any other error, such as of a full disk or too little
-    memory, and an interruption the files stay for the next call. One process at a time may make a folder. Raises RunError."""
+    They hold the files of a killed call if it had the same `plan`, the inputs on which all files depend, and the host
+    has not restarted since: files are synced only when all are made. Else both are empty. A DataError leaves nothing.
+    After an interruption or another error, such as of a full disk, the files stay for the next call. One process at a
+    time may make a folder. Raises RunError."""
     path = files.replaceable(path)
     partial, removed = path.with_name(f".{path.name}.partial"), path.with_name(f".{path.name}.removed")
-    hint = f"call again to go on, or remove {partial.name} beside it"
+    hint = f"call again to go on, or remove {partial.name} in the same folder"
     with locks.held_by_call(partial / LOCK, action, path, hint):
         files.remove(removed)
         _begin(partial, {"boot": boot_id(), "inputs": plan})
@@ -46,7 +46,7 @@ def resumable_folder(path: Path, action: str, plan: files.JsonData) -> Iterator[
 
 
 def _begin(partial: Path, plan: files.JsonData) -> None:
-    """Keep the files of an earlier call with the same plan, else remove them, make the folders, and write the plan."""
+    """Keep the files of an earlier call with the same plan, or make empty folders and write the plan."""
     before = read_json(partial / PLAN) if (partial / PLAN).exists() else None
     whole = all((partial / name).is_dir() for name in (MADE, WORK))  # else a call was killed when it was complete
     if before == plan and whole:
@@ -66,7 +66,7 @@ def _begin(partial: Path, plan: files.JsonData) -> None:
 
 
 def _remove(partial: Path, removed: Path) -> None:
-    """Remove a folder under its lock. It loses its name first, so that no other call finds a half of it."""
+    """Remove a folder under its lock. It is renamed first, so that no other call finds half a folder."""
     if not locks.HAS_SHARED_LOCKS:  # Windows: the folder of the open lock keeps its name
         for name in (PLAN, MADE, WORK):
             files.remove(partial / name)
@@ -77,10 +77,10 @@ def _remove(partial: Path, removed: Path) -> None:
 
 
 def make_once(path: Path, write: Callable[[Path], object], scratch: Path | None = None) -> bool:
-    """Make a file by `write`, given a temporary path, unless it exists; return True if it was made.
+    """Make a file by `write`, which gets a temporary path, unless the file exists; return True if it was made.
 
-    The file has its name only when it is whole. The temporary path is beside it, or in a folder `scratch` of this process alone, if others
-    may make the file too."""
+    The file gets its name when it is complete. The temporary path is in the same folder, or in `scratch`, a folder of
+    this process alone, if other processes may make the file too."""
     if path.exists():
         return False
     temporary = path.with_name(f".{path.name}.tmp") if scratch is None else scratch / path.name

@@ -14,17 +14,17 @@ OBJECT_STORES = ("s3", "gs", "abfs", "abfss", "az")
 SCHEMES = (*OBJECT_STORES, "https", "http")
 _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://(.*)", re.DOTALL)
 _OF_PATH = re.compile(rf"({'|'.join(SCHEMES)}):/(?!/)")
-"""Begin of the text of a `Path` that was made of a URL: it keeps one slash."""
+"""Beginning of the text of a `Path` made of a URL: one slash remains."""
 
 
 def is_url(source: PurePath | str) -> bool:
-    """Return True for the text of a URL of any scheme, and for a `Path` made of one with an allowed scheme."""
+    """Return True for the text of a URL with any scheme, and for a `Path` made of a URL with an allowed scheme."""
     return _URL.match(_text(source)) is not None
 
 
 @dataclass(frozen=True, order=True)
 class Url:
-    """A checked address: the scheme, the bucket (of Azure the container, of HTTP the host and port), and the parts of the key."""
+    """A checked address: scheme, bucket (Azure: the container; HTTP: host and port), and the parts of the key."""
 
     scheme: str
     bucket: str
@@ -32,7 +32,7 @@ class Url:
 
     @classmethod
     def parse(cls, source: PurePath | str) -> Url:
-        """Check an address. Raises ConfigError for another scheme, no bucket, secrets in it, or a key without a normal form."""
+        """Check an address. Raises ConfigError for another scheme, no bucket, a secret, or an unusual key."""
         text = _text(source)
         found = _URL.match(text)
         scheme, rest = (found[1].lower(), found[2]) if found else ("", text)
@@ -49,12 +49,12 @@ class Url:
         if web and ("?" in rest or "#" in rest):
             shown = re.split(r"[?#]", text)[0]
             raise ConfigError(
-                f"{shown}: has a query after the path, which may be a password that a run would keep; name the object store "
-                "(s3://…) with credentials in the environment, or copy the file"
+                f"{shown}: has a query after the path, which may be a password that a run would keep; name the object "
+                "store (s3://…) with credentials in the environment, or copy the file"
             )
         if not bucket or not text.isprintable():
-            what = "a server" if web else "a bucket"
-            raise ConfigError(f"{text!r}: names no {what[2:]}; expected {scheme}://{what[2:].upper()}/PATH")
+            what = "server" if web else "bucket"
+            raise ConfigError(f"{text!r}: names no {what}; expected {scheme}://{what.upper()}/PATH")
         parts = tuple(key.rstrip("/").split("/")) if key.rstrip("/") else ()
         if any(part in ("", ".", "..") for part in parts):
             raise ConfigError(f"{text}: has an empty part, '.' or '..' in its path; write the path without it")
@@ -72,23 +72,21 @@ class Url:
 
     @property
     def key(self) -> str:
-        """The key in the bucket. Of HTTP, the path with %-escapes decoded."""
+        """The key in the bucket. HTTP: the path with %-escapes decoded."""
         key = "/".join(self.parts)
         return key if self.is_object_store else unquote(key)
 
     @property
     def path(self) -> PurePosixPath:
-        """The bucket and the key as a path, for its names."""
+        """The bucket and the key as a path."""
         return PurePosixPath(self.bucket, *self.parts)
 
     @property
     def name(self) -> str:
-        """The last part."""
         return self.path.name
 
     @property
     def parent(self) -> Url:
-        """The address without the last part."""
         return Url(self.scheme, self.bucket, self.parts[:-1])
 
     def __truediv__(self, key: str) -> Url:

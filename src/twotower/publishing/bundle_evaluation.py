@@ -28,24 +28,26 @@ log = logging.getLogger(__name__)
 
 
 def evaluate_bundle(retriever: Retriever, config: EvaluationConfig | None = None) -> dict[str, Metrics]:
-    """Return the test metrics of a bundle, measured with the retriever that serves it, by default with its own settings.
+    """Return the test metrics of a bundle, measured with the retriever that serves it.
 
-    "index" and "exact" are method 1 (precomputed user vectors, those of the default context), "live" is method 2 (online user
-    tower, in the context of the test pairs), and "intervals" has the bootstrap intervals of "index". Without precomputed vectors
-    "live" and "live_exact" alone are measured, and the intervals are of "live". Raises RunError without a test part.
-    """
+    `config` defaults to the settings of the bundle.
+    "index" and "exact" are method 1 (precomputed user vectors, with the default context), "live" is method 2 (online
+    user tower, in the context of the test pairs), and "intervals" has the bootstrap intervals of "index". Without
+    precomputed vectors only "live" and "live_exact" are measured, with the intervals of "live". Raises RunError without
+    a test part."""
     dataset, config = retriever.dataset, config or runs.read_evaluation(retriever.bundle.folder)
     if dataset.schema.valid_from:
         log.warning(
-            "a bundle serves the newest versions of users and items, which test rows may not have seen yet, so that these metrics "
-            "may be too high; those of the run read the versions of each row's time"
+            "a bundle serves the newest versions of users and items, which may be later than test rows, so that these "
+            "metrics may be too high; the metrics of the run read the versions of each row's time"
         )
     if not len(dataset.test):
         raise RunError(f"{retriever.bundle.folder}: the bundle has no test part")
     if retriever.bundle.manifest.recent_popularity and not _follows(dataset):
         log.warning(
-            "a bundle ranks by what is popular at the end of the rows before its test part, and test rows have earlier times, so that these "
-            "metrics are, as a rule, lower than those of the run, which reads the rows before each ranking"
+            "a bundle ranks by the popularity at the end of the rows before its test part, and test rows have earlier "
+            "times, so that these metrics are, as a rule, lower than the metrics of the run, which reads the rows "
+            "before each ranking"
         )
     named: dict[SideName, Codes] = {"user": dataset.pairs.user, "item": dataset.pairs.item}
     for side, rows in named.items():
@@ -65,11 +67,8 @@ def evaluate_bundle(retriever: Retriever, config: EvaluationConfig | None = None
         report = PartEvaluation.from_search(search, _scores(retriever, method), dataset, TEST, config)
         out[name] = report.metrics()
         if name == searches[0][0]:
-            out["intervals"] = {
-                f"{m}.{end}": v
-                for m, pair in report.intervals().items()
-                for end, v in zip(("low", "high"), pair, strict=True)
-            }
+            ends = ((m, *pair) for m, pair in report.intervals().items())
+            out["intervals"] = {f"{m}.{end}": v for m, low, high in ends for end, v in (("low", low), ("high", high))}
     return out
 
 
@@ -95,7 +94,9 @@ def _scores(retriever: Retriever, method: Method) -> Floats:
 
 
 def _scores_in_context(retriever: Retriever, pairs: Pairs) -> Floats:
-    """Return the scores (n,) of the test pairs by the user tower in the context of each pair; -1e9 for rejected items."""
+    """Return the scores (n,) of the test pairs by the user tower in the context of each pair.
+
+    Rejected items have -1e9."""
     items, interactions = _item_vectors(retriever), retriever.dataset.part_indices(TEST)
     scores = np.empty(len(pairs), np.float32)
     for part in pieces(len(pairs), RANKED_USERS):
@@ -105,7 +106,7 @@ def _scores_in_context(retriever: Retriever, pairs: Pairs) -> Floats:
 
 
 def _own(retriever: Retriever) -> OwnScores | None:
-    """Return what the stored histories of the users add to scores; None of a model without own counts."""
+    """Return the own counts of the stored histories of the users; None for a model without own counts."""
     own = retriever.own_counts
     return OwnScores.of(own.stored, own.rows, own.weights, own.recency, own.n_items) if own else None
 

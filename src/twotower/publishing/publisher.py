@@ -2,8 +2,8 @@
 
 config.toml  encoders.json  vocabularies.arrow  users|items|interactions.parquet, or prepared/      as in the run
 model.safetensors  model.json  metrics.json
-user_tower.onnx  item_tower.onnx      equality with torch is checked before they are published
-user_vectors.npy  index/              of the same model
+user_tower.onnx  item_tower.onnx      compared with torch before the bundle is published
+user_vectors.npy  index/              the index is tuned and checked with two halves of a sample of users
 own_counts.npy  popularity.npy        of a model that has them
 README.md                             the model card
 """
@@ -14,6 +14,7 @@ import hashlib
 import logging
 import platform
 import shutil
+from collections.abc import Sequence
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
@@ -36,17 +37,18 @@ from twotower.features.encoders import Encoders
 from twotower.features.side import SIDES, SideName
 from twotower.files import layout
 from twotower.files.readers import read_json, read_text
+from twotower.index import Index, Similarity, measure_recall, tune_index
 from twotower.index.protocol import IndexConfig, Publication
 from twotower.onnx.export import PARITY_ROWS, export_tower
-from twotower.publishing.item_index import build_item_index, index_facts, tune_and_check
-from twotower.reports.model_card import model_card
+from twotower.reports.metric_tables import RANKED, cell, metric_rows
+from twotower.reports.verdict import verdict
 from twotower.retrieval.batches import embed_users
 from twotower.retrieval.request import Request
 from twotower.retrieval.retriever import Retriever
 from twotower.runs import Run
 from twotower.runs.folder import reading_folder, run_stamp
 from twotower.store.bundle import Bundle
-from twotower.store.manifest import BundleFacts, Counts, OwnCountsFacts
+from twotower.store.manifest import BundleFacts, Counts, IndexFacts, OwnCountsFacts, RecallCheck
 from twotower.store.remote_collections import RemoteCollections
 from twotower.store.store import Store
 from twotower.train.factors import factors_during
@@ -57,7 +59,7 @@ from twotower.version import __version__
 log = logging.getLogger(__name__)
 
 PACKAGES = ("torch", "numpy", "polars", "onnx", "onnxruntime", "faiss-cpu")
-"""Distributions whose versions a manifest notes."""
+"""Distributions with versions in the manifest."""
 
 COPIED_FILES = (layout.CONFIG, layout.ENCODERS, layout.VOCABULARIES)
 FILES_OF_THE_END = (layout.WEIGHTS, layout.MODEL, layout.METRICS)
@@ -65,28 +67,23 @@ FILES_OF_THE_END = (layout.WEIGHTS, layout.MODEL, layout.METRICS)
 
 
 def publish(
-    run: Run,
-    store: Path | str,
-    config: IndexConfig | None = None,
-    *,
-    force: bool = False,
-    reason: str = "",
+    run: Run, store: Path | str, config: IndexConfig | None = None, *, force: bool = False, reason: str = ""
 ) -> Bundle:
     """Publish a run as the current bundle of a store, which is created if it does not exist.
 
-    The index is tuned to `config.min_recall` with one half of a sample of users and checked with the other half; a bundle
-    below it is refused, unless `force`, which the history records. A remote index is a new collection, to which the alias
-    moves once the bundle is current. The best epoch of a run whose training has not ended is evaluated first; the model card and the
-    history say so. One that lacks what is weighed or fitted after the last epoch is refused, unless `force`. Raises RunError, with the store
-    unchanged.
-    """
+    The index is tuned to `config.min_recall` with one half of a sample of users and checked with the other half. A
+    lower recall is refused, unless `force`, which the history records. A remote index is a new collection; the alias
+    moves to it once the bundle is current. A training that has not ended is evaluated at its best epoch, which the
+    model card and the history say; it is refused if a part of the model is fitted after the last epoch, unless `force`.
+    Raises RunError, with the store unchanged."""
     if run.folder is None:
         raise RunError("the run has no folder, which publishing needs; train it with one")
     if run.unfinished:
         if run.config.is_fitted_last and not force:
             again = f"`fit(config, folder={python_literal(run.folder)}, resume=True)`"
             raise RunError(
-                f"{run.folder}: the training has not ended ({run.unfinished}); let it end, go on: {again}, or publish it as it is with `force=True`"
+                f"{run.folder}: the training has not ended ({run.unfinished}); let it end, go on: {again}, or publish "
+                "it as it is with `force=True`"
             )
         reason = "; ".join(filter(None, (reason, run.unfinished)))
         monitor = run.config.train.monitor
@@ -94,8 +91,8 @@ def publish(
         run = replace(run, metrics=measured | run.metrics)
     if run.config.evaluation.repeats == "only":
         log.warning(
-            "evaluation.repeats = 'only' measures rankings of what a user has taken before, and an answer of the service is of all items: give the user's own items in allow "
-            "of a request, or set evaluation.repeats = 'allow'"
+            "evaluation.repeats = 'only' measures rankings of the items that a user has taken before, and the service "
+            "ranks all items: give the user's own items in allow of a request, or set evaluation.repeats = 'allow'"
         )
     config = config or run.config.index
     opened = Store.create(store)
@@ -113,12 +110,7 @@ def publish(
     return bundle
 
 
-def _write(
-    run: Run,
-    config: IndexConfig,
-    folder: Path,
-    collections: RemoteCollections | None = None,
-) -> BundleFacts:
+def _write(run: Run, config: IndexConfig, folder: Path, collections: RemoteCollections | None = None) -> BundleFacts:
     """Write the files of a bundle into a folder, and return the facts of its manifest."""
     assert run.folder is not None
     if collections is not None and (left := collections.drop_unreferenced()):
@@ -139,15 +131,15 @@ def _write(
     if run_stamp(run.folder) != before:
         raise RunError(f"{run.folder}: another run has replaced it; load the run again, then publish it")
     _check_unchanged(run, folder, model)
-    if untold := _untold_rows(run):
-        log.info(untold)
-    items, (queries, asking), users = _vectors(run, config.queries)
+    if unread := _unread_rows(run):
+        log.info(unread)
+    items, (queries, query_users), users = _vectors(run, config.queries)
     for vectors in (queries, users):
         if vectors is not None:
             _check_users(vectors)
     register = None if collections is None else collections.register
     index = build_item_index(items, run.model.config.metric, config, Publication(model, register))
-    recall_check = tune_and_check(index, queries, config, _left_out(run, asking))
+    recall_check = tune_and_check(index, queries, config, _left_out(run, query_users))
     index.save(folder / layout.INDEX)
     if users is not None:
         np.save(folder / layout.USER_VECTORS, users)
@@ -159,7 +151,7 @@ def _write(
             rows = _in_contexts(run.dataset, rows)
         parity[side] = export_tower(run.model, side, fields, folder / layout.tower(side), rows, model)
         log.info(f"{side}_tower.onnx: largest difference from torch {parity[side]:.1e}")
-    (folder / layout.MODEL_CARD).write_text(model_card(run, index, recall_check), encoding="utf-8")
+    (folder / layout.MODEL_CARD).write_text(_model_card(run, index, recall_check), encoding="utf-8")
     return BundleFacts(
         model=model,
         dims=items.shape[1],
@@ -183,7 +175,7 @@ def _write(
 
 
 def _own_counts(run: Run, folder: Path) -> OwnCountsFacts | None:
-    """Write the weights of own counts, and return their facts; None of a model without."""
+    """Write the weights of own counts, and return their facts; None for a model without own counts."""
     name = run.config.model.own_counts
     if not name or not run.model.own_counts.are_fitted:
         return None
@@ -193,8 +185,7 @@ def _own_counts(run: Run, folder: Path) -> OwnCountsFacts | None:
 
 
 def _write_popularity(run: Run, folder: Path) -> bool:
-    """Write how popular each item is at the end of the rows before the test part, by which users of whom nothing is known are answered, and return
-    True; False for a model in whose scores it is no part."""
+    """Write the popularity for unknown users; return False for a model whose scores do not depend on popularity."""
     if (latest := run.latest_popularity()) is not None:
         np.save(folder / layout.POPULARITY, latest)
     return run.follows_popularity
@@ -202,8 +193,8 @@ def _write_popularity(run: Run, folder: Path) -> bool:
 
 def _check_unchanged(run: Run, folder: Path, digest: str) -> None:
     """Raise RunError if the files differ from the run in memory: one of them was trained further, or again."""
-    kept = runs.load_model(folder, digest, run.config, run.dataset.encoders)
-    pairs = zip(kept.parameters(), run.model.parameters(), strict=True)
+    copied = runs.load_model(folder, digest, run.config, run.dataset.encoders)
+    pairs = zip(copied.parameters(), run.model.parameters(), strict=True)
     same = all(a.detach().numpy().tobytes() == b.detach().cpu().numpy().tobytes() for a, b in pairs)
     encoders = Encoders.load(run.dataset.schema, folder)
     measured = read_json(folder / layout.METRICS)  # the same weights may be another run, of other data
@@ -217,46 +208,46 @@ def _check_users(users: Floats) -> None:
         raise RunError(f"{bad} user vectors are not finite; the model is broken, train it again")
 
 
-def _untold_rows(run: Run) -> str:
-    """Return a line about the rows of the test part, which nothing of a bundle has read; empty if it reads no rows beside the weights."""
+def _unread_rows(run: Run) -> str:
+    """Return a line about the rows that no history of the bundle has; empty without histories and popularity."""
     split = run.config.split
     parts = (TEST,) if split.histories_grow else (VALIDATION, TEST)
     rows = sum(len(run.dataset.part_indices(part)) for part in parts)
     if not rows or not (run.dataset.schema.histories("user") or run.follows_popularity):
         return ""
-    option = (
-        "split.users"
-        if split.kind in split.kinds_of_users
-        else " and ".join(f"split.{PART_NAMES[part]}" for part in parts)
-    )
+    names = [PART_NAMES[part] for part in parts]
+    option = "split.users" if split.kind in split.kinds_of_users else " and ".join(f"split.{name}" for name in names)
     out = ", and their items are left out of answers" if run.config.evaluation.repeats == "exclude" else ""
     way = "" if split.is_given else f"; to serve nearly all rows train with a smaller {option}"
-    return f"the {rows:,} rows of the {' and '.join(PART_NAMES[part] for part in parts)} part are in no history of the bundle{out}{way}"
+    return f"the {rows:,} rows of the {' and '.join(names)} part are in no history of the bundle{out}{way}"
 
 
 def _left_out(run: Run, users: Ints) -> list[Ints] | None:
-    """Return the rows of the items that the answer of each user leaves out; None if it keeps what they have seen."""
+    """Return the rows of the items that the search for each user leaves out; None if it leaves out none.
+
+    These are seen items, unless answers hold them, and items with an own count, which are ranked apart."""
     excludes, own = run.config.evaluation.repeats == "exclude", own_scores(run.model, run.dataset, TEST)
     if not excludes and own is None:
         return None
     seen, none = run.dataset.interacted_items, np.zeros(0, np.int64)
-    return [  # items with a score of their own are ranked apart
-        np.union1d(seen.row(user) if excludes else none, none if own is None else own.of_user(user).rows).astype(
-            np.int64
-        )
-        for user in users.tolist()
-    ]
+
+    def of_user(user: int) -> Ints:
+        counted = none if own is None else own.of_user(user).rows
+        return np.union1d(seen.row(user) if excludes else none, counted).astype(np.int64)
+
+    return [of_user(user) for user in users.tolist()]
 
 
 def _vectors(run: Run, n_queries: int) -> tuple[Floats, tuple[Floats, Ints], Floats | None]:
-    """Return the vectors of all items, those that up to `n_queries` random users search with, and these users, and the precomputed vectors of all
-    users, None if a feature of the context has no default. With a context the queries are those of random interactions of the
-    test part, of all parts if it has fewer than two."""
+    """Return the vectors of all items, the vectors and rows of up to `n_queries` random users, and of all users.
+
+    The last are None if a feature of the context has no default. With a context the queries are random interactions of
+    the test part, or of all parts if it has fewer than two."""
     if not run.dataset.schema.side("context"):
         factors = run.factors(TEST)
         users = factors.users.cpu().numpy()
-        asking = _query_users(run, n_queries)
-        return factors.items.cpu().numpy(), (users[asking], asking), users
+        chosen = _query_users(run, n_queries)
+        return factors.items.cpu().numpy(), (users[chosen], chosen), users
     newest = replace(
         run.dataset, users=replace(run.dataset.users, versions=None), items=replace(run.dataset.items, versions=None)
     )
@@ -266,11 +257,11 @@ def _vectors(run: Run, n_queries: int) -> tuple[Floats, tuple[Floats, Ints], Flo
     if len(rows) < 2:
         rows = np.arange(len(run.dataset.pairs))
     rows = np.random.default_rng(0).permutation(rows)[:n_queries]
-    asking = run.dataset.pairs.user[rows].astype(np.int64)
-    queries = scorer.of_users(asking, rows).cpu().numpy()
+    chosen = run.dataset.pairs.user[rows].astype(np.int64)
+    queries = scorer.of_users(chosen, rows).cpu().numpy()
     stored = run.factors(TEST).users.cpu().numpy() if run.dataset.schema.precomputes else None
     items = with_popularity_at_end(scorer.items, run.model, newest)
-    return items.cpu().numpy(), (queries, asking), stored
+    return items.cpu().numpy(), (queries, chosen), stored
 
 
 def _in_contexts(dataset: Dataset, users: Side) -> Side:
@@ -278,17 +269,17 @@ def _in_contexts(dataset: Dataset, users: Side) -> Side:
     n = len(dataset.pairs)
     rows = np.sort(np.random.default_rng(0).permutation(n)[:PARITY_ROWS])
     user = dataset.pairs.user[rows].astype(np.int64)
-    columns = {name: _taken(column, user) for name, column in users.columns.items()}
-    columns |= {name: _taken(column, rows) for name, column in dataset.context.items()}
+    columns = {name: _rows_of(column, user) for name, column in users.columns.items()}
+    columns |= {name: _rows_of(column, rows) for name, column in dataset.context.items()}
     return Side(users.frame[user], columns, users.id_column)
 
 
-def _taken(column: Column, rows: Ints) -> Column:
+def _rows_of(column: Column, rows: Ints) -> Column:
     return column.take(rows) if isinstance(column, Ragged) else column[rows]
 
 
 def _query_users(run: Run, n: int) -> Ints:
-    """Return up to `n` random rows of users with test interactions (of all users if fewer than two have some)."""
+    """Return up to `n` random rows of users with test interactions, or of all users if fewer than two have some."""
     users: Ints = np.unique(run.dataset.test.user).astype(np.int64)
     if len(users) < 2:
         users = np.arange(len(run.dataset.users))
@@ -296,8 +287,9 @@ def _query_users(run: Run, n: int) -> Ints:
 
 
 def _probe(bundle: Bundle) -> None:
-    """Raise RunError unless the bundle answers and both methods agree on users from the whole table. A tower that reads the
-    context is asked in that of some interactions."""
+    """Raise RunError unless the bundle answers, and both methods agree on users from the whole table.
+
+    A tower that reads the context is run in the context of some interactions."""
     retriever = Retriever(bundle)
     if retriever.reads_context:
         pairs = retriever.dataset.pairs
@@ -318,3 +310,80 @@ def _probe(bundle: Bundle) -> None:
 
 def _digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def build_item_index(items: Floats, metric: Similarity, config: IndexConfig, publication: Publication) -> Index:
+    """Return the index of the item vectors (I, D) under their rows. The config names or chooses the kind.
+
+    Raises RunError if no vector can be indexed."""
+    chosen, why = config.choose(len(items), metric)
+    log.info(f"index: {chosen.label} ({why})")
+    index = chosen.build(items, np.arange(len(items)), metric, publication)
+    if len(index.rejected):
+        log.warning(f"{len(index.rejected):,} of {len(items):,} item vectors are zero or not finite; left out")
+    if not len(index):
+        raise RunError("no item vector can be indexed; the model is broken, `diagnose(run)` says why")
+    return index
+
+
+def tune_and_check(
+    index: Index, queries: Floats, config: IndexConfig, banned: Sequence[Ints] | None = None
+) -> RecallCheck:
+    """Tune the index with one half of the queries (B, D), and return the recall check by the other half.
+
+    `banned` are the item rows that the search of each query leaves out."""
+    half = len(queries) // 2
+    # Recall of users outside the tuning is slightly lower, so tuning aims a fifth of the way from the threshold to 1.
+    aim = config.min_recall + (1 - config.min_recall) / 5
+    searches = [banned, None] if banned else [None]  # a new user's search leaves nothing out
+    if index.search_limits():
+        params = dict[str, int]()
+        for out in searches:
+            tune_index(index, queries[:half], config.k, aim, out and out[:half])
+            params = {name: max(value, params.get(name, 0)) for name, value in index.search_params.items()}
+        index.search_params |= params
+    found = min(measure_recall(index, queries[half:], config.k, out and out[half:]) for out in searches)
+    if index.search_params:
+        params_text = ", ".join(f"{k} {v}" for k, v in index.search_params.items())
+        log.info(f"index: {params_text}, tuned to recall@{config.k} {aim:.3f}")
+    log.info(f"recall check: {found:.4f} of the exact top {config.k} by {len(queries) - half:,} held-out users")
+    return RecallCheck(recall=found, threshold=config.min_recall, k=config.k, queries=len(queries) - half)
+
+
+def index_facts(index: Index) -> IndexFacts:
+    """Return the facts about an index for a manifest."""
+    return IndexFacts.model_validate(index.describe().model_dump() | {"rejected": len(index.rejected)})
+
+
+def _model_card(run: Run, index: Index, recall_check: RecallCheck) -> str:
+    """Return the model card: the model, its training data and its metrics."""
+    config = run.config.evaluation
+    names = [name for name in config.metric_set.names(config.k) if f"test.{name}" in run.metrics]
+    values = metric_rows(run.metrics, names)
+    shown = [label for label, row in values.items() if any(v is not None for v in row)]
+    table = zip(names, *(values[label] for label in shown), strict=True)
+    rows = "\n".join(f"| {name} | {' | '.join(map(cell, row))} |" for name, *row in table)
+    found = verdict(run.metrics, run.config)
+    decision, state = f"{found.text}\n\n" if found else "", f"; {run.unfinished}" if run.unfinished else ""
+    features = "\n".join(f"- {f.side}: `{f.name}` ({f.kind})" for f in run.dataset.schema.features)
+    check = f"recall@{recall_check.k} {recall_check.recall:.4f} against exact search by {recall_check.queries}"
+    return f"""# Two-tower model
+
+{run.dataset.describe()}
+
+Split: {run.config.split.kind}. Loss: {run.config.loss.kind}. Vectors: {index.width} numbers, metric {index.metric}.
+Index: {index.kind}, {check} held-out users.
+
+| test metric | {" | ".join(shown)} |
+|---|{"---|" * len(shown)}
+{rows}
+
+{decision}Full catalogue: {RANKED[config.repeats]}; see config.toml for every setting.
+
+Features:
+
+{features}
+
+Trained by twotower {__version__}{state}. Scores are no probabilities of liking, least of all outside the population
+and the time of the training data.
+"""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 
 from twotower import files
-from twotower.config.differences import differing_options
+from twotower.config.experiment import differing_options
 from twotower.evaluation.cold_items import ALONE, SLICE
 from twotower.evaluation.comparison import Comparison
 from twotower.evaluation.config import MetricSet

@@ -22,10 +22,10 @@ from twotower.data.splits import TEST
 from twotower.errors import DataError, RunError, TwoTowerError, first_line
 from twotower.features.field import InputField
 from twotower.files import layout
-from twotower.files.foreign_code import CODE, warn_of_changes
 from twotower.files.readers import read_array, read_checked, read_json
 from twotower.index import Index, load_index
 from twotower.index.vector_store import MAX_NORM
+from twotower.kinds import CODE, warn_of_changes
 from twotower.onnx.tower import InspectionLimits, OnnxTower, inspect_towers
 from twotower.store.bundle import Bundle
 

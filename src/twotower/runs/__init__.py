@@ -1,14 +1,15 @@
 """A run folder: all files of a trained model, without references to other files.
 
 config.toml             the resolved settings and schema; the same tables trained with it give the same run
-model.safetensors       weights, and model.json, the fields and settings they belong to
+model.safetensors       weights
+model.json              fields and settings of the model
 encoders.json           statistics of the train part, and vocabularies.arrow, its vocabularies
 users|items|interactions.parquet   the tables as numbered and split; or prepared/, the same on a disk
-metrics.json            flat metrics          history.jsonl   one line an epoch
+metrics.json            flat metrics
+history.jsonl           metrics of each epoch
 report.html             curves, distributions, gates and slices in one offline page
 checkpoints/            state from which training resumes
-.next/                  the run that replaces this complete one. Written here until it is complete; then readers use it while
-                        its files move to the folder
+.next/                  the run that replaces this complete one; once complete, it is read while its files move
 .lock                   held by the process that writes the run
 """
 
@@ -19,6 +20,7 @@ import json
 import logging
 import tomllib
 from collections.abc import Collection, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeGuard
@@ -34,30 +36,30 @@ from torch import Tensor
 from twotower import files
 from twotower.arrays.types import Floats, Shaped
 from twotower.config.experiment import Config
-from twotower.config.problems import explain
 from twotower.config.toml import CONFIG_FORMAT, TomlValue, dump_config, parse_config
 from twotower.data import memmap
 from twotower.data.dataset import Dataset
 from twotower.data.recent_popularity import PopularityTerms, RecentPopularity
 from twotower.data.splits import TEST
 from twotower.errors import ConfigError, DataError, RunError, first_line
-from twotower.escaping import representation
+from twotower.escaping import python_literal, representation
 from twotower.evaluation.config import EvaluationConfig, Metrics
 from twotower.evaluation.factors import Factors, Scorer
 from twotower.evaluation.version_factors import VersionFactors
 from twotower.features.encoders import Encoders
 from twotower.features.schema import Schema
 from twotower.features.side import SIDES, SideName
-from twotower.files import layout
-from twotower.files.foreign_code import CODE, CODE_OF, code_digests, warn_of_changes
+from twotower.files import layout, locks
 from twotower.files.readers import read_checked, read_json, read_text
-from twotower.kinds import untrusted_kind
+from twotower.kinds import CODE, CODE_OF, code_digests, untrusted_kind, warn_of_changes
 from twotower.model.tables import blank_tables
 from twotower.model.two_tower import TwoTower
 from twotower.runs.folder import is_complete, reading_folder, run_stamp
-from twotower.runs.stopped import StoppedTraining
-from twotower.train.checkpoint import CODES, DATA, EVALUATION
+from twotower.section import first_problem
+from twotower.train.checkpoint import CODES, DATA, EVALUATION, STATE, Checkpoint, load_states
 from twotower.train.factors import factors_before, factors_during
+from twotower.train.progress import TrainingProgress
+from twotower.train.weights import BestWeights
 from twotower.version import __version__
 
 log = logging.getLogger(__name__)
@@ -76,9 +78,10 @@ class Run:
     model: TwoTower
     metrics: Metrics
     history: list[Metrics]
-    sha256: str = field(default="", kw_only=True)  # of model.safetensors, if there is a folder
+    sha256: str = field(default="", kw_only=True)
+    """SHA-256 of model.safetensors; empty without a folder."""
     unfinished: str = field(default="", kw_only=True)
-    """State of a training that has not ended, whose best epoch so far this is; empty for a complete run."""
+    """State of a training that has not ended: the run is its best epoch so far. Empty for a complete run."""
 
     def __repr__(self) -> str:
         name = self.config.train.monitor.replace("validation.", "test.")
@@ -86,54 +89,60 @@ class Run:
         return representation(type(self), f"{self.folder or 'in memory'}: {self.dataset.describe()}{quality}")
 
     def factors(self, part: int = TEST) -> Factors:
-        """Return vectors of all users and items, with histories before `part`, of the newest versions and with what is popular before the test
-        part, as they are served by method 1; of a model that reads the context in the default one.
+        """Return the vectors of all users and items that method 1 serves.
 
-        `factors().users @ factors().items.T` are the logits, (users, items), of a model without own counts; of any model
-        `factors().catalogue_scores(rows)`. Raises ConfigError if a feature of the context has no default."""
+        They read the histories before `part`, the newest versions, the popularity before the test part, and the default
+        context. `factors().users @ factors().items.T` are the logits (users, items) of a model without own counts;
+        `factors().catalogue_scores(rows)` are the logits of any model. Raises ConfigError if a feature of the context
+        has no default."""
         return factors_before(self.model, self.dataset, part)
 
     def factors_during(self, part: int = TEST) -> Scorer:
-        """Return the vectors by which `part` is evaluated: those of `factors`, but of versions that are not later than its
-        interactions, with what is popular at their times, and of users in the context of these. They give the scores of the pairs of the part, and of the catalogue for a user."""
+        """Return the scorer of the evaluation of `part`.
+
+        It differs from `factors` in three things, all at the time of each interaction of the part: the versions of
+        users and items, the popularity, and the context."""
         own_moments = self.dataset.has_versions or self.dataset.schema.side("context") or self.follows_popularity
         return factors_during(self.model, self.dataset, part) if own_moments else self.factors(part)
 
     @property
     def follows_popularity(self) -> bool:
-        """True if scores depend on what is popular at the time of a ranking."""
+        """True if scores depend on the popularity at the time of a ranking."""
         return self.config.model.recent_popularity and self.model.recent_popularity.is_fitted
 
     def latest_popularity(self) -> Floats | None:
-        """Return how popular each item (items,) is at the end of the rows before the test part, by which users of whom nothing is known are
-        answered; None for a model in whose scores it is no part."""
+        """Return the popularity (items,) before the test part, which ranks the items for unknown users.
+
+        None if the model's scores do not depend on it."""
         if not self.follows_popularity or (terms := self.model.recent_popularity.terms).recent <= 0:
             return None
         return RecentPopularity.before(self.dataset, TEST).scores_at_end(PopularityTerms(terms.half_life, 1.0))
 
-    def missed_outside(self, side: SideName, columns: Collection[str]) -> list[str]:
-        """Return what an index of other software misses, which has no more than the vectors of a side, made of a table with some columns,
-        as sentences."""
+    def vector_gaps(self, side: SideName, columns: Collection[str]) -> list[str]:
+        """Return what an index of other software lacks if it has the vectors of a side, from a table with `columns`."""
         missed, model = list[str](), self.config.model
         if side == "user" and model.own_counts and self.model.own_counts.are_fitted:
             missed.append(
-                "users: the model has own counts (model.own_counts), which stand beside the product and in no vector: an index of other software ranks "
-                "without them"
+                "users: the model adds own counts (model.own_counts) to the product of the vectors: an index of other "
+                "software ranks without them"
             )
         if side == "item" and self.follows_popularity:
             missed.append(
-                "items: the model ranks by what is popular lately (model.recent_popularity), which the vectors have by the id: an item whose id training "
-                "lacks, or has fewer than min_count rows of, is taken for one without a row, where the index of a bundle reads its rows; publish the run for these"
+                "items: the model ranks by recent popularity (model.recent_popularity), which the vectors have by the "
+                "id: an item that training lacks, or has fewer than min_count rows of, counts as one without a row; "
+                "the index of a bundle reads its rows: publish the run for these"
             )
         if (version := self.dataset.schema.valid_from) in columns:
             missed.append(
-                f"{side}s: '{version}' tells versions of an id, and each row gets a vector: give a table of the newest row of each id for an index"
+                f"{side}s: '{version}' begins versions of an id, and each row gets a vector: give a table of the "
+                "newest row of each id for an index"
             )
         return missed
 
     def factors_at_once(self, part: int = TEST) -> Factors:
-        """Return vectors of all users and items as `factors`, but with what is popular at the times of the interactions of `part`, and of versions that
-        are not later than these: users as at their first of it, items as at the first of all. Of a model that reads the context they are `factors`."""
+        """Return `factors`, but with versions and popularity at the times of the interactions of `part`.
+
+        A user is as at its first interaction of the part, an item as at the first of all. With a context: `factors`."""
         if self.dataset.schema.side("context"):
             return self.factors(part)
         found = self.factors_during(part)
@@ -142,10 +151,12 @@ class Run:
 
 
 def fingerprint(dataset: Dataset, config: Config) -> dict[str, JsonValue]:
-    """Return what must be equal to resume a run: settings by key, digests of the data and of the codes of its values, library versions;
-    and a digest of how it is measured, which may differ."""
+    """Return the facts that a resumed training compares.
+
+    These are settings by key, digests of the data and of the codes of its values, and library versions, which must be
+    equal, and a digest of the evaluation, which may differ."""
     flat = _flattened("", config.model_dump(mode="json", exclude={"data", "evaluation", "index"}))
-    # These settings do not change the result: times of checkpoints, the timeout, and the placement of tables.
+    # The times of checkpoints, the timeout and the placement of tables do not change the result.
     for key in ("checkpoint_seconds", "checkpoint_steps", "timeout", "embedding_placement", "embedding_sharding"):
         del flat[f"train.{key}"]
     measured = hashlib.sha256(config.evaluation.model_dump_json().encode()).hexdigest()
@@ -170,9 +181,10 @@ def _flattened(prefix: str, section: dict[str, JsonValue]) -> dict[str, JsonValu
 def start_run(
     folder: Path, dataset: Dataset, config: Config, checkpoints: Path | None = None, resume: bool = False
 ) -> None:
-    """Check that the folder can be written, and write settings and data before training starts.
+    """Check that the folder can be written, and write settings and data before training starts. Call under the lock.
 
-    `checkpoints` are those that the training resumes from; of one that resumes without, the scores of starts are kept. Call under the lock. Raises RunError."""
+    `checkpoints` is the folder of the checkpoint that training resumes from. A training that resumes without a
+    checkpoint keeps the scores of starts. Raises RunError."""
     files.check_writable(folder)
     for stale in (layout.METRICS, layout.MODEL, layout.WEIGHTS, layout.REPORT):
         (folder / stale).unlink(missing_ok=True)
@@ -192,7 +204,6 @@ def start_run(
 
 
 def save_history(folder: Path, history: list[Metrics]) -> None:
-    """Write history.jsonl: one line for each epoch."""
     files.write(folder / layout.EPOCHS, "".join(json.dumps(entry) + "\n" for entry in history))
 
 
@@ -207,38 +218,30 @@ def save_run(folder: Path, run: Run) -> str:
 
 
 def save_model(folder: Path, run: Run) -> str:
-    """Write the weights, and the fields and settings they belong to. Returns the SHA-256 of the weights."""
+    """Write the weights, and the fields and settings of the model. Returns the SHA-256 of the weights."""
     data = _weights_file(run.model)
     digest = hashlib.sha256(data).hexdigest()
     files.write(folder / layout.WEIGHTS, data)
-    files.write_json(
-        folder / layout.MODEL,
-        {
-            "format": RUN_FORMAT,
-            "twotower": __version__,
-            "torch": torch.__version__,
-            "sha256": digest,
-            "metric": run.model.config.metric,
-            "model": run.config.model.model_dump(mode="json"),
-            "fields": {s: to_jsonable_python(run.dataset.encoders.fields(s)) for s in SIDES},
-            CODE: _code(run.dataset, run.config),
-        },
-    )
+    about: files.JsonData = {
+        "format": RUN_FORMAT, "twotower": __version__, "torch": torch.__version__, "sha256": digest,
+        "metric": run.model.config.metric, "model": run.config.model.model_dump(mode="json"),
+        "fields": {s: to_jsonable_python(run.dataset.encoders.fields(s)) for s in SIDES},
+        CODE: _code(run.dataset, run.config),
+    }  # fmt: skip
+    files.write_json(folder / layout.MODEL, about)
     return digest
 
 
 def _weights_file(model: TwoTower) -> bytes:
-    """Return the content of model.safetensors."""
     return save_tensors({n: p.detach().cpu().contiguous() for n, p in model.named_parameters()})
 
 
 def load(folder: Path | str, trust: bool = False) -> Run:
-    """Read a run folder. Of a training that was stopped or killed, or still runs, it is the best epoch so far, which a message
-    says; the folder stays as it is.
+    """Read a run folder. If its training has not ended, the run is the best epoch so far, and a message says so.
 
-    With `trust` the kinds of elsewhere that its config names are imported; pass it for a folder that you trust as you trust
-    code. Raises RunError if a file is missing, damaged or of another run, or no epoch is validated yet, ConfigError for a
-    kind that is neither imported nor trusted."""
+    `trust` imports the modules of kinds that the config names by import path: pass it for a folder that you trust as
+    code. Raises RunError if a file is missing, damaged or of another run, or no epoch is validated yet, ConfigError for
+    a kind that is neither imported nor trusted."""
     folder = Path(folder)
     while True:
         before = run_stamp(folder)
@@ -260,14 +263,14 @@ def _load(folder: Path, trust: bool) -> Run:
         raise RunError(f"{folder}: {what} (config.toml is missing); name the folder of a trained run")
     place = reading_folder(folder)
     schema, config = read_config(place, trust)
-    stopped = None if complete else StoppedTraining.read(folder, config)
+    stopped = None if complete else _stopped(folder, config)
     digest, code = ("", None) if stopped else _digests(place)  # first: files of another format would be called damaged
     try:
         dataset = memmap.load(place, schema, config.split)
     except (ArithmeticError, AttributeError, ConfigError, DataError, LookupError) as e:
         raise RunError(f"{place}: encoders.json and the tables do not go together ({first_line(e)})") from e
     if stopped:
-        return _best_so_far(folder, config, dataset, stopped)
+        return _best_so_far(folder, config, dataset, *stopped)
     model = load_model(place, digest, config, dataset.encoders)
     warn_of_changes(code, folder)
     metrics = read_json(place / layout.METRICS)
@@ -275,21 +278,49 @@ def _load(folder: Path, trust: bool) -> Run:
         raise RunError(f"{place / layout.METRICS}: damaged (expected numbers by name)")
     history = _history(place / layout.EPOCHS, not config.train.epochs)
     if len(history) != metrics.get("train.epochs", len(history)):
-        raise RunError(
-            f"{place / layout.EPOCHS}: damaged, or of another run (the epochs are not those of metrics.json)"
-        )
+        what = "damaged, or of another run (the epochs are not those of metrics.json)"
+        raise RunError(f"{place / layout.EPOCHS}: {what}")
     return Run(folder, config, dataset, model, metrics, history, sha256=digest)
 
 
-def _best_so_far(folder: Path, config: Config, dataset: Dataset, stopped: StoppedTraining) -> Run:
+def _stopped(folder: Path, config: Config) -> tuple[Checkpoint, BestWeights]:
+    """Return the newest intact checkpoint of a training that has not ended, and the weights of its best epoch.
+
+    Raises RunError if no epoch is validated."""
+    found = Checkpoint.newest(folder / layout.CHECKPOINTS)
+    best = BestWeights(config.train.monitor, config.train.patience)
+    if found:
+        load_states({"best": best}, found.tensors)
+    if not found or not best.weights:
+        raise RunError(
+            f"{folder}: an unfinished run (metrics.json is missing) without a validated epoch; "
+            f"train it with `fit(config, folder={python_literal(folder)}, resume=True)`"
+        )
+    return found, best
+
+
+def _best_so_far(folder: Path, config: Config, dataset: Dataset, found: Checkpoint, best: BestWeights) -> Run:
     """Return the best epoch of a training that has not ended."""
-    if stopped.data != dataset.digest:
-        raise RunError(f"{stopped.path}: of other data than the tables of {folder}; train the run again")
-    warn_of_changes(stopped.code, folder)
-    model = _model_of(stopped.weights, config, dataset.encoders, stopped.path)
-    history = _checked_history(stopped.history, stopped.path / "state.json", bool(config.train.start))
-    digest = hashlib.sha256(_weights_file(model)).hexdigest()
-    return Run(folder, config, dataset, model, stopped.metrics, history, sha256=digest, unfinished=stopped.state)
+    if found.fingerprint.get(DATA) != dataset.digest:
+        raise RunError(f"{found.path}: of other data than the tables of {folder}; train the run again")
+    of_kinds = {key.removeprefix(CODE_OF): v for key, v in found.fingerprint.items() if key.startswith(CODE_OF)}
+    warn_of_changes(of_kinds, folder)
+    model = _model_of(best.weights, config, dataset.encoders, found.path)
+    progress = TrainingProgress.restore(found.progress, found.path)
+    history = _checked_history(progress.history, found.path / STATE, bool(config.train.start))
+    running = False
+    with suppress(OSError):  # of a folder that may not be written
+        running = locks.is_locked(folder / layout.RUN_LOCK)
+    fitted = ("own_counts", "recent_popularity", "cold_item_bias")
+    state = [
+        f"{'in training' if running else 'stopped'} after epoch {progress.epoch} of {config.train.epochs}",
+        f"the best is epoch {best.epoch}",
+        *(f"train.start weighs pair {start.pair} after the last" for start in config.last_starts),
+        *["model.stacking weighs its terms after the last"] * bool(config.model.stacking),
+        *(f"model.{option} is fitted after the last" for option in fitted if getattr(config.model, option)),
+    ]
+    digest, metrics = hashlib.sha256(_weights_file(model)).hexdigest(), progress.metrics(best.epoch)
+    return Run(folder, config, dataset, model, metrics, history, sha256=digest, unfinished="; ".join(state))
 
 
 def _history(path: Path, may_be_empty: bool) -> list[Metrics]:
@@ -301,7 +332,7 @@ def _history(path: Path, may_be_empty: bool) -> list[Metrics]:
 
 
 def _checked_history(entries: Sequence[object], path: Path, may_be_empty: bool) -> list[Metrics]:
-    """Return the entries of epochs 1, 2, …, read from `path`: none only of a training whose start is kept. Raises RunError for others."""
+    """Return the entries of epochs 1, 2, … of the file `path`. Raises RunError for any other entries."""
     history = []
     for number, entry in enumerate(entries or ([] if may_be_empty else [None]), 1):
         if not (_is_metrics(entry) and {"epoch", "step", "train.loss"} <= entry.keys() and entry["epoch"] == number):
@@ -323,12 +354,12 @@ def read_config(folder: Path, trust: bool = False) -> tuple[Schema, Config]:
 
 
 def read_evaluation(folder: Path) -> EvaluationConfig:
-    """Read the settings of the evaluation of a bundle; kinds of the other sections stay unread. Raises RunError."""
+    """Read the settings of the evaluation of a bundle, without the kinds of other sections. Raises RunError."""
     try:
         return EvaluationConfig.model_validate(_read_settings(folder).get("evaluation", {}))
     except ValidationError as e:
         foreign = untrusted_kind(e)
-        problem = foreign.in_data if foreign else f"evaluation.{explain(e)}"
+        problem = foreign.in_data if foreign else f"evaluation.{first_problem(e)}"
         raise RunError(f"{folder / layout.CONFIG}: {problem}") from None
 
 
@@ -347,12 +378,12 @@ def _read_settings(folder: Path) -> dict[str, TomlValue]:
 
 
 def weights_digest(folder: Path) -> str:
-    """Return the SHA-256 of the weights that model.json states. Raises RunError if it is damaged or of another format."""
+    """Return the SHA-256 of the weights in model.json. Raises RunError if the file is damaged or of another format."""
     return _digests(folder)[0]
 
 
 def _digests(folder: Path) -> tuple[str, JsonValue]:
-    """Return the SHA-256 of the weights that model.json states, and the digests of code. Raises RunError if it is damaged or of another format."""
+    """Return the SHA-256 of the weights, and the digests of code, in model.json. Raises RunError."""
     about = read_json(folder / layout.MODEL)
     form = about.get("format") if isinstance(about, dict) else None
     if form != RUN_FORMAT or not isinstance(digest := about.get("sha256"), str):
@@ -362,8 +393,7 @@ def _digests(folder: Path) -> tuple[str, JsonValue]:
 
 
 def load_model(folder: Path, digest: str, config: Config, encoders: Encoders) -> TwoTower:
-    """Load the model whose weights have the SHA-256 `digest` from `folder`. Raises RunError if the weights are damaged or
-    do not fit the config."""
+    """Load the model from `folder`. Raises RunError if the weights do not fit the config or have another SHA-256."""
     data = read_checked(folder / layout.WEIGHTS, Path.read_bytes)
     if hashlib.sha256(data).hexdigest() != digest:
         raise RunError(f"{folder / layout.WEIGHTS}: damaged, or of another run (checksum)")
@@ -373,15 +403,14 @@ def load_model(folder: Path, digest: str, config: Config, encoders: Encoders) ->
 def _model_of(
     weights: bytes | dict[str, Shaped[Tensor, "*_"]], config: Config, encoders: Encoders, path: Path
 ) -> TwoTower:
-    """Return the model with weights by name, or the content of a file of them, read from `path`. Raises RunError."""
+    """Return the model with weights by name, or with the content of the file `path`. Raises RunError."""
     try:
         with blank_tables():
             model = TwoTower(config.model, encoders.fields("user"), encoders.fields("item"))
         tensors = load_tensors(weights) if isinstance(weights, bytes) else weights
         if lacking := [name for name, _ in model.named_parameters() if name not in tensors]:
-            raise RunError(
-                f"{path}: lacks {lacking[0]}, which the model of config.toml has in this version; train the run again"
-            )
+            what = f"lacks {lacking[0]}, which the model of config.toml has in this version"
+            raise RunError(f"{path}: {what}; train the run again")
         model.load_state_dict(tensors, strict=True)
     except (ConfigError, LookupError, RuntimeError, SafetensorError, TypeError, ValueError) as e:
         raise RunError(

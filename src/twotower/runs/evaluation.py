@@ -1,8 +1,8 @@
 """Evaluation of a run, whose rankings the processes of an engine share.
 
-A shard is some blocks of the queries of a part, ranked by the model or a baseline, and gives their best item rows. The metrics and the
-intervals are computed of all by the calling process, as without an engine; it also ranks what needs a table in memory or few
-queries: transition counts, own counts, cold items among themselves.
+A shard is some blocks of the queries of a part, ranked by the model or a baseline; its result is their best item rows.
+The calling process computes the metrics and intervals of all shards, as without an engine. It also ranks by transition
+counts and own counts, and cold items among themselves.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ from twotower.evaluation.part_evaluation import MODEL, Ranked, evaluate_model, p
 from twotower.evaluation.ranking import EvaluationQueries, evaluation_queries
 from twotower.kinds import foreign_modules
 from twotower.runs import Run
-from twotower.runs.copies import RunCopy, check_share
+from twotower.runs.shared import RunCopy, check_share
 
 SHARD_USERS = 4_096
-"""Least number of queries of a shard, but for the last: whole blocks, so that blocks are those of one process."""
+"""Least number of queries of a shard but the last. A shard has whole blocks: the same blocks as in one process."""
 
 
 @dataclass(frozen=True)
@@ -45,20 +45,22 @@ class QueryShard:
 BestItems = tuple[QueryShard, Shaped[Ints, "q K"]]
 
 
-def evaluate_run(
-    run: Run, engine: str = "local", threads: int = 0, shard_users: int = SHARD_USERS, share: Path | str = ""
+def evaluate(
+    run: Run, *, engine: str = "local", threads: int = 0, share: Path | str = "", shard_users: int = SHARD_USERS
 ) -> Metrics:
-    """Return the metrics of a run on its own validation and test parts, whose users an engine ranks. Its processes load the run from its
-    folder, or through the URL `share`.
+    """Evaluate the vectors of a run on its own validation and test parts.
 
-    Raises RunError if the run has no test part, ConfigError for an unusable engine or, with one of other processes, a run without a
-    folder, Unavailable for an engine that is lost."""
+    `engine` ranks the users: "local" is this process, "ray" is `threads` processes of this machine, "ray://HOST:PORT"
+    is the processes of a cluster, with `threads` each. Hosts have the run at the same path, or get it through `share`,
+    a prefix in a bucket such as "s3://BUCKET/RUNS", where its files stay. Raises RunError if the run has no test part
+    (a model of `DSSMTrainable` or main.py has none), ConfigError for an unusable engine, or a run without a folder for
+    other processes, Unavailable if the engine is lost."""
     chosen = open_engine(engine, threads)
     check_share(share, chosen)
     if not len(run.dataset.test):
         raise RunError(f"{run.folder}: this run holds no test part; score it with DSSMTrainable or main.py")
     ranked = _rank(run, chosen, shard_users, share) if chosen.is_remote else {}
-    # Rows of validation are learned after they were measured.
+    # Training learns the rows of validation after it has measured them.
     learned = run.dataset.split.from_train and run.config.untrained_starts
     return evaluate_model(
         run.factors_during, run.dataset, run.config.evaluation, run.metrics if learned else None, ranked=ranked,
@@ -67,7 +69,7 @@ def evaluate_run(
 
 
 def _rank(run: Run, engine: JobEngine, shard_users: int, share: Path | str = "") -> dict[int, Ranked]:
-    """Return the rankings of the validation and the test part, if they have rows, by the model, and of the test part by the baselines."""
+    """Return the rankings of both parts by the model, and of the test part by the baselines; none of an empty part."""
     config, dataset = run.config.evaluation, run.dataset
     parts = [part for part, rows in ((VALIDATION, dataset.validation), (TEST, dataset.test)) if len(rows)]
     found, shards = dict[int, Ranked](), list[QueryShard]()
@@ -83,12 +85,8 @@ def _rank(run: Run, engine: JobEngine, shard_users: int, share: Path | str = "")
         shard, best = made
         found[shard.part].best[shard.by][shard.start : shard.stop] = best
 
-    engine.run(
-        _RankingJob(RunCopy.of(run, share), dataset.digest, config),
-        shards,
-        add,
-        foreign_modules(run.config, dataset.schema),
-    )
+    job = _RankingJob(RunCopy.of(run, share), dataset.digest, config)
+    engine.run(job, shards, add, foreign_modules(run.config, dataset.schema))
     return found
 
 
@@ -101,18 +99,16 @@ class _RankingJob:
     config: EvaluationConfig
 
     def __call__(self) -> Callable[[QueryShard], BestItems]:
-        """Load the run, and return the function that ranks the queries of a shard. Raises RunError if the run or its data are others."""
+        """Load the run, and return the function that ranks the queries of a shard. Raises RunError for another run."""
         run = self.run.load()
         if run.dataset.digest != self.data:
-            raise RunError(
-                f"{self.run.folder}: holds other data than the run of the call; evaluate a run as its folder has it, or choose "
-                "`engine='local'`"
-            )
+            what = f"{self.run.folder}: holds other data than the run of the call"
+            raise RunError(f"{what}; evaluate a run as its folder has it, or choose `engine='local'`")
         return _Rankings(run, self.config).best_items
 
 
 class _Rankings:
-    """Ranks the queries of a run, in another process. Keeps what the next shard needs too."""
+    """Ranks the queries of a run in another process. Keeps queries and scorer for the next shard."""
 
     def __init__(self, run: Run, config: EvaluationConfig) -> None:
         self._run, self._config = run, config

@@ -1,6 +1,6 @@
 """The folder of a run: its lock, and the replacement of a complete run by a new one in one step.
 
-A new run is written into `.next` of the folder until it is complete. Then readers use it while its files move to the folder.
+A new run is written into `.next` of the folder. When it is complete, readers use it while its files move to the folder.
 """
 
 from __future__ import annotations
@@ -30,11 +30,10 @@ def check_folder(folder: Path) -> None:
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Lock `folder` for writing a run; files of a killed writer are completed or removed first.
+    """Lock `folder` for writing a run, and complete or remove the files of a killed writer.
 
-    Raises RunError if another process holds the lock, or if `folder` is not new, empty or a run. A new folder that stays
-    empty is removed.
-    """
+    Raises RunError if another process holds the lock, or if `folder` is not new, empty or a run. A new folder that
+    stays empty is removed."""
     files.check_name(folder)
     check_folder(folder)
     made = not folder.exists()
@@ -67,7 +66,7 @@ def is_complete(folder: Path) -> bool:
 
 
 def writing_folder(folder: Path) -> Path:
-    """Return the folder to write the run to: beside a complete run, which stays until the new one is complete."""
+    """Return the folder to write the run to: `.next` while the folder holds a complete run."""
     return folder / layout.NEXT_RUN if is_complete(folder) else folder
 
 
@@ -77,9 +76,7 @@ def reading_folder(folder: Path) -> Path:
 
 
 def run_stamp(folder: Path) -> tuple[Path, int, int]:
-    """Return path, inode and time of metrics.json, which change with the run.
-
-    A reader of several files compares the stamps before and after."""
+    """Return path, inode and time of metrics.json, to detect another run between the reads of several files."""
     metrics = reading_folder(folder) / layout.METRICS
     try:
         info = metrics.stat()
@@ -89,11 +86,10 @@ def run_stamp(folder: Path) -> tuple[Path, int, int]:
 
 
 def replace_run(folder: Path) -> None:
-    """Move the files of a complete run in `.next` to `folder`. Call under the lock.
+    """Move the files of a complete run in `.next` to `folder`. Call under the lock. Raises RunError.
 
-    `.next` stays complete until all files are linked and is removed in one step: after a kill readers use `.next`, and the
-    next holder of the lock starts the move again. Raises RunError.
-    """
+    `.next` stays complete until all files are linked and is removed in one step: after a kill readers use `.next`, and
+    the next holder of the lock starts the move again."""
     new = reading_folder(folder)
     if new == folder:
         return

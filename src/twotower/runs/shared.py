@@ -1,7 +1,7 @@
-"""Files of a run in a bucket, through which hosts that share no disk load it.
+"""A run for other processes: its folder at the same path on every host, or its files in a bucket.
 
-URL/<digest>/…             the files of a run; the digest is that of their list
-CACHE/runs/<digest>/…      the copy of a host, which its processes share; kept for a day after its last use
+URL/<digest>/…             the files of a run; the digest is of their list
+CACHE/runs/<digest>/…      the copy of a host, shared by its processes
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import hashlib
 import json
 import logging
 import os
+import platform
 import shutil
 import time
 from collections.abc import Iterator
@@ -19,18 +20,44 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
+
 from twotower import files
+from twotower.engines.engine import JobEngine
 from twotower.errors import ConfigError, RunError
 from twotower.files import layout, locks
 from twotower.files.object_stores import TRANSFERS, ObjectClient, ObjectError
 from twotower.files.readers import file_digest
 from twotower.files.urls import Url, is_url
+from twotower.runs import Run, load
 from twotower.runs.folder import reading_folder, run_stamp
 
 log = logging.getLogger(__name__)
 
 KEPT_SECONDS = 86_400
 """Seconds for which the copy of a host stays after its last use."""
+
+
+def run_digests(run: Run) -> tuple[str, str]:
+    """Return the digests of the weights and of the schema of a run."""
+    schema = hashlib.sha256(run.dataset.schema.model_dump_json().encode()).hexdigest()
+    if run.sha256:  # of the loaded model; the folder may hold another run by now
+        return run.sha256, schema
+    digest = hashlib.sha256()
+    for name, weights in run.model.named_parameters():
+        digest.update(name.encode())
+        digest.update(np.ascontiguousarray(weights.detach().cpu().numpy()).data)
+    return digest.hexdigest(), schema
+
+
+def check_share(share: Path | str, engine: JobEngine) -> None:
+    """Raise ConfigError if `share` is not in an object store, or if the engine has no other processes."""
+    if share and not engine.is_remote:
+        raise ConfigError(
+            f"`share` is '{share}', and engine '{engine.name}' loads the run in no other process; leave it out"
+        )
+    if share:
+        _share_url(share)
 
 
 class RunFile(NamedTuple):
@@ -43,16 +70,17 @@ class RunFile(NamedTuple):
 
 @dataclass(frozen=True)
 class SharedRun:
-    """A run whose files are in a bucket."""
+    """A run with its files in a bucket."""
 
     at: Url
     files: tuple[RunFile, ...]
 
     @classmethod
     def put(cls, folder: Path, share: Path | str, unfinished: bool) -> SharedRun:
-        """Write the files of a run below a URL, but those that are there; of an unfinished one with its checkpoints. Raises ConfigError for another place
-        than one in an object store, RunError if the run is replaced meanwhile."""
-        client, url = ObjectClient(share_url(share)), share_url(share)
+        """Upload the files of a run that the bucket lacks; of an unfinished run with the checkpoints.
+
+        Raises ConfigError if `share` is not in an object store, RunError if the run is replaced meanwhile."""
+        client, url = ObjectClient(_share_url(share)), _share_url(share)
         stamp, source = run_stamp(folder), reading_folder(folder)
         try:
             listed = tuple(_listed(source, unfinished))
@@ -76,16 +104,16 @@ class SharedRun:
         return files.cache_folder() / "runs" / self.at.name
 
     def fetch(self) -> Path:
-        """Return the folder of this host's copy, with files as they were put, of which the missing and the damaged ones are fetched. Raises RunError."""
+        """Download the files that this host's copy lacks, or has damaged, and return its folder. Raises RunError."""
         client, copy = ObjectClient(self.at), self.copy
+
+        def fetch_file(file: RunFile) -> None:
+            client.fetch((self.at / file.path).key, copy / file.path, file.size, file.sha256)
+
         try:
             copy.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
             with locks.wait_for_lock(_lock(copy)), ThreadPoolExecutor(TRANSFERS) as pool:
-                list(
-                    pool.map(
-                        lambda f: client.fetch((self.at / f.path).key, copy / f.path, f.size, f.sha256), self.files
-                    )
-                )
+                list(pool.map(fetch_file, self.files))
                 os.utime(copy)
             _remove_old(copy.parent)
         except ObjectError as e:
@@ -93,19 +121,52 @@ class SharedRun:
                 raise RunError(f"{e}; remove {self.at}, then call again") from e
             raise
         except OSError as e:
-            raise RunError(
-                f"{e.filename or copy}: cannot be written ({e.strerror}); make room, or name another folder in XDG_CACHE_HOME"
-            ) from e
+            what = f"{e.filename or copy}: cannot be written ({e.strerror})"
+            raise RunError(f"{what}; make room, or name another folder in XDG_CACHE_HOME") from e
         return copy
 
 
-def share_url(share: Path | str) -> Url:
-    """Return the place of shared runs. Raises ConfigError for another one than in an object store."""
+@dataclass(frozen=True)
+class RunCopy:
+    """The folder of a run, and the digests that a process compares after loading it."""
+
+    folder: Path
+    digests: tuple[str, str]
+    shared: SharedRun | None = None
+
+    @classmethod
+    def of(cls, run: Run, share: Path | str = "") -> RunCopy:
+        """Take the folder of a run, or upload its files below the URL `share`.
+
+        Raises ConfigError for a run without a folder."""
+        if run.folder is None:
+            raise ConfigError(
+                "the run has no folder from which other processes load it; save it, or choose `engine='local'`"
+            )
+        folder = run.folder.absolute()
+        return cls(folder, run_digests(run), SharedRun.put(folder, share, bool(run.unfinished)) if share else None)
+
+    def load(self) -> Run:
+        """Load the run. Raises RunError if the folder is missing or holds another run."""
+        folder = self.shared.fetch() if self.shared else self.folder
+        if not folder.exists():
+            raise RunError(
+                f"{folder}: is not there on {platform.node()}; have the run at this path on every host, or name a "
+                "prefix in a bucket through which they get it (`share`)"
+            )
+        run = load(folder)
+        if run_digests(run) != self.digests:
+            raise RunError(f"{folder}: holds another model than when the call began; call again when it is complete")
+        return run
+
+
+def _share_url(share: Path | str) -> Url:
+    """Return the URL of shared runs. Raises ConfigError if it is not in an object store."""
     url = Url.parse(share) if is_url(share) else None
     if url is None or not url.is_object_store:
         raise ConfigError(
-            f"`share` is '{share}', expected a prefix in an object store, such as s3://BUCKET/RUNS; hosts that have the run at the same path "
-            "need none"
+            f"`share` is '{share}', expected a prefix in an object store, such as s3://BUCKET/RUNS; hosts that have "
+            "the run at the same path need none"
         )
     return url
 
@@ -124,14 +185,13 @@ def _lock(copy: Path) -> Path:
 
 
 def _remove_old(folder: Path) -> None:
-    """Remove the copies of runs that no process has used for long."""
+    """Remove copies that no process has used for `KEPT_SECONDS`."""
     for copy in folder.iterdir():
         with suppress(locks.LockHeld, FileNotFoundError):
             if not copy.name.startswith(".") and _is_old(copy):
-                with locks.lock(_lock(copy)):  # its file stays, as others may wait for it
-                    if not _is_old(copy):  # another process has taken it meanwhile
-                        continue
-                    shutil.rmtree(copy, ignore_errors=True)
+                with locks.lock(_lock(copy)):  # the lock's file stays, as others may wait for it
+                    if _is_old(copy):  # else another process has taken it meanwhile
+                        shutil.rmtree(copy, ignore_errors=True)
 
 
 def _is_old(copy: Path) -> bool:

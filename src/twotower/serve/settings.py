@@ -50,18 +50,13 @@ class ServeSettings:
     store: Annotated[Path | str, Setting("Published bundles: a folder, or a prefix such as s3://BUCKET/STORE.")]
     host: Annotated[str, Setting("Address to listen on.")] = "127.0.0.1"
     port: Annotated[int, Setting("Port. 0: a free one.", at_least=0, at_most=65_535)] = 8000
-    workers: Annotated[int, Setting("Worker processes. One uses one core.", at_least=1)] = 1
+    workers: Annotated[int, Setting("Worker processes, of one core each.", at_least=1)] = 1
     threads: Annotated[int, Setting("Threads of one search.", at_least=1)] = 1
-    kinds: Annotated[
-        tuple[str, ...],
-        Setting(
-            "Module to import, whose kinds the bundle names. Repeatable. No other code outside twotower is imported."
-        ),
-    ] = ()
+    kinds: Annotated[tuple[str, ...], Setting("Module to import, whose kinds the bundle names (repeatable).")] = ()
     keys: Annotated[Path | None, Setting("File of API keys, as `make_key()` prints them.")] = None
     insecure: Annotated[bool, Setting("Listen beyond this machine without keys.")] = False
     admin_port: Annotated[
-        int | None, Setting("Port for rollback and reload. Needs a key of scope admin.", at_least=0, at_most=65_535)
+        int | None, Setting("Port for rollback and reload, by a key of scope admin.", at_least=0, at_most=65_535)
     ] = None
     event_store: Annotated[
         str, Setting("Store of recent events: memory, or redis://HOST:PORT/DB, shared by workers and hosts.")
@@ -70,10 +65,7 @@ class ServeSettings:
     event_ttl: Annotated[int, Setting("Seconds that a user's events are kept after the newest.", at_least=1)] = 86_400
     event_memory: Annotated[
         int,
-        Setting(
-            "Bytes of recent events in a worker. Above it, users without new events for the longest time are dropped.",
-            at_least=1,
-        ),
+        Setting("Bytes of recent events in a worker, above which the least recent users are dropped.", at_least=1),
     ] = 256 << 20
     event_timeout: Annotated[float, Setting("Timeout of the event store in ms.", above=0)] = 20.0
     rate: Annotated[float, Setting("Requests per second of one client to one worker. 0: no limit.", at_least=0)] = 0.0
@@ -110,17 +102,11 @@ class ServeSettings:
     keep_alive: Annotated[float, Setting("Seconds that an idle connection is kept open.", at_least=0)] = 75.0
     max_connections: Annotated[
         int,
-        Setting(
-            "Largest number of connections of one worker. 0: what the limit of open files allows, at most 4,096.",
-            at_least=0,
-        ),
+        Setting("Largest number of connections of one worker. 0: by the limit of files, at most 4,096.", at_least=0),
     ] = 0
     max_per_address: Annotated[
         int,
-        Setting(
-            "Largest number of connections of one address, trusted proxies excepted. 0: half of `max_connections`.",
-            at_least=0,
-        ),
+        Setting("Largest number of connections of one address but proxies. 0: half of `max_connections`.", at_least=0),
     ] = 0
     body_memory: Annotated[
         int, Setting("Memory of all bodies and replies in bytes, without the first 16 KiB of each.", at_least=1)

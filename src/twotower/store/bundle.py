@@ -1,7 +1,7 @@
 """A published model: an immutable folder of files and their manifest, whose digest ends the folder's name.
 
-The module does not depend on the content of the files. A bundle is verified as a whole before a file of it is parsed.
-Its id is a time, later than those of all ids before it, and a digest of the manifest.
+The module does not depend on the content of the files. A bundle is verified as a whole before one of its files is
+parsed. Its id is a time, later than the times of all earlier ids, and a digest of the manifest.
 """
 
 from __future__ import annotations
@@ -39,10 +39,7 @@ class Bundle:
 
     @classmethod
     def open(cls, folder: Path | str, *, checksums: bool = True) -> Bundle:
-        """Verify a bundle before a file of it is parsed. Raises BundleError.
-
-        `checksums=False` compares names and sizes only, which suffices for lists.
-        """
+        """Verify a bundle. Raises BundleError. `checksums=False` compares names and sizes only."""
         folder = Path(folder).absolute()
         try:
             bundle = cls(folder, read_manifest(folder))
@@ -62,13 +59,12 @@ class Bundle:
 
     @property
     def size(self) -> int:
-        """Size of all files. Bytes."""
         return self.manifest.size
 
     def check_consistency(self, sources: Mapping[str, Mapping[str, str | int | None]]) -> None:
         """Raise BundleError if two files, or a file and the manifest, differ in the value of a field.
 
-        `sources` maps files to the fields that they hold: `{"user_tower.onnx": {"dims": 64}, "index": {"dims": 64, "items": 3706}}`.
+        `sources` maps files to their fields: `{"user_tower.onnx": {"dims": 64}, "index": {"dims": 64, "items": 3706}}`.
         """
         m = self.manifest
         stated = {"model": m.model, "dims": m.dims, "metric": m.metric, "vocab_hash": m.vocab_hash, **dict(m.counts)}
@@ -83,13 +79,13 @@ class Bundle:
 
     @contextmanager
     def lease(self) -> Iterator[Bundle]:
-        """Keep `gc` of all processes from removing the bundle within the block. Raises BundleError if it is removed."""
+        """Keep `gc` of all processes from removing the bundle within the block. Raises BundleError."""
         with ExitStack() as held:
             try:
                 handle = os.open(self.folder / layout.MANIFEST, files.READ_ONLY)
                 held.callback(os.close, handle)
                 locks.share(handle)
-                # If it was removed between open and lock, stat raises.
+                # stat raises if it was removed between open and lock
                 (self.folder / layout.MANIFEST).stat()
             except OSError as e:
                 removed = isinstance(e, FileNotFoundError | BlockingIOError)
@@ -106,7 +102,7 @@ class Bundle:
 
 
 def listed_files(where: Path | Url, manifest: Manifest) -> dict[str, FileEntry]:
-    """Return the files of a manifest by path. Raises BundleError for a path that leads elsewhere, or a repeated one."""
+    """Return the files of a manifest by path. Raises BundleError for a repeated path, or one outside the folder."""
     listed: dict[str, FileEntry] = {}
     for entry in manifest.files:
         if not _is_plain(entry.path) or entry.path == layout.MANIFEST or entry.path in listed:
@@ -116,7 +112,7 @@ def listed_files(where: Path | Url, manifest: Manifest) -> dict[str, FileEntry]:
 
 
 def check_sizes(where: Path | Url, listed: Mapping[str, FileEntry], found: Mapping[str, int]) -> None:
-    """Raise BundleError if the files that were found, with their sizes in bytes, are not those that are listed."""
+    """Raise BundleError if the `found` sizes in bytes, by path, differ from the listed files."""
     others = found.keys() - {layout.MANIFEST}
     if missing := sorted(listed.keys() - others):
         raise BundleError(f"{where / missing[0]}: missing", "missing")
@@ -124,8 +120,9 @@ def check_sizes(where: Path | Url, listed: Mapping[str, FileEntry], found: Mappi
         raise BundleError(f"{where / unlisted[0]}: not listed in {layout.MANIFEST}", "unlisted")
     for path, entry in listed.items():
         if found[path] != entry.size:
-            sizes = f"{found[path]} bytes, {entry.size} in {layout.MANIFEST}"
-            raise BundleError(f"{where / path}: damaged ({sizes})", "size")
+            raise BundleError(
+                f"{where / path}: damaged ({found[path]} bytes, {entry.size} in {layout.MANIFEST})", "size"
+            )
 
 
 def seal(folder: Path, stamp: str, facts: BundleFacts, created: str, forced: bool) -> str:
@@ -197,7 +194,7 @@ def _is_plain(path: str) -> bool:
 def _sha256(path: Path) -> str:
     info = path.lstat()
     seen = str(path), info.st_ino, info.st_mtime_ns, info.st_ctime_ns, info.st_size
-    # Two changes within one tick of the file system's clock look equal, so digests of recent files are not cached.
+    # Two changes within one tick of the file system's clock look equal: digests of recent files are not cached.
     settled = time.time_ns() - max(info.st_mtime_ns, info.st_ctime_ns) > 2_000_000_000
     return _sha256_of(*seen) if settled else _sha256_of.__wrapped__(*seen)
 
@@ -205,17 +202,17 @@ def _sha256(path: Path) -> str:
 @functools.lru_cache(maxsize=4096)
 def _sha256_of(path: str, *_: int) -> str:
     handle = os.open(path, files.READ_ONLY)
-    with os.fdopen(handle, "rb", buffering=0) as f:  # copies of a buffer would take a third of the digest's time
+    with os.fdopen(handle, "rb", buffering=0) as f:  # a buffer would take a third of the digest's time
         return hashlib.file_digest(f, "sha256").hexdigest()
 
 
 def is_bundle_id(name: str) -> bool:
-    """Return True for a well-formed id, of any time."""
+    """Return True for a well-formed id with any time."""
     return _ID.fullmatch(name) is not None
 
 
 def stamp_of(name: str) -> str:
-    """Return the part of an id that is its time."""
+    """Return the time in an id, as text."""
     return name[:16]
 
 

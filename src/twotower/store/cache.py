@@ -1,7 +1,7 @@
 """Copies of the bundles of a store on the local disk, shared by the processes of a machine.
 
-<digest of the manifest>/<id>/    a bundle; the last ones used are kept
-.making-<digest>/                 a download; a killed one is continued by the next
+<digest of the manifest>/<id>/    a bundle
+.making-<digest>/                 a download; after a kill the next one continues it
 .staging-<name>/                  the files of a new bundle, before they are published
 """
 
@@ -25,21 +25,19 @@ log = logging.getLogger(__name__)
 
 _LOCK = "-lock"
 KEPT_BUNDLES = 3
-"""Bundles of one store that stay in the cache."""
+"""Number of bundles of one store in the cache."""
 
 
 class BundleCache:
-    """The copies of the bundles of one store. Raises BundleError "cache" if the disk cannot be written."""
+    """Copies of the bundles of one store. Raises BundleError "cache" if the disk cannot be written."""
 
     def __init__(self, store: str, folder: Path | None = None, kept: int = KEPT_BUNDLES) -> None:
-        """Keep the `kept` bundles used last of the store at the URL `store`, in `folder`, by default the user's cache."""
-        self.folder = (folder or files.cache_folder() / layout.BUNDLES) / hashlib.sha256(store.encode()).hexdigest()[
-            :16
-        ]
-        self._kept = kept
+        """Keep the last `kept` used bundles of the store at the URL `store` in `folder` (default: the user's cache)."""
+        name = hashlib.sha256(store.encode()).hexdigest()[:16]
+        self.folder, self._kept = (folder or files.cache_folder() / layout.BUNDLES) / name, kept
 
     def find(self, digest: str, name: str) -> Bundle | None:
-        """Return a bundle by the digest of its manifest and its id, verified; None if it is not there. A damaged copy is removed."""
+        """Return the verified bundle with the manifest `digest` and the id `name`, or None. Remove a damaged copy."""
         folder = self.folder / digest / name
         if not (folder / layout.MANIFEST).exists():
             return None
@@ -55,7 +53,7 @@ class BundleCache:
 
     @contextmanager
     def making(self, digest: str) -> Iterator[Path]:
-        """Yield a folder for the files of a bundle while no other process makes the same, with what a killed one has left."""
+        """Lock and yield a folder for the files of a bundle; it holds the files that a killed process has left."""
         with self._errors():
             self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
             with locks.wait_for_lock(self.folder / f".{digest}{_LOCK}"):
@@ -64,7 +62,7 @@ class BundleCache:
                 yield folder
 
     def add(self, folder: Path, digest: str, name: str) -> Bundle:
-        """Give a whole folder the place of a bundle, verify it, and remove those that were not used for longest."""
+        """Move a complete folder to the place of a bundle, verify it, and remove the least recently used bundles."""
         with self._errors():
             final = self.folder / digest / name
             final.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -81,7 +79,7 @@ class BundleCache:
 
     @contextmanager
     def staging(self) -> Iterator[Path]:
-        """Yield a name for a new folder; what is left of it is removed at the end, and after a kill by a later call."""
+        """Yield a path for a new folder, which is removed at the end; after a kill, a later call removes it."""
         with self._errors():
             self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
             self._clear_staging()
@@ -96,7 +94,7 @@ class BundleCache:
                     held.unlink(missing_ok=True)
 
     def remove(self, digest: str, name: str) -> None:
-        """Remove a copy, unless it is read."""
+        """Remove a copy, unless a process reads it."""
         folder = self.folder / digest / name
         if folder.is_dir() and remove_bundle(folder):
             with suppress(OSError):
@@ -109,7 +107,7 @@ class BundleCache:
                 held.unlink(missing_ok=True)
 
     def _evict(self, newest: str) -> None:
-        """Remove copies beyond the number that is kept, and downloads that nobody continues."""
+        """Remove copies beyond the kept number, and downloads that no process continues."""
         found = [p for p in self.folder.iterdir() if not p.name.startswith(".") and p.name != newest]
         found.sort(key=lambda p: p.stat().st_mtime_ns)
         for folder in found[: max(0, len(found) + 1 - self._kept)]:
@@ -126,8 +124,5 @@ class BundleCache:
         try:
             yield
         except OSError as e:
-            raise BundleError(
-                f"{e.filename or self.folder}: the cache of bundles cannot be written ({e.strerror}); make room, or name another folder "
-                "in XDG_CACHE_HOME",
-                "cache",
-            ) from e
+            what = f"{e.filename or self.folder}: the cache of bundles cannot be written ({e.strerror})"
+            raise BundleError(f"{what}; make room, or name another folder in XDG_CACHE_HOME", "cache") from e

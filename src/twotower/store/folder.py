@@ -1,7 +1,7 @@
 """A store in a folder: changes hold the kernel's lock, files are replaced by renaming.
 
 bundles/<id>/    a bundle (bundle.py): the publisher's files and the manifest
-CURRENT          the id of the served bundle (current.py)
+CURRENT          the id of the served bundle
 HISTORY.jsonl    the changes of the store (history.py)
 LOCK             locked by the process that changes the store, with the name of that process
 """
@@ -17,11 +17,13 @@ from pathlib import Path
 from twotower import files
 from twotower.errors import BundleError
 from twotower.files import layout, locks
+from twotower.files.readers import read_regular
 from twotower.store.bundle import Bundle, is_bundle_id, next_stamp, remove_bundle, stamp_of, stray_ids
-from twotower.store.current import CurrentPointer, read_store_file
-from twotower.store.history import History, new_line
+from twotower.store.history import MAX_HISTORY_BYTES, current_ids, new_line, read_lines, with_line
 from twotower.store.manifest import JsonObject, Manifest, read_manifest
 from twotower.store.place import Change, StorePlace
+
+_MAX_CURRENT_BYTES = 1000
 
 
 class FolderPlace(StorePlace):
@@ -30,7 +32,7 @@ class FolderPlace(StorePlace):
     def __init__(self, path: Path) -> None:
         self.path: Path = path
         self.bundles = path / layout.BUNDLES
-        self.pointer, self.history = CurrentPointer(path), History(path)
+        self._current, self._history = path / layout.CURRENT, path / layout.HISTORY
 
     def exists(self) -> bool:
         return self.bundles.is_dir() and any((self.path / name).is_file() for name in layout.STORE_FILES)
@@ -55,16 +57,23 @@ class FolderPlace(StorePlace):
         return sorted(p.name for p in found if p.is_dir() and not p.is_symlink())
 
     def current(self) -> str:
-        return self.pointer.read()
+        return self.read(layout.CURRENT, _MAX_CURRENT_BYTES).decode(errors="replace").strip()
 
     def stamp(self, serving: str) -> tuple[str, int | str]:
-        return self.pointer.stamp()
+        name = self.current()
+        try:
+            return name, self._current.stat().st_mtime_ns
+        except OSError:
+            return name, 0
 
     def touch(self) -> None:
-        self.pointer.touch()
+        try:
+            os.utime(self._current)
+        except OSError as e:
+            raise BundleError(f"{self._current}: cannot be touched ({e.strerror})", "unreadable") from e
 
     def lines(self) -> list[JsonObject]:
-        return self.history.lines()
+        return read_lines(self.read(layout.HISTORY, MAX_HISTORY_BYTES), self._history)
 
     def open(self, name: str) -> Bundle:
         return Bundle.open(self.bundles / name)
@@ -79,7 +88,14 @@ class FolderPlace(StorePlace):
             raise BundleError(f"{e.filename}: cannot be read ({e.strerror})", "unreadable") from e
 
     def read(self, name: str, max_bytes: int) -> bytes:
-        return read_store_file(self.path / name, max_bytes)
+        path = self.path / name
+        try:
+            return read_regular(path, max_bytes)
+        except FileNotFoundError:
+            return b""
+        except OSError as e:
+            what = f"cannot be read ({e.strerror}); restore it, or move it away"
+            raise BundleError(f"{path}: {what}", "unreadable") from e
 
     def edit(self, name: str, change: Callable[[bytes], bytes]) -> None:
         path = self.path / name
@@ -90,8 +106,7 @@ class FolderPlace(StorePlace):
         """Hold the store's lock within the block, after recovery from a killed process.
 
         Kernel locks are released when a process dies. A process that ends normally empties LOCK, so text in a free LOCK
-        means that its holder was killed.
-        """
+        is of a killed process."""
         try:
             with locks.lock(self.path / layout.STORE_LOCK) as lock:
                 left = lock.killed_holder
@@ -99,7 +114,7 @@ class FolderPlace(StorePlace):
                 lock.clear()
                 stamp = "-"
                 if action == "publish":
-                    served = {self.current(), *self.history.current_ids()}
+                    served = {self.current(), *current_ids(self.lines())}
                     stamp = next_stamp({*self.ids(), *served} - stray_ids(self.ids(), served))
                 lock.write_holder(action, stamp)
                 files.point("store.locked")
@@ -109,20 +124,24 @@ class FolderPlace(StorePlace):
         except OSError as e:
             raise BundleError(f"{e.filename or self.path}: cannot be changed ({e.strerror})", "write") from e
 
+    def append(self, line: JsonObject) -> None:
+        """Add a line to the history, whose file is replaced. Raises RunError."""
+        files.write(self._history, with_line(self.read(layout.HISTORY, MAX_HISTORY_BYTES), line), 0o644)
+
     def _recover(self, died: str, stamp: str) -> None:
-        """Remove the remains of a killed process, among them a bundle that never became current, and log the recovery."""
-        current = self.current()
-        known = {current, *self.history.bundles()}
+        """Remove the remains of a killed process, with a bundle that never became current, and log the recovery."""
+        current, lines = self.current(), self.lines()
+        known = {current, *(str(line["bundle"]) for line in lines)}
         never_current = [name for name in self.ids() if stamp_of(name) == stamp and name not in known]
         for path in [*self.bundles.glob(".tmp-*"), *(self.bundles / name for name in never_current)]:
             shutil.rmtree(path, ignore_errors=True)
         for name in (layout.CURRENT, layout.HISTORY, layout.COLLECTIONS):
             for file in self.path.glob(f".{name}.*.tmp"):
                 file.unlink(missing_ok=True)
-        logged = ["", *self.history.current_ids()][-1]
+        logged = ["", *current_ids(lines)][-1]
         if died or logged != current:
             reason = died or "CURRENT was changed without an entry in HISTORY.jsonl"
-            self.history.append(new_line("recover", current, logged, reason))
+            self.append(new_line("recover", current, logged, reason))
 
 
 class _LockedChange(Change):
@@ -148,13 +167,13 @@ class _LockedChange(Change):
         return Bundle.open(final)
 
     def store(self, bundle: Bundle) -> None:
-        """Do nothing: `complete` has put them there."""
+        """Do nothing: `complete` has moved the files."""
 
     def hold(self, name: str) -> None:
         """Do nothing: the lock keeps all bundles."""
 
     def make_current(self, name: str, line: JsonObject) -> None:
-        self._place.pointer.write(name)
+        files.write(self._place.path / layout.CURRENT, f"{name}\n", 0o644)
 
     def discard(self) -> None:
         current = self._place.current()
@@ -163,7 +182,7 @@ class _LockedChange(Change):
                 shutil.rmtree(path, ignore_errors=True)
 
     def log(self, line: JsonObject) -> None:
-        self._place.history.append(line)
+        self._place.append(line)
 
     def remove(self, name: str) -> bool:
         return remove_bundle(self._place.bundles / name)

@@ -1,9 +1,9 @@
-"""Leases of an object store: objects that say which bundle a process reads or publishes, and for how long.
+"""Leases of an object store: objects that name the bundle that a process reads or publishes.
 
 leases/<bundle or none>/<action>.<seconds>.<name>    its content names the host and the process
 
-Times are those of the object store, so no clock of a client matters: a lease lives for its seconds, and a margin, after its object
-was written last.
+All times are by the clock of the object store. A lease lives for its seconds and a margin after the last write of its
+object.
 """
 
 from __future__ import annotations
@@ -33,24 +33,24 @@ class LeaseTimes:
     """Times of leases, in seconds."""
 
     seconds: int = 900
-    """Life of a lease. It is renewed three times as often."""
+    """Life of a lease. It is renewed three times in its life."""
     margin: float = 60.0
-    """Time after the end of a lease within which it still counts."""
+    """Time after the end of a lease during which it still counts."""
 
 
 @dataclass(frozen=True)
 class FoundLease:
-    """A lease of some process."""
+    """A lease of another process."""
 
     key: str
     action: str
     bundle: str
-    """The bundle; empty for none."""
+    """Id of the bundle; empty: none."""
     is_live: bool
 
 
 def _now() -> float:
-    """Return seconds of a clock that runs on while the machine sleeps, where there is one."""
+    """Return seconds of a clock that counts the sleep of the machine, where the system has one."""
     clock = getattr(time, "CLOCK_BOOTTIME", None)
     return time.monotonic() if clock is None else time.clock_gettime(clock)
 
@@ -65,7 +65,7 @@ class Lease:
 
     @property
     def is_live(self) -> bool:
-        """False if the lease may have ended, because it could not be renewed."""
+        """False if the lease may have ended because no renewal succeeded."""
         return _now() < self._renewed + self._times.seconds
 
     def renew(self) -> None:
@@ -76,12 +76,12 @@ class Lease:
         self._renewed = began
 
     def renew_if_due(self) -> None:
-        """Write the lease if it was not tried for a third of its life. Raises ObjectError."""
+        """Write the lease if the last try is older than a third of its life. Raises ObjectError."""
         if _now() > self._tried + self._times.seconds / 3:
             self.renew()
 
     def end(self) -> None:
-        """Delete the lease; one that cannot be deleted ends by itself."""
+        """Delete the lease. If that fails, it ends by its time."""
         with suppress(ObjectError):
             self._client.delete([self.key])
 
@@ -90,11 +90,10 @@ class Leases:
     """The leases of one store."""
 
     def __init__(self, client: ObjectClient, key: Callable[[str], str], times: LeaseTimes) -> None:
-        """`key` returns the key of a path within the store."""
         self._client, self._key, self.times = client, key, times
 
     def new(self, action: str, bundle: str = "") -> Lease:
-        """Return a lease that is not written yet."""
+        """Return a lease, not yet written."""
         name = f"{action}.{self.times.seconds}.{uuid.uuid4().hex}"
         return Lease(self._client, self._key(f"{LEASES}/{bundle or NO_BUNDLE}/{name}"), self.times)
 
@@ -118,7 +117,7 @@ class Leases:
             lease.end()
 
     def found(self, own: Lease) -> tuple[list[FoundLease], float]:
-        """Return the leases of all processes but `own`, which is renewed, and the time of the object store in seconds since 1970."""
+        """Renew `own`; return all other leases, and the time of the object store in seconds since 1970."""
         own.renew()
         listed = self._client.list(self._key(LEASES), warn_once)
         now = next((o.changed for o in listed if o.key == own.key), None)

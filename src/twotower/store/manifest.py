@@ -1,7 +1,7 @@
 """The manifest of a bundle: facts about the model, and path, size and SHA-256 of all other files.
 
-The digest of a manifest ends the id of its bundle. A manifest is untrusted: it is read within limits of size, depth and
-digits, and all fields are validated before one is used.
+The digest of a manifest ends the id of its bundle. A manifest is untrusted: size, depth and digits are limited, and all
+fields are validated before one is used.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from twotower.files import layout
 from twotower.files.readers import parse_json, read_regular
 from twotower.files.urls import Url
 from twotower.kinds import UntrustedKind, untrusted_kind
-from twotower.section import Section
+from twotower.section import Section, first_problem
 
 if TYPE_CHECKING:
     from twotower.features.schema import Schema
@@ -42,10 +42,6 @@ SCHEMA_VERSION = 5
 """Version of the manifest that is written, and the only one that is read."""
 
 MAX_MANIFEST_BYTES = 16 << 20
-_EXPECTED = {
-    "int_type": "int", "string_type": "str", "bool_type": "bool", "float_type": "a number", "finite_number": "a number",
-    "dict_type": "dict", "model_type": "dict", "model_attributes_type": "dict", "tuple_type": "list",
-}  # fmt: skip
 
 JsonObject = dict[str, JsonValue]
 Count = Annotated[StrictInt, Field(ge=0)]
@@ -76,9 +72,8 @@ class RecallCheck(_Facts):
         """A sentence if the recall is below the threshold, else an empty string."""
         if self.recall >= self.threshold:
             return ""
-        return (
-            f"recall {self.recall:.6g} is below the threshold {self.threshold:.6g}, k {self.k}, queries {self.queries}"
-        )
+        below = f"recall {self.recall:.6g} is below the threshold {self.threshold:.6g}"
+        return f"{below}, k {self.k}, queries {self.queries}"
 
 
 class IndexFacts(_Facts):
@@ -93,7 +88,7 @@ class IndexFacts(_Facts):
 
 
 class OwnCountsFacts(_Facts):
-    """History whose items have a score of their own, and how much the n-th latest of its interactions counts, rate^(n - 1) n^-exponent."""
+    """History with own counts, and the weight of its n-th latest interaction: rate^(n - 1) n^-exponent."""
 
     history: StrictStr
     rate: Annotated[Number, Field(ge=0, le=1)]
@@ -109,7 +104,7 @@ class FileEntry(_Facts):
 
 
 class BundleFacts(_Facts):
-    """Facts that the publisher of a bundle gives."""
+    """Facts about a bundle from its publisher."""
 
     model: StrictStr
     """SHA-256 of model.safetensors."""
@@ -125,7 +120,7 @@ class BundleFacts(_Facts):
     own_counts: OwnCountsFacts | None
     """None: the model has none."""
     recent_popularity: StrictBool
-    """True if the items have a bias of what is popular before the test part."""
+    """True if the items have a bias by their popularity before the test part."""
     recall_check: RecallCheck
     index: IndexFacts
     parity: dict[SideName, Number]
@@ -179,8 +174,10 @@ class Manifest(BundleFacts):
         return {entry.path: entry.sha256 for entry in self.files}
 
     def read_sections(self) -> tuple[Schema, SplitConfig]:
-        """Return the schema and the split. Raises BundleError if these or the index are of a kind of elsewhere that is not
-        imported; a bundle makes nobody import it."""
+        """Return the schema and the split.
+
+        Raises BundleError if one of them, or the index, has a kind from outside twotower that is not imported: reading
+        a bundle imports no code."""
         from twotower.features.schema import Schema  # which imports polars
         from twotower.index import INDEXES  # which imports numpy
 
@@ -193,7 +190,9 @@ class Manifest(BundleFacts):
             raise BundleError(f"bundle {self.bundle}: {e}", "manifest") from None
         except ValidationError as e:
             foreign = untrusted_kind(e)
-            raise BundleError(f"bundle {self.bundle}: {foreign.in_data if foreign else problem(e)}", "kinds") from None
+            raise BundleError(
+                f"bundle {self.bundle}: {foreign.in_data if foreign else first_problem(e)}", "kinds"
+            ) from None
 
 
 def manifest_digest(body: JsonObject) -> str:
@@ -207,13 +206,9 @@ def write_manifest(
 ) -> str:
     """Write the manifest of a folder and return the id of the bundle: `stamp`, and the digest."""
     body: JsonObject = {
-        "schema_version": SCHEMA_VERSION,
-        "bundle": "",
-        **facts.model_dump(mode="json", by_alias=True),
-        "created": created,
-        "forced": forced,
-        "files": [entry.model_dump() for entry in entries],
-    }
+        "schema_version": SCHEMA_VERSION, "bundle": "", **facts.model_dump(mode="json", by_alias=True),
+        "created": created, "forced": forced, "files": [entry.model_dump() for entry in entries],
+    }  # fmt: skip
     body["bundle"] = name = f"{stamp}-{manifest_digest(body)}"
     files.write_json(folder / layout.MANIFEST, body, 0o644)
     return name
@@ -255,22 +250,9 @@ def parse_manifest(data: bytes, path: Path | Url, name: str) -> Manifest:
     try:
         manifest = Manifest.model_validate(body)
     except ValidationError as e:
-        raise BundleError(f"{path}: {problem(e)}", "manifest") from None
+        raise BundleError(f"{path}: {first_problem(e)}", "manifest") from None
     if manifest.bundle != name:
         raise BundleError(f"{path}: of another bundle ({manifest.bundle!r:.80})", "mismatch")
     if name[-6:] != manifest_digest(body):
         raise BundleError(f"{path}: damaged or edited (its digest is not that of the id)", "checksum")
     return manifest
-
-
-def problem(error: ValidationError) -> str:
-    """Return the first problem of a manifest in one line: field, value, expected type."""
-    first = error.errors(include_url=False)[0]
-    where, kind = ".".join(map(str, first["loc"])) or "the manifest", first["type"]
-    found = "is missing" if kind == "missing" else f"is {first['input']!r:.80}"
-    if len(first["loc"]) > 1 and first["loc"][0] == "files":
-        return f"{where} {found}, expected path, size and sha256"
-    if kind == "missing":
-        return f"{where} {found}"
-    message = (first["msg"].splitlines() or [""])[0]
-    return f"{where} {found}, " + (f"expected {_EXPECTED[kind]}" if kind in _EXPECTED else message)

@@ -1,24 +1,25 @@
 """A store in an object store: immutable objects of bundles, and a pointer that a conditional write moves.
 
-bundles/<id>/    the files of a bundle; its manifest is written last and deleted first, so whoever finds it finds the files
+bundles/<id>/    the files of a bundle; its manifest is written last and deleted first: with a manifest all files exist
 CURRENT          the id of the served bundle, and the line of the history that belongs to it
 HISTORY.jsonl    the changes of the store (history.py)
 leases/          which bundles are read and published (leases.py)
 
-Of two changes at once, the one whose write of CURRENT finds another content than it has read is refused. Readers keep copies of
-bundles on their disk (cache.py).
+Of two changes at once one is refused: its write of CURRENT finds another content than it has read. Readers keep copies
+of bundles on their disk (cache.py).
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 import random
 import time
 import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 
@@ -27,28 +28,31 @@ from twotower.errors import BundleError, warn_once
 from twotower.files import layout
 from twotower.files.object_stores import TRANSFERS, Content, ObjectClient, ObjectError, RemoteLimits
 from twotower.files.urls import Url
-from twotower.store.bundle import Bundle, check_sizes, is_bundle_id, listed_files
+from twotower.store.bundle import Bundle, check_sizes, is_bundle_id, listed_files, next_stamp, stray_ids
 from twotower.store.cache import BundleCache
-from twotower.store.history import MAX_HISTORY_BYTES, parse_line, read_lines
-from twotower.store.leases import Lease, Leases, LeaseTimes
+from twotower.store.history import MAX_HISTORY_BYTES, current_ids, new_line, parse_line, read_lines, with_line
+from twotower.store.leases import FoundLease, Lease, Leases, LeaseTimes
 from twotower.store.manifest import MAX_MANIFEST_BYTES, FileEntry, JsonObject, Manifest, parse_manifest
-from twotower.store.object_change import CHANGE, ObjectChange, current_bytes, has_line, suppress_changed
 from twotower.store.place import Change, StorePlace
 
 log = logging.getLogger(__name__)
 
 POLL_LIMITS = RemoteLimits(connect_seconds=2.0, silence_seconds=2.0, request_seconds=3.0, retries=1, retry_seconds=1.0)
-"""Ends of a look at CURRENT, which is repeated soon anyway."""
+"""Limits of a read of CURRENT that is repeated soon anyway."""
+CHANGE = "change"
+"""Field of a line of the history: a random id of the line."""
 _EDITS = 50
-"""Tries to replace a file that other processes replace too."""
+"""Attempts to replace a file that other processes replace at the same time."""
 _MAX_CURRENT_BYTES = 100_000
+_REASONS = {"unreachable": "store", "bucket": "store", "changed": "locked"}
+"""Reasons of BundleErrors by the cause of an ObjectError."""
 
 
 class ObjectPlace(StorePlace):
     """The prefix of a store in an object store."""
 
     def __init__(self, url: Url, times: LeaseTimes = LeaseTimes(), cache: BundleCache | None = None) -> None:
-        """Address the store at `url`. Raises ConfigError for HTTP, which cannot be written."""
+        """Address the store at `url`. Raises BundleError for HTTP, which cannot be written."""
         if not url.is_object_store:
             raise BundleError(f"{url}: a store needs a folder or an object store, such as s3://BUCKET/PREFIX", "store")
         self.path: Url = url
@@ -62,7 +66,6 @@ class ObjectPlace(StorePlace):
         return ObjectClient(self.path)
 
     def key(self, path: str) -> str:
-        """Return the key of a path within the store."""
         return "/".join([*self.path.parts, path])
 
     # ---- reading
@@ -78,7 +81,7 @@ class ObjectPlace(StorePlace):
                 raise BundleError(
                     f"{self.path}: not empty and not a store (it holds {inner}); choose another prefix", "store"
                 )
-            with suppress_changed():  # another process creates it too
+            with _suppress_changed():  # another process creates it too
                 self.client.write(self.key(layout.HISTORY), b"", Content())
 
     def ids(self) -> list[str]:
@@ -91,7 +94,7 @@ class ObjectPlace(StorePlace):
         return self.read_current()[0]
 
     def read_current(self, limits: RemoteLimits = RemoteLimits()) -> tuple[str, JsonObject | None, Content]:
-        """Return what CURRENT says: the id, and the line of the history that belongs to it, if it has one; and its content."""
+        """Return the id in CURRENT, the line of the history that belongs to it, if any, and the content of CURRENT."""
         with self.errors("unreadable"):
             content = ObjectClient(self.path, limits).read(self.key(layout.CURRENT), _MAX_CURRENT_BYTES)
         name, _, text = content.data.decode(errors="replace").partition("\n")
@@ -101,11 +104,11 @@ class ObjectPlace(StorePlace):
 
     def stamp(self, serving: str) -> tuple[str, int | str]:
         name, _, content = self.read_current(POLL_LIMITS)
-        self._say_serving(serving)
+        self._hold_serving(serving)
         return name, content.info.tag if content.info else ""
 
-    def _say_serving(self, name: str) -> None:
-        """Keep a lease on the bundle that this process serves. Without the right to write there is none."""
+    def _hold_serving(self, name: str) -> None:
+        """Keep a lease on the bundle that this process serves. Without the right to write it has no lease."""
         if self._serving is not None and self._serving[0] != name:
             self._serving[1].end()
             self._serving = None
@@ -122,16 +125,14 @@ class ObjectPlace(StorePlace):
             name, line, content = self.read_current()
             if not name:
                 raise BundleError(f"{self.path}: no bundle is current", "unreadable")
-            data = current_bytes(name, {**(line or {"bundle": name, CHANGE: ""}), "touched": uuid.uuid4().hex})
-            with suppress_changed():  # it has another mark already
+            data = _current_bytes(name, {**(line or {"bundle": name, CHANGE: ""}), "touched": uuid.uuid4().hex})
+            with _suppress_changed():  # it has another mark already
                 self.client.write(self.key(layout.CURRENT), data, content)
 
     def lines(self) -> list[JsonObject]:
-        with self.errors("unreadable"):
-            content = self.client.read(self.key(layout.HISTORY), MAX_HISTORY_BYTES)
-        lines = read_lines(content.data, self.path / layout.HISTORY)
+        lines = read_lines(self.read(layout.HISTORY, MAX_HISTORY_BYTES), self.path / layout.HISTORY)
         _, line, _ = self.read_current()
-        return lines if line is None or has_line(lines, line) else [*lines, line]
+        return lines if line is None or _has_line(lines, line) else [*lines, line]
 
     def glance(self, name: str) -> Manifest:
         manifest = self.manifest(name)
@@ -174,7 +175,7 @@ class ObjectPlace(StorePlace):
             return self.cache.add(folder, digest, name)
 
     def _fetch(self, name: str, folder: Path, entry: FileEntry) -> None:
-        """Write a file of a bundle into a folder, unless it is there. Raises BundleError if it is not as the manifest says."""
+        """Write a file of a bundle into a folder, unless it exists. Raises BundleError if it is damaged."""
         with self.errors("unreadable"):
             self.client.fetch((self._at(name) / entry.path).key, folder / entry.path, entry.size, entry.sha256)
         files.point("cache.file")
@@ -216,8 +217,9 @@ class ObjectPlace(StorePlace):
 
     @contextmanager
     def changing(self, action: str) -> Iterator[Change]:
-        """Change the store within the block, after recovery from killed processes. Nobody is waited for: the write of CURRENT
-        decides which of two changes holds."""
+        """Change the store within the block, after recovery from killed processes.
+
+        Nobody waits for another: the write of CURRENT decides which of two changes takes place."""
         with ExitStack() as held, self.errors("write"):
             lease = held.enter_context(self.leases.held(self.leases.new(action)))
             change = ObjectChange(self, lease, held)
@@ -230,12 +232,195 @@ class ObjectPlace(StorePlace):
         try:
             yield
         except ObjectError as e:
-            reasons = {
-                "unreachable": "store",
-                "bucket": "store",
-                "changed": "locked",
-                "refused": reason,
-                "foreign": reason,
-                "other": reason,
-            }
-            raise BundleError(str(e), reasons.get(e.cause, e.cause)) from e
+            others = dict.fromkeys(("refused", "foreign", "other"), reason)
+            raise BundleError(str(e), (_REASONS | others).get(e.cause, e.cause)) from e
+
+
+class ObjectChange(Change):
+    """A change of a store in an object store."""
+
+    def __init__(self, place: ObjectPlace, lease: Lease, held: ExitStack) -> None:
+        self._place, self._lease, self._held = place, lease, held
+        self.old, self._line, self._before = place.read_current()
+        self.stamp = "-"
+        self._leases, self._now = list[FoundLease](), 0.0
+        self._own: list[Lease] = [lease]
+        self._made: tuple[str, str] | None = None
+        """The digest of the manifest and the id of a new bundle."""
+
+    def recover(self, action: str) -> None:
+        """Complete the history, remove the remains of killed publishers, and end their leases.
+
+        Raises ObjectError, BundleError."""
+        place = self._place
+        if self._line is not None:
+            self.log(self._line)
+        known, current = place.lines(), self.old
+        logged = ["", *current_ids(known)][-1]
+        # If CURRENT has changed since, the history that was read after it may have more lines.
+        if self._line is None and logged != current and place.read_current()[2].data == self._before.data:
+            self.log(new_line("recover", current, logged, "CURRENT was changed without an entry in HISTORY.jsonl"))
+        self._leases, self._now = place.leases.found(self._lease)
+        ended = [lease for lease in self._leases if not lease.is_live]
+        names = {current, *(str(line["bundle"]) for line in known)}
+        for lease in ended:
+            if lease.action == "publish" and lease.bundle and lease.bundle not in names | self._leased():
+                died = f"publish {place.leases.holder(lease)} died"
+                self._delete(lease.bundle)
+                self.log(new_line("recover", current, current, died))
+        place.leases.clear(ended)
+        if action == "publish":
+            ids, served = place.ids(), {current, *current_ids(known)}
+            self.stamp = next_stamp({*ids, *served} - stray_ids(ids, served))
+        if action == "gc":
+            self._delete_remains()
+        files.point("store.locked")
+
+    def stage(self) -> Path:
+        folder = self._held.enter_context(self._place.cache.staging())
+        folder.mkdir()
+        return folder
+
+    def complete(self, folder: Path, name: str) -> Bundle:
+        digest = hashlib.sha256((folder / layout.MANIFEST).read_bytes()).hexdigest()
+        self._made = digest, name
+        return self._place.cache.add(folder, digest, name)
+
+    def store(self, bundle: Bundle) -> None:
+        place, at = self._place, self._place.path / layout.BUNDLES / bundle.id
+        with place.errors("write"):
+            self.hold(bundle.id)
+            files.point("bucket.held")
+
+            def upload(entry: FileEntry) -> None:
+                place.client.upload((at / entry.path).key, bundle.folder / entry.path)
+                files.point("bucket.file")
+
+            with ThreadPoolExecutor(TRANSFERS) as pool:
+                list(pool.map(upload, bundle.manifest.files))
+            data = (bundle.folder / layout.MANIFEST).read_bytes()
+            manifest = f"{layout.BUNDLES}/{bundle.id}/{layout.MANIFEST}"
+            try:
+                place.client.write(place.key(manifest), data, Content())
+            except ObjectError as e:
+                if e.cause != "changed":
+                    raise
+                if place.read(manifest, len(data)) != data:
+                    self._made = None  # the files are those of the other process
+                    raise BundleError(f"{at}: another process has published it meanwhile; call again", "locked") from e
+            files.point("bucket.manifest")
+        check_sizes(at, listed_files(at, bundle.manifest), place.sizes(bundle.id))
+
+    def hold(self, name: str) -> None:
+        with self._place.errors("write"):
+            lease = self._place.leases.new("publish" if self._made else "hold", name)
+            self._own.append(self._held.enter_context(self._place.leases.held(lease)))
+
+    def make_current(self, name: str, line: JsonObject) -> None:
+        place = self._place
+        line[CHANGE] = uuid.uuid4().hex
+        if not all(lease.is_live for lease in self._own):
+            raise BundleError(f"{place.path}: a lease could not be renewed in time; call again", "store")
+        self.is_unsure = True
+        try:
+            place.client.write(place.key(layout.CURRENT), _current_bytes(name, line), self._before)
+            self.is_unsure = False
+            files.point("bucket.current")
+        except ObjectError as e:
+            name_now, line_now, _ = place.read_current()
+            if line_now is not None and line_now.get(CHANGE) == line[CHANGE]:
+                self.is_unsure = False  # an earlier try took place, and its answer was lost
+            elif e.cause == "changed":
+                self.is_unsure = False
+                what = f"another process has made {name_now or 'nothing'} current meanwhile; call again"
+                raise BundleError(f"{place.path}: {what}", "locked") from e
+            else:
+                self.is_unsure = e.cause != "refused"
+                raise BundleError(str(e), "write" if e.cause == "refused" else "store") from e
+
+    def discard(self) -> None:
+        if self._made is None:
+            return
+        digest, name = self._made
+        with suppress(BundleError, ObjectError):
+            if self.is_unsure or self._place.current() == name:
+                return  # a later change removes it, if it is not current then
+            self._delete(name)
+        self._place.cache.remove(digest, name)
+
+    def log(self, line: JsonObject) -> None:
+        line.setdefault(CHANGE, uuid.uuid4().hex)
+        place, kept = self._place, {name: value for name, value in line.items() if name != "touched"}
+
+        def append(data: bytes) -> bytes:
+            return data if _has_line(read_lines(data, place.path / layout.HISTORY), line) else with_line(data, kept)
+
+        place.edit(layout.HISTORY, append)
+        files.point("bucket.logged")
+
+    def remove(self, name: str) -> bool:
+        """Remove a bundle and return True, unless a process has a lease on it, or has made it current meanwhile."""
+        if name in self._leased():
+            return False
+        place, manifest = self._place, f"{layout.BUNDLES}/{name}/{layout.MANIFEST}"
+        with place.errors("write"):
+            data = place.read(manifest, MAX_MANIFEST_BYTES)
+            place.client.delete([place.key(manifest)])
+            files.point("bucket.unlisted")
+            # A process that took a lease before the manifest was gone has a right to the files.
+            self._leases, self._now = place.leases.found(self._lease)
+            if name in self._leased() or place.current() == name:
+                place.client.write(place.key(manifest), data)
+                return False
+            self._delete(name)
+        return True
+
+    def _leased(self) -> set[str]:
+        return {lease.bundle for lease in self._leases if lease.is_live}
+
+    def _delete(self, name: str) -> None:
+        """Delete the objects of a bundle, the manifest first."""
+        prefix = self._place.key(f"{layout.BUNDLES}/{name}")
+        keys = [o.key for o in self._place.client.list(prefix, warn_once)]
+        manifest = f"{prefix}/{layout.MANIFEST}"
+        self._place.client.delete([manifest] if manifest in keys else [])
+        files.point("bucket.deleting")
+        self._place.client.delete([key for key in keys if key != manifest])
+        files.point("bucket.deleted")
+
+    def _delete_remains(self) -> None:
+        """Delete the objects of bundles without a manifest.
+
+        A killed `gc` leaves objects of a published bundle; other objects go if they are older than a lease."""
+        place, times = self._place, self._place.leases.times
+        prefix = place.key(layout.BUNDLES)
+        found: dict[str, list[tuple[str, float]]] = {}
+        published = {str(line["bundle"]) for line in place.lines()}
+        for o in place.client.list(prefix, warn_once):
+            name, _, path = o.key[len(prefix) + 1 :].partition("/")
+            if is_bundle_id(name):
+                found.setdefault(name, []).append((path, o.changed))
+        for name, objects in found.items():
+            latest = max(changed for _, changed in objects)
+            is_old = self._now > latest + times.seconds + times.margin
+            if layout.MANIFEST not in dict(objects) and (is_old or name in published) and name not in self._leased():
+                self._delete(name)
+
+
+def _current_bytes(name: str, line: JsonObject) -> bytes:
+    return f"{name}\n".encode() + json.dumps(line).encode() + b"\n"
+
+
+def _has_line(lines: list[JsonObject], line: JsonObject) -> bool:
+    """Return True if a line of the history is among others."""
+    return any(other.get(CHANGE) == line.get(CHANGE) for other in lines)
+
+
+@contextmanager
+def _suppress_changed() -> Iterator[None]:
+    """Suppress the error of a conditional write that found another content."""
+    try:
+        yield
+    except ObjectError as e:
+        if e.cause != "changed":
+            raise

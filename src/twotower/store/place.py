@@ -1,4 +1,4 @@
-"""Protocol of the place of a store: its files, and who may change them."""
+"""Protocol of the place of a store: reads of its files, and a change by one process at a time."""
 
 from __future__ import annotations
 
@@ -31,11 +31,13 @@ class StorePlace(ABC):
 
     @abstractmethod
     def current(self) -> str:
-        """Return what CURRENT says, an empty string if there is none."""
+        """Return the id in CURRENT, an empty string if the file is missing."""
 
     @abstractmethod
     def stamp(self, serving: str) -> tuple[str, int | str]:
-        """Return what CURRENT says, and a mark that changes with each change of it. A server says which bundle it is `serving`."""
+        """Return the id in CURRENT, and a mark that changes with each change of the file.
+
+        `serving` is the bundle that the caller serves, which `gc` then keeps; empty: none."""
 
     @abstractmethod
     def touch(self) -> None:
@@ -47,11 +49,11 @@ class StorePlace(ABC):
 
     @abstractmethod
     def open(self, name: str) -> Bundle:
-        """Return a bundle on the disk, verified."""
+        """Return a verified bundle on the local disk."""
 
     @abstractmethod
     def glance(self, name: str) -> Manifest:
-        """Return the manifest of a bundle, whose files are compared by name and size."""
+        """Return the manifest of a bundle after comparing its files by name and size."""
 
     @abstractmethod
     def manifest(self, name: str) -> Manifest:
@@ -63,10 +65,10 @@ class StorePlace(ABC):
 
     @abstractmethod
     def edit(self, name: str, change: Callable[[bytes], bytes]) -> None:
-        """Replace a file of the store by what `change`, which may be called again, makes of it."""
+        """Replace the content of a file by the result of `change`, which may be called several times."""
 
     def is_published_to(self) -> bool:
-        """Return True if a process may be publishing while the caller changes the store, and use what no bundle names yet."""
+        """Return True if another process may publish meanwhile, and use a collection that no bundle names yet."""
         return False
 
     @abstractmethod
@@ -75,12 +77,14 @@ class StorePlace(ABC):
 
 
 class Change(ABC):
-    """A change of a store. Of two at once, one is refused."""
+    """A change of a store. Of two changes at once, one is refused."""
 
     stamp: str
     """Time of the next id."""
     old: str
     """The bundle that was current when the change began."""
+    is_unsure = False
+    """True while it is unknown if the new bundle is current."""
 
     @abstractmethod
     def stage(self) -> Path:
@@ -88,11 +92,11 @@ class Change(ABC):
 
     @abstractmethod
     def complete(self, folder: Path, name: str) -> Bundle:
-        """Give a sealed folder the name of its bundle, and return it, verified."""
+        """Give a sealed folder the name of its bundle, and return the verified bundle."""
 
     @abstractmethod
     def store(self, bundle: Bundle) -> None:
-        """Put the files of a new bundle where all readers find them."""
+        """Publish the files of a new bundle to all readers."""
 
     @abstractmethod
     def hold(self, name: str) -> None:
@@ -100,7 +104,7 @@ class Change(ABC):
 
     @abstractmethod
     def make_current(self, name: str, line: JsonObject) -> None:
-        """Make a bundle current; `line` is about to be in the history."""
+        """Make a bundle current. `line` is the line that the history gets next."""
 
     @abstractmethod
     def discard(self) -> None:
@@ -108,13 +112,8 @@ class Change(ABC):
 
     @abstractmethod
     def log(self, line: JsonObject) -> None:
-        """Add a line to the history, unless it has it."""
+        """Add a line to the history, unless the history has it."""
 
     @abstractmethod
     def remove(self, name: str) -> bool:
         """Remove a bundle and return True, unless a reader has a lease on it."""
-
-    @property
-    def is_unsure(self) -> bool:
-        """True while it is unknown if the new bundle is current."""
-        return False

@@ -4,8 +4,8 @@ bundles/<id>/    a bundle (bundle.py): the publisher's files and the manifest
 CURRENT          the id of the served bundle
 HISTORY.jsonl    the changes of the store (history.py)
 
-It stands in a folder (folder.py) or in an object store (object_place.py). The module does not depend on the content of bundles:
-callables write and probe it. Readers need no lock.
+A store is a folder (folder.py) or a prefix in an object store (object_place.py). Callables write and probe the content
+of bundles, on which this module does not depend. Readers need no lock.
 """
 
 from __future__ import annotations
@@ -21,10 +21,11 @@ from pydantic import ValidationError
 from twotower.errors import BundleError, ConfigError, RunError
 from twotower.escaping import python_literal
 from twotower.files.urls import Url, is_url
+from twotower.section import first_problem
 from twotower.store.bundle import Bundle, is_bundle_id, seal, stray_ids
 from twotower.store.folder import FolderPlace
 from twotower.store.history import current_ids, new_line, previous_id
-from twotower.store.manifest import BundleFacts, JsonObject, Manifest, RecallCheck, problem
+from twotower.store.manifest import BundleFacts, JsonObject, Manifest, RecallCheck
 from twotower.store.object_place import ObjectPlace
 from twotower.store.place import Change, StorePlace
 
@@ -34,7 +35,7 @@ _PROGRAMMING_ERRORS = (AssertionError, AttributeError, IndexError, KeyError, Nam
 
 @dataclass(frozen=True)
 class BundleInfo:
-    """Entry in the list of bundles. `damaged` is the reason of an error, without a check of checksums; None if intact."""
+    """Entry in the list of bundles. `damaged` is the reason of an error, None without; checksums are not compared."""
 
     id: str
     created: str | None
@@ -43,7 +44,7 @@ class BundleInfo:
     current: bool
     damaged: str | None
     context: tuple[str, ...] = ()
-    """Columns of the context that a request may give; none of a damaged bundle, or one of kinds that are not imported."""
+    """Columns of the context of a request; empty for a damaged bundle, or one of kinds that are not imported."""
 
 
 def _place(path: Path | Url | str) -> StorePlace:
@@ -56,13 +57,15 @@ class Store:
     """Bundles in a folder or at the URL of an object store. Raises BundleError if there is no store."""
 
     def __init__(self, path: Path | Url | str, place: StorePlace | None = None) -> None:
-        """Open the store at `path`; `place` is the same place with settings of one's own."""
+        """Open the store at `path`. `place` is the same place with other settings."""
         self.place = place or _place(path)
         self.at = self.place.path
         if not self.place.exists():
-            raise BundleError(
-                f"{self.at}: not a store; `publish(run, store={python_literal(str(self.at))})` creates one", "store"
-            )
+            raise BundleError(f"{self.at}: not a store; `publish(run, store={self._literal})` creates one", "store")
+
+    @property
+    def _literal(self) -> str:
+        return python_literal(str(self.at))
 
     @property
     def path(self) -> Path:
@@ -73,7 +76,7 @@ class Store:
 
     @classmethod
     def create(cls, path: Path | Url | str, place: StorePlace | None = None) -> Store:
-        """Open the store in `path`, or create it in a new or empty folder or prefix. Raises BundleError for any other."""
+        """Open the store at `path`, or create it in a new or empty place. Raises BundleError for any other place."""
         place = place or _place(path)
         if not place.exists():
             place.create()
@@ -82,7 +85,7 @@ class Store:
     # ---- reading
 
     def current(self) -> Bundle:
-        """Return the current bundle, verified. Raises BundleError that names the available bundles and the command."""
+        """Return the current bundle, verified. Raises BundleError that names the available bundles and the call."""
         name = self.place.current()
         while True:
             try:
@@ -93,12 +96,13 @@ class Store:
                 tried, name = name, self.place.current()
                 if name != tried:  # it was replaced between the two reads
                     continue
-                back = f"`rollback(store={python_literal(str(self.at))})` returns to an earlier one"
+                back = f"`rollback(store={self._literal})` returns to an earlier one"
                 raise BundleError(f"{e}; {self._available()}; {back}" if name else str(e), e.reason) from e
 
     def current_stamp(self, serving: str = "") -> tuple[str, int | str]:
-        """Return the content of CURRENT and a mark that changes with it. A server names the bundle it is `serving`, which `gc`
-        then keeps. Raises BundleError."""
+        """Return the content of CURRENT and a mark that changes with it. Raises BundleError.
+
+        `serving` is the bundle that the caller serves, which `gc` then keeps; empty: none."""
         return self.place.stamp(serving)
 
     def touch_current(self) -> None:
@@ -129,9 +133,8 @@ class Store:
             context = tuple[str, ...]()
             with suppress(BundleError):
                 context = tuple(manifest.read_sections()[0].request_context())
-            return BundleInfo(
-                name, manifest.created, manifest.size, manifest.recall_check, name == current, None, context
-            )
+            check = manifest.recall_check
+            return BundleInfo(name, manifest.created, manifest.size, check, name == current, None, context)
 
         return [line(name) for name in self.place.ids()]
 
@@ -145,10 +148,8 @@ class Store:
 
     def _check_id(self, name: str) -> None:
         if not name:
-            raise BundleError(
-                f"{self.at}: no bundle is published yet; `publish(run, store={python_literal(str(self.at))})` publishes one",
-                "missing",
-            )
+            what = f"no bundle is published yet; `publish(run, store={self._literal})` publishes one"
+            raise BundleError(f"{self.at}: {what}", "missing")
         if not is_bundle_id(name):
             raise BundleError(f"{self.at}: {name[:80]!r} is not the id of a bundle", "current")
 
@@ -156,7 +157,7 @@ class Store:
         return f"available: {', '.join(self.place.ids()) or 'none'}"
 
     def _previous(self) -> str | None:
-        """Return the bundle that a rollback returns to."""
+        """Return the id to which a rollback returns, None without one."""
         return previous_id([*current_ids(self.place.lines()), self.place.current()], self.place.ids())
 
     # ---- changing
@@ -171,10 +172,9 @@ class Store:
     ) -> Bundle:
         """Create a bundle of the files that `write` puts into a folder, verify it, probe it, and make it current.
 
-        `write` returns the facts of the manifest. `force` publishes a recall below its threshold. On any failure CURRENT is
-        unchanged and no file remains; raises BundleError for errors of input or machine, while interrupts and errors of
-        the program pass through.
-        """
+        `write` returns the facts of the manifest. `force` publishes a recall below its threshold. On a failure CURRENT
+        is unchanged and no file remains. Raises BundleError for errors of input or machine; interrupts and errors of
+        the program pass through."""
         with self.place.changing("publish") as change:
             stage, name = "write", ""
             try:
@@ -201,8 +201,8 @@ class Store:
                 if _passes_through(e):
                     raise
                 if change.is_unsure:
-                    lost = f"{_message(e)}; it is unknown if {name} became current, list the bundles when the store answers"
-                    raise BundleError(f"{self.at}: {lost}", "store") from e
+                    lost = f"it is unknown if {name} became current, list the bundles when the store answers"
+                    raise BundleError(f"{self.at}: {_message(e)}; {lost}", "store") from e
                 message = f"{self.at}: not published, CURRENT stays {change.old or 'unset'}: {_message(e)}"
                 raise BundleError(message, _reason(e, stage)) from e
             self._log(change, line)
@@ -217,8 +217,7 @@ class Store:
     def rollback(self, to: str | None = None, *, reason: str = "") -> Bundle:
         """Make bundle `to`, by default the previously current one, current again. Raises BundleError.
 
-        Another rollback goes further back; the bundle rolled back from is reached by its id only.
-        """
+        Another rollback goes further back. The bundle rolled back from is reached only by its id."""
         with self.place.changing("rollback") as change:
             name = to or self._previous()
             if name is None or name not in self.place.ids():
@@ -235,10 +234,9 @@ class Store:
     def gc(self, keep: int = 2, also: Callable[[], None] = lambda: None) -> list[str]:
         """Remove old bundles and the remains of killed publishers; return the removed ids.
 
-        Kept are the `keep` newest (without strays), the current bundle, the one that a rollback returns to, and those with
-        a lease. A reader without a lease keeps its open files. `also` is called at the end, within the change. Raises
-        ConfigError if `keep` is below 2.
-        """
+        It keeps the `keep` newest bundles (without strays), the current one, the one to which a rollback returns, and
+        all with a lease. A reader without a lease keeps its open files. `also` is called at the end, within the change.
+        Raises ConfigError if `keep` is below 2."""
         if keep < 2:
             raise ConfigError(f"keep is {keep}, expected at least 2: the current bundle and one for a rollback")
         with self.place.changing("gc") as change:
@@ -277,7 +275,7 @@ def _reason(error: BaseException, stage: str) -> str:
 def _message(error: BaseException) -> str:
     """Return the message of an error of a publisher in one line, its type if it has none."""
     if isinstance(error, ValidationError):
-        return problem(error)
+        return first_problem(error)
     what = str(error)
     if isinstance(error, OSError):
         what = f"{error.filename}: {error.strerror}" if error.filename else str(error.strerror)

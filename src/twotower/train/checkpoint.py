@@ -1,7 +1,8 @@
 """Checkpoints: the complete state of a training, from which it resumes as if it had never stopped.
 
-A checkpoint is a folder `step-<n>` with `state.json` (progress, fingerprint of the settings) and `tensors.safetensors`
-(the tensors of every part as "<part>/<name>"). It is renamed into place when complete. No pickle is read or written.
+A checkpoint is a folder `step-<n>` with `state.json` and `tensors.safetensors`, renamed into place when complete. It
+holds the progress of the training, the fingerprint of its settings, and the tensors of every part as "<part>/<name>".
+No pickle is read or written. Rank 0 writes checkpoints; a rank with another disk receives them.
 """
 
 from __future__ import annotations
@@ -10,12 +11,16 @@ import hashlib
 import json
 import logging
 import math
+import platform
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Protocol
 
+import numpy as np
 import torch
 from pydantic import JsonValue
 from safetensors import SafetensorError
@@ -24,6 +29,7 @@ from torch import Tensor
 
 from twotower import files
 from twotower.arrays.types import F32, Shaped
+from twotower.distributed import DistributedContext
 from twotower.errors import RunError
 from twotower.files.readers import file_digest, read_json
 from twotower.train.progress import TrainingProgress
@@ -41,7 +47,9 @@ settings of evaluation, which may change."""
 FORMAT = 4
 """Format in `state.json`; a checkpoint of another format is refused."""
 CHECKPOINTS_KEPT = 2
-"""The newest, and the one before in case the newest is damaged."""
+"""The newest, and the one before it in case the newest is damaged."""
+SENT_BYTES = 16 << 20
+"""Bytes of a file that are sent to other ranks at once."""
 
 
 @dataclass(frozen=True)
@@ -275,3 +283,58 @@ def write_tensors(path: Path, tensors: Mapping[str, Shaped[Tensor, "*_"] | Tenso
 
 def _dtype(tensor: Shaped[Tensor, "*_"] | TensorBlocks) -> torch.dtype:
     return torch.float32 if isinstance(tensor, TensorBlocks) else tensor.dtype
+
+
+@contextmanager
+def shared_checkpoint(
+    context: DistributedContext, folders: Sequence[Path], chunk_bytes: int = SENT_BYTES
+) -> Iterator[Checkpoint | None]:
+    """Yield the newest intact checkpoint of the first of rank 0's `folders` that has one, None if none has.
+
+    All ranks call this. A rank without that checkpoint receives it in pieces of `chunk_bytes`, into a temporary folder
+    that is removed after the block. Raises RunError if another rank has a checkpoint of a later step than rank 0.
+    """
+    own = next((found for folder in folders if (found := Checkpoint.newest(folder))), None)
+    if context.world_size == 1:
+        yield own
+        return
+    steps = context.all_gather_array(np.array([own.step if own else -1]), [1] * context.world_size)
+    if steps.max() > steps[0]:
+        rank = int(steps.argmax())
+        has = f"has one of step {steps[0]}" if steps[0] >= 0 else "has none"
+        raise RunError(
+            f"{folders[-1]}: rank {rank} has a checkpoint of step {steps[rank]}, and rank 0, which writes them, {has} "
+            f"(this is rank {context.rank}, on {platform.node()}); start the ranks so that rank {rank} becomes rank 0, "
+            "copy its run folder to the host of rank 0, or remove it"
+        )
+    if steps[0] < 0:
+        yield None
+        return
+    stamp = file_digest(own.path / STATE) if own else ""
+    lacks = stamp != context.broadcast(stamp)
+    lacking = int(context.all_reduce_sum(float(lacks))[0])
+    if not lacking:
+        yield own
+        return
+    if context.is_main:
+        log.info(f"sending the checkpoint of step {steps[0]} to {lacking} of {context.world_size} ranks, which lack it")
+    with TemporaryDirectory(prefix="twotower-checkpoint-", ignore_cleanup_errors=True) as temporary:
+        name = context.broadcast(own.path.name if own else "")
+        received = Path(temporary) / name
+        received.mkdir()
+        for file in (STATE, TENSORS):
+            _send(context, own.path / file if own else received / file, received / file if lacks else None, chunk_bytes)
+        yield Checkpoint.load(received) if lacks else own
+
+
+def _send(context: DistributedContext, source: Path, target: Path | None, chunk_bytes: int) -> None:
+    """Write rank 0's file `source` to `target`, on the ranks that have a target. Raises RunError if a disk fails."""
+    try:
+        with ExitStack() as opened:
+            read = opened.enter_context(source.open("rb")) if context.is_main else None
+            write = opened.enter_context(target.open("wb")) if target else None
+            while chunk := context.broadcast(read.read(chunk_bytes) if read else b""):
+                if write:
+                    write.write(chunk)
+    except OSError as e:
+        raise RunError(f"{e.filename or target}: the checkpoint of rank 0 cannot be kept here ({e.strerror})") from e

@@ -1,4 +1,4 @@
-"""A change of the code of a kind defined outside the package is told wherever its weights are used, and refused where a training is resumed."""
+"""A change of the code of an outside kind is warned of at a load of its weights, and refused at a resume."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import twotower
 from twotower import api
 from twotower.config.experiment import Config
 from twotower.errors import Interrupted, RunError
-from twotower.files.foreign_code import code_digests, warn_of_changes
+from twotower.kinds import code_digests, warn_of_changes
 from twotower.train.progress import Callback, EpochRecord
 
 NAME = "kinds_that_change"

@@ -12,9 +12,8 @@ import pytest
 import torch
 
 from twotower.distributed import DistributedContext
-from twotower.train.checkpoint import STATE, TENSORS, Checkpoint, Checkpoints
+from twotower.train.checkpoint import STATE, TENSORS, Checkpoint, Checkpoints, shared_checkpoint
 from twotower.train.progress import TrainingProgress
-from twotower.train.shared_checkpoint import shared_checkpoint
 
 
 class Part:
@@ -41,7 +40,7 @@ import json, sys
 from pathlib import Path
 from twotower.distributed import DistributedContext
 from twotower.errors import RunError
-from twotower.train.shared_checkpoint import shared_checkpoint
+from twotower.train.checkpoint import shared_checkpoint
 
 base, context, found = Path(sys.argv[1]), DistributedContext.from_environment(), {}
 with context.process_group(timeout=60):
@@ -49,7 +48,8 @@ with context.process_group(timeout=60):
         folders = [base / case / str(context.rank) / name for name in ("next", "run")]
         try:
             with shared_checkpoint(context, folders, chunk_bytes=1000) as one:
-                found[case] = one and [one.step, float(one.tensors["model/weight"][999]), one.fingerprint, str(one.path)]
+                weight = one and float(one.tensors["model/weight"][999])
+                found[case] = one and [one.step, weight, one.fingerprint, str(one.path)]
         except RunError as e:
             found[case] = str(e)
 (base / f"{context.rank}.json").write_text(json.dumps(found))
