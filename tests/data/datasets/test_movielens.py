@@ -243,10 +243,6 @@ def test_what_is_no_movielens_is_refused(
     refused(lambda: load("ml-1m"), str(archives[name]))
 
 
-def test_the_archive_of_the_other_movielens_is_refused(archives: dict[str, Path]) -> None:
-    refused(lambda: load("ml-1m", archives["ml-100k"]), "no entry 'ml-1m/ratings.dat' (found: ml-100k/")
-
-
 # --- the network --------------------------------------------------------------------------------------------------
 
 GOOD = {"ml-1m": zipped(ML_1M), "ml-100k": zipped(ML_100K)}

@@ -71,7 +71,7 @@ def test_a_version_that_is_read_stays_while_the_table_changes(table: str) -> Non
 def test_a_version_whose_files_are_told_in_another_order_is_not_read(
     table: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As a checkpoint by another writer may tell them: parts that are read before and after would not be parts of one table."""
+    """As a checkpoint by another writer may list them: parts read before and after would not make one table."""
     (path,) = table_files(table)
     told = DeltaTable.file_uris
     monkeypatch.setattr(DeltaTable, "file_uris", lambda self: told(self)[::-1])
@@ -109,24 +109,6 @@ def test_files_of_the_table_are_not_read_past_its_log(table: str) -> None:
     for pattern in ("*/*.parquet", "**/*.parquet", "dt=2026-11-0*/*.parquet"):
         with pytest.raises(DataError, match="whose log tells which files are in it; name the folder"):
             read_file(f"{table}/{pattern}")
-
-
-CONFIG = """
-data.interactions = {table!r}
-schema = {{ time = "at", time_unit = "order", features = [ {{ side = "user", kind = "categorical", name = "user_id" }}, {{ side = "item", kind = "categorical", name = "item_id" }} ] }}
-loss.kind = "softmax"
-split.kind = "last"
-"""
-
-
-def test_training_and_preparation_read_a_table(table: str, tmp_path: Path) -> None:
-    (tmp_path / "c.toml").write_text(CONFIG.format(table=table), encoding="utf-8")
-    schema, config = load_config(tmp_path / "c.toml", [])
-    tables, schema = read(config, schema)
-    assert isinstance(tables, Tables)
-    assert "gone" not in tables.items["item_id"].to_list()
-    prepared = write_prepared(config.data, schema, config.split, tmp_path / "prepared")
-    assert (prepared.facts.rows, len(prepared.items)) == (tables.interactions.height, 11)
 
 
 def test_suggest_takes_a_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
