@@ -118,12 +118,6 @@ def test_they_are_measured_where_they_are_named(tmp_path: Path) -> None:
     assert {n: served["exact"][n] for n in names} == pytest.approx({n: run.metrics[f"test.{n}"] for n in names})
 
 
-def test_none_is_measured_that_is_not_named() -> None:
-    assert {"novelty", "diversity", "arp", "gini"}.isdisjoint(
-        name.partition("@")[0] for name in settings().evaluation.metric_set.names([5])
-    )
-
-
 @pytest.mark.parametrize(
     ("metrics", "said"),
     [
