@@ -1,7 +1,7 @@
 """The page of all measurements, and table.json, from the results in a run folder.
 
-After the line `<!-- measurements -->` the page is the list of all results. An expected result that is missing reads "not run"; with `keep`, tables
-and sections without any result stay as they are, with their dates.
+After the line `<!-- measurements -->` the page is the list of all results. An expected result that is missing reads
+"not run"; with `keep`, tables and sections without any result stay as they are, with their dates.
 """
 
 import json
@@ -17,7 +17,7 @@ MEASUREMENTS = "<!-- measurements -->\n"  # the line of the page after which the
 
 
 def collect(folder: Path) -> tuple[dict[str, Numbers], Numbers, list[Numbers], list[str]]:
-    """Read the files of a run folder. Returns results by name, the machine, its limits, and doubts about the results."""
+    """Read the files of a run folder. Returns results by name, the machine, its limits, and doubts."""
     results: dict[str, Numbers] = {}
     doubts: list[str] = []
     paths = [path for path in sorted(folder.glob("*.json")) if path.name != "table.json"]
@@ -39,7 +39,7 @@ def collect(folder: Path) -> tuple[dict[str, Numbers], Numbers, list[Numbers], l
 def page(
     results: Results, machine: Numbers, bounds: list[Numbers], doubts: list[str], date: str, before: str = ""
 ) -> str:
-    """Return the list of measurements; sections without a result are copied from the list `before`, where it has them."""
+    """Return the list of measurements; sections without a result are copied from `before`."""
     out, names = [DECLARED["introduction"]], list(dict.fromkeys([*EXPECTED, *sorted(results)]))
     if machine:
         out.append(DECLARED["machine"].format(date=date, **machine))
@@ -94,7 +94,8 @@ def _section(group: str, names: list[str], results: Results, date: str) -> str:
 
 
 def write(folder: Path, date: str, to: Path | None, readmes: Sequence[Path] = (), keep: bool = False) -> None:
-    """Write table.json, the page `to` and the tables of the READMEs. Raises ValueError for a wrong marker, and writes none of the texts then."""
+    """Write table.json, the page `to` and the tables of the READMEs. Raises ValueError for a wrong marker, and writes
+    none of the texts then."""
     results, machine, bounds, doubts = collect(folder)
     missing = [name for name in EXPECTED if name not in results]
     facts = {"date": date, "machine": machine, "limits": bounds, "results": list(results.values())}
