@@ -106,8 +106,10 @@ def test_of_two_events_of_a_pair_the_last_is_kept_and_the_other_way_is_told() ->
                 "no row is of the event 'zebra' of schema.events",
             ],
         ),
-        ({"view": 1, "*": 0.5}, ["5 of 6 rows are of other events (others: 'buy' 1, 'cart' 1, 'ping' 1, 'play' 1, 'skip' 1)"]),
-        ({"*": 0.5}, ["6 of 6 rows are of other events (others: 'buy' 1, 'cart' 1, 'ping' 1, 'play' 1, 'skip' 1, and 1 more)"]),
+        ({"view": 1, "*": 0.5},
+         ["5 of 6 rows are of other events (others: 'buy' 1, 'cart' 1, 'ping' 1, 'play' 1, 'skip' 1)"]),
+        ({"*": 0.5},
+         ["6 of 6 rows are of other events (others: 'buy' 1, 'cart' 1, 'ping' 1, 'play' 1, 'skip' 1, and 1 more)"]),
         ({"view": 1, "cart": 1, "buy": 3, "skip": 1, "ping": 1, "play": 1, "bye": 2}, []),
         ({"view": 1, "cart": 1, "buy": 3, "skip": 1, "ping": 1, "play": 1, "*": "ignored"}, []),
     ],
@@ -159,20 +161,16 @@ def test_types_may_be_numbers_text_or_categories(tmp_path: Path, column: pl.Seri
 @pytest.mark.parametrize(
     ("given", "words"),
     [
-        (
-            {"events": {"view": 1, "bay": 3}},
-            r"event 'type' holds 'buy', which schema.events does not name; did you mean 'bay'",
-        ),
+        ({"events": {"view": 1, "bay": 3}},
+         r"event 'type' holds 'buy', which schema.events does not name; did you mean 'bay'"),
         ({"events": {"view": 1}}, r"holds 'buy', .* \(named: view\); name it, or give all others a meaning by \"\*\""),
-        (
-            {"events": {"*": "ignored", "bye": 1}},
-            r"all 6 rows are ignored events \(others: 'buy' 1, 'cart' 1, .*, and 1 more\)",
-        ),
+        ({"events": {"*": "ignored", "bye": 1}},
+         r"all 6 rows are ignored events \(others: 'buy' 1, 'cart' 1, .*, and 1 more\)"),
         ({"event": "tipe", "events": {"*": 1}}, "no column 'tipe'; did you mean 'type'"),
         ({"event": "price", "events": {"*": 1}}, "event 'price' holds Float64, expected text or whole numbers"),
         ({"event": "gaps", "events": {"*": 1}}, "event 'gaps' has 1 missing values; fill them or drop the rows"),
     ],
-)
+)  # fmt: skip
 @pytest.mark.parametrize("prepared", [False, True])
 def test_fault_G31_bad_events_are_one_line_and_leave_nothing(
     tmp_path: Path, given: dict[str, Any], words: str, prepared: bool
