@@ -18,6 +18,7 @@ import pytest
 from hypothesis import given
 from hypothesis import settings as examples
 from hypothesis import strategies as st
+from messages import refused
 from worlds import EVERYTHING_SCHEMA, ID_FEATURES, everything
 
 from twotower.cli.app import run_command
@@ -67,17 +68,6 @@ def load(*tables: Any, schema: Schema = PLAIN) -> Dataset:
     """What `twotower.fit` does with tables before it trains or writes anything."""
     users, items, interactions = tables
     return build_dataset(check(users, items, interactions, schema), schema, SplitConfig(test=0.2, validation=0.2))
-
-
-def refused(call: Callable[[], Any], *words: str) -> str:
-    """The message of the DataError that `call` raises: one line, holding all of `words`."""
-    with pytest.raises(DataError) as caught:
-        call()
-    message = str(caught.value)
-    assert "\n" not in message
-    for word in words:
-        assert word in message, message
-    return message
 
 
 # --- tables of every make ---------------------------------------------------------------------------------------

@@ -16,6 +16,7 @@ import pytest
 from hypothesis import given
 from hypothesis import settings as examples
 from hypothesis import strategies as st
+from messages import one_line
 from worlds import ID_FEATURES, settings
 
 import twotower
@@ -353,12 +354,10 @@ IMPOSSIBLE: dict[str, tuple[Any, str, list[str]]] = {
 @pytest.mark.parametrize("case", IMPOSSIBLE)
 def test_fault_G11_times_that_cannot_be_are_refused_with_a_guess(tmp_path: Path, case: str, way: str) -> None:
     times, unit, words = IMPOSSIBLE[case]
-    with pytest.raises(DataError) as caught:
+    with one_line(DataError, "interactions: time 'at'") as caught:
         WAYS[way](log(times), schema(time_unit=unit), LAST, tmp_path)
-    message = str(caught.value)
-    for word in ("interactions: time 'at'", *words):
-        assert word in message.replace(".000000", ""), message
-    assert "\n" not in message
+    message = str(caught.value).replace(".000000", "")
+    assert not [word for word in words if word not in message], message
     assert not (tmp_path / "out").exists()
 
 
@@ -448,9 +447,8 @@ def test_fault_G11_rows_of_bad_times_are_left_out_on_purpose(
     ],
 )
 def test_bad_times_that_leave_no_row_are_refused(tmp_path: Path, times: list[Any], words: str, way: str) -> None:
-    with pytest.raises(DataError) as caught:
+    with one_line(DataError, words):
         WAYS[way](log(times), schema(bad_times="drop"), LAST, tmp_path)
-    assert words in str(caught.value)
 
 
 @pytest.mark.parametrize("first", [["n/a"] * 20, [*["01/20/2023 10:00"] * 19, "01/02/2023 10:00"]],
