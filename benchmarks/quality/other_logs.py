@@ -76,7 +76,8 @@ def known_settings(name: str) -> list[str]:
 def outcome(words: list[object], config: Path, settings: list[str], right: Mapping[str, list[str]]) -> Outcome:
     """Run `suggest` with words for the tables, and once more with the flags of the right columns if it asks."""
     answers = [(f"--{role}", columns[0]) for role, columns in right.items() if columns[0]]
-    asked, exact = [], False
+    asked: list[str] = []
+    exact = False
     for flags in ([], [word for pair in answers for word in pair]):
         config.unlink(missing_ok=True)
         done = first_contact.obey(["suggest", *words, *flags, "-o", config], [], [*settings])
