@@ -79,7 +79,8 @@ def outcome(words: list[object], config: Path, settings: list[str], right: Mappi
     asked: list[str] = []
     exact = False
     for flags in ([], [word for pair in answers for word in pair]):
-        config.unlink(missing_ok=True)
+        for written in config.parent.glob(f"{config.stem}.*"):  # with tables of columns
+            written.unlink()
         done = first_contact.obey(["suggest", *words, *flags, "-o", config], [], [*settings])
         if not done.returncode:
             roles = taken(config)
