@@ -1,6 +1,6 @@
-"""Tests, and cases of matrices, that `make test-system` runs: each costs much, and differs from those that stay in `make test` by what
-another test has too. Every kind, and every row of docs/faults.md, keeps a quick case in `make test`; a test of which no case stays there
-has the pattern `.*`."""
+"""Tests, and cases of matrices, that `make test-system` runs: each costs much, and differs from those that stay in
+`make test` by what another test has too. Every kind, and every row of docs/faults.md, keeps a quick case in `make
+test`; a test of which no case stays there has the pattern `.*`."""
 
 from __future__ import annotations
 
@@ -379,7 +379,8 @@ HEAVY = {
 
 
 COLLECTED, QUICK, MARKED = set[str](), set[str](), set[str]()
-"""Functions of the tests that are collected, those of them that `make test` runs a case of, and those with a case that is marked here."""
+"""Functions of the tests that are collected, those of them that `make test` runs a case of, and those with a case that
+is marked here."""
 
 
 def mark_heavy(item: pytest.Item) -> None:
