@@ -75,20 +75,19 @@ def known_settings(name: str) -> list[str]:
 
 def outcome(words: list[object], config: Path, settings: list[str], right: Mapping[str, list[str]]) -> Outcome:
     """Run `suggest` with words for the tables, and once more with the flags of the right columns if it asks."""
-    answers = [(f"--{role}", columns[0]) for role, columns in right.items() if columns[0]]
     asked: list[str] = []
-    exact = False
-    for flags in ([], [word for pair in answers for word in pair]):
+    flags: list[str] = []
+    while True:
         for written in config.parent.glob(f"{config.stem}.*"):  # with tables of columns
             written.unlink()
         done = first_contact.obey(["suggest", *words, *flags, "-o", config], [], [*settings])
         if not done.returncode:
             roles = taken(config)
-            return Outcome(roles, asked, wrong(roles, right, exact))
-        if done.returncode != 2 or exact or not (asked := sorted(set(FLAGS.findall(done.stderr)))):
-            break
-        exact = True
-    return Outcome({}, asked, [f"refused: {done.stderr.strip()}"])
+            return Outcome(roles, asked, wrong(roles, right, bool(flags)))
+        if flags or done.returncode != 2 or not (asked := sorted(set(FLAGS.findall(done.stderr)))):
+            return Outcome({}, asked, [f"refused: {done.stderr.strip()}"])
+        columns = {role: right.get(role, [""])[0] for role in ROLES}  # "" is an answer, too
+        flags = [w for role, column in columns.items() if column or role in asked for w in (f"--{role}", column)]
 
 
 def taken(config: Path) -> dict[str, str]:

@@ -50,11 +50,12 @@ def say(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[list[object]]]:
             [(2, "give --user C or --item C"), (0, CONFIG.format(item="what", weight="amount"))],
             Outcome({"weight": "amount"}, ["item", "user"], ["weight = 'amount'"]),
         ),
+        ([(2, "give --weight C"), (0, CONFIG.format(item="what", weight=""))], Outcome({}, ["weight"], [])),
         ([(2, "give --item C"), (2, "give --time C")], Outcome({}, ["item"], ["refused: give --time C"])),
         ([(2, "no rows")], Outcome({}, [], ["refused: no rows"])),
         ([(2, "schema.missing=drop"), (0, CONFIG.format(item="what", weight=""))], Outcome({}, [], [])),
     ],
-    ids=["right", "wrong", "asked", "more than the flags", "asked twice", "refused", "a setting"],
+    ids=["right", "wrong", "asked", "asked for none", "more than the flags", "asked twice", "refused", "a setting"],
 )
 def test_roles_questions_and_refusals(
     say: Callable[..., list[list[object]]], tmp_path: Path, replies: list[tuple[int, str]], found: Outcome
@@ -66,7 +67,8 @@ def test_roles_questions_and_refusals(
     assert [error.partition(" in place of")[0] for error in errors] == found.wrong
     assert len(calls) == len(replies)
     if asked:
-        assert calls[1][2:6] == ["--user", "who", "--item", "what"]
+        none = ["--weight", ""] if "weight" in asked else ["--time", ""] if "time" in asked else []
+        assert calls[1][2:-2] == ["--user", "who", "--item", "what", *none]
 
 
 def test_a_role_that_is_not_listed_has_no_column() -> None:
