@@ -1,7 +1,7 @@
 """Run a script of the benchmarks: `python -m benchmarks speed.search --quick`; without a name, list them.
 
-A script has a function `main(chosen, report)`. The TOML file beside it declares its options and the measurement with which names of its results
-begin; torch has `--threads` threads where the script loads it.
+A script has a function `main(chosen, report)`. The TOML file beside it declares its options and the measurement with
+which names of its results begin; torch has `--threads` threads where the script loads it.
 """
 
 import sys

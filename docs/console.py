@@ -1,4 +1,5 @@
-"""Photograph the console for docs/figures/console.png: `python docs/console.py`. Needs Debian's chromium, and playwright of the extra test.
+"""Photograph the console for docs/figures/console.png: `python docs/console.py`. Needs Debian's chromium, and
+playwright of the extra test.
 
 The shop of examples/own-data is trained with SENet gates, published and served; the user c007 has three recent events.
 """

@@ -1,4 +1,5 @@
-"""Write docs/configuration.md, cli.md, http.md, openapi.json, and the code in extending.md and prepared-format.md, from the code: `make docs`. A test compares them."""
+"""Write docs/configuration.md, cli.md, http.md, openapi.json, and the code in extending.md and prepared-format.md, from
+the code: `make docs`. A test compares them."""
 
 from __future__ import annotations
 
@@ -24,10 +25,11 @@ def configuration() -> str:
     lines = [
         "# Configuration",
         NOTE,
-        "A config is a TOML file. The shortest names `data.interactions`, and `schema.user_id` and `schema.item_id` where its columns "
-        "have other names; `twotower config` prints one with the options to start with, `twotower config --all` one with every "
-        "option. An unknown key is an error. The command line changes any value: `--set train.epochs=3`, "
-        "`--set model.pairs.0.user.dropout=0.2`. Where a `kind` is named, a kind of your own may be: [extending.md](extending.md).",
+        "A config is a TOML file. The shortest names `data.interactions`, and `schema.user_id` and `schema.item_id` "
+        "where its columns have other names; `twotower config` prints one with the options to start with, `twotower "
+        "config --all` one with every option. An unknown key is an error. The command line changes any value: `--set "
+        "train.epochs=3`, `--set model.pairs.0.user.dropout=0.2`. Where a `kind` is named, a kind of your own may be: "
+        "[extending.md](extending.md).",
         "\n## Start here\n",
         *_rows([(f"{t.name}.{o.key}", o) for t in of_tier(tables, "start here") for o in t.options]),
         "\n## Tune\n\nOptions that decide how good and how fast a model is, by section.",
@@ -68,8 +70,11 @@ def _cell(text: str) -> str:
 
 def command_line() -> str:
     """Return cli.md: every command with its arguments and options."""
-    lines = ["# Command line", NOTE, "Exit codes: 0 done, 1 training failed, 2 a mistake in the input, 130 stopped by "
-             "Ctrl-C, 143 by SIGTERM. `twotower --install-completion` completes verbs and options in a shell.\n"]  # fmt: skip
+    codes = (
+        "Exit codes: 0 done, 1 training failed, 2 a mistake in the input, 130 stopped by Ctrl-C, 143 by SIGTERM. "
+        "`twotower --install-completion` completes verbs and options in a shell.\n"
+    )
+    lines = ["# Command line", NOTE, codes]
     _command(typer.main.get_command(app), "twotower", lines)
     return "\n".join(lines) + "\n"
 
@@ -133,10 +138,11 @@ def http() -> str:
         "# HTTP",
         NOTE,
         "The routes of `twotower serve --store STORE`. Bodies and replies are JSON in UTF-8; the OpenAPI document is "
-        "[openapi.json](openapi.json), also at `GET /openapi.json`. Every reply has the header `X-Request-ID`: that of the request, "
-        "if it is 1 to 64 of `A-Z a-z 0-9 . _ -`, or a new one. An id in a path is percent-encoded UTF-8 of any characters; ids that a "
-        "path would lose (`.` and `..` in most clients, `%2F` and `%00` in some proxies) go into the query of the same route. With "
-        "`--keys`, all routes but `/`, `/livez`, `/readyz`, `/openapi.json` and `/problems` need `Authorization: Bearer KEY`. "
+        "[openapi.json](openapi.json), also at `GET /openapi.json`. Every reply has the header `X-Request-ID`: that of "
+        "the request, if it is 1 to 64 of `A-Z a-z 0-9 . _ -`, or a new one. An id in a path is percent-encoded UTF-8 "
+        "of any characters; ids that a path would lose (`.` and `..` in most clients, `%2F` and `%00` in some proxies) "
+        "go into the query of the same route. With `--keys`, all routes but `/`, `/livez`, `/readyz`, `/openapi.json` "
+        "and `/problems` need `Authorization: Bearer KEY`. "
         "[operations.md](operations.md) says how to run the service.\n",
     ]
     for tag in document["tags"]:

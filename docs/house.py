@@ -1,7 +1,8 @@
-"""Draw docs/figures/house.svg, the rooms of the package and their imports, from the code: `make docs`. A test compares them.
+"""Draw docs/figures/house.svg, the rooms of the package and their imports, from the code: `make docs`. A test compares
+them.
 
-A box is a package or a module of `src/twotower`, on the row of its layer in the import contract of pyproject.toml. An arrow
-is an import at run time that no chain of other arrows implies; all arrows point down.
+A box is a package or a module of `src/twotower`, on the row of its layer in the import contract of pyproject.toml. An
+arrow is an import at run time that no chain of other arrows implies; all arrows point down.
 """
 
 from __future__ import annotations
@@ -116,9 +117,11 @@ def picture() -> str:
         )
     return "\n".join(
         [
-            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" width="{WIDTH}" height="{height}">',
+            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" width="{WIDTH}" '
+            f'height="{height}">',
             f"<title>The rooms of twotower and their imports</title><style>{STYLE}</style>",
-            '<defs><marker id="head" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="7" markerHeight="7" orient="auto">'
+            '<defs><marker id="head" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="7" markerHeight="7" '
+            'orient="auto">'
             '<path d="M0,0 L8,4 L0,8 z"/></marker></defs>',
             f'<rect class="page" width="{WIDTH}" height="{height}"/>',
             *arrows,

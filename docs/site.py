@@ -1,7 +1,8 @@
-"""Build the site of the documents into build/site: `make site`. A warning, such as a link that leads nowhere, ends the build.
+"""Build the site of the documents into build/site: `make site`. A warning, such as a link that leads nowhere, ends the
+build.
 
-The pages keep their places in the repository, so that their links hold: README.md is the start, and a file or folder that a page links to
-becomes a page that shows it.
+The pages keep their places in the repository, so that their links hold: README.md is the start, and a file or folder
+that a page links to becomes a page that shows it.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ LANGUAGES = {
 NAMES = {"README.md": "index.md", "README.zh-CN.md": "index.zh-CN.md"}
 """Pages that the site names otherwise."""
 API = "docs/python.md"
-SEARCH_ON_DISK = """// A browser starts no worker from a file: the search of a site that is opened from the disk is a worker of this text.
+SEARCH_ON_DISK = """// A browser starts no worker from a file: here the search is a worker of this text.
 if (location.protocol === "file:") {
   const source = %s;
   window.Worker = class extends Worker {
@@ -73,8 +74,8 @@ def stage(folder: Path) -> None:
 
 
 def shown(path: Path) -> str:
-    """Return the text of a page: that of a Markdown file, the cells of a notebook, the list of a folder, or the code of another
-    file."""
+    """Return the text of a page: that of a Markdown file, the cells of a notebook, the list of a folder, or the code of
+    another file."""
     full = ROOT / path
     if path.suffix == ".md":
         return full.read_text(encoding="utf-8")
@@ -124,7 +125,8 @@ def api_page() -> str:
     lines = [
         "# Python",
         "",
-        "The public names of `import twotower`; [the start](../index.md#python) has an example. A section of a config may be given as a "
+        "The public names of `import twotower`; [the start](../index.md#python) has an example. A section of a config "
+        "may be given as a "
         'mapping: `Config.model_validate({"train": {"epochs": 3}})`.',
         "",
     ]
@@ -152,7 +154,8 @@ def signature(module: str, function: str) -> str:
 
 
 def parameters(module: str) -> list[str]:
-    """Return the table of the parameters of Config, Schema or a feature, by its module, from docs/configuration.md; nothing for others."""
+    """Return the table of the parameters of Config, Schema or a feature, by its module, from docs/configuration.md;
+    nothing for others."""
     rows, about = option_rows()
     shown = dict[str, str]()
     if module == "config.experiment":
@@ -170,7 +173,8 @@ def parameters(module: str) -> list[str]:
 
 @cache
 def option_rows() -> tuple[dict[str, dict[str, str]], dict[str, str]]:
-    """Return the rows of docs/configuration.md by section and key, with defaults as Python has them, and what each section is about."""
+    """Return the rows of docs/configuration.md by section and key, with defaults as Python has them, and what each
+    section is about."""
     rows, about, section = defaultdict[str, dict[str, str]](dict), dict[str, str](), ""
     for line in (ROOT / "docs" / "configuration.md").read_text(encoding="utf-8").splitlines():
         if line.startswith("#"):

@@ -1,5 +1,5 @@
-"""Print the dependencies with their allowed and installed versions: `make versions`. With `--write` the table becomes the
-section "Tested with" of the newest release in CHANGELOG.md: `make versions RELEASE=1`, after CI has passed."""
+"""Print the dependencies with their allowed and installed versions: `make versions`. With `--write` the table becomes
+the section "Tested with" of the newest release in CHANGELOG.md: `make versions RELEASE=1`, after CI has passed."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def _installed(name: str) -> str:
 
 
 def with_table(changelog: str, table: str) -> str:
-    """Return the changelog with the table at the end of the section of the newest version, in place of an earlier table."""
+    """Return the changelog with the table at the end of the newest version's section, replacing an earlier one."""
     start = re.search(r"^## (?!Unreleased).*\n", changelog, re.M).end()
     following = re.search(r"^## ", changelog[start:], re.M)
     end = start + following.start() if following else len(changelog)

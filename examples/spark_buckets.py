@@ -1,7 +1,8 @@
 """Write a log as buckets, by Spark: spark-submit examples/spark_buckets.py LOG OUT
 
-LOG is a Parquet file, or a folder of them in the order of their names, with the columns user_id, item_id, rating (positive above 3) and
-rated_at (seconds since 1970), without nulls. OUT is a folder that the driver and the executors see.
+LOG is a Parquet file, or a folder of them in the order of their names, with the columns user_id, item_id, rating
+(positive above 3) and rated_at (seconds since 1970), without nulls. OUT is a folder that the driver and the executors
+see.
 """
 
 from __future__ import annotations
@@ -22,16 +23,19 @@ TABLES = {
         SELECT *, CAST(floor(hash * {N_BUCKETS} / 4294967296) AS INT) AS bucket
         FROM (SELECT DISTINCT user_id, CAST(conv(substr(md5(CAST(user_id AS STRING)), 1, 8), 16, 10) AS BIGINT) AS hash
               FROM log)""",
-    "sizes": "SELECT bucket, sum(n) OVER (ORDER BY bucket) - n AS first FROM (SELECT bucket, count(*) AS n FROM hashed GROUP BY bucket)",
+    "sizes": "SELECT bucket, sum(n) OVER (ORDER BY bucket) - n AS first FROM (SELECT bucket, count(*) AS n FROM hashed "
+    "GROUP BY bucket)",
     "users": """
         SELECT first + row_number() OVER (PARTITION BY bucket ORDER BY hash, user_id) - 1 AS user_row, user_id, bucket
         FROM hashed JOIN sizes USING (bucket)""",
-    "items": "SELECT row_number() OVER (ORDER BY item_id) - 1 AS item_row, item_id FROM (SELECT DISTINCT item_id FROM log)",
+    "items": "SELECT row_number() OVER (ORDER BY item_id) - 1 AS item_row, item_id FROM (SELECT DISTINCT item_id FROM "
+    "log)",
     "kept": """
         SELECT user, item, row, positive, time, `value.rating`, bucket FROM (
             SELECT *, row_number() OVER (PARTITION BY user, item ORDER BY time DESC, row DESC) AS age FROM (
-                SELECT user_row AS user, CAST(item_row AS BIGINT) AS item, before + row_index AS row, rating > 3 AS positive,
-                    CAST(rated_at * 1000000 AS BIGINT) AS time, CAST(rating AS DOUBLE) AS `value.rating`, bucket
+                SELECT user_row AS user, CAST(item_row AS BIGINT) AS item, before + row_index AS row,
+                    rating > 3 AS positive, CAST(rated_at * 1000000 AS BIGINT) AS time,
+                    CAST(rating AS DOUBLE) AS `value.rating`, bucket
                 FROM log JOIN files USING (file_path) JOIN users USING (user_id) JOIN items USING (item_id)))
         WHERE age = 1""",
 }

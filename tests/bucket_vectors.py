@@ -1,4 +1,5 @@
-"""Test vectors of docs/prepared-format.md: hashes of ids, and a writer of buckets in plain Python that imports nothing of the package."""
+"""Test vectors of docs/prepared-format.md: hashes of ids, and a writer of buckets in plain Python that imports nothing
+of the package."""
 
 from __future__ import annotations
 

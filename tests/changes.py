@@ -2,8 +2,8 @@
 
     python tests/changes.py [NAME ...]     make each change in a scratch worktree, run its suite, print what git counts
 
-A change copies an example of `examples/mykinds` into the package, gives it a name of its own, and registers it. The suite of
-its protocol then finds it by itself. `make changes` runs all of them.
+A change copies an example of `examples/mykinds` into the package, gives it a name of its own, and registers it. The
+suite of its protocol then finds it by itself. `make changes` runs all of them.
 """
 
 from __future__ import annotations
@@ -73,11 +73,14 @@ CHANGES = (
     KindChange("a feature", "features:Cyclic", "cyclic", "features", "schema", "features/test_feature.py"),
     KindChange("an index", "indexes:Lsh", "lsh", "index", "__init__", "index/test_protocol.py"),
     KindChange(
-        "a source of negatives", "negatives:Recent", "recent", "train/negatives", "config", "train/negatives/test_source.py"
+        "a source of negatives", "negatives:Recent", "recent", "train/negatives", "config",
+        "train/negatives/test_source.py"
     ),
-    KindChange("a pooling", "poolings:Recency", "recency", "model/pooling", "__init__", "model/pooling/test_pooling.py"),
+    KindChange("a pooling", "poolings:Recency", "recency", "model/pooling", "__init__",
+     "model/pooling/test_pooling.py"),
     KindChange(
-        "a metric", "metrics:TailShare", "tail", "evaluation/metrics", "__init__", "evaluation/test_metrics_conformance.py"
+        "a metric", "metrics:TailShare", "tail", "evaluation/metrics", "__init__",
+        "evaluation/test_metrics_conformance.py"
     ),
     KindChange(
         "a data set", "datasets:Shop", "shop", "data/datasets", "__init__", "data/datasets/test_named_dataset.py"

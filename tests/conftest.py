@@ -1,4 +1,5 @@
-"""How tests are collected; their fixtures are in shared_fixtures.py, which the process that only hands out tests does not load."""
+"""How tests are collected; their fixtures are in shared_fixtures.py, which the process that only hands out tests does
+not load."""
 
 from __future__ import annotations
 
@@ -34,7 +35,8 @@ gc.disable()  # until all modules and tests are there
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Start the process that others are forked from once for all workers of pytest-xdist; load the fixtures where tests run."""
+    """Start the process that others are forked from once for all workers of pytest-xdist; load the fixtures where tests
+    run."""
     if config.getoption("numprocesses", None) and not hasattr(config, "workerinput"):
         preloaded.start_zygote()
     else:
@@ -49,7 +51,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
-    """Leave modules and tests, hundreds of thousands of objects that stay, out of garbage collection, and look seldom."""
+    """Leave modules and tests, hundreds of thousands of objects that stay, out of garbage collection, and look
+    seldom."""
     gc.freeze()
     gc.set_threshold(10_000, 20)
     gc.enable()

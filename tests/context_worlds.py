@@ -39,8 +39,8 @@ def right_item(user: int, hour: int) -> int:
 
 
 def hourly(n: int = 900) -> Frames:
-    """Interactions of users, each at distinct random hours with the right item, a minute apart; the column `device` says
-    nothing."""
+    """Interactions of users, each at distinct random hours with the right item, a minute apart; the column `device`
+    says nothing."""
     rng = np.random.default_rng(5)
     moments = rng.permutation(USERS * HOURS)[:n]
     user, hour = moments // HOURS, moments % HOURS

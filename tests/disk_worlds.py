@@ -25,8 +25,8 @@ SCHEMA = Schema(
 
 
 def on_disk_and_in_memory(folder: Path, split: str, weighted: bool = False) -> tuple[Dataset, Dataset]:
-    """Return a part of the checkerboard, a tenth of it with the other label, prepared and in memory; rows of users and items
-    are equal. If `weighted`, its rows weigh 0 to 3."""
+    """Return a part of the checkerboard, a tenth of it with the other label, prepared and in memory; rows of users and
+    items are equal. If `weighted`, its rows weigh 0 to 3."""
     _, _, actions = checkerboard()
     rng = np.random.default_rng(3)
     actions = actions.with_columns(

@@ -1,6 +1,6 @@
-"""Tests, and cases of matrices, that `make test-system` runs: each costs much, and differs from those that stay in `make test` by what
-another test has too. Every kind, and every row of docs/faults.md, keeps a quick case in `make test`; a test of which no case stays there
-has the pattern `.*`."""
+"""Tests, and cases of matrices, that `make test-system` runs: each costs much, and differs from those that stay in
+`make test` by what another test has too. Every kind, and every row of docs/faults.md, keeps a quick case in `make
+test`; a test of which no case stays there has the pattern `.*`."""
 
 from __future__ import annotations
 
@@ -147,7 +147,6 @@ HEAVY = {
     "test_the_unit_is_of_what_ranks": r".*",
     "test_mining_is_training_time": r".*",
     "test_a_bucket_holds_the_files_of_a_disk": r".*",
-    "test_the_measured_users_of_a_disk_are_those_of_memory_whose_users_have_another_order": r".*",
     "test_fault_G18_a_damaged_file_of_a_bundle_is_a_line_that_names_it_and_never_a_traceback": r".*",
     "test_fault_B1_kill_at_any_step_then_resume_is_bit_equal": r".*",
     "test_fault_B2_a_signal_ends_the_weighing_after_the_last_epoch_and_a_later_call_goes_on": r"(?!blend = 0\.3).*",
@@ -271,7 +270,7 @@ HEAVY = {
     "test_a_failed_download_refuses_ml_1m_and_falls_back_to_the_wheel_for_ml_100k": r"stalled",
     "test_fault_G18_a_damaged_file_of_a_prepared_run_is_a_line_that_names_it": r"(?!prepared\.json).*",
     # data
-    "test_a_log_in_order_is_the_dataset_of_the_frame_in_any_form_too": r"(?!csv|semicolons|one user a line-|parquet).*-last|(no header|tsv|csv).*gz.*-time|(csv|semicolons|csv\.gz|parquet)-last",
+    "test_a_log_in_order_is_the_dataset_of_the_frame_in_any_form_too": r"(?!no header|one user a line$).*",
     "test_buckets_that_do_not_follow_the_contract_are_refused": r".*(does not follow|does not)[1-5]?|.*(no column 'time'|no column 'value.stars')|.*(unknown column 'price'|holds Int32, expected Int64)",
     "test_fault_G30_a_folder_that_breaks_a_rule_is_refused_by_its_number": r".*-(1|1000)",
     "test_the_rules_choose_the_recipe_for_its_made_logs": r"collaborative-made, groceries.*|.*-(made, 80 of a user|made, news|made, visits)|collaborative-made, (series|few users) without time",
@@ -356,7 +355,6 @@ HEAVY = {
     "test_folders_of_a_bucket_give_their_columns": r"csv",
     "test_another_table_is_refused_until_asked_for": r"rows|gone|new",
     "test_a_version_that_is_named_is_read_whatever_is_current": r"bucket",
-    "test_training_and_preparation_read_a_table": r"bucket",
     "test_a_snapshot_that_is_named_is_read_whatever_is_current": r"bucket",
     "test_a_column_of_nulls_is_read_and_prepared_as_one_of_missing_values": r"nulls[123]",
     "test_fault_D1_requests_of_every_kind_are_never_a_5xx": r"(POST-/v1/console/explain|GET-/problems/.name.|POST-/v1/embed/user|GET-/v1/items/similar)-negative|(POST-/v1/recommend:batch|POST-/v1/search|GET-/v1/console/.*)-negative",
@@ -380,7 +378,8 @@ HEAVY = {
 
 
 COLLECTED, QUICK, MARKED = set[str](), set[str](), set[str]()
-"""Functions of the tests that are collected, those of them that `make test` runs a case of, and those with a case that is marked here."""
+"""Functions of the tests that are collected, those of them that `make test` runs a case of, and those with a case that
+is marked here."""
 
 
 def mark_heavy(item: pytest.Item) -> None:

@@ -352,7 +352,8 @@ GREEDY: list[Callable[[Model], Model]] = [bomb_at_load, bomb_at_a_call]
 
 
 def forged(store: Path, files: dict[str, Callable[[bytes], bytes]], minute: int = 1, **facts: Any) -> str:
-    """A copy of the current bundle with other files or facts, whose manifest and id are right; its id. CURRENT stays."""
+    """A copy of the current bundle with other files or facts, whose manifest and id are right; its id. CURRENT
+    stays."""
     source = store / "bundles" / (store / "CURRENT").read_text().strip()
     made = source.with_name("forged")
     shutil.copytree(source, made)

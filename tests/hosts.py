@@ -1,8 +1,9 @@
 """Hosts of tests: namespaces of the kernel on a switch of their own, as machines that share a network and nothing else.
 
-A host has a network, a host name, processes, and the folders /tmp and /dev/shm of its own; it sees all other files, and cannot
-write them. Its processes end, and its links go, with its first process, which ends with the test that made it: nothing is left,
-even after a kill. Run as a script this says whether hosts can be made here: exit code 1 and one line if not.
+A host has a network, a host name, processes, and the folders /tmp and /dev/shm of its own; it sees all other files, and
+cannot write them. Its processes end, and its links go, with its first process, which ends with the test that made it:
+nothing is left, even after a kill. Run as a script this says whether hosts can be made here: exit code 1 and one line
+if not.
 """
 
 from __future__ import annotations
@@ -147,7 +148,8 @@ class Namespaces:
                 f"--pid=/proc/{self.pid}/ns/pid_for_children", *words]  # fmt: skip
 
     def ip(self, *words: str) -> None:
-        """Change the network by iproute2, which knows the processes of this machine. Raises NoHostsError if that fails."""
+        """Change the network by iproute2, which knows the processes of this machine. Raises NoHostsError if that
+        fails."""
         done = subprocess.run(
             ["nsenter", "--target", str(self.pid), "--net", "ip", *words], capture_output=True, text=True, check=False
         )

@@ -1,10 +1,11 @@
 """Steps of deploy/Dockerfile, read from it and run in a chroot, where there is no container engine: `make test-image`.
 
-The base image is a Debian of `debootstrap` with its own Python, whose version may be another one than the image's. A stage is a
-copy of it, RUN a shell in it, and COPY a copy. The service then runs as a container of the Dockerfile does: the user of USER, without
-capabilities, on a read-only root with an empty /tmp, in namespaces of its own without a network, with a store and a key file that it
-cannot write; its HEALTHCHECK is asked, a recommendation with and without a key, and it ends by its STOPSIGNAL. Needs root,
-debootstrap, util-linux, and Debian's and Python's package indexes. What this cannot show: layers, the registry's image, an engine's seccomp filter.
+The base image is a Debian of `debootstrap` with its own Python, whose version may be another one than the image's. A
+stage is a copy of it, RUN a shell in it, and COPY a copy. The service then runs as a container of the Dockerfile does:
+the user of USER, without capabilities, on a read-only root with an empty /tmp, in namespaces of its own without a
+network, with a store and a key file that it cannot write; its HEALTHCHECK is asked, a recommendation with and without a
+key, and it ends by its STOPSIGNAL. Needs root, debootstrap, util-linux, and Debian's and Python's package indexes. What
+this cannot show: layers, the registry's image, an engine's seccomp filter.
 """
 
 from __future__ import annotations
@@ -167,7 +168,8 @@ def run_step(at: Stage, command: str) -> None:
     """Run a command of a shell in a stage, with the network and the certificates of this machine. Raises ImageError."""
     lent = [Path(name) for name in ("/etc/resolv.conf", "/etc/hosts", "/etc/ssl/certs", "/dev/null", "/dev/urandom")]
     binds = " && ".join(
-        f"{{ test -e {at.root}{path} || touch {at.root}{path}; }} && mount --rbind {path} {at.root}{path}" for path in lent if path.exists()
+        f"{{ test -e {at.root}{path} || touch {at.root}{path}; }} && mount --rbind {path} {at.root}{path}"
+        for path in lent if path.exists()
     )  # fmt: skip
     env = {**at.env, **{k: v for k, v in os.environ.items() if OF_THE_MACHINE.fullmatch(k)}}
     words = ["env", "-i", *(f"{k}={v}" for k, v in env.items()), "sh", "-ec", f"cd {at.folder}\n{command}"]
@@ -202,7 +204,8 @@ def serve(at: Stage, store: Path, keys: Path, key: str) -> None:
     for name in ("null", "zero", "random", "urandom"):
         (at.root / "dev" / name).touch()
     described = {
-        "root": str(at.root), "store": str(store), "keys": str(keys), "key": key, "env": dict(at.env), "folder": at.folder,
+        "root": str(at.root), "store": str(store), "keys": str(keys), "key": key, "env": dict(at.env),
+        "folder": at.folder,
         "identity": identity(at), "stop": int(at.stop), "health": at.health, "words": [*at.entrypoint, *at.command],
     }  # fmt: skip
     done = subprocess.run(
@@ -245,7 +248,8 @@ class Container:
         # env of the new root changes to the folder after chroot has.
         return [
             "chroot", str(self.root), "/usr/bin/setpriv", f"--reuid={user}", f"--regid={group}", "--clear-groups",
-            "--no-new-privs", "--inh-caps=-all", "--bounding-set=-all", "/usr/bin/env", "-i", "-C", self.folder, *variables, *command,
+            "--no-new-privs", "--inh-caps=-all", "--bounding-set=-all", "/usr/bin/env", "-i", "-C", self.folder,
+            *variables, *command,
         ]  # fmt: skip
 
     def call(self, *command: str) -> subprocess.CompletedProcess[str]:
@@ -261,7 +265,8 @@ ASK = """import json, sys, urllib.request
 key, body = sys.argv[1], json.dumps({"user_id": sys.argv[2], "k": 5}).encode()
 headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {key}"} if key else {})
 try:
-    reply = urllib.request.urlopen(urllib.request.Request("http://127.0.0.1:8000/v1/recommend", body, headers), timeout=60)
+    request = urllib.request.Request("http://127.0.0.1:8000/v1/recommend", body, headers)
+    reply = urllib.request.urlopen(request, timeout=60)
     print(reply.status, len(json.load(reply)["items"]))
 except urllib.error.HTTPError as e:
     print(e.code)
@@ -296,7 +301,8 @@ def inside(given: Mapping[str, object]) -> int:
     seen = {
         "healthy after health checks": asked + 1,
         "user of the service": status["Uid"].split()[0],
-        "capabilities": f"{status['CapEff'].strip()} {status['CapBnd'].strip()}, no new privileges {status['NoNewPrivs'].strip()}",
+        "capabilities": f"{status['CapEff'].strip()} {status['CapBnd'].strip()}, no new privileges "
+        f"{status['NoNewPrivs'].strip()}",
         "a recommendation with the key": container.call(python, "-c", ASK, str(given["key"]), "c1").stdout.strip(),
         "a recommendation without": container.call(python, "-c", ASK, "", "c1").stdout.strip(),
         "a write to /tmp": "refused" if container.call(python, "-c", write, "/tmp/x").returncode else "done",
@@ -335,7 +341,8 @@ def main() -> int:
     needed = [name for name in ("debootstrap", "unshare", "chroot", "mount", "ip") if shutil.which(name) is None]
     if os.geteuid() or needed:
         print(
-            f"error: needs root{''.join(f', {name}' for name in needed)}; on Debian: apt-get install debootstrap iproute2"
+            f"error: needs root{''.join(f', {name}' for name in needed)}; on Debian: apt-get install debootstrap "
+            f"iproute2"
         )
         return 2
     work: Path = chosen.work.resolve()
@@ -374,7 +381,8 @@ def main() -> int:
 
 
 def published(folder: Path) -> tuple[Path, Path, str]:
-    """Return a store with a small model, a file of keys that all may read, and the key, made by the commands of the package."""
+    """Return a store with a small model, a file of keys that all may read, and the key, made by the commands of the
+    package."""
 
     def twotower(*words: object) -> subprocess.CompletedProcess[str]:
         done = subprocess.run(

@@ -1,10 +1,14 @@
-"""Messages of the library, as a list."""
+"""Messages of the library, as a list, and errors of one line."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+
+import pytest
+
+from twotower.errors import DataError
 
 
 class _ListHandler(logging.Handler):
@@ -28,3 +32,20 @@ def collected_messages() -> Iterator[list[str]]:
     finally:
         logger.removeHandler(handler)
         logger.setLevel(level)
+
+
+@contextmanager
+def one_line(error: type[Exception], *words: str) -> Iterator[pytest.ExceptionInfo[Exception]]:
+    """Check that the block raises an error of one line that holds all of `words`."""
+    with pytest.raises(error) as caught:
+        yield caught
+    message = str(caught.value)
+    assert "\n" not in message
+    assert not [word for word in words if word not in message], message
+
+
+def refused(call: Callable[[], object], *words: str) -> str:
+    """Return the message of the DataError that `call` raises: one line that holds all of `words`."""
+    with one_line(DataError, *words) as caught:
+        call()
+    return str(caught.value)

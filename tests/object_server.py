@@ -1,5 +1,5 @@
-"""A local S3 server (moto) on loopback, in a process of its own, for tests. Run as a script it is that process, on the address
-that it is given."""
+"""A local S3 server (moto) on loopback, in a process of its own, for tests. Run as a script it is that process, on the
+address that it is given."""
 
 from __future__ import annotations
 
@@ -99,8 +99,9 @@ def object_server() -> Iterator[ObjectServer]:
 
 @dataclass(frozen=True)
 class Fault:
-    """Answers of the server that are not those of S3: to `times` requests whose "METHOD PATH" a pattern finds, after `skip` others.
-    With `done` the request takes effect, and its answer is lost. `since` finds the request with which it begins."""
+    """Answers of the server that are not those of S3: to `times` requests whose "METHOD PATH" a pattern finds, after
+    `skip` others. With `done` the request takes effect, and its answer is lost. `since` finds the request with which it
+    begins."""
 
     requests: str
     status: int = 503
@@ -148,8 +149,8 @@ class _Faults:
 
 
 class _InTurn:
-    """WSGI application that gives requests to another one after the other, each as it is whole: a client that stands still in the
-    middle of a request is in nobody's way."""
+    """WSGI application that gives requests to another one after the other, each as it is whole: a client that stands
+    still in the middle of a request is in nobody's way."""
 
     def __init__(self, inner: WSGIApplication) -> None:
         self._inner, self._turn = inner, threading.Lock()

@@ -1,9 +1,9 @@
 """Processes that have torch and the package loaded when they start, for tests that need a process and not its imports.
 
-One process of a session, the zygote, imports what is slow and then only forks: a command of its own starts in milliseconds
-instead of seconds. A child has its own arguments, environment, folder, standard streams and limits, and ends as a
-process of `python` does. What is read while libraries are loaded (`OMP_NUM_THREADS`, `PYTHONPATH`, `-W`) and peak memory
-are those of the zygote: tests of these start `sys.executable`.
+One process of a session, the zygote, imports what is slow and then only forks: a command of its own starts in
+milliseconds instead of seconds. A child has its own arguments, environment, folder, standard streams and limits, and
+ends as a process of `python` does. What is read while libraries are loaded (`OMP_NUM_THREADS`, `PYTHONPATH`, `-W`) and
+peak memory are those of the zygote: tests of these start `sys.executable`.
 
     done = run("-m", "twotower", "train", config, "--run", folder)
     with start("-c", code, stdout=PIPE) as process: …
@@ -35,8 +35,10 @@ from typing import IO, Any
 
 PIPE, STDOUT, DEVNULL = subprocess.PIPE, subprocess.STDOUT, subprocess.DEVNULL
 IMPORTS = (
-    "torch", "torch.distributed", "torch._dynamo", "polars", "numpy", "faiss", "onnx", "twotower.api", "twotower.cli.app",
-    "twotower.diagnostics", "twotower.legacy.training_script", "twotower.cli.demo", "twotower.serve.supervisor", "twotower.serve.app",
+    "torch", "torch.distributed", "torch._dynamo", "polars", "numpy", "faiss", "onnx", "twotower.api",
+    "twotower.cli.app",
+    "twotower.diagnostics", "twotower.legacy.training_script", "twotower.cli.demo", "twotower.serve.supervisor",
+    "twotower.serve.app",
 )  # fmt: skip
 
 
@@ -78,7 +80,8 @@ class Process:
                 os.kill(self.pid, sig)
 
     def wait_stopped(self, timeout: float = 120, or_ended: bool = False) -> None:
-        """Wait until SIGSTOP holds it, or it ends if that will do. Raises AssertionError if it ends where it should not."""
+        """Wait until SIGSTOP holds it, or it ends if that will do. Raises AssertionError if it ends where it should
+        not."""
         until = time.monotonic() + timeout
         while time.monotonic() < until:
             if self.poll() is not None:
@@ -448,7 +451,8 @@ def _become(request: dict[str, Any]) -> None:
 
 
 def _code(request: dict[str, Any]) -> int:
-    """Run a request and what Python does at its end but taking its modules apart, which is slow; return the exit code."""
+    """Run a request and what Python does at its end but taking its modules apart, which is slow; return the exit
+    code."""
     code = 0
     try:
         _become(request)

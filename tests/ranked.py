@@ -10,7 +10,6 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Sequence as Many
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -46,146 +45,99 @@ Array = npt.NDArray[Any]
 
 AUGMENTED: dict[str, Any] = {"layers": [8], "augment": True}
 
+TOWERS_OF_8: dict[str, Any] = {"width": 8, "pairs": [{"user": {"layers": [8]}, "item": {"layers": [8]}}]}
+SLOW: dict[str, Any] = {"lr": 0.1}
+"""A larger learning rate makes rounding grow."""
+
+
+def histories(*names: str) -> dict[str, Any]:
+    """A model with a pair for each history of the users."""
+    item = {"fields": ["item_id"], "layers": []}
+    return {"similarity": "dot", "pairs": [{"user": {"fields": [n], "layers": []}, "item": item} for n in names]}
+
+
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "pairs": ("everything", {}),
     "pairs and random ones": ("everything", {"negatives": {"random": 2}}),
     "pairs in shards": (
-        "everything",
-        {"negatives": {"random": 2}, "train": {"data_shards": 6}, "model": {"stacking": True}},
+        "everything", {"negatives": {"random": 2}, "train": {"data_shards": 6}, "model": {"stacking": True}},
     ),
-    "mimic of pairs": (
-        "board",
-        {"loss": {"mimic": 0.5}, "model": {"pairs": [{"user": AUGMENTED, "item": AUGMENTED}]}},
-    ),
+    "mimic of pairs": ("board", {"loss": {"mimic": 0.5}, "model": {"pairs": [{"user": AUGMENTED, "item": AUGMENTED}]}}),
     "in batch": ("everything", {"loss": SOFTMAX}),
     "in batch, in shards": ("everything", {"loss": SOFTMAX, "train": {"data_shards": 6}}),
     "memory": ("everything", {"loss": SOFTMAX, "negatives": {"cross_batch_memory": 90, "uniform": 9, "popularity": 7}}),
     "the whole catalogue": ("board", {"loss": SOFTMAX, "negatives": {"full": True}}),
-    "own candidates": (
-        "everything",
-        {
-            "loss": {"kind": "bpr"},
-            "negatives": {
-                "random": 3,
-                "disliked": 2,
-                "attribute": {"feature": "brand", "n": 2},
-                "cross_batch_memory": 30,
-            },
+    "own candidates": ("everything", {
+        "loss": {"kind": "bpr"},
+        "negatives": {
+            "random": 3, "disliked": 2, "attribute": {"feature": "brand", "n": 2}, "cross_batch_memory": 30,
         },
-    ),
-    "own candidates in shards": (
-        "everything",
-        {
-            "loss": {"kind": "gbce"},
-            "negatives": {"random": 3, "disliked": 2, "hard": {"n": 1, "ranks": [1, 9], "ratio": 5}},
-            "train": {"data_shards": 6},
-        },
-    ),
-    "mimic of candidates": (
-        "board",
-        {
-            "loss": {"kind": "softmax", "mimic": 0.5},
-            "negatives": {"uniform": 5, "cross_batch_memory": 40},
-            "model": {"pairs": [{"user": AUGMENTED, "item": AUGMENTED}]},
-        },
-    ),
+    }),
+    "own candidates in shards": ("everything", {
+        "loss": {"kind": "gbce"},
+        "negatives": {"random": 3, "disliked": 2, "hard": {"n": 1, "ranks": [1, 9], "ratio": 5}},
+        "train": {"data_shards": 6},
+    }),
+    "mimic of candidates": ("board", {
+        "loss": {"kind": "softmax", "mimic": 0.5},
+        "negatives": {"uniform": 5, "cross_batch_memory": 40},
+        "model": {"pairs": [{"user": AUGMENTED, "item": AUGMENTED}]},
+    }),
     "earlier": ("earlier", {"loss": SOFTMAX, "negatives": {"uniform": 9, "disliked": 2}, "train": EARLIER}),
     "earlier in shards": (
-        "earlier",
-        {"loss": SOFTMAX, "negatives": {"uniform": 9, "disliked": 2}, "train": EARLIER | {"data_shards": 6}},
+        "earlier", {"loss": SOFTMAX, "negatives": {"uniform": 9, "disliked": 2}, "train": EARLIER | {"data_shards": 6}},
     ),
     "prepared, in shards": (
-        "prepared",
-        {
-            "loss": SOFTMAX,
-            "negatives": {"uniform": 9, "random": 2},
-            "train": {"data_shards": 6, "lr": 0.1},  # a larger one makes rounding grow
-        },
+        "prepared", {"loss": SOFTMAX, "negatives": {"uniform": 9, "random": 2}, "train": {"data_shards": 6} | SLOW},
     ),
     "versions": (
         "versions",
         {"loss": SOFTMAX, "negatives": {"uniform": 9, "random": 2, "disliked": 2}, "train": {"data_shards": 6}},
     ),
     "weights of pairs in shards": ("weights", {"negatives": {"random": 2}, "train": {"data_shards": 6}}),
-    "weights of candidates": (
-        "weights",
-        {
-            "loss": {"kind": "softmax", "mimic": 0.5},
-            "negatives": {"uniform": 5, "cross_batch_memory": 40, "disliked": 2},
-            "model": {"pairs": [{"user": AUGMENTED, "item": AUGMENTED}]},
-        },
-    ),
+    "weights of candidates": ("weights", {
+        "loss": {"kind": "softmax", "mimic": 0.5},
+        "negatives": {"uniform": 5, "cross_batch_memory": 40, "disliked": 2},
+        "model": {"pairs": [{"user": AUGMENTED, "item": AUGMENTED}]},
+    }),
     "beside": ("beside", {"loss": SOFTMAX, "negatives": {"uniform": 9}, "train": EARLIER}),
-    "blend": (
-        "blend",
-        {
-            "loss": SOFTMAX,
-            "negatives": {"full": True},
-            "train": {
-                "start": [{"kind": "ials", "popularity": [1.0]}, {"kind": "ease", "pair": 1, "blend": [0.0, 0.1, 1.0]}]
-            },
-            "model": {
-                "similarity": "dot",
-                "pairs": [
-                    {"user": {"fields": [n], "layers": []}, "item": {"fields": ["item_id"], "layers": []}}
-                    for n in ("one", "two")
-                ],
-            },
+    "blend": ("blend", {
+        "loss": SOFTMAX,
+        "negatives": {"full": True},
+        "train": {
+            "start": [{"kind": "ials", "popularity": [1.0]}, {"kind": "ease", "pair": 1, "blend": [0.0, 0.1, 1.0]}]
         },
-    ),
-    "weighed last": (
-        "blend",
-        {
-            "loss": SOFTMAX,
-            "negatives": {"full": True},
-            "train": {
-                "start": [{"kind": "ials", "pair": 1, "learn": False, "blend": [0.0, 0.1, 1.0]}],
-                "lr": 0.1,  # a larger one makes rounding grow
-            },
-            "model": {
-                "similarity": "dot",
-                "pairs": [
-                    {"user": {"fields": [n], "layers": []}, "item": {"fields": ["item_id"], "layers": []}}
-                    for n in ("two", "one")
-                ],
-            },
-        },
-    ),
-    "own counts": (
-        "replayed",
-        {
-            "loss": SOFTMAX,
-            "negatives": {"uniform": 9},
-            "model": {"own_counts": "taken"},
-            "evaluation": {"k": [5], "repeats": "allow"},
-            "train": {"monitor": "validation.recall@5", "lr": 0.1},  # a larger one makes rounding grow
-        },
-    ),
-    "recent popularity": (
-        "everything",
-        {
-            "loss": SOFTMAX,
-            "negatives": {"uniform": 9},
-            "model": {"recent_popularity": True},
-            "train": {"monitor": "validation.recall@5", "lr": 0.1},  # a larger one makes rounding grow
-        },
-    ),
+        "model": histories("one", "two"),
+    }),
+    "weighed last": ("blend", {
+        "loss": SOFTMAX,
+        "negatives": {"full": True},
+        "train": {"start": [{"kind": "ials", "pair": 1, "learn": False, "blend": [0.0, 0.1, 1.0]}]} | SLOW,
+        "model": histories("two", "one"),
+    }),
+    "own counts": ("replayed", {
+        "loss": SOFTMAX,
+        "negatives": {"uniform": 9},
+        "model": {"own_counts": "taken"},
+        "evaluation": {"k": [5], "repeats": "allow"},
+        "train": {"monitor": "validation.recall@5"} | SLOW,
+    }),
+    "recent popularity": ("everything", {
+        "loss": SOFTMAX,
+        "negatives": {"uniform": 9},
+        "model": {"recent_popularity": True},
+        "train": {"monitor": "validation.recall@5"} | SLOW,
+    }),
     "attention": (
         "attention",
-        {
-            "loss": SOFTMAX,
-            "negatives": {"full": True},
-            "train": EARLIER | {"lr": 0.1},  # a larger one makes rounding grow
-            "model": {"width": 8, "pairs": [{"user": {"layers": [8]}, "item": {"layers": [8]}}]},
-        },
+        {"loss": SOFTMAX, "negatives": {"full": True}, "train": EARLIER | SLOW, "model": TOWERS_OF_8},
     ),
     "a last batch of one": ("board", {"loss": SOFTMAX, "train": {"batch_size": 0}}),
     "a last batch of one pair": ("board", {"train": {"batch_size": 0}}),
     "a last batch of one, histories of items": (
-        "fans",
-        {"loss": SOFTMAX, "negatives": {"uniform": 60, "disliked": 5}, "train": {"batch_size": 0}},
+        "fans", {"loss": SOFTMAX, "negatives": {"uniform": 60, "disliked": 5}, "train": {"batch_size": 0}},
     ),
-}
+}  # fmt: skip
 
 _KINDS = ("pairs", "own candidates in shards", "mimic of candidates", "memory", "earlier", "attention")
 _RULES: dict[str, dict[str, Any]] = {
@@ -229,35 +181,21 @@ def world(name: str) -> Dataset:
         taken = Sequence(name="taken", side="user", share_embedding=False)
         repeats = REPLAYED_SCHEMA.model_copy(update={"features": (*REPLAYED_SCHEMA.features, taken)})
         return build_dataset(check(None, None, replayed(), repeats), repeats, SplitConfig(kind="last"))
-    extra: Many[Sequence] = ()
-    if name == "fans":
-        extra = (Sequence(name="fans", side="item", interactions="all"),)
-    if name == "earlier":
-        extra = (
-            Sequence(
-                name="met", side="user", pooling=Decay(rates=(0.5, 0.9)), share_embedding=False, interactions="all"
-            ),
-        )
-    if name == "beside":
-        extra = (
-            Sequence(name="also", side="user", share_embedding=False),
-            Sequence(name="met", side="user", pooling=Decay(rates=(0.5, 0.9)), beside=("also",)),
-        )
-    if name == "blend":
-        extra = (
-            Sequence(name="one", side="user", pooling=Ridge(), share_embedding=False, interactions="positive"),
-            Sequence(name="two", side="user", pooling=Sum(), share_embedding=False, interactions="positive"),
-        )
-    if name == "attention":
-        extra = (
-            Sequence(
-                name="met",
-                side="user",
-                pooling=Transformer(window=128, heads=2, dropout=0.0, input_dropout=0.0),
-                width=8,
-            ),
-        )
-    schema: Schema = CHECKERBOARD_SCHEMA.model_copy(update={"features": (*CHECKERBOARD_SCHEMA.features, *extra)})
+    own: dict[str, Any] = {"side": "user", "share_embedding": False}
+    decay = Decay(rates=(0.5, 0.9))
+    transformer = Transformer(window=128, heads=2, dropout=0.0, input_dropout=0.0)
+    extra: dict[str, tuple[Sequence, ...]] = {
+        "fans": (Sequence(name="fans", side="item", interactions="all"),),
+        "earlier": (Sequence(name="met", pooling=decay, interactions="all", **own),),
+        "beside": (Sequence(name="also", **own), Sequence(name="met", side="user", pooling=decay, beside=("also",))),
+        "blend": tuple(
+            Sequence(name=n, pooling=pooling, interactions="positive", **own)
+            for n, pooling in (("one", Ridge()), ("two", Sum()))
+        ),
+        "attention": (Sequence(name="met", side="user", pooling=transformer, width=8),),
+    }
+    features = (*CHECKERBOARD_SCHEMA.features, *extra.get(name, ()))
+    schema: Schema = CHECKERBOARD_SCHEMA.model_copy(update={"features": features})
     return build_dataset(check(*checkerboard(), schema), schema, Config().split)
 
 

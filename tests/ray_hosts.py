@@ -20,7 +20,8 @@ from twotower.files.urls import Url
 
 RAY = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0123456789abcdef" * 4, "RAY_USAGE_STATS_ENABLED": "0"}
 STOP = HOME / "stop"
-"""A file of a host. While it is there, each process of Ray that starts on that host stands still at the point that it names."""
+"""A file of a host. While it is there, each process of Ray that starts on that host stands still at the point that it
+names."""
 POINTS = f"""
 import sys
 from pathlib import Path
@@ -33,8 +34,8 @@ if (stop := Path("{STOP}")).exists():
 
 @dataclass
 class Cluster:
-    """A cluster of Ray: `head` shares out what `workers` compute. `caller` is a host outside. `caller` and `head` have the folder HOME/run,
-    and workers get the run through the bucket."""
+    """A cluster of Ray: `head` shares out what `workers` compute. `caller` is a host outside. `caller` and `head` have
+    the folder HOME/run, and workers get the run through the bucket."""
 
     bucket: Host
     caller: Host
@@ -53,7 +54,8 @@ class Cluster:
             self.bucket.call(self.objects.put, f"{self.url}/{name}/{path.name}", path.read_bytes())
 
     def embed(self, host: Host, out: str, engine: str = "ray", rows: int = 100, threads: int = 1) -> Command:
-        """Start the job on a host, by an address of Ray, by "ray" on the cluster of the head, or by "local" on that host alone."""
+        """Start the job on a host, by an address of Ray, by "ray" on the cluster of the head, or by "local" on that
+        host alone."""
         words = ("embed", "run", f"{self.url}/items", "--out", f"{self.url}/{out}", "--shard-rows", rows)
         return self.call(host, *words, engine=engine, threads=threads)
 
@@ -77,7 +79,8 @@ class Cluster:
 
     def deaths(self) -> list[str]:
         """Return the reasons that Ray has for the end of hosts."""
-        code = "import ray; ray.init('head:6379'); print('deaths', *(n['DeathReasonMessage'] for n in ray.nodes() if not n['Alive']), sep=';')"
+        dead = "n['DeathReasonMessage'] for n in ray.nodes() if not n['Alive']"
+        code = f"import ray; ray.init('head:6379'); print('deaths', *({dead}), sep=';')"
         asked = self.head.start("python", "-c", code, env=self.environment)
         assert asked.wait(600) == 0, asked.said
         (line,) = re.findall("^deaths;(.*)$", asked.said, re.MULTILINE)
@@ -101,7 +104,8 @@ class Cluster:
 
 @contextmanager
 def ray_cluster(run: Path, workers: Sequence[str]) -> Iterator[Cluster]:
-    """Start a cluster whose workers have these names and one CPU each. `run` is copied as HOME/run to the hosts that call."""
+    """Start a cluster whose workers have these names and one CPU each. `run` is copied as HOME/run to the hosts that
+    call."""
     with pytest.MonkeyPatch.context() as patch, network("bucket", "caller", "head", *workers) as hosts:
         bucket, caller, head, *others = hosts
         objects = ObjectServer.on(bucket)
@@ -117,7 +121,8 @@ def ray_cluster(run: Path, workers: Sequence[str]) -> Iterator[Cluster]:
 
 
 def _wait_started(cluster: Cluster, host: Host, cpus: int, *words: Any) -> None:
-    """Start Ray on a host, at most three times: it ends by itself where its processes are not up within seconds, as on a busy machine."""
+    """Start Ray on a host, at most three times: it ends by itself where its processes are not up within seconds, as on
+    a busy machine."""
     for left in reversed(range(3)):
         ray = _start(cluster, host, cpus, *words)
         try:
@@ -136,7 +141,8 @@ def _start(cluster: Cluster, host: Host, cpus: int, *words: Any) -> Command:
     hooks.mkdir(exist_ok=True)
     (hooks / "sitecustomize.py").write_text(POINTS)
     return host.start(
-        "python", "-m", "ray.scripts.scripts", "start", "--block", "--node-ip-address", host.address, "--num-cpus", cpus,
+        "python", "-m", "ray.scripts.scripts", "start", "--block", "--node-ip-address", host.address,
+        "--num-cpus", cpus,
         "--object-store-memory", 100_000_000, *words,
         env=cluster.environment | {"PYTHONPATH": f"{HOME}/hooks:{ROOT}/src"},
     )  # fmt: skip

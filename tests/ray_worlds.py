@@ -17,7 +17,8 @@ from twotower.engines.ray import RayEngine, _set_environment
 
 
 def imported_ray() -> Any:
-    """Return Ray's module, imported as the engine imports it: a Ray that begins later in this process listens on loopback too."""
+    """Return Ray's module, imported as the engine imports it: a Ray that begins later in this process listens on
+    loopback too."""
     _set_environment("")
     return import_module("ray")
 

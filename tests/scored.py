@@ -63,7 +63,8 @@ def rank_catalogue(
     block: int = 512,
     max_scores: int = MAX_SCORES,
 ) -> tuple[Ints, Ints, npt.NDArray[np.bool_]]:
-    """Return users with a positive in `pairs`, best item rows without those of `seen`, and hits, by exact dot product."""
+    """Return users with a positive in `pairs`, best item rows without those of `seen`, and hits, by exact dot
+    product."""
     n_users, n_items = len(user_vectors), len(item_vectors)
     positives = counts(pairs.user, n_users, pairs.target)
     grouped = [GroupedPairs.of(p, n_users) for p in (pairs, *seen)]

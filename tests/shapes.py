@@ -1,7 +1,7 @@
 """Checks of the shapes in signatures: imported before twotower, it checks calls in the rooms of `CHECKED`.
 
-Of each function the first calls of a process are checked, and then every `EVERY`-th: to check all would take as long as the
-tests themselves.
+Of each function the first calls of a process are checked, and then every `EVERY`-th: to check all would take as long as
+the tests themselves.
 """
 
 from __future__ import annotations

@@ -30,7 +30,8 @@ _numbers = itertools.count()
 
 @pytest.fixture
 def tmp_path(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A new folder, as pytest's, without a link to the newest folder of the test's name, which would be made again each time."""
+    """A new folder, as pytest's, without a link to the newest folder of the test's name, which would be made again each
+    time."""
     name = re.sub(r"\W", "_", request.node.name)[:30]
     path = tmp_path_factory.getbasetemp() / f"{name}-{next(_numbers)}"
     path.mkdir()

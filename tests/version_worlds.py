@@ -37,8 +37,8 @@ def _items() -> pl.DataFrame:
 
 
 def leaking_city(n_users: int = 90, clicks: int = 4) -> Tables:
-    """Each user buys items of the city that it moves to after its last click, from a city that says nothing of it. The newest
-    row of a user betrays its clicks; the row of their time does not."""
+    """Each user buys items of the city that it moves to after its last click, from a city that says nothing of it. The
+    newest row of a user betrays its clicks; the row of their time does not."""
     rng = np.random.default_rng(3)
     users, log = [], []
     for u in range(n_users):
@@ -50,8 +50,8 @@ def leaking_city(n_users: int = 90, clicks: int = 4) -> Tables:
 
 
 def moving_city(n_users: int = 60, moves: int = 4) -> Tables:
-    """Each user lives in one city after another, and buys items of the city in which it lives; after its last click it moves once
-    more. The row of the time of a click says what was bought; the newest row does not."""
+    """Each user lives in one city after another, and buys items of the city in which it lives; after its last click it
+    moves once more. The row of the time of a click says what was bought; the newest row does not."""
     rng = np.random.default_rng(4)
     users, log = [], []
     for u in range(n_users):

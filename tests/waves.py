@@ -21,7 +21,8 @@ SCHEMA = Schema(time="at", title="", features=FEATURES)
 
 
 def waves(share: float = 0.7, n_users: int = N_USERS, seed: int = 0) -> pl.DataFrame:
-    """Users are there in 60 of 300 days; a share of their items are of the three that are popular for ten days, the others any."""
+    """Users are there in 60 of 300 days; a share of their items are of the three that are popular for ten days, the
+    others any."""
     rng, rows = np.random.default_rng(seed), list[tuple[int, int, int]]()
     for user in range(n_users):
         begin, seen = rng.random() * 240, set[int]()

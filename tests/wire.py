@@ -14,8 +14,8 @@ PIECE = 8192
 
 
 class Wire:
-    """Passes every byte on to a port, each piece `delay` seconds later, and at most `rate` bytes a second in each direction, all
-    connections together; 0: as fast as it can. What it holds is let go in `close`."""
+    """Passes every byte on to a port, each piece `delay` seconds later, and at most `rate` bytes a second in each
+    direction, all connections together; 0: as fast as it can. What it holds is let go in `close`."""
 
     def __init__(
         self, port: int, target: str = "127.0.0.1", address: str = "127.0.0.1", delay: float = 0.0, rate: float = 0.0

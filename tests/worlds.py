@@ -65,8 +65,8 @@ def checkerboard(n_users: int = 40, n_items: int = 30) -> tuple[pl.DataFrame, pl
 
 
 def replayed(n_users: int = 30, n_items: int = 60, n: int = 1500, seed: int = 0) -> pl.DataFrame:
-    """Return interactions in the order of time, 60 % of which repeat an earlier one of their user, drawn among these. The
-    others are items of the user's group: users and items have five groups."""
+    """Return interactions in the order of time, 60 % of which repeat an earlier one of their user, drawn among these.
+    The others are items of the user's group: users and items have five groups."""
     rng, taken = np.random.default_rng(seed), [list[int]() for _ in range(n_users)]
     rows = []
     for at in range(n):

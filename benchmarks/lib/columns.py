@@ -8,8 +8,8 @@ from twotower.features.side import SIDES
 def without_columns(
     schema: Schema, config: Config, of_users: Sequence[str], of_items: Sequence[str]
 ) -> tuple[Schema, Config]:
-    """Return schema and config without the features of columns that users and items lack, and of negatives that the schema has none of, the pairs that read
-    nothing else on a side, and their starts."""
+    """Return schema and config without the features of columns that users and items lack, and of negatives that the
+    schema has none of, the pairs that read nothing else on a side, and their starts."""
     known = {"user": of_users, "item": of_items}
     lacking = {f.name for f in schema.features if not f.history and f.source not in known.get(str(f.side), [f.source])}
     if not schema.has_negatives:

@@ -87,7 +87,7 @@ def product_rate(dtype: str = "float32", seconds: float = 0.5, size: int = 2048,
 
 
 def read_rate(threads: int, megabytes: int = 512, seconds: float = 0.5) -> float:
-    """Return the bytes per second of the best of many passes over an array larger than the caches, shared among the threads."""
+    """Return the bytes per second of the best of many passes over an array larger than the caches, by all threads."""
     from concurrent.futures import ThreadPoolExecutor
 
     import numpy as np

@@ -27,7 +27,7 @@ Environment = Mapping[str, str] | None
 
 
 class Ran(NamedTuple):
-    """A finished command: seconds, the peak of private memory of all its processes together and of its resident memory in MB, and output."""
+    """Seconds of a command, the peaks of private and of resident memory of its processes in MB, and its output."""
 
     seconds: float
     memory: float
@@ -95,7 +95,7 @@ def family(pid: int) -> Iterator[int]:
 
 
 def memory(pid: int, label: str) -> float:
-    """Return the memory of a process and its descendants in MB: "VmRSS" is all that is resident, "RssAnon" what is private."""
+    """Return the MB of a process and its descendants: resident memory ("VmRSS") or private memory ("RssAnon")."""
     found = 0
     for member in family(pid):
         with suppress(OSError):
@@ -104,7 +104,8 @@ def memory(pid: int, label: str) -> float:
 
 
 def usage(pid: int) -> dict[str, float]:
-    """Return what a process and its descendants use: resident MB, CPU seconds, numbers of open files (without sockets) and of mapped files of bundles."""
+    """Return resident MB, CPU seconds and numbers of open files and mapped files of bundles of a process and its
+    descendants."""
     out = {"rss_mb": memory(pid, "VmRSS"), "cpu_s": 0.0, "files": 0.0, "mapped": 0.0}
     for member in family(pid):
         with suppress(OSError):
@@ -191,8 +192,8 @@ def ready(port: int) -> bool:
 def started(
     words: Words, is_ready: Callable[[], bool], environment: Environment = None, cores: set[int] | None = None
 ) -> Iterator[tuple[int, float, Path]]:
-    """Run a program within the block, on its cores. Yields its id, the seconds until it was ready, and its log. Exits with the log
-    if it does not start."""
+    """Run a program within the block, on its cores. Yields its id, the seconds until it was ready, and its log. Exits
+    with the log if it does not start."""
     with tempfile.NamedTemporaryFile(suffix=".log") as log:
         begun, path = time.perf_counter(), Path(log.name)
         # The child begins where its parent runs: it has its cores before it has threads.

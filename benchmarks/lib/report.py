@@ -1,4 +1,4 @@
-"""The command line of a script, and its results: printed, and written by name to the file of `--out`, which keeps those of other names."""
+"""The command line of a script, and its results, printed and written to `--out`, which keeps results of other names."""
 
 import argparse
 import json
@@ -25,7 +25,7 @@ def declared(script: str) -> Numbers:
 
 
 def options(script: str, arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    """Return the options of a command line: those declared in `[options]` as [default, help] or [default, help, choices].
+    """Return the options of a command line, declared in `[options]` as [default, help] or [default, help, choices].
 
     `--quick` takes the defaults of `[quick]` in their place.
     """
@@ -118,9 +118,10 @@ def result(
 ) -> Numbers:  # fmt: skip
     """Return one measured number as a result.
 
-    `more`: larger is better; by default in all units but those of time and memory. `peers`: the rounds of other tools in the same unit and run, by name and version; `ratio_to_peer` is how many times as
-    good as the best of them this is. `floor`: the limit of the machine in the same unit; `ratio_to_floor` is the ratio to it, 1 at
-    best. `doubt`: why the number must not be used.
+    `more`: larger is better; by default in all units but those of time and memory. `peers`: the rounds of other tools
+    in the same unit and run, by name and version; `ratio_to_peer` is how many times as good as the best of them this
+    is. `floor`: the limit of the machine in the same unit; `ratio_to_floor` is the ratio to it, 1 at best. `doubt`: why
+    the number must not be used.
     """
     own, more = (
         spread([values] if isinstance(values, int | float) else values),

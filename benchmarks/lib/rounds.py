@@ -14,7 +14,7 @@ STUDENT = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26, 2.23, 2.20, 2.
 def in_turns(
     works: Mapping[str, Callable[[], T]], rounds: int, optional: Collection[str] = (), reverse: bool = False
 ) -> dict[str, list[T]]:
-    """Call every work once a round, with `reverse` in the other order in every second round. Returns their results by name.
+    """Call every work once a round, in reverse order in every second round if `reverse`. Returns results by name.
 
     An optional work that raises an exception lacks its result of that round; a line is printed.
     """

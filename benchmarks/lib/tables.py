@@ -1,8 +1,9 @@
-"""The tables of the documents, declared in tables.toml and written between the markers `<!-- bench:NAME -->` and `<!-- /bench -->`.
+"""The tables of the documents, declared in tables.toml, between `<!-- bench:NAME -->` and `<!-- /bench -->`.
 
-A column has a head, the name of its result (`of`) and its format (`as`), and a row a label and what stands for {names} in both. `only` are the
-heads of the columns that a row has, others stay empty; `cells` of a row replace those of the columns, by head: a text, or another column. A text
-is one for both languages, or [English, Chinese]. `best` are the heads of columns whose highest mean is bold.
+A column has a head, the name of its result (`of`) and its format (`as`), and a row a label and what stands for {names}
+in both. `only` are the heads of the columns that a row has, others stay empty; `cells` of a row replace those of the
+columns, by head: a text, or another column. A text is one for both languages, or [English, Chinese]. `best` are the
+heads of columns whose highest mean is bold.
 """
 
 import re

@@ -40,10 +40,12 @@ class Tuned(NamedTuple):
 
 
 def tuned(
-    kind: str | IndexConfig, items: Vectors, queries: Vectors, metric: Similarity, k: int, target: float, threads: int = 0,
+    kind: str | IndexConfig, items: Vectors, queries: Vectors, metric: Similarity, k: int, target: float,
+    threads: int = 0,
     save: Path | None = None,
 ) -> Tuned:  # fmt: skip
-    """Build an index, with the time to `save` it, and tune it to a recall with the first half of the queries; recall is that of the other half."""
+    """Build an index, save it to `save`, tune it to a recall on half of the queries, and measure it on the other
+    half."""
     made, half = [], len(queries) // 2
     built = timed(lambda: made.append(build_index(kind, items, np.arange(len(items)), metric)))
     built += timed(lambda: made[0].save(save)) if save else 0.0

@@ -60,8 +60,8 @@ def popularity(films: Films) -> Candidates:
 
 
 def transitions(films: Films, span: int, lags: list[float], columns: list[float], recent: list[float]) -> Candidates:
-    """Yield transition counts: how often b follows a, weighted gap^-p, each row scaled to sum 1 and each column divided by its sum^q;
-    scored by the rows of the user's recent items, the n-th latest weighted n^-r."""
+    """Yield transition counts: how often b follows a, weighted gap^-p, each row scaled to sum 1 and each column divided
+    by its sum^q; scored by the rows of the user's recent items, the n-th latest weighted n^-r."""
     user, at = films.history("validation")
     item, n, users = films.values[at], len(films.item_ids), np.arange(len(films.user_ids))
     lag = np.arange(1, span + 1)

@@ -55,7 +55,7 @@ def main(chosen: Namespace, report: Report) -> None:
 
 
 def recipe(changed: list[str], tables: tuple[pl.DataFrame, pl.DataFrame, pl.DataFrame]) -> tuple[Schema, Config]:
-    """Return the recipe for a split that a column gives, with options changed, and without the columns that users and items lack."""
+    """Return the recipe for a split by a column, with changed options, without columns that the tables lack."""
     schema, config = load_config(ROOT / "examples" / "recipes" / "cold-start.toml")
     assert schema is not None
     schema, config = without_columns(schema, config, tables[0].columns, tables[1].columns)
@@ -134,7 +134,7 @@ def genre_popularity(data: Dataset, withheld: dict[int, Ints]) -> Tensor:
 
 
 def tf_idf(data: Dataset, withheld: dict[int, Ints]) -> Tensor:
-    """Score an item by the cosine of its TF-IDF of words of the title and genres with the mean of those that a user likes."""
+    """Score an item by the cosine of its TF-IDF (title, genres) with the mean of the items that a user likes."""
     found = tags(data, title=True)
     weights = torch.log((1 + len(found)) / (1 + found.sum(0))) + 1
     vectors = torch.nn.functional.normalize(found * weights, dim=1)
@@ -161,8 +161,8 @@ def told_popularity(data: Dataset, withheld: dict[int, Ints]) -> Tensor:
 
 
 def told_likes(data: Dataset, withheld: dict[int, Ints]) -> Tensor:
-    """Score an item by EASE of all likes of other users, withheld items' too, in FOLDS folds of users, and of a user's own training likes: no model,
-    since most answers are in it."""
+    """Score an item by EASE of all likes of other users, withheld items' too, in FOLDS folds of users, and of a user's
+    own training likes: no model, since most answers are in it."""
     own = torch.from_numpy(likes(data, TRAIN)).float()
     every = own + torch.from_numpy(likes(data, VALIDATION) | likes(data, TEST)).float()
     fold, scores = torch.from_numpy(np.random.default_rng(SEED).integers(0, FOLDS, len(own))), torch.empty_like(own)

@@ -77,7 +77,7 @@ def blocks(n: int, size: int = 1024) -> list[slice]:
 
 
 def measures(data: Dataset, scores: Scores, part: int) -> Doubles:
-    """Return (users with targets, 2) Recall@20 and NDCG@20, in which the ideal list has min(20, n) targets at the top."""
+    """Return (users with targets, 2) Recall@20 and NDCG@20; the ideal list has min(20, n) targets at the top."""
     seen, target, found = matrix(data, *range(part)), matrix(data, part), []
     gains = 1 / torch.log2(torch.arange(2, K + 2))
     for rows in blocks(len(seen)):
@@ -122,7 +122,8 @@ BASELINES: dict[str, Callable[..., Candidates]] = {"popularity": popularity, "ea
 
 
 def baseline(name: str, data: Dataset) -> Numbers:
-    """Return the candidate of a baseline with the best mean of both measures on validation, and its measures of each test user."""
+    """Return the candidate of a baseline with the best mean of both measures on validation, and its measures of each
+    test user."""
     row: Numbers = {"validation": -1.0}
     for settings, scores in BASELINES[name](data, **DECLARED["rows"][name]):
         found = float(measures(data, scores, VALIDATION).mean())

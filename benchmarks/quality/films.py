@@ -19,7 +19,7 @@ HELD: dict[Part, int] = {"validation": 2, "test": 1}
 
 @dataclass(frozen=True)
 class Films:
-    """Sequences of item rows, users one after another: the last of each is the test, the one before validation, the rest train."""
+    """Sequences of item rows by user: the last item tests, the one before validates, the rest train."""
 
     values: Ints  # (n,) item rows in time order
     offsets: Ints  # (n_users + 1,) where each user begins
@@ -35,8 +35,8 @@ class Films:
 
     @classmethod
     def read(cls, sequences: str) -> Self:
-        """Read the order of a zip with sequences.txt (a user a line, the id, then item ids in time order); "": that of the archive,
-        of items with five or more interactions; equal timestamps keep the order of its table."""
+        """Read the order of a zip with sequences.txt (a user a line, the id, then item ids in time order); "": that of
+        the archive, of items with five or more interactions; equal timestamps keep the order of its table."""
         if not sequences:
             ratings = MovieLens1M().load().interactions
             kept = ratings.filter(pl.len().over("item_id") >= 5).sort("user_id", "timestamp", maintain_order=True)
@@ -47,8 +47,8 @@ class Films:
         return cls.of(users, np.concatenate([line[1:] for line in lines]))
 
     def tables(self, bare: bool = False) -> tuple[pl.DataFrame, pl.DataFrame, pl.DataFrame]:
-        """Return users, films and interactions whose time is their position in the user's sequence. With `bare` users and items
-        have their ids alone, which are the titles too: sequences of something else than films."""
+        """Return users, films and interactions whose time is their position in the user's sequence. With `bare` users
+        and items have their ids alone, which are the titles too: sequences of something else than films."""
         user = np.repeat(self.user_ids, np.diff(self.offsets))
         order = np.arange(len(user)) - np.repeat(self.offsets[:-1], np.diff(self.offsets))
         interactions = pl.DataFrame({"user_id": user, "item_id": self.item_ids[self.values], "timestamp": order})
@@ -59,7 +59,7 @@ class Films:
         return raw.users, raw.items.filter(pl.col("item_id").is_in(self.item_ids.tolist())), interactions
 
     def ends(self, part: Part) -> Ints:
-        """Return (n_users,) the end of each user's history: train before validation, train and validation before test."""
+        """Return (n_users,) ends of histories: train before validation, train and validation before test."""
         return self.offsets[1:] - HELD[part]
 
     def target(self, part: Part) -> Ints:
@@ -67,7 +67,7 @@ class Films:
         return self.values[self.ends(part)]
 
     def history(self, part: Part) -> tuple[Ints, Ints]:
-        """Return (user rows, positions in `values`) of all histories before `part`; before validation that is the train part."""
+        """Return (user rows, positions in `values`) of all histories before `part`."""
         user = np.repeat(np.arange(len(self.user_ids)), np.diff(self.offsets))
         at = np.flatnonzero(np.arange(len(user)) < self.ends(part)[user])
         return user[at], at

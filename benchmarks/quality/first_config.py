@@ -20,7 +20,7 @@ USERS, ITEMS, CLUSTERS, OWN = 400, 120, 4, 13
 
 
 def clicks(seed: int) -> pl.DataFrame:
-    """Return OWN items of each user's cluster and one of all, in random order; item i and user u are of the clusters i and u modulo CLUSTERS."""
+    """Return OWN items of each user's cluster (user row modulo CLUSTERS) and one of any, in random order."""
     rng, rows = np.random.default_rng(seed), list[tuple[int, int, int]]()
     for user in range(USERS):
         own = np.arange(user % CLUSTERS, ITEMS, CLUSTERS)

@@ -30,12 +30,14 @@ def main(chosen: Namespace, report: Report) -> None:
 
 
 def first_hour(report: Report, name: str, path: Path, settings: list[str], seed: int) -> None:
-    """Run the commands of a first hour on a log, and report the refusals and the test metrics of model and baselines."""
+    """Run the commands of a first hour on a log; report refusals and test metrics of model and baselines."""
     config, run, store = path.with_suffix(".toml"), path.with_suffix(".run"), path.with_suffix(".store")
     config.unlink(missing_ok=True)
     given = [f"train.seed={seed}"]
-    refused = obey(["suggest", path, "-o", config], given, [*settings])
-    refused += obey(["train", config, "--run", f"{run}{seed}"], [], [])
+    done = obey(["suggest", path, "-o", config], given, [*settings])
+    if done.returncode:
+        raise ChildProcessError(f"suggest ended with {done.returncode}: {done.stderr}")
+    call(["train", config, "--run", f"{run}{seed}"])
     trained = api.load(f"{run}{seed}", trust=True)
     call(["publish", f"{run}{seed}", "--store", f"{store}{seed}"])
     user = str(trained.dataset.users.ids[0])
@@ -44,7 +46,7 @@ def first_hour(report: Report, name: str, path: Path, settings: list[str], seed:
     monitored = trained.config.train.monitor.removeprefix("validation.")
     for metric, value in metrics(trained.metrics, monitored).items():
         report.add(f"{name}, seed {seed}, {metric}", value, more=True)
-    report.add(f"{name}, seed {seed}, refusals", refused, more=False)
+    report.add(f"{name}, seed {seed}, refusals", len(given) - 1, more=False)
 
 
 def metrics(found: dict[str, float], monitored: str) -> Numbers:
@@ -53,20 +55,15 @@ def metrics(found: dict[str, float], monitored: str) -> Numbers:
     return {f"{monitored} {who}": value for who, value in {"model": found[f"test.{monitored}"], **baselines}.items()}
 
 
-def obey(words: list[object], given: list[str], settings: list[str]) -> int:
-    """Run a command, with one more of `settings` after each refusal that names it; return the number of refusals."""
-    refused = 0
+def obey(words: list[object], given: list[str], settings: list[str]) -> subprocess.CompletedProcess[str]:
+    """Run a command by settings, of which `given` gets one more after each refusal that names one of `settings`."""
     while True:
         done = call([*words, *(word for setting in given for word in ("--set", setting))], may_refuse=True)
-        if not done.returncode:
-            return refused
         named = [setting for setting in settings if setting.partition("=")[0] in done.stderr]
         if done.returncode != 2 or not named:
-            raise ChildProcessError(f"{words[0]} ended with {done.returncode}: {done.stderr}")
-        print(f"refused: {done.stderr}")
+            return done
         settings.remove(named[0])
         given.append(named[0])
-        refused += 1
 
 
 def call(words: list[object], may_refuse: bool = False) -> subprocess.CompletedProcess[str]:
@@ -80,7 +77,7 @@ def call(words: list[object], may_refuse: bool = False) -> subprocess.CompletedP
 
 
 def shop(path: Path, draw: np.random.Generator, size: float) -> None:
-    """Write sessions of views, carts and buys: items of a category the user likes, a quarter of the sessions anonymous."""
+    """Write sessions of views, carts and buys of liked categories; a quarter of the sessions is anonymous."""
     users, items, categories, sessions = 20_000, 6_000, 60, int(50_000 * size)
     category = draw.integers(0, categories, items)
     price = np.round(draw.lognormal(3, 1, items), 2)
@@ -118,7 +115,7 @@ def shop(path: Path, draw: np.random.Generator, size: float) -> None:
 
 
 def news(path: Path, draw: np.random.Generator, size: float) -> None:
-    """Write reads of articles: 80 new ones a day for 30 days, which fade within three days; a reader follows two sections."""
+    """Write reads of 80 new articles a day for 30 days, which fade in three days; readers follow two sections."""
     readers, days, sections = 8_000, 30, 10
     reads = int(120_000 * size)
     born = np.sort(draw.integers(0, days * DAY, 80 * days))
@@ -136,7 +133,7 @@ def news(path: Path, draw: np.random.Generator, size: float) -> None:
 
 
 def export(path: Path, draw: np.random.Generator, size: float) -> None:
-    """Write orders of 300 customers, each of its own forty articles again and again, as a German program exports them."""
+    """Write orders of 300 customers, who repeat their own forty articles, as a German program exports them."""
     customers, articles, orders = 300, 1_500, int(30_000 * size) + 3_000
     usual = [draw.choice(articles, 40, replace=False) for _ in range(customers)]
     names = ("Schraube", "Mutter", "Dübel", "Bügelsäge", "Kreuzschlüssel", "Größenmaß")

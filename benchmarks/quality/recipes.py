@@ -69,7 +69,7 @@ def main(chosen: Namespace, report: Report) -> None:
 
 
 def train(recipe: str, log: Log, seed: int, settings: list[str]) -> Numbers:
-    """Return the metrics of a training on a log as the recipe is suggested for it, and the recipe that the rules choose."""
+    """Return the metrics of the recipe as it is suggested for a log, and the recipe that the rules choose."""
     given = [f"train.seed={seed}", *filter(None, settings)]
     suggestion = suggest(log.interactions, log.users, log.items, recipe=recipe, overrides=given)
     rules = suggest(log.interactions, log.users, log.items).recipe
@@ -104,8 +104,8 @@ def made(length: int, n_users: int, n_items: int, share: float = 0.3) -> Log:
 
 
 def made_order_and_tastes(length: int, n_users: int, n_items: int, width: int = 8) -> Log:
-    """Return made data: of ten draws three are a follower of the item before, as in `made`, and seven popular items to the taste of a user,
-    in eight directions; no item twice."""
+    """Return made data: of ten draws three are a follower of the item before, as in `made`, and seven popular items to
+    the taste of a user, in eight directions; no item twice."""
     rng = np.random.default_rng(SEED)
     follow = rng.integers(0, n_items, (n_items, 3))
     users, items = rng.normal(size=(n_users, width)), rng.normal(size=(n_items, width))
@@ -123,8 +123,8 @@ def made_order_and_tastes(length: int, n_users: int, n_items: int, width: int = 
 
 
 def made_tastes(has_label: bool, n_users: int = 2000, n_items: int = 800, each: int = 30, width: int = 8) -> Log:
-    """Return made data: tastes of eight directions, popular items and generous users. Shown items are popular ones, and liked by chance;
-    without a label, items are taken by chance and a user's are in no order."""
+    """Return made data: tastes of eight directions, popular items and generous users. Shown items are popular ones, and
+    liked by chance; without a label, items are taken by chance and a user's are in no order."""
     rng = np.random.default_rng(SEED)
     users, items = rng.normal(size=(n_users, width)), rng.normal(size=(n_items, width))
     popularity = rng.normal(size=n_items)
@@ -140,7 +140,8 @@ def made_tastes(has_label: bool, n_users: int = 2000, n_items: int = 800, each: 
 
 
 def made_columns(n_users: int, n_items: int) -> Log:
-    """Return made data: users of one row each, whose gender, age and city tell what they take; items by chance and popularity beside."""
+    """Return made data: users of one row each, whose gender, age and city tell what they take; items by chance and
+    popularity beside."""
     rng = np.random.default_rng(SEED)
     sizes = {"gender": 2, "age": 7, "city": 12}
     values = {name: rng.integers(size, size=n_users) for name, size in sizes.items()}
@@ -156,8 +157,9 @@ def made_columns(n_users: int, n_items: int) -> Log:
 
 @cache
 def made_groceries(n_users: int, n_items: int, baskets: float = 20, again: float = 0.6) -> Log:
-    """Return made data: baskets of some six goods. `again` of the rows are goods that the user bought before, the often and lately
-    bought ones most likely; the others are popular goods of the user's tastes, and half of all goods are bought once."""
+    """Return made data: baskets of some six goods. `again` of the rows are goods that the user bought before, the often
+    and lately bought ones most likely; the others are popular goods of the user's tastes, and half of all goods are
+    bought once."""
     rng, rows = np.random.default_rng(SEED), list[tuple[int, int, int]]()
     popularity, group = 1 / np.arange(1, n_items + 1) ** 0.9, rng.integers(0, 30, n_items)
     lasts = rng.random(n_items) < 0.5
@@ -199,8 +201,8 @@ def made_visits(n_users: int, n_pages: int, again: float = 0.4) -> Log:
 
 @cache
 def made_news(n_users: int, n_items: int, topics: int = 12) -> Log:
-    """Return made data: articles of forty days, which rise at once and are forgotten within days, and users of tastes for topics who are there some
-    days."""
+    """Return made data: articles of forty days, which rise at once and are forgotten within days, and users of tastes
+    for topics who are there some days."""
     rng, rows = np.random.default_rng(SEED), list[tuple[int, int, int]]()
     birth, appeal = np.sort(rng.random(n_items) * 40 - 2), 1.2 * rng.normal(size=n_items)
     topic, life = rng.integers(0, topics, n_items), 0.6 + rng.exponential(1.0, n_items)

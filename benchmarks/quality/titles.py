@@ -50,7 +50,7 @@ def ranks(scores: Floats, target: Ints) -> Ints:
 
 
 def part_pairs(dataset: Dataset, part: Part, split: str) -> tuple[Ints, Ints]:
-    """Return query rows and film rows of a part; of the test of a split by time those of films without a training query."""
+    """Return query rows and film rows of a part; of the test part by time only films without a training query."""
     pairs = dataset.part(PARTS[part])
     new = np.bincount(dataset.train.item, minlength=len(dataset.items))[pairs.item] == 0
     keep = new if part == "test" and split == "time" else slice(None)
@@ -87,7 +87,8 @@ def baseline(name: str, data: str, split: str) -> dict[str, Any]:
 
 
 def exact(titles: list[str]) -> Iterator[Scorer]:
-    """Yield the baseline of exact titles: 1 where the query's words are those of a name of the film, in any order, with or without its year."""
+    """Yield the baseline of exact titles: 1 where the query's words are those of a name of the film, in any order, with
+    or without its year."""
     known: dict[tuple[str, ...], list[int]] = {}
     for row, (called, year) in enumerate(map(title_words, titles)):
         for name, extra in itertools.product(called, ([], [year])):

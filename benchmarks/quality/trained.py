@@ -85,8 +85,8 @@ def rechub(films: Films, kind: str, epochs: int, batch: int, lr: float, power: f
 
 
 def recbole(films: Films, kind: str, epochs: int, rates: list[float]) -> Candidates:
-    """RecBole's BPR (a table of vectors a side) or DSSM (BCE on the cosine), one uniform negative a positive; a candidate
-    after every epoch."""
+    """RecBole's BPR (a table of vectors a side) or DSSM (BCE on the cosine), one uniform negative a positive; a
+    candidate after every epoch."""
     user, at = films.history("validation")
     everyone = np.arange(len(films.user_ids))
     held: dict[str, Ints] = {part: films.target(part) for part in HELD}

@@ -32,7 +32,7 @@ def main(chosen: Namespace, report: Report) -> None:
 
 
 def measure(cluster: Cluster, chosen: Namespace, report: Report) -> None:
-    """Embed by one process, by the cluster, and by the cluster whose last worker is switched off when half of the shards are made."""
+    """Embed by one process, by the cluster, and by the cluster that loses a worker after half of the shards."""
     head, shards = cluster.head, -(-chosen.rows // chosen.shard_rows)
 
     def lose_half_way(out: str, job: Command) -> None:

@@ -47,7 +47,7 @@ def answer(folder: str, k: int, threads: int) -> Numbers:
 
 
 def make_store(folder: str, users: int, items: int) -> None:
-    """Publish a hardly trained model of random tables, with an exact index; users.parquet lists the users in random order."""
+    """Publish a hardly trained model of random tables with an exact index; users.parquet is in random order."""
     import twotower
     from twotower import api
     from twotower.config.toml import parse_config
@@ -89,7 +89,7 @@ def make_store(folder: str, users: int, items: int) -> None:
 
 
 def search(store: str, k: int, threads: int, start: int, stop: int) -> Numbers:
-    """Search the vectors of a range of user rows, and return the seconds and CPU seconds, and the private memory in MB before."""
+    """Search for a range of user rows; return seconds, CPU seconds, and the private MB before the search."""
     from twotower.retrieval.retriever import Retriever
     from twotower.store.store import Store
 

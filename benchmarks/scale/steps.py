@@ -1,4 +1,4 @@
-"""Some steps of a training on every rank, which rows.py and tables.py start with torchrun. Rank 0 prints its speed and memory."""
+"""Some training steps on every rank, started by rows.py and tables.py with torchrun. Rank 0 prints speed and memory."""
 
 import json
 import sys
@@ -29,7 +29,7 @@ def torchrun(ranks: int, **given: str | int | list[str]) -> tuple[Ran, Numbers]:
 
 
 def measure(threads: int, steps: int, folder: str = "", size: int = 0, changed: list[str] | None = None) -> None:
-    """Train on the dataset of a folder, which config.toml and prepared data are in, or on two made tables with `size` rows each."""
+    """Train on a folder of config.toml and prepared data, or on two made tables with `size` rows each."""
     torch.set_num_threads(threads)
     data: Dataset
     if folder:

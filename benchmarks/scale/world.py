@@ -1,5 +1,5 @@
-"""A made world as shards of Parquet: an item has one of a thousand topics, a user three; four of five interactions are with an item of these
-topics, and within a topic popular items are much more frequent."""
+"""A made world as shards of Parquet: an item has one of a thousand topics, a user three; four of five interactions are
+with an item of these topics, and within a topic popular items are much more frequent."""
 
 import shutil
 from pathlib import Path

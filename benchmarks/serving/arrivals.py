@@ -50,8 +50,8 @@ def largest(kind: str, known: list[str]) -> tuple[str, str, Any]:
 
 
 def served_before(port: int, large: bytes, connections: int, ordinary: bytes) -> tuple[int, float]:
-    """Return the replies 200 to large requests of one address, all sent at once, that come before the reply to an ordinary one of another address,
-    and the seconds until it comes."""
+    """Return the replies 200 to large requests of one address, all sent at once, that come before the reply to an
+    ordinary one of another address, and the seconds until it comes."""
     sent: dict[socket.socket, memoryview] = {}
     read: dict[socket.socket, bytes] = {}
     for _ in range(connections):

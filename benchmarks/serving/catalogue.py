@@ -60,7 +60,7 @@ def items(source: Retriever, n: int) -> pl.DataFrame:
 
 
 def vectors(source: Retriever, n: int, noise: float, seed: int) -> Floats:
-    """Return (n, D) vectors: originals unchanged, copies with noise, for metric "cosine" at the length of the original."""
+    """Return (n, D) vectors: originals, and copies with noise, for "cosine" at the length of the original."""
     index, rng, known = source.index, np.random.default_rng(seed), len(source.item_ids)
     originals = np.full((known, index.width), np.nan, np.float32)  # a rejected one is rejected again
     originals[index.rows] = index.vectors(index.rows)

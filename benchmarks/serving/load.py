@@ -51,7 +51,7 @@ class Bench:
 
     @contextmanager
     def asked(self, store: Path, kind: str) -> Iterator[tuple[Server, list[bytes]]]:
-        """Run the service within the block. Yields it and the requests of a scenario, the first of which it has answered."""
+        """Run the service within the block. Yields it and the requests of a scenario, the first one answered."""
         shares = DECLARED["mixed"] if kind == "mixed" else {kind: 1.0}
         requests = pool(shares, self.store)
         with serving(store, *self.service) as server:
@@ -150,8 +150,8 @@ class Bench:
         return told | {"recovered_s": after if recovered is None else recovered}
 
     def peak(self, server: Server, requests: list[bytes], rate: float) -> float:
-        """Return the best goodput of rising rates, until two bring no more, and of rates near it (a peak that is too low would
-        make the overload look better)."""
+        """Return the best goodput of rising rates, until two bring no more, and of rates near it (a peak that is too
+        low would make the overload look better)."""
 
         def goodput(rate: float) -> float:
             return float(self.measure(f"peak: {rate:,.0f}/s", server, rate, 1.0, self.chosen.step, requests)["goodput"])

@@ -3,8 +3,9 @@
     log = Generator(8000).run(schedule([(800, 60)], seed=0), requests, which)
     log.within(5, 60)
 
-A service that pauses is charged for all requests due meanwhile (no coordinated omission). Latencies are those of 2xx replies; failures are
-counted separately. Lag is the delay of the generator itself; latencies are invalid unless lag is small beside them. Used by load.py.
+A service that pauses is charged for all requests due meanwhile (no coordinated omission). Latencies are those of 2xx
+replies; failures are counted separately. Lag is the delay of the generator itself; latencies are invalid unless lag is
+small beside them. Used by load.py.
 """
 
 import gc
@@ -78,7 +79,7 @@ class Log:
     wall: float = 0.0
 
     def within(self, start: float, stop: float) -> Numbers:
-        """Return counts and latencies of the requests due from `start` to `stop`, and rates of the replies in that time."""
+        """Return counts and latencies of the requests due from `start` to `stop`, and reply rates in that time."""
         here, then = ((of >= start) & (of < stop) for of in (self.due, self.done))
         good = (self.status >= 200) & (self.status < 300)
         status, count, ok = self.status[here], int(here.sum()), int((here & good).sum())
@@ -124,7 +125,7 @@ class _Connection:
 class Generator:
     """Sends requests when they are due, over at most `most` kept connections, on one thread.
 
-    A request that finds all connections busy waits for one; its latency includes the wait. `timeout`: seconds from its due time.
+    A request that finds all connections busy waits for one; its latency includes the wait. `timeout`: seconds from due.
     """
 
     def __init__(self, port: int, most: int = 512, timeout: float = 10.0) -> None:
@@ -278,7 +279,7 @@ class Generator:
 def recovery(usual: Windows, after: Windows) -> float | None:
     """Return the seconds from the first window of `after` until two in a row are normal; None: never.
 
-    Normal: no failure, and a p99 of at most twice that of the worst window of `usual`. Windows are those of `Log.windows`.
+    Normal: no failure, and a p99 of at most twice the worst one of `usual`. `Log.windows` gives the windows.
     """
     bound = 2 * max((p99 for _, p99, _ in usual if p99 is not None), default=0.0)
     normal = [p99 is not None and p99 <= bound and not failed for _, p99, failed in after]

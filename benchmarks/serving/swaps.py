@@ -18,7 +18,7 @@ from twotower.store.store import Store
 
 @contextmanager
 def store_copy(path: Path) -> Iterator[Path]:
-    """Yield a copy of the store with at least two bundles, for changes; nothing writes to the files of a bundle, which are links."""
+    """Yield a copy of the store with at least two bundles, whose files are links and stay unchanged."""
     with tempfile.TemporaryDirectory(dir=path.absolute().parent, prefix=f".{path.name}-swap-") as folder:
         copy = Path(folder) / "store"
         shutil.copytree(path, copy, ignore=lambda folder, _: ["bundles"] if Path(folder) == path else [])
@@ -38,9 +38,10 @@ def republish(store: Store, bundle: Bundle) -> Bundle:
 
 
 def swapping(folder: str, pid: int, port: int, swaps: int, gap: float) -> tuple[list[Numbers], float]:
-    """Change the current bundle `swaps` times, every fifth time by a publish, and wait until the service answers from it.
+    """Change the current bundle `swaps` times, every fifth time by a publish, and wait until it is served.
 
-    Prints a line at the start. Returns the usage of the server after each change, with the seconds until it was served, and its own CPU seconds.
+    Prints a line at the start. Returns the usage of the server after each change, with the seconds until it was served,
+    and its own CPU seconds.
     """
     os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))  # the generator, on this core, goes before
     server, store = Server(pid, port, 0.0), Store(Path(folder))

@@ -69,7 +69,7 @@ def floor(task: str, dataset: Dataset, block: int = 512) -> float:
 
 
 def seconds_to(goal: float) -> float | None:
-    """Return the seconds from the archive to the first epoch whose test AUC reaches `goal`; the time of the test is excluded."""
+    """Return the seconds from the archive to the first epoch whose test AUC reaches `goal`, without the tests."""
     spent, started = 0.0, time.perf_counter()
     dataset = prepare_movielens()
     _, config = parse_config(declared(__file__)["goal"])

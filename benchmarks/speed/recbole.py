@@ -67,7 +67,7 @@ def trained(
 ) -> Iterator[tuple[Any, Any, Any]]:
     """Yield (trainer, train, test) of a model on tables in its format, in a temporary folder.
 
-    `parts` are train, validation and test with user_id, item_id and, for a labelled one, label; `sides` are user and item.
+    `parts` are train, validation and test with user_id, item_id and, if labelled, label; `sides` are user and item.
     """
     shim()
     with tempfile.TemporaryDirectory() as folder, chdir(folder), mock.patch.object(sys, "argv", sys.argv[:1]):

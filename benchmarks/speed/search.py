@@ -70,7 +70,7 @@ def exact(report: Report, items: Vectors, users: Vectors, chosen: Namespace) -> 
     beside = f"{tool('faiss-cpu')} flat"
     for kind, size in (("batch", len(queries)), ("single", 1)):
         times = {
-            f"{task.removeprefix(kind)[1:]}, {way}": [1e3 * seconds / size for one in of for seconds in one["times"][task]]
+            f"{task.removeprefix(kind)[1:]}, {way}": [1e3 * s / size for one in of for s in one["times"][task]]
             for way, of in rounds.items() for task in of[0]["times"] if task.startswith(kind)
         }  # fmt: skip
         what = f"a query of a batch of {size}" if kind == "batch" else "one query"
@@ -109,7 +109,7 @@ def settings_doubt(told: Mapping[str, Numbers], width: int) -> dict[str, str]:
 
 
 def approximate(report: Report, kind: str, items: Vectors, users: Vectors, chosen: Namespace) -> None:
-    """Measure an approximate index at the target recall on one thread, tuned with half of the users, measured with the others."""
+    """Measure an approximate index at the target recall on one thread, tuned with half of the users."""
     index, built, _, recall = tuned(kind, items, users, chosen.metric, chosen.k, chosen.recall, chosen.threads)
     half, index.threads = len(users) // 2, 1
 
@@ -128,7 +128,7 @@ def approximate(report: Report, kind: str, items: Vectors, users: Vectors, chose
 
 
 def work(way: str, folder: str, threads: int, k: int, metric: Similarity) -> Numbers:
-    """Run the tasks of a way. Returns their seconds, the results of the first, the threshold and the kernels of BLAS."""
+    """Run the tasks of a way. Returns seconds, the results of the first task, the threshold and BLAS kernels."""
     items, queries = np.load(Path(folder) / "items.npy"), np.load(Path(folder) / "queries.npy")
     threshold, asked = None, {"batch": queries, "single": queries[:1]}
     if way == OURS:

@@ -1,5 +1,5 @@
-"""The tools that peers.py and memory.py compare, and this package beside them: the same rows, fields and widths, each as a function that
-does the work and returns its seconds; rechub.py and recbole.py set up the other tools.
+"""The tools that peers.py and memory.py compare, and this package beside them: the same rows, fields and widths, each
+as a function that does the work and returns its seconds; rechub.py and recbole.py set up the other tools.
 """
 
 import importlib
@@ -95,7 +95,7 @@ def tool_label(name: str) -> str:
 def at_best(tried: Mapping[str, list[float]], more: bool) -> tuple[dict[str, list[float]], dict[str, str]]:
     """Return peers and their settings from the rounds of "TOOL" (as shipped) and "TOOL @ SETTING".
 
-    The variant with the best median stands for the tool; where several were tried, the tool as shipped is listed beside it.
+    The variant with the best median represents the tool; if several were tried, the tool as shipped is listed too.
     """
     ways: dict[str, dict[str, list[float]]] = {}
     for name, values in tried.items():

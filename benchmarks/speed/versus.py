@@ -72,7 +72,7 @@ def training_turns(part: str, rows: int, of: Mapping[str, Mapping[str, str]]) ->
 
 
 def serving_speed(store: Path, environment: Mapping[str, str]) -> float:
-    """Return the requests a second that one connection gets: the reciprocal of the least median latency of 300 requests."""
+    """Return requests a second of one connection: the reciprocal of the least median latency of 300 requests."""
     with serving(store, environment=environment) as server:
         connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=30)
 
@@ -89,7 +89,8 @@ def serving_speed(store: Path, environment: Mapping[str, str]) -> float:
 
 
 def measure(part: str, folder: str, rows: int) -> float | None:
-    """Return the speed of one part, of which more is better, or take the turns of a training. `folder` holds the tree's run and store."""
+    """Return the speed of one part, of which more is better, or take the turns of a training. `folder` holds the tree's
+    run and store."""
     import torch
 
     torch.set_num_threads(2)
@@ -117,7 +118,7 @@ def measure(part: str, folder: str, rows: int) -> float | None:
 
 
 def turn_taker(steps: int) -> SimpleNamespace:
-    """Return the callback of a training that writes the seconds of some steps, and then waits for a line before it goes on."""
+    """Return the training callback that writes the seconds of some steps and then waits for a line."""
     begun = [0.0]
 
     def on_step_end(done: int, total: int, loss: float) -> None:

@@ -3,8 +3,8 @@
     [[model.pairs]]
     user.branches = [{ kind = "mykinds.branches:MaskBranch", width = 32 }, { kind = "identity" }]
 
-Its module maps the joined fields to a vector and builds the same as ONNX nodes, so that a published model is served without
-this file: it writes operators that every tower may hold. A branch that writes others names them in `operators`.
+Its module maps the joined fields to a vector and builds the same as ONNX nodes, so that a published model is served
+without this file: it writes operators that every tower may hold. A branch that writes others names them in `operators`.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 class MaskBranch(Branch):
-    """Instance-guided mask: relu(LayerNorm(W (mask * x))), mask = V relu(U x) (MaskNet, Wang et al. 2021, section 3.2)."""
+    """Instance-guided mask: relu(LayerNorm(W (mask * x))), mask = V relu(U x) (MaskNet, Wang et al. 2021, sec. 3.2)."""
 
     width: int = Field(32, ge=1, description="Width of the output.")
     reduction: float = Field(2.0, gt=0, description="Width of the mask's hidden layer, divided by that of the fields.")

@@ -2,7 +2,7 @@
 
     { kind = "mykinds.carriers:Curved", name = "price", side = "item" }
 
-A feature names its carrier in its `InputField`. Torch is imported in `build` alone: the server imports this file and has none.
+A feature names its carrier in its `InputField`. Only `build` imports torch: the server imports this file.
 """
 
 from __future__ import annotations

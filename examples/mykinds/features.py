@@ -6,8 +6,8 @@
     side = "user"
     period = 24
 
-In Python: `Schema(features=(..., Cyclic(name="hour", side="user", period=24)))`. The encoder's fields are its state, which
-encoders.json keeps; an encoder with a vocabulary holds a `CategoricalEncoder`, as that of `MultiHot` does.
+In Python: `Schema(features=(..., Cyclic(name="hour", side="user", period=24)))`. The encoder's fields are its state,
+which encoders.json keeps; an encoder with a vocabulary holds a `CategoricalEncoder`, as that of `MultiHot` does.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class CyclicEncoder(StateEncoder):
 
 
 class Cyclic(ColumnFeature):
-    """A number x that comes around again, as the point (sin 2πx/p, cos 2πx/p): hour 23 is as near to hour 0 as hour 1 is.
+    """A number x that comes around again, as the point (sin 2πx/p, cos 2πx/p): hour 23 is as near to hour 0 as hour 1.
 
     Use it for times of a day, a week or a year, and for directions; `numeric` would put 23 and 0 far apart."""
 

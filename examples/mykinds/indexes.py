@@ -31,7 +31,8 @@ class Lsh(IndexConfig):
 
 
 class LshIndex(ApproximateIndex):
-    """The signatures of all vectors. The base keeps the vectors, drops what a search bans, and scores what is proposed."""
+    """The signatures of all vectors. The base keeps the vectors, drops what a search bans, and scores what is
+    proposed."""
 
     options: Lsh
     default_search_params = {"refine": 8}

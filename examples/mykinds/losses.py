@@ -4,8 +4,8 @@
 kind = "mykinds.losses:Focal"
 gamma = 2
 
-A contrastive loss is written in plain torch, `rows`; its gradient follows. `shifts` says what is added to the logits first,
-here the log-q correction, so that sampled candidates stand for the catalogue.
+A contrastive loss is written in plain torch, `rows`; its gradient follows. `shifts` says what is added to the logits
+first, here the log-q correction, so that sampled candidates stand for the catalogue.
 """
 
 from __future__ import annotations

@@ -18,8 +18,8 @@ from twotower.evaluation.metrics.metric import CatalogueMetric, RankingMetric
 
 
 class TailShare(RankingMetric):
-    """Share of the first k items that are in the tail (Abdollahpouri et al. 2019, "Managing Popularity Bias in Recommender
-    Systems with Personalized Re-ranking")."""
+    """Share of the first k items that are in the tail (Abdollahpouri et al. 2019, "Managing Popularity Bias in
+    Recommender Systems with Personalized Re-ranking")."""
 
     head: float = Field(
         0.2, gt=0, lt=1, description="Share of the items, the most popular ones, that are not in the tail."
@@ -35,8 +35,8 @@ class TailShare(RankingMetric):
 
 
 class Herfindahl(CatalogueMetric):
-    """Herfindahl index: the sum of the squares of the items' shares of all places of the rankings. 1 if one item is shown
-    alone, 1 / n if n items are shown equally often."""
+    """Herfindahl index: the sum of the squares of the items' shares of all places of the rankings. 1 if one item is
+    shown alone, 1 / n if n items are shown equally often."""
 
     higher_is_better = False
 

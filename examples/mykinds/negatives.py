@@ -1,4 +1,5 @@
-"""A source of negatives of one's own: what is popular lately. In Python `NegativesConfig(sources=(Recent(n=500),))`, in TOML
+"""A source of negatives of one's own: what is popular lately. In Python `NegativesConfig(sources=(Recent(n=500),))`, in
+TOML
 
 [negatives]
 in_batch = true
@@ -25,8 +26,8 @@ from twotower.train.negatives.source import SharedSampler, SharedSource, Weighte
 class Recent(SharedSource):
     """Items drawn by their number of positives in the latest part of the training, as shared candidates.
 
-    Use it where the catalogue turns over, such as news: an item that nobody reads any more is no hard negative. Item i, with
-    n_i of the N latest positives, is expected n n_i / N times.
+    Use it where the catalogue turns over, such as news: an item that nobody reads any more is no hard negative. Item i,
+    with n_i of the N latest positives, is expected n n_i / N times.
     """
 
     certain = True

@@ -1,7 +1,8 @@
 """A pooling of one's own: a mean whose weights by recency are learned.
 
-`pooling = "mykinds.poolings:Recency"` in a feature of a config, or `Sequence(..., pooling=Recency(steps=4))` in Python. `pool` is
-the maths, on rows padded to one length; `lower` writes the same as ONNX nodes, with the operators that are declared.
+`pooling = "mykinds.poolings:Recency"` in a feature of a config, or `Sequence(..., pooling=Recency(steps=4))` in Python.
+`pool` is the maths, on rows padded to one length; `lower` writes the same as ONNX nodes, with the operators that are
+declared.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ if TYPE_CHECKING:
 
 
 class Recency(Pooling):
-    """Mean of the embeddings with a learned weight for each of the latest `steps` interactions, and one for all older."""
+    """Mean of the embeddings with a learned weight for each of the latest `steps` interactions, and one for all
+    older."""
 
     needs_time_order = True
     operators = {"Where": ()}

@@ -127,24 +127,18 @@ MISSING = pl.lit(None, pl.Float64)
 @pytest.mark.parametrize(
     ("at", "older", "price"),
     [
-        (
-            SECONDS,
-            {"user_id": pl.col("user_id").cast(pl.Int32), "price": pl.col("price").cast(pl.Int8)},
-            pl.col("price"),
-        ),
+        (SECONDS, {"user_id": pl.col("user_id").cast(pl.Int32), "price": pl.col("price").cast(pl.Int8)},
+         pl.col("price")),
         (SECONDS, {"user_id": pl.col("user_id").cast(pl.Decimal(20, 2)), "price": pl.lit(None)}, MISSING),
         (SECONDS, {"price": None, "extra": pl.lit("x")}, MISSING),
-        (
-            pl.from_epoch(SECONDS).cast(pl.Datetime("us")),
-            {"at": pl.col("at").cast(pl.Datetime("ms")).dt.replace_time_zone("UTC")},
-            pl.col("price"),
-        ),
+        (pl.from_epoch(SECONDS).cast(pl.Datetime("us")),
+         {"at": pl.col("at").cast(pl.Datetime("ms")).dt.replace_time_zone("UTC")}, pl.col("price")),
     ],
-)
+)  # fmt: skip
 def test_a_lake_of_several_years_is_read_and_prepared_as_one_of_today(
     tmp_path: Path, at: pl.Expr, older: Mapping[str, pl.Expr | None], price: pl.Expr
 ) -> None:
-    """`older` are the columns of the first file as they were, without one that is None; `price` is its column of today."""
+    """`older` are the columns of the first file as they were (None: no column), `price` its column of today."""
     actions = checkerboard()[2].with_columns(at=at, price=pl.int_range(pl.len()).cast(pl.Float64) % 7)
     first, second = actions[:600], actions[600:]
     old = first.with_columns(**{name: value for name, value in older.items() if value is not None})

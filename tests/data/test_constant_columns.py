@@ -34,7 +34,8 @@ USERS, ITEMS, ROWS = 200, 60, 1500
 IDS = (Categorical(name="user_id", side="user"), Categorical(name="item_id", side="item"))
 LEAKS: dict[str, tuple[Feature, list[object]]] = {
     "word": (Categorical(name="brand", side="context"), [f"b{i % 9}" for i in range(ITEMS)]),
-    "word with gaps": (Categorical(name="brand", side="context"), [f"b{i % 9}" if i % 3 else None for i in range(ITEMS)]),
+    "word with gaps": (Categorical(name="brand", side="context"),
+     [f"b{i % 9}" if i % 3 else None for i in range(ITEMS)]),
     "flag": (Categorical(name="brand", side="context"), [i % 2 == 0 for i in range(ITEMS)]),
     "number": (Numeric(name="brand", side="context"), [1.5 * i for i in range(ITEMS)]),
     "number with gaps": (Numeric(name="brand", side="context"), [1.5 * i if i % 3 else None for i in range(ITEMS)]),
@@ -45,8 +46,8 @@ LEAKS: dict[str, tuple[Feature, list[object]]] = {
 
 
 def shop(values: list[object], wrong: float = 0.0) -> tuple[None, None, pl.DataFrame]:
-    """Rows of users and items drawn apart, with the value of the item as `brand` in all but a share of them, which have that
-    of another item, and a device that is that of no item."""
+    """Rows of users and items drawn apart, with the value of the item as `brand` in all but a share of them, which have
+    that of another item, and a device that is that of no item."""
     rng = np.random.default_rng(3)
     item = rng.integers(0, ITEMS, ROWS)
     shown = np.where(rng.random(ROWS) < wrong, rng.integers(0, ITEMS, ROWS), item)
@@ -96,7 +97,8 @@ def test_constancy_is_that_of_plain_loops(rows: list[tuple[int, int, float | Non
 
 
 @given(
-    st.integers(0, 2**32), st.integers(2, 200), st.floats(0.3, 0.999), st.integers(2, 12), st.sampled_from([200, 2000, 8000])
+    st.integers(0, 2**32), st.integers(2, 200), st.floats(0.3, 0.999), st.integers(2, 12),
+    st.sampled_from([200, 2000, 8000])
 )  # fmt: skip
 @examples(max_examples=60, deadline=None)
 def test_a_column_that_no_item_decides_is_none_of_the_item(
@@ -135,7 +137,8 @@ def test_what_a_request_knows_is_trained() -> None:
     rare = pl.Series(["web" if i % 150 else "app" for i in range(ROWS)])
     frame = tables[2].with_columns(rare=rare, alone=pl.col("item_id") % 7)
     features = (
-        Categorical(name="device", side="context"), Categorical(name="rare", side="context"), Text(name="brand", side="context"), HourOfDay(name="hour")
+        Categorical(name="device", side="context"), Categorical(name="rare", side="context"),
+        Text(name="brand", side="context"), HourOfDay(name="hour")
     )  # fmt: skip
     assert not contexts_of_items(dataset((None, None, frame), *features))
     own = frame.with_columns(item_id=pl.col("user_id"), alone=pl.col("user_id") % 7)

@@ -21,19 +21,13 @@ HELD: dict[str, tuple[pl.Series, list[str]]] = {
     "days": (pl.Series([m.date() for m in MOMENTS]), ["1969-12-31", "2024-03-31", "20241027"]),
     "clocks": (pl.Series([m.time() for m in MOMENTS]), ["23:59:59.25", "02:30", "01:30:00"]),
     "moments": (pl.Series(MOMENTS), ["1969-12-31 23:59:59.250", "2024-03-31T02:30", "2024-10-27 01:30:00.000000"]),
-    "in milliseconds": (
-        pl.Series(MOMENTS, dtype=pl.Datetime("ms")),
-        ["1969-12-31 23:59:59.25", "2024-03-31T02:30:00", "2024-10-27 01:30"],
-    ),
-    "in nanoseconds": (
-        pl.Series(MOMENTS, dtype=pl.Datetime("ns")),
-        ["1969-12-31 23:59:59.25", "2024-03-31T02:30:00", "2024-10-27 01:30"],
-    ),
-    "of a zone": (
-        pl.Series([m.replace(tzinfo=UTC) for m in MOMENTS]).dt.convert_time_zone("Europe/Zurich"),
-        ["1969-12-31T23:59:59.25Z", "2024-03-31 04:30:00+02:00", "2024-10-26 20:30:00-05:00"],
-    ),
-}
+    "in milliseconds": (pl.Series(MOMENTS, dtype=pl.Datetime("ms")), ["1969-12-31 23:59:59.25", "2024-03-31T02:30:00",
+     "2024-10-27 01:30"]),
+    "in nanoseconds": (pl.Series(MOMENTS, dtype=pl.Datetime("ns")), ["1969-12-31 23:59:59.25", "2024-03-31T02:30:00",
+     "2024-10-27 01:30"]),
+    "of a zone": (pl.Series([m.replace(tzinfo=UTC) for m in MOMENTS]).dt.convert_time_zone("Europe/Zurich"),
+     ["1969-12-31T23:59:59.25Z", "2024-03-31 04:30:00+02:00", "2024-10-26 20:30:00-05:00"]),
+}  # fmt: skip
 
 
 def given_values(column: pl.Series, feature: Feature) -> GivenValues:

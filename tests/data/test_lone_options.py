@@ -1,4 +1,4 @@
-"""Options that lack another are refused before a training or a preparation, or told where they change nothing; runs that have them load."""
+"""Options that lack another are refused, or reported where they change nothing; runs that have them load."""
 
 from __future__ import annotations
 
@@ -36,11 +36,13 @@ def with_features(schema: Schema, *features: Any, **options: Any) -> Schema:
 LONE = {
     "threshold": (
         with_features(ALL_POSITIVE, positive_above=3.0),
-        "schema.positive_above = 3 is of a label, and schema.label is empty, so every row is a positive; name the column of the label, or leave",
+        "schema.positive_above = 3 is of a label, and schema.label is empty, so every row is a positive; name the "
+        "column of the label, or leave",
     ),
     "mean": (
         with_features(ALL_POSITIVE, MEAN),
-        "feature 'mean' averages the labels of the interactions, and all are positives, so it is the same number for all; name a column in",
+        "feature 'mean' averages the labels of the interactions, and all are positives, so it is the same number for "
+        "all; name a column in",
     ),
 }
 
@@ -90,11 +92,14 @@ def test_a_threshold_beside_events_is_told(caplog: pytest.LogCaptureFixture) -> 
 @pytest.mark.parametrize(
     ("split", "told"),
     [
-        ({"kind": "last", "test": 0.4}, "split.test = 0.4 changes nothing, as split.kind = 'last' tests the last row of each user"),
+        ({"kind": "last", "test": 0.4},
+         "split.test = 0.4 changes nothing, as split.kind = 'last' tests the last row of each user"),
         ({"kind": "last", "test": 0.4, "validation": 0}, "split.test = 0.4 changes nothing, as split.kind = 'last'"),
         ({"kind": "last", "validation": 0.3}, "split.validation = 0.3 changes nothing, as split.kind = 'last'"),
-        ({"kind": "column", "column": "fold", "test": 0.4, "validation": 0}, "split.test = 0.4 changes nothing, as split.kind = 'column' reads the parts of the column 'fold'"),
-        ({"kind": "files", "test": 0.1}, "split.test = 0.1 changes nothing, as split.kind = 'files' reads the parts of the files; leave it out"),
+        ({"kind": "column", "column": "fold", "test": 0.4, "validation": 0},
+         "split.test = 0.4 changes nothing, as split.kind = 'column' reads the parts of the column 'fold'"),
+        ({"kind": "files", "test": 0.1},
+         "split.test = 0.1 changes nothing, as split.kind = 'files' reads the parts of the files; leave it out"),
     ],
 )  # fmt: skip
 def test_shares_that_a_rule_does_not_read_are_told(

@@ -14,7 +14,7 @@ from twotower.data.order_evidence import MIN_LIFT, MIN_Z, OrderEvidence, order_e
 def chains(
     strength: float, n_users: int = 300, length: int = 20, n_items: int = 60, seed: int = 0
 ) -> tuple[Ints, Ints]:
-    """Users and items, oldest first: with a probability `strength` an item is followed by its successor, else by any item."""
+    """Users and items, oldest first: with the probability `strength` an item precedes its successor, else any."""
     rng = np.random.default_rng(seed)
     items = rng.integers(n_items, size=(n_users, length))
     for at in range(1, length):

@@ -266,22 +266,6 @@ def test_fault_G10_categories_of_a_csv_are_prepared_as_they_are_spelled(tmp_path
     assert disk.encoders.digest == in_memory(users, items, actions, SCHEMA, SPLITS["last"]).encoders.digest
 
 
-def test_a_side_without_a_table_is_the_ids_of_the_interactions(tmp_path: Path) -> None:
-    _, _, actions = checkerboard()
-    config = SplitConfig(kind="last")
-    memory = in_memory(None, None, actions, CHECKERBOARD_SCHEMA, config)
-    prepare.write_prepared(
-        shards(tmp_path / "in", CHECKERBOARD_SCHEMA, None, None, actions),
-        CHECKERBOARD_SCHEMA,
-        config,
-        tmp_path / "out",
-        SMALL,
-    )
-    disk = MemmapDataset.open(tmp_path / "out")
-    assert rows(disk) == rows(memory)
-    assert disk.users.ids.equals(memory.users.ids)
-
-
 @pytest.mark.parametrize(
     "sections",
     [
@@ -487,7 +471,9 @@ def test_no_byte_depends_on_engine_or_sizes(tmp_path: Path, kind: str) -> None:
     users, items, actions = tables()
     data = shards(tmp_path / "in", SCHEMA, users, items, actions.with_columns(stars=fractions))
     others = [PrepareOptions(engine, threads=n, piece_rows=p, bucket_rows=b)
-              for engine, n, p, b in (("local", 1, 1000, 10_000), ("duckdb", 3, 73, 41), ("local", 3, 73, 41), ("duckdb", 1, 1000, 10_000))]  # fmt: skip
+              for engine, n, p,
+              b in (("local", 1, 1000, 10_000), ("duckdb", 3, 73, 41), ("local", 3, 73, 41),
+               ("duckdb", 1, 1000, 10_000))]  # fmt: skip
     digests = set()
     for n, option in enumerate([SMALL, *(others if kind == "random" else others[1:2])]):
         prepare.write_prepared(data, SCHEMA, SPLITS[kind], tmp_path / str(n), option)
@@ -658,8 +644,8 @@ def _measured(run: Run) -> dict[str, float]:
 
 
 class BucketsSeen:
-    """The buckets of a preparation that are seen at its points: inode and time of change, other ones for a bucket that is made again.
-    Once it has seen `stop_at` buckets, it stops the preparation."""
+    """The buckets of a preparation that are seen at its points: inode and time of change, other ones for a bucket that
+    is made again. Once it has seen `stop_at` buckets, it stops the preparation."""
 
     def __init__(self, partial: Path, stop_at: int = 0) -> None:
         self._folder, self._stop_at = partial / "work" / "buckets" / "interactions", stop_at
@@ -686,33 +672,40 @@ class StopAt:
             raise Stop
 
 
+@pytest.fixture
+def stop(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[str]]:
+    """Return a function that prepares with the given arguments up to a point, 0 for the end, and returns the points."""
+
+    def prepared_up_to(at: int, *arguments: Any) -> list[str]:
+        hooks = StopAt(at)
+        with monkeypatch.context() as patched, suppress(Stop):
+            patched.setattr(files, "hooks", hooks)
+            prepare.write_prepared(*arguments)
+        return hooks.passed
+
+    return prepared_up_to
+
+
 @pytest.mark.parametrize("step", [90, pytest.param(3, marks=pytest.mark.system)])
 @pytest.mark.parametrize("engine", ENGINES)
 def test_fault_C13_a_preparation_goes_on_from_every_point(
-    tmp_path: Path, engine: str, step: int, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, engine: str, step: int, stop: Callable[..., list[str]]
 ) -> None:
     """What is finished is not made again, and the result has the same bytes."""
     data = shards(tmp_path / "in", SCHEMA, *tables())
     options = replace(SMALL, engine=engine, threads=1, bucket_rows=400, piece_rows=400)
 
-    def stopped(at: int, out: Path) -> list[str]:
-        hooks = StopAt(at)
-        monkeypatch.setattr(files, "hooks", hooks)
-        with suppress(Stop):
-            prepare.write_prepared(data, SCHEMA, SPLITS["random"], out, options)
-        return [name for name in hooks.passed if name == "made.written"]
+    def stopped(at: int, out: Path) -> int:
+        return stop(at, data, SCHEMA, SPLITS["random"], out, options).count("made.written")
 
     whole = stopped(0, tmp_path / "whole")
-    points = StopAt(0)
-    monkeypatch.setattr(files, "hooks", points)
-    prepare.write_prepared(data, SCHEMA, SPLITS["random"], tmp_path / "whole", options)
-    assert len(points.passed) >= 50
-    last = range(len(points.passed) - 4, len(points.passed))  # the folder gets its name, and the work is removed
-    for at in sorted({*range(1, len(points.passed), step), *last}):
+    points = len(stop(0, data, SCHEMA, SPLITS["random"], tmp_path / "whole", options))
+    assert points >= 50
+    last = range(points - 4, points)  # the folder gets its name, and the work is removed
+    for at in sorted({*range(1, points, step), *last}):
         first = stopped(at, tmp_path / "out")
         if not (tmp_path / "out").exists():  # else it stopped after the last rename
-            again = stopped(0, tmp_path / "out")
-            assert len(whole) <= len(first) + len(again) <= len(whole) + 1, at
+            assert whole <= first + stopped(0, tmp_path / "out") <= whole + 1, at
         else:
             assert stopped(0, tmp_path / "out") == whole, "a complete one is made again as a whole"
         assert digest(tmp_path / "out") == digest(tmp_path / "whole"), at
@@ -731,7 +724,8 @@ from twotower.data.prepare.options import PrepareOptions
 if sys.argv[4] != "0":
     kill_points.install(sys.argv[4])
 schema, config = load_config(Path(sys.argv[2]))
-write_prepared(config.data, schema, config.split, Path(sys.argv[3]), PrepareOptions("duckdb", piece_rows=100, bucket_rows=80))
+options = PrepareOptions("duckdb", piece_rows=100, bucket_rows=80)
+write_prepared(config.data, schema, config.split, Path(sys.argv[3]), options)
 """
 
 
@@ -757,14 +751,11 @@ def test_fault_C13_a_preparation_killed_50_times_goes_on_to_the_same_folder(tmp_
 
 
 def test_a_preparation_of_other_settings_starts_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, messages: list[str]
+    tmp_path: Path, stop: Callable[..., list[str]], messages: list[str]
 ) -> None:
     data = shards(tmp_path / "in", SCHEMA, *tables())
-    monkeypatch.setattr(files, "hooks", StopAt(20))
-    with suppress(Stop):
-        prepare.write_prepared(data, SCHEMA, SPLITS["last"], tmp_path / "out", SMALL)
+    stop(20, data, SCHEMA, SPLITS["last"], tmp_path / "out", SMALL)
     assert (tmp_path / ".out.partial").is_dir()
-    monkeypatch.setattr(files, "hooks", files.Hooks())
     prepare.write_prepared(data, SCHEMA, SPLITS["time"], tmp_path / "out", SMALL)
     assert any("left by a call with other data or settings; starting again" in m for m in messages)
     prepare.write_prepared(data, SCHEMA, SPLITS["time"], tmp_path / "whole", SMALL)
@@ -773,14 +764,11 @@ def test_a_preparation_of_other_settings_starts_again(
 
 
 def test_a_preparation_starts_again_after_a_restart_of_the_host(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, messages: list[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop: Callable[..., list[str]], messages: list[str]
 ) -> None:
     """Files that are not on the disk yet are lost by a restart."""
     data = shards(tmp_path / "in", SCHEMA, *tables())
-    monkeypatch.setattr(files, "hooks", StopAt(40))
-    with suppress(Stop):
-        prepare.write_prepared(data, SCHEMA, SPLITS["last"], tmp_path / "out", SMALL)
-    monkeypatch.setattr(files, "hooks", files.Hooks())
+    stop(40, data, SCHEMA, SPLITS["last"], tmp_path / "out", SMALL)
     monkeypatch.setattr(resumable, "boot_id", lambda: "another start")
     for path in (tmp_path / ".out.partial").rglob("*.parquet"):
         path.write_bytes(b"")
@@ -791,14 +779,11 @@ def test_a_preparation_starts_again_after_a_restart_of_the_host(
 
 
 def test_a_preparation_goes_on_with_more_memory_and_another_engine(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, messages: list[str]
+    tmp_path: Path, stop: Callable[..., list[str]], messages: list[str]
 ) -> None:
     data = shards(tmp_path / "in", SCHEMA, *tables())
     first = PrepareOptions("local", memory=10**6, threads=1)
-    monkeypatch.setattr(files, "hooks", StopAt(14))
-    with suppress(Stop):
-        prepare.write_prepared(data, SCHEMA, SPLITS["last"], tmp_path / "out", first)
-    monkeypatch.setattr(files, "hooks", files.Hooks())
+    stop(14, data, SCHEMA, SPLITS["last"], tmp_path / "out", first)
     other = PrepareOptions("duckdb", memory=10**8, threads=2)
     prepare.write_prepared(data, SCHEMA, SPLITS["last"], tmp_path / "out", other)
     assert any("going on with what an earlier call has left" in m for m in messages)
@@ -817,7 +802,7 @@ def test_one_process_at_a_time_prepares_a_folder(tmp_path: Path) -> None:
             prepare.write_prepared(data, SCHEMA, SPLITS["last"], tmp_path / "out", SMALL)
 
 
-def test_a_preparation_of_other_tables_starts_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_preparation_of_other_tables_starts_again(tmp_path: Path, stop: Callable[..., list[str]]) -> None:
     """The same file as another table is another plan."""
     ids = pl.int_range(120, eager=True)
     both = pl.DataFrame({"user_id": ids, "item_id": ids, "side": ids})
@@ -825,10 +810,7 @@ def test_a_preparation_of_other_tables_starts_again(tmp_path: Path, monkeypatch:
     actions = checkerboard()[2]
     data = shards(tmp_path / "in", CHECKERBOARD_SCHEMA, None, None, actions)
     wrong, right = (data.model_copy(update={table: str(tmp_path / "both.parquet")}) for table in ("users", "items"))
-    monkeypatch.setattr(files, "hooks", StopAt(30))
-    with suppress(Stop):
-        prepare.write_prepared(wrong, CHECKERBOARD_SCHEMA, SPLITS["last"], tmp_path / "out", SMALL)
-    monkeypatch.setattr(files, "hooks", files.Hooks())
+    stop(30, wrong, CHECKERBOARD_SCHEMA, SPLITS["last"], tmp_path / "out", SMALL)
     for name in ("out", "whole"):
         prepare.write_prepared(right, CHECKERBOARD_SCHEMA, SPLITS["last"], tmp_path / name, SMALL)
     assert digest(tmp_path / "out") == digest(tmp_path / "whole")
@@ -911,8 +893,9 @@ def test_fault_C15_a_history_that_exceeds_the_memory_is_refused_with_its_user(tm
     )
     data = shards(tmp_path / "in", CHECKERBOARD_SCHEMA, None, None, actions)
     message = {
-        "duckdb": r"the history of user 'busy' has 20,000 interactions, which take about 3 MB; `memory` is 1 MB, give more",
-        "local": r"engine 'local' sorts in memory: 20,002 interactions take about 3 MB, `memory` is 1 MB; choose `engine='duckdb'`",
+        "duckdb": r"the history of user 'busy' has 20,000 interactions, which take about 3 MB; `memory` is 1 MB",
+        "local": r"engine 'local' sorts in memory: 20,002 interactions take about 3 MB, `memory` is 1 MB; choose "
+        r"`engine='duckdb'`",
     }[engine]
     with pytest.raises(ConfigError, match=message):
         prepare.write_prepared(
@@ -961,17 +944,10 @@ def test_buckets_of_another_program_are_prepared(tmp_path: Path) -> None:
     [
         (lambda t: t.drop("time"), RunError, "no column 'time'"),
         (lambda t: t.drop("value.stars"), RunError, "no column 'value.stars'"),
-        (
-            lambda t: t.with_columns(weight=pl.lit(1.0)),
-            ConfigError,
-            "column 'weight', and schema.weight is empty",
-        ),
+        (lambda t: t.with_columns(weight=pl.lit(1.0)), ConfigError, "column 'weight', and schema.weight is empty"),
         (lambda t: t.with_columns(price=pl.lit(1.0)), RunError, "unknown column 'price'"),
-        (
-            lambda t: t.with_columns((pl.col("time") % 1000).cast(pl.Int32)),
-            RunError,
-            "column 'time' holds Int32, expected Int64",
-        ),
+        (lambda t: t.with_columns((pl.col("time") % 1000).cast(pl.Int32)), RunError,
+         "column 'time' holds Int32, expected Int64"),
         (lambda t: t.reverse(), RunError, "damaged, or does not follow docs/prepared-format.md"),
         (lambda t: t.head(3), RunError, "damaged, or does not follow"),
         (lambda t: t.with_columns(item=pl.lit(10**6, pl.Int32)), RunError, "damaged, or does not follow"),
@@ -981,7 +957,7 @@ def test_buckets_of_another_program_are_prepared(tmp_path: Path) -> None:
         (lambda t: t.with_columns(item=pl.col("item").first().over("user")), RunError, "damaged, or does not follow"),
         (lambda t: t.with_columns(row=pl.lit(0, pl.Int64), time=pl.lit(1, pl.Int64)), RunError, "damaged, or does not"),
     ],
-)
+)  # fmt: skip
 def test_buckets_that_do_not_follow_the_contract_are_refused(
     tmp_path: Path, change: Any, error: type[Exception], expected: str
 ) -> None:
@@ -1153,8 +1129,6 @@ def test_fault_C7_interactions_beyond_memory_are_prepared_and_trained_in_bounded
         }  # fmt: skip
         schema, config = parse_config(body)
         assert schema is not None
-        from twotower.config.toml import dump_config
-
         (folder / "config.toml").write_text(dump_config(schema, config), encoding="utf-8")
         tests = str(Path(__file__).parents[1])
         command = [sys.executable, "-c", MEASURED, tests, str(folder / "config.toml"), str(folder / "out")]
@@ -1214,33 +1188,34 @@ def test_a_run_on_prepared_data_goes_on_without_them(tmp_path: Path) -> None:
     assert run.metrics["test.auc"] == whole.metrics["test.auc"]
 
 
-@pytest.mark.parametrize("gone", ["schema", "rows", "columns", "ends", "split", "digest"])
-def test_facts_that_lack_something_are_a_run_error(tmp_path: Path, gone: str) -> None:
-    prepared(tmp_path, CHECKERBOARD_SCHEMA, "last", None, None, checkerboard()[2])
-    facts = json.loads((tmp_path / "out" / "prepared.json").read_text())
-    del facts[gone]
-    (tmp_path / "out" / "prepared.json").write_text(json.dumps(facts))
-    with pytest.raises(RunError, match=rf"prepared\.json: damaged, or of another version \('{gone}' is missing\)"):
-        MemmapDataset.open(tmp_path / "out")
+def lacks(key: str) -> Callable[[dict[str, Any]], None]:
+    return lambda facts: facts.pop(key)
 
 
-def test_a_schema_of_another_version_is_a_run_error_of_one_line(tmp_path: Path) -> None:
+def of_kind(kind: str) -> Callable[[dict[str, Any]], None]:
+    return lambda facts: facts["schema"]["features"][0].update(kind=kind)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        *((lacks(key), rf"prepared\.json: damaged, or of another version \('{key}' is missing\)")
+          for key in ("schema", "rows", "columns", "ends", "split", "digest")),
+        (of_kind("of tomorrow"), "damaged, or of another version"),
+        (of_kind("code_of_prepared_data:Mine"), "is not imported; import it, or pass `kinds='code_of_prepared_data'`$"),
+    ],
+    ids=["schema", "rows", "columns", "ends", "split", "digest", "of another version", "code, which is not imported"],
+)  # fmt: skip
+def test_facts_that_lack_something_are_a_run_error(
+    tmp_path: Path, change: Callable[[dict[str, Any]], None], words: str
+) -> None:
     prepared(tmp_path, CHECKERBOARD_SCHEMA, "last", None, None, checkerboard()[2])
     facts = json.loads((tmp_path / "out" / "prepared.json").read_text())
-    facts["schema"]["features"][0]["kind"] = "of tomorrow"
+    change(facts)
     (tmp_path / "out" / "prepared.json").write_text(json.dumps(facts))
-    with pytest.raises(RunError, match="damaged, or of another version") as raised:
+    with pytest.raises(RunError, match=words) as raised:
         MemmapDataset.open(tmp_path / "out")
     assert "\n" not in str(raised.value)
-
-
-def test_a_schema_that_names_code_imports_nothing(tmp_path: Path) -> None:
-    prepared(tmp_path, CHECKERBOARD_SCHEMA, "last", None, None, checkerboard()[2])
-    facts = json.loads((tmp_path / "out" / "prepared.json").read_text())
-    facts["schema"]["features"][0]["kind"] = "code_of_prepared_data:Mine"
-    (tmp_path / "out" / "prepared.json").write_text(json.dumps(facts))
-    with pytest.raises(RunError, match="is not imported; import it, or pass `kinds='code_of_prepared_data'`$"):
-        MemmapDataset.open(tmp_path / "out")
 
 
 def test_of_a_sides_parquet_only_named_columns_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -1255,19 +1230,3 @@ def test_of_a_sides_parquet_only_named_columns_are_read(tmp_path: Path, monkeypa
     prepared(tmp_path, SCHEMA, "last", *frames)
     assert seen
     assert not any("wide" in columns for columns in seen)
-
-
-@pytest.mark.parametrize("kind", ["last of some", "user_ratio", "user_random"])
-def test_the_measured_users_of_a_disk_are_those_of_memory_whose_users_have_another_order(
-    tmp_path: Path, kind: str
-) -> None:
-    frames = tables()
-    memory = build_dataset(check(*frames, SCHEMA), SCHEMA, SPLITS[kind])
-    prepare.write_prepared(shards(tmp_path / "in", SCHEMA, *frames), SCHEMA, SPLITS[kind], tmp_path / "out", SMALL)
-    disk = MemmapDataset.open(tmp_path / "out")
-    measured: list[set[Any]] = []
-    assert list(memory.users.ids) != list(disk.users.ids)
-    for dataset in (memory, disk):
-        measured.append(set(dataset.users.ids.gather(np.unique(dataset.part(TEST).user))))
-    assert measured[0] == measured[1]
-    assert len(measured[0]) < len(memory.users)

@@ -23,14 +23,10 @@ COLUMNS: dict[str, tuple[list[Any], list[Any]]] = {
     "a fraction after a whole number": ([np.int64(1), 2.5], [1.0, 2.5]),
     "a fraction of numpy": ([None, np.int64(1), np.float64(2.5)], [None, 1.0, 2.5]),
     "a text after a number": ([np.int64(1), "a"], ["1", "a"]),
-    "whole numbers beside a text": (
-        [7.0, "8", np.float32(9), Decimal("10.00"), 2.5, NAN],
-        ["7", "8", "9", "10", "2.5", None],
-    ),
-    "large numbers beside a text": (
-        [1e39, Decimal("9007199254740993.5"), Decimal("9007199254740993.0"), 2.0**53, "a"],
-        ["1e+39", "9007199254740993.5", "9007199254740993", "9007199254740992.0", "a"],
-    ),
+    "whole numbers beside a text": ([7.0, "8", np.float32(9), Decimal("10.00"), 2.5, NAN], ["7", "8", "9", "10", "2.5",
+     None]),
+    "large numbers beside a text": ([1e39, Decimal("9007199254740993.5"), Decimal("9007199254740993.0"), 2.0**53, "a"],
+     ["1e+39", "9007199254740993.5", "9007199254740993", "9007199254740992.0", "a"]),
     "UUIDs": ([UUID(int=5), None], ["00000000-0000-0000-0000-000000000005", None]),
     "more than a byte": ([np.uint8(7), 300], [7, 300]),
     "more than 32 bits": ([np.int32(7), 2**40], [7, 2**40]),
@@ -39,14 +35,10 @@ COLUMNS: dict[str, tuple[list[Any], list[Any]]] = {
     "NaN among truth values": ([True, NAN], [True, None]),
     "NA": (["a", pd.NA], ["a", None]),
     "NaT": ([pd.Timestamp("2024-01-01"), pd.NaT], [pd.Timestamp("2024-01-01"), None]),
-    "NaT of numpy": (
-        [np.datetime64("2024-01-01"), np.datetime64("NaT"), np.datetime64("2024-01-01T01", "ns")],
-        [datetime(2024, 1, 1), None, datetime(2024, 1, 1, 1)],
-    ),
-    "NaT of numpy among durations": (
-        [np.timedelta64(5 * 10**9, "ns"), np.timedelta64("NaT")],
-        [timedelta(seconds=5), None],
-    ),
+    "NaT of numpy": ([np.datetime64("2024-01-01"), np.datetime64("NaT"), np.datetime64("2024-01-01T01", "ns")],
+     [datetime(2024, 1, 1), None, datetime(2024, 1, 1, 1)]),
+    "NaT of numpy among durations": ([np.timedelta64(5 * 10**9, "ns"), np.timedelta64("NaT")], [timedelta(seconds=5),
+     None]),
     "NaT of numpy among texts": (["a", np.datetime64("NaT")], ["a", None]),
     "a decimal NaN": ([Decimal("1.25"), Decimal("NaN"), Decimal("sNaN"), None], [Decimal("1.25"), None, None, None]),
     "a decimal NaN alone": ([Decimal("NaN")], [None]),
@@ -55,7 +47,7 @@ COLUMNS: dict[str, tuple[list[Any], list[Any]]] = {
     "lists of numpy": ([[np.int64(1)], [np.float64(2.5)], []], [[1.0], [2.5], []]),
     "arrays of two types": ([np.array([1, 2]), np.array([2.5])], [[1.0, 2.0], [2.5]]),
     "tuples": ([("a", "b"), ()], [["a", "b"], []]),
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", COLUMNS)

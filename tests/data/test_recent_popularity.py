@@ -44,7 +44,7 @@ def test_each_time_counts_the_rows_before_it(half_life: float, weights: Floats |
 def test_terms_are_the_count_by_all_rows_and_the_rows_since_the_first(
     weights: Floats | None, total: float, age: float, new: float
 ) -> None:
-    """An item without a row has that of all rows by a weight of its own, and by a weight of the count below 0 most rows."""
+    """An item without a row has a weight of its own, and most rows if the weight of the count is below 0."""
     log, times = RecentPopularity(ITEMS, TIMES, weights, N_ITEMS), np.array([150, 0, 45, 400])
     terms = PopularityTerms(20.0, 0.5, total, age, new)
     wanted = np.zeros((len(times), N_ITEMS))

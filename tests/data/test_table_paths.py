@@ -84,7 +84,8 @@ CONFIG = """
 data.interactions = "log"
 data.users = "users"
 schema = {{ user_id = "user", item_id = "item", time = "dt", features = [
-  {{ side = "user", kind = "categorical", name = "region" }}, {{ side = "item", kind = "categorical", name = "item" }} ] }}
+  {{ side = "user", kind = "categorical", name = "region" }},
+  {{ side = "item", kind = "categorical", name = "item" }} ] }}
 loss.kind = "softmax"
 negatives.full = true
 split.kind = "time"

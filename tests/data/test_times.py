@@ -16,11 +16,11 @@ import pytest
 from hypothesis import given
 from hypothesis import settings as examples
 from hypothesis import strategies as st
+from messages import one_line
 from worlds import ID_FEATURES, settings
 
 import twotower
 from twotower import api
-from twotower.arrays.ragged import Ragged
 from twotower.cli.app import run_command
 from twotower.config.experiment import Config
 from twotower.config.toml import dump_config, parse_config
@@ -97,12 +97,6 @@ def facts(data: Dataset) -> list[tuple[Any, ...]]:
     )
 
 
-def lists_by_user(data: Dataset, part: int, name: str) -> dict[str, list[int]]:
-    column = data.side_before("user", part).columns[name]
-    assert isinstance(column, Ragged)
-    return {str(user): column.row(row).tolist() for row, user in enumerate(data.users.ids)}
-
-
 def held_out(data: Dataset) -> list[int]:
     found: list[int] = data.items.ids[data.test.item].to_list()
     return sorted(found)
@@ -156,22 +150,6 @@ def test_fault_G9_of_a_repeated_pair_the_row_that_is_300_ms_later_wins(tmp_path:
     assert [(liked, at) for _, item, liked, _, at in facts(data) if item == 19] == [
         (False, (BASE * 1_000 + 400) * 1_000)
     ]
-
-
-@pytest.mark.parametrize("split", [LAST, TIME], ids=lambda s: s.kind)
-def test_fault_G9_a_prepared_dataset_has_the_parts_and_times_of_one_in_memory(
-    tmp_path: Path, split: SplitConfig
-) -> None:
-    rng = np.random.default_rng(4)
-    actions = log(BASE * 1_000_000 + rng.permutation(400) * 2_500)
-    actions = actions.with_columns(user_id=pl.Series(rng.integers(0, 9, 400)), liked=pl.Series(rng.integers(0, 2, 400)))
-    given = schema(time_unit="us", features=(*ID_FEATURES, Sequence(name="met", side="user")))
-    memory, disk = in_memory(actions, given, split, tmp_path), on_a_disk(actions, given, split, tmp_path)
-    assert facts(memory) == facts(disk)
-    for part in (0, 1, 2):
-        for name in ("met",):
-            one, other = (lists_by_user(d, part, name) for d in (memory, disk))
-            assert one == other
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -345,19 +323,25 @@ IMPOSSIBLE: dict[str, tuple[Any, str, list[str]]] = {
                     ["all look like nanoseconds: divide them by 1,000 and set schema.time_unit = 'us'"]),
     "a few zeros": (
         [0 if n in (120, 130) else s for n, s in enumerate(SECONDS)], "s",
-        ["2 of 200", "(the first, in row 121: 0)", "99 % look like seconds, 1 % like zeros: set schema.bad_times = 'drop' to leave those rows out"],
+        ["2 of 200", "(the first, in row 121: 0)",
+         "99 % look like seconds, 1 % like zeros: set schema.bad_times = 'drop' to leave those rows out"],
     ),
     "years": ([2020 + n % 4 for n in range(N)], "s", ["all look like years", "set schema.time_unit = 'order'"]),
-    "months": ([202301 + n % 12 for n in range(N)], "s", ["all look like months as YYYYMM: set schema.time_format = '%Y%m'"]),
+    "months": ([202301 + n % 12 for n in range(N)], "s",
+     ["all look like months as YYYYMM: set schema.time_format = '%Y%m'"]),
     "digits": ([int(f"{m:%Y%m%d}") for m in MOMENTS], "s",
-               ["(the first, in row 1: 20230101)", "all look like dates as YYYYMMDD: set schema.time_format = '%Y%m%d'"]),
+               ["(the first, in row 1: 20230101)",
+                "all look like dates as YYYYMMDD: set schema.time_format = '%Y%m%d'"]),
     "more digits": ([int(f"{m:%Y%m%d%H%M%S}") for m in MOMENTS], "ms", ["set schema.time_format = '%Y%m%d%H%M%S'"]),
     "days of a spreadsheet": ([45_000 + n / 24 for n in range(N)], "s", ["all look like days of a spreadsheet"]),
-    "counts": (list(range(N)), "s", ["99.5 % look like no unit of time, 0.5 % like zeros", "set schema.time_unit = 'order'"]),
+    "counts": (list(range(N)), "s",
+     ["99.5 % look like no unit of time, 0.5 % like zeros", "set schema.time_unit = 'order'"]),
     "negative": ([-1 if n == 7 else s for n, s in enumerate(SECONDS)], "s", ["1 of 200", "in row 8: -1"]),
     "dates of 1970": (
         [datetime(1970, 1, 1) if n == 9 else m for n, m in enumerate(MOMENTS)], "s",
-        ["1 of 200 times are not between 1990 and tomorrow (the first, in row 10: 1970-01-01 00:00:00)", "99.5 % look like dates since 1990, 0.5 % like zeros: set schema.bad_times = 'drop' to leave those rows out, or set their times"],
+        ["1 of 200 times are not between 1990 and tomorrow (the first, in row 10: 1970-01-01 00:00:00)",
+         "99.5 % look like dates since 1990, 0.5 % like zeros: set schema.bad_times = 'drop' to leave those rows out, "
+         "or set their times"],
     ),
     "dates of tomorrow": (
         [*MOMENTS[:-1], datetime.fromtimestamp(clock.time() + 10**6)], "s",
@@ -370,12 +354,10 @@ IMPOSSIBLE: dict[str, tuple[Any, str, list[str]]] = {
 @pytest.mark.parametrize("case", IMPOSSIBLE)
 def test_fault_G11_times_that_cannot_be_are_refused_with_a_guess(tmp_path: Path, case: str, way: str) -> None:
     times, unit, words = IMPOSSIBLE[case]
-    with pytest.raises(DataError) as caught:
+    with one_line(DataError, "interactions: time 'at'") as caught:
         WAYS[way](log(times), schema(time_unit=unit), LAST, tmp_path)
-    message = str(caught.value)
-    for word in ("interactions: time 'at'", *words):
-        assert word in message.replace(".000000", ""), message
-    assert "\n" not in message
+    message = str(caught.value).replace(".000000", "")
+    assert not [word for word in words if word not in message], message
     assert not (tmp_path / "out").exists()
 
 
@@ -422,9 +404,12 @@ BAD: dict[str, tuple[list[Any], list[Any], dict[str, Any]]] = {
     "milliseconds": ([1_000 * s for s in SECONDS], [0, 1_700_000_000, -1, None], {"time_unit": "ms"}),
     "fractions": ([s + 0.5 for s in SECONDS], [0.0, float("nan"), float("inf"), None], {}),
     "datetimes": (MOMENTS, [datetime(1970, 1, 1), datetime(2100, 1, 1), datetime(1, 1, 1), None], {}),
-    "texts": ([f"{m:%Y-%m-%d %H:%M:%S}" for m in MOMENTS], ["0000-00-00 00:00:00", "NULL", "2100-01-01 00:00:00", None], {}),
-    "days first": ([f"{m + timedelta(days=12):%d/%m/%Y %H:%M}" for m in MOMENTS], ["00/00/0000 00:00", "n/a", "01/01/1970 00:00", None], {}),
-    "a format": ([int(f"{m:%Y%m%d%H%M%S}") for m in MOMENTS], [0, 19000101000000, 99999999999999, None], {"time_format": "%Y%m%d%H%M%S"}),
+    "texts": ([f"{m:%Y-%m-%d %H:%M:%S}" for m in MOMENTS], ["0000-00-00 00:00:00", "NULL", "2100-01-01 00:00:00", None],
+     {}),
+    "days first": ([f"{m + timedelta(days=12):%d/%m/%Y %H:%M}" for m in MOMENTS],
+     ["00/00/0000 00:00", "n/a", "01/01/1970 00:00", None], {}),
+    "a format": ([int(f"{m:%Y%m%d%H%M%S}") for m in MOMENTS], [0, 19000101000000, 99999999999999, None],
+     {"time_format": "%Y%m%d%H%M%S"}),
     "an order": ([1.0 * n for n in range(N)], [None] * 4, {"time_unit": "order"}),
 }  # fmt: skip
 
@@ -462,12 +447,12 @@ def test_fault_G11_rows_of_bad_times_are_left_out_on_purpose(
     ],
 )
 def test_bad_times_that_leave_no_row_are_refused(tmp_path: Path, times: list[Any], words: str, way: str) -> None:
-    with pytest.raises(DataError) as caught:
+    with one_line(DataError, words):
         WAYS[way](log(times), schema(bad_times="drop"), LAST, tmp_path)
-    assert words in str(caught.value)
 
 
-@pytest.mark.parametrize("first", [["n/a"] * 20, [*["01/20/2023 10:00"] * 19, "01/02/2023 10:00"]], ids=["no times", "another format"])  # fmt: skip
+@pytest.mark.parametrize("first", [["n/a"] * 20, [*["01/20/2023 10:00"] * 19, "01/02/2023 10:00"]],
+ ids=["no times", "another format"])  # fmt: skip
 def test_bad_times_of_a_first_file_do_not_hide_the_format_of_the_others(tmp_path: Path, first: list[str]) -> None:
     given = log([*first, *(f"20/01/2023 {m:%H:%M}" for m in MOMENTS[20:])])
     (tmp_path / "log").mkdir()
@@ -559,7 +544,8 @@ def test_dates_whose_day_is_the_month_need_no_format() -> None:
 @pytest.mark.parametrize(
     ("form", "text"),
     [
-        ("%Y-%m", "{0.year}-{0.month:02}"), ("%Y-%m", "{0.year}-{0.month}"), ("%m/%Y", "{0.month}/{0.year}"), ("%Y年%m月", "{0.year}年{0.month}月"),
+        ("%Y-%m", "{0.year}-{0.month:02}"), ("%Y-%m", "{0.year}-{0.month}"), ("%m/%Y", "{0.month}/{0.year}"),
+         ("%Y年%m月", "{0.year}年{0.month}月"),
         ("%b-%y", "{0:%b-%y}"), ("%Y%m", "{0:%Y%m}"),
     ],
 )  # fmt: skip

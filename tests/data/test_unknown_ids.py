@@ -39,7 +39,8 @@ def test_unknown_ids_become_rows_without_features_after_the_known_ones() -> None
     assert tables.users.rows() == [(30, 3.0), (10, 1.0), (5, None), (20, None)]
     assert tables.interactions["user_id"].to_list() == LOG["user_id"]
     assert tables.notes == [
-        "users: 2 of 4 ids of 'user_id' were added from the interactions (the first: 5; 3 of 6 interactions), without features"
+        "users: 2 of 4 ids of 'user_id' were added from the interactions (the first: 5; 3 of 6 interactions), without "
+        "features"
     ]
 
 
@@ -67,8 +68,8 @@ def test_up_to_a_fifth_of_unknown_ids_is_added_and_more_is_refused(side: str) ->
     with pytest.raises(DataError) as caught:
         checked(7)
     assert str(caught.value) == (
-        f"interactions: 3 of 10 ids of '{key}' are not in {side}s, more than a fifth (7 in interactions, 0 in {side}s); "
-        f"spell the ids of both tables alike, or set schema.unknown_{side}s = 'add' or 'drop'"
+        f"interactions: 3 of 10 ids of '{key}' are not in {side}s, more than a fifth (7 in interactions, 0 in "
+        f"{side}s); spell the ids of both tables alike, or set schema.unknown_{side}s = 'add' or 'drop'"
     )
     assert len(checked(7, "add").interactions) == 10
     assert len(checked(7, "drop").interactions) == 7

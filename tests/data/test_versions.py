@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pytest
-from version_worlds import CHANGING_SCHEMA, CITY_SCHEMA, changing, leaking_city, moving_city
+from version_worlds import CHANGING_SCHEMA, CITY_SCHEMA, changing, leaking_city
 from worlds import EVERYTHING_SCHEMA, everything
 
 from twotower.arrays.ragged import Ragged
@@ -17,8 +17,8 @@ from twotower.config.experiment import Config
 from twotower.data.dataset import Dataset, build_dataset
 from twotower.data.run_tables import load_tables, save_tables
 from twotower.data.split import SplitConfig
-from twotower.data.splits import TEST, TRAIN
-from twotower.data.tables import Tables, check
+from twotower.data.splits import TEST
+from twotower.data.tables import check
 from twotower.data.versions import BEGINNING, ROW, SINCE, Versions
 from twotower.errors import DataError, RunError
 from twotower.evaluation.moments import users_during
@@ -93,7 +93,7 @@ def test_a_side_is_the_newest_version_of_each_id(data: Dataset) -> None:
 
 
 def test_encoders_learn_from_the_versions_that_training_sees() -> None:
-    """A city that a user has before the first or after the last training interaction is unknown; means are of seen versions."""
+    """A city before the first or after the last training interaction is unknown; means are of seen versions."""
     day = 1_600_000_000
     users = pl.DataFrame(
         {
@@ -176,33 +176,35 @@ def users_of(*rows: tuple[Any, ...]) -> pl.DataFrame:
     [
         (
             users_of((1, "a", datetime(2020, 1, 1)), (1, "b", datetime(2020, 1, 1)), (2, "a", datetime(2020, 1, 1))),
-            "users: 1 rows repeat an id of 'user_id' and its 'since' (the first: 1, 2020-01-01 00:00:00), so that two versions "
-            "hold at once; drop one of them",
+            "users: 1 rows repeat an id of 'user_id' and its 'since' (the first: 1, 2020-01-01 00:00:00), so that two "
+            "versions hold at once; drop one of them",
         ),
         (
             users_of((1, "a", None), (1, "b", None), (2, "b", datetime(2020, 1, 1))),
-            "users: 1 rows repeat an id of 'user_id' and its 'since' (the first: 1, None), so that two versions hold at once; drop one "
-            "of them",
+            "users: 1 rows repeat an id of 'user_id' and its 'since' (the first: 1, None), so that two versions hold "
+            "at once; drop one of them",
         ),
         (
             users_of((1, "a", datetime(1900, 1, 1)), (2, "b", datetime(2020, 1, 1))),
-            "users: time 'since': 1 of 2 times are not between 1990 and tomorrow (the first, in row 1: 1900-01-01 00:00:00); 50 % look "
-            "like dates since 1990, 50 % like times before 1990: drop those rows, or set their times; leave 'since' empty in rows that "
-            "always held",
+            "users: time 'since': 1 of 2 times are not between 1990 and tomorrow (the first, in row 1: 1900-01-01 "
+            "00:00:00); 50 % look like dates since 1990, 50 % like times before 1990: drop those rows, or set their "
+            "times; leave 'since' empty in rows that always held",
         ),
         (
             users_of((1, "a", 1_600_000_000_000), (2, "b", 1_600_000_000_000)),
-            "users: time 'since': 2 of 2 times are not between 1990 and tomorrow in unit 's' (the first, in row 1: 1600000000000); all "
-            "look like milliseconds: give 'since' in the unit of schema.time ('s'), or as dates",
+            "users: time 'since': 2 of 2 times are not between 1990 and tomorrow in unit 's' (the first, in row 1: "
+            "1600000000000); all look like milliseconds: give 'since' in the unit of schema.time ('s'), or as dates",
         ),
         (
             users_of((1, "a", 5), (2, "b", 6)),
-            "users: time 'since': 2 of 2 times are not between 1990 and tomorrow in unit 's' (the first, in row 1: 5); all look "
-            "like no unit of time: drop those rows, or set their times; leave 'since' empty in rows that always held",
+            "users: time 'since': 2 of 2 times are not between 1990 and tomorrow in unit 's' (the first, in row 1: "
+            "5); all look like no unit of time: drop those rows, or set their times; leave 'since' empty in rows that "
+            "always held",
         ),
         (
             users_of((1, "a", 5), (2, "b", 6)).drop("since"),
-            "schema.valid_from names column 'since', and neither users nor items have it; name their time column, or leave it out",
+            "schema.valid_from names column 'since', and neither users nor items have it; name their time column, or "
+            "leave it out",
         ),
     ],
 )  # fmt: skip
@@ -229,8 +231,8 @@ def test_a_feature_that_refuses_missing_values_refuses_interactions_before_the_f
     with pytest.raises(DataError) as e:
         build_dataset(check(late, items, actions, schema), schema, Config().split)
     assert str(e.value) == (
-        "interactions: 4 rows are older than the first version of their user (the first: 2), so that 'city' is missing, and "
-        "feature 'city' has missing = 'error'; set missing = 'impute', or give earlier versions"
+        "interactions: 4 rows are older than the first version of their user (the first: 2), so that 'city' is "
+        "missing, and feature 'city' has missing = 'error'; set missing = 'impute', or give earlier versions"
     )
 
 
@@ -347,13 +349,3 @@ def test_the_digest_depends_on_the_versions() -> None:
         for u in (users, users.reverse(), other)
     }
     assert len(digests) == 3, "rows are numbered by the order of the ids"
-
-
-def test_times_of_a_part_are_those_of_its_pairs() -> None:
-    tables: Tables = check(*moving_city(), CITY_SCHEMA)
-    data = build_dataset(tables, CITY_SCHEMA, Config().split)
-    assert data.times is not None
-    for part in (TRAIN, TEST):
-        found = data.times_of(part)
-        assert found is not None
-        assert np.array_equal(found, data.times[data.parts == part])

@@ -18,8 +18,8 @@ from twotower.evaluation.part_evaluation import PartEvaluation, evaluate_model
 
 
 def with_cold_items(board: Dataset) -> tuple[Dataset, Factors]:
-    """Return a dataset whose items from 4 on are cold, and scores: user 0 likes 1, 5 and 6 in the test part, user 1 likes 7, user 2
-    likes 2, which is warm."""
+    """Return a dataset whose items from 4 on are cold, and scores: user 0 likes 1, 5 and 6 in the test part, user 1
+    likes 7, user 2 likes 2, which is warm."""
     train = [(u, i, True) for u, i in ((0, 0), (1, 1), (2, 3), (1, 2), (0, 2), (2, 0), (1, 3), (0, 3))]
     test = [(0, 1, True), (0, 5, True), (0, 6, True), (0, 8, False), (1, 7, True), (2, 2, True)]
     parts = np.array([TRAIN] * len(train) + [TEST] * len(test), np.int8)

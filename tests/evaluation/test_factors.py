@@ -11,13 +11,6 @@ from twotower.data.dataset import Dataset
 from twotower.evaluation.factors import SINGLE_DIMENSIONS, Factors
 
 
-def test_scores_of_pairs_are_dot_products_in_blocks_of_any_size(everything_data: Dataset) -> None:
-    factors, pairs = random_factors(everything_data), everything_data.test
-    expected = [float(factors.users[u] @ factors.items[i]) for u, i in zip(pairs.user, pairs.item, strict=True)]
-    for block in (1, 7, 10_000):
-        assert factors.scores(pairs, block).tolist() == pytest.approx(expected, abs=1e-5)
-
-
 def test_pairs_are_scored_alike_however_many_at_a_time(everything_data: Dataset) -> None:
     pairs, factors = everything_data.train, random_factors(everything_data)
     expected = (factors.users[pairs.user] * factors.items[pairs.item]).sum(1).numpy()
@@ -30,7 +23,7 @@ def test_pairs_are_scored_alike_however_many_at_a_time(everything_data: Dataset)
     [(8, 1, True), (0, 1, True), (8, 0.9, True), (8, 2, True), (8, 0.5, False), (600, 1, False)],
 )
 def test_dimensions_of_one_item_are_added_to_the_scores(shared: int, per_item: float, split: bool) -> None:
-    """Of items with an axis each, some with none, or with two; of too few axes, or beside many others, a product gives the scores."""
+    """Items have an axis each, none or two; with too few axes, or many others, a product gives the scores."""
     generator, n = torch.Generator().manual_seed(0), SINGLE_DIMENSIONS + 90
     users = torch.randn(30, shared + 2 * n, generator=generator)
     items = torch.zeros(n, shared + 2 * n)

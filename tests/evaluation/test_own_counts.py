@@ -99,7 +99,8 @@ def test_repeats_need_a_log_that_keeps_them(repeats: str) -> None:
     last = KEPT.model_copy(update={"duplicates": "last"})
     config = repeating(repeats)
     words = (
-        rf"^evaluation\.repeats = '{repeats}' ranks pairs that a user repeats, and schema\.duplicates = 'last' leaves none; set "
+        rf"^evaluation\.repeats = '{repeats}' ranks pairs that a user repeats, and schema\.duplicates = 'last' leaves "
+        rf"none; set "
         r"schema\.duplicates = 'keep', or evaluation\.repeats = 'exclude' for a log without repeats$"
     )
     with pytest.raises(ConfigError, match=words):
@@ -112,7 +113,8 @@ def test_repeats_need_a_log_that_keeps_them(repeats: str) -> None:
 
 
 def test_a_model_of_a_log_with_many_repeats_finds_more_than_own_counts() -> None:
-    # Four other worlds gave 0.76 to 0.80 against 0.69 to 0.72: own counts know no product of a user's group that the user has not taken.
+    # Four other worlds gave 0.76 to 0.80 against 0.69 to 0.72: own counts know no product of a user's group that the
+    # user has not taken.
     config = repeating("allow", 10, epochs=20)
     tower = {"layers": [16]}
     model = config.model.model_validate({"width": 16, "pairs": [{"user": tower, "item": tower}]})

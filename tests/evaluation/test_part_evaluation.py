@@ -138,18 +138,6 @@ def test_slices_equal_loops_over_their_users_and_items(everything_data: Dataset)
     assert found[f"ndcg@{k}.new_user"] == pytest.approx(per_user[np.isin(report.users, list(new_users))].mean())
 
 
-def test_head_and_tail_share_out_the_rows_and_the_finds(everything_data: Dataset) -> None:
-    data = everything_data
-    # Over the whole catalogue the oracle finds every target of either slice; popularity finds the head first.
-    whole = EvaluationConfig(k=(len(data.items),), bootstrap=0)
-    found = PartEvaluation.from_factors(oracle(data, TEST), data, TEST, whole).slices()
-    assert found["rows.head"] + found["rows.tail"] == len(data.test)
-    assert found[f"recall@{len(data.items)}.head"] == found[f"recall@{len(data.items)}.tail"] == 1.0
-    popular = popularity_baseline(data.train, len(data.users), len(data.items))
-    found = PartEvaluation.from_factors(popular, data, TEST, EvaluationConfig(k=(5,), bootstrap=0)).slices()
-    assert found["recall@5.head"] > found["recall@5.tail"]
-
-
 def test_an_empty_slice_is_left_out(everything_data: Dataset) -> None:
     config = EvaluationConfig(k=(5,), bootstrap=0, new_user_below=1, new_item_below=1)
     found = PartEvaluation.from_factors(random_factors(everything_data), everything_data, TEST, config).slices()

@@ -92,7 +92,7 @@ def untrained_run(folder: Path, n: int) -> Path:
 def test_fault_C7_prepared_interactions_beyond_memory_are_evaluated_compared_and_diagnosed_in_bounded_memory(
     tmp_path: Path,
 ) -> None:
-    """Sixteen times the interactions of the same users take no more than a fifth more memory that cannot be given back."""
+    """Sixteen times the interactions take no more than a fifth more memory that cannot be given back."""
     found = {}
     for n in (200_000, 3_200_000):
         run = untrained_run(tmp_path / str(n), n)

@@ -1,4 +1,4 @@
-"""The baseline of transition counts equals a loop, is measured where the parts have an order, and knows a world of steps."""
+"""The baseline of transition counts equals a loop, needs an order of the parts, and knows a world of steps."""
 
 from __future__ import annotations
 
@@ -125,7 +125,7 @@ def test_transition_counts_know_the_step_that_popularity_does_not_and_need_an_or
 
 
 def test_a_query_costs_the_transitions_of_its_items_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A product of the whole table with dense queries takes a quarter of an hour for twenty thousand users of ten thousand items."""
+    """A dense product takes a quarter of an hour for twenty thousand users and ten thousand items."""
     data, product = built(walks()), torch.sparse.mm
     given: list[torch.Tensor] = []
 

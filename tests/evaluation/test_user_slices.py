@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pytest
+from messages import one_line
 from scored import naive_auc, random_factors
 from worlds import EVERYTHING_SCHEMA, everything, settings
 
@@ -100,23 +101,15 @@ def test_a_run_has_the_slices_in_its_metrics_and_its_report(tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("slices", "said"),
     [
-        (["sity"], "evaluation.slices: the users have no column 'sity'; did you mean 'city'\\? \\(found: uid, "),
-        (
-            ["friends"],
-            r"evaluation.slices: column 'friends' of the users holds List\(Int64\), expected one value a row",
-        ),
+        (["sity"], "evaluation.slices: the users have no column 'sity'; did you mean 'city'? (found: uid, "),
+        (["friends"], "evaluation.slices: column 'friends' of the users holds List(Int64), expected one value a row"),
         (["city", "city"], "'city' stands there twice; name each column once"),
     ],
 )
 def test_a_wrong_column_is_one_line_and_nothing_is_written(slices: list[str], said: str, tmp_path: Path) -> None:
     users, items, actions = everything()
     users = users.with_columns(friends=pl.Series([[1, 2]] * 60))
-
-    def train() -> None:
+    with one_line(ConfigError, said):
         config = parse_config({"evaluation": {"k": [5], "slices": slices}})[1]
         api.fit((users, items, actions), EVERYTHING_SCHEMA, config, folder=tmp_path / "run")
-
-    with pytest.raises(ConfigError, match=said) as error:
-        train()
-    assert "\n" not in str(error.value)
     assert not (tmp_path / "run").exists()

@@ -162,7 +162,7 @@ def trained(tables: tuple[pl.DataFrame, pl.DataFrame, pl.DataFrame], versioned: 
 
 @pytest.mark.parametrize("loss", ["bce", "softmax"])
 def test_the_leak_of_a_snapshot_is_gone_with_versions(loss: str) -> None:
-    """The newest city of a user betrays what it bought before it moved there; the city of the time of a click does not."""
+    """The newest city of a user betrays earlier purchases; the city at the time of a click does not."""
     snapshot, versions = (trained(leaking_city(), versioned, loss).metrics for versioned in (False, True))
     assert snapshot["test.recall@5"] > 0.95, "a score that no served model can have"
     assert versions["test.recall@5"] < 2.2 / N_CITIES, "about one in six"
@@ -177,7 +177,7 @@ def test_a_user_that_moves_is_understood_with_versions_alone(loss: str) -> None:
 
 
 def test_what_is_measured_is_what_the_model_says_of_the_versions() -> None:
-    """The metrics of a run are those of its towers on the rows of the time, and its vectors are those of the newest rows."""
+    """Metrics are those of the towers on the rows of the time, vectors those of the newest rows."""
     run = trained(moving_city(), True, "softmax")
     of = run.dataset
     again = evaluate_part(run.factors_during(TEST), of, TEST, run.config.evaluation)

@@ -12,13 +12,6 @@ from benchmarks.lib import page, report, tables
 from benchmarks.lib.machine import machine
 
 
-@pytest.fixture(autouse=True)
-def no_measuring(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever is timed here would be timed on a busy machine."""
-    bounds = {"fp32_gflops": 100.0, "bf16_gflops": 200.0, "read_gb_per_s": 10.0}
-    monkeypatch.setattr(report, "limits", lambda threads: {"threads": threads} | bounds)
-
-
 def test_a_run_folder_becomes_a_page_and_a_table(tmp_path: Path) -> None:
     report.save(tmp_path / "train_speed.json", [speed()], 2)
     report.save(tmp_path / "rank_quality.json", [results()[QUALITY]], 1)
@@ -74,7 +67,8 @@ def test_a_partial_run_leaves_other_tables_and_sections_with_their_dates(tmp_pat
     (tmp_path / "README.md").write_text(marked, encoding="utf-8")
     to = tmp_path / "page.md"
     to.write_text(
-        "Made by `make bench` on 2026-01-01; do not edit.\n\n## train_speed\n\n| gone |\n\n## rank_quality\n\n| stays |\n\n"
+        "Made by `make bench` on 2026-01-01; do not edit.\n\n## train_speed\n\n| gone |\n\n## rank_quality\n\n| stays "
+        "|\n\n"
         "1. `its command`\n\n## of_another_list\n\n| this too |\n\n## Other tools\n\nwords\n",
         encoding="utf-8",
     )

@@ -12,13 +12,6 @@ from measured import QUALITY, SPEED, speed
 from benchmarks.lib import report
 
 
-@pytest.fixture(autouse=True)
-def no_measuring(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever is timed here would be timed on a busy machine."""
-    bounds = {"fp32_gflops": 100.0, "bf16_gflops": 200.0, "read_gb_per_s": 10.0}
-    monkeypatch.setattr(report, "limits", lambda threads: {"threads": threads} | bounds)
-
-
 def test_a_spread_is_of_all_rounds() -> None:
     found = report.spread([3.0, 1.0, 2.0, 10.0])
     assert found == {"median": 2.5, "mean": 4.0, "low": 1.0, "high": 10.0, "rounds": 4}
@@ -45,18 +38,8 @@ def test_without_a_peer_or_a_limit_there_is_no_ratio() -> None:
 
 
 def test_a_command_can_be_typed_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
-    words = [
-        "/some/where/benchmarks/__main__.py",
-        "speed.peers",
-        "--rounds",
-        "3",
-        "--sequences",
-        "/data/s.zip",
-        "--out",
-        "/elsewhere/x.json",
-        "--kinds=",
-    ]
-    monkeypatch.setattr(sys, "argv", words)
+    words = "speed.peers --rounds 3 --sequences /data/s.zip --out /elsewhere/x.json --kinds="
+    monkeypatch.setattr(sys, "argv", ["/some/where/benchmarks/__main__.py", *words.split()])
     monkeypatch.setenv("TWOTOWER_DATA", "/data/ml-1m.zip")
     expected = "TWOTOWER_DATA=ml-1m.zip python -m benchmarks speed.peers --rounds 3 --sequences s.zip --kinds="
     assert report.command() == expected

@@ -45,7 +45,8 @@ def test_every_row_is_as_wide_as_its_table_in_both_languages(name: str) -> None:
 
 
 def test_markers_are_rewritten_and_nothing_else() -> None:
-    text = "before\n<!-- bench:speed -->\nold | table\n<!-- /bench -->\nbetween\n<!-- bench:demo -->\n<!-- /bench -->\nafter\n"
+    speed, demo = "<!-- bench:speed -->\nold | table\n<!-- /bench -->", "<!-- bench:demo -->\n<!-- /bench -->"
+    text = f"before\n{speed}\nbetween\n{demo}\nafter\n"
     new = tables.rewrite(text, results(), "en")
     assert new.startswith("before\n<!-- bench:speed -->\n|  | twotower |")
     assert "old | table" not in new

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 
 import twotower
-from benchmarks.lib import report
 from benchmarks.lib.processes import ROOT
 from benchmarks.lib.report import Report, declared, options
 from benchmarks.quality.models import TABLES, configured, main
@@ -36,15 +35,11 @@ def test_the_configs_of_speed_and_scale_are_valid() -> None:
     twotower.Config.model_validate(versus["config"] | versus["contrastive"])
 
 
-def test_short_histories_are_of_an_archive_whose_items_have_ids_alone(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_short_histories_are_of_an_archive_whose_items_have_ids_alone(tmp_path: Path) -> None:
     rng = np.random.default_rng(1)
     lines = [" ".join(map(str, [user, *(rng.permutation(30)[: 4 + user % 6] + 100)])) for user in range(1, 41)]
     with zipfile.ZipFile(tmp_path / "short.zip", "w") as archive:
         archive.writestr("sequences.txt", "\n".join(lines))
-    bounds = {"fp32_gflops": 100.0, "bf16_gflops": 200.0, "read_gb_per_s": 10.0}
-    monkeypatch.setattr(report, "limits", lambda threads: {"threads": threads} | bounds)
     words = ["--table", "short", "--only", "recipes", "--quick", "--out", str(tmp_path / "rows.json")]
     script = str(ROOT / "benchmarks" / "quality" / "models.py")
     chosen = options(script, words)

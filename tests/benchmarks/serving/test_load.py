@@ -5,17 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-import pytest
-
 from benchmarks.lib import page, report, tables
 from benchmarks.serving.load import tell
-
-
-@pytest.fixture(autouse=True)
-def no_measuring(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever is timed here would be timed on a busy machine."""
-    bounds = {"fp32_gflops": 100.0, "bf16_gflops": 200.0, "read_gb_per_s": 10.0}
-    monkeypatch.setattr(report, "limits", lambda threads: {"threads": threads} | bounds)
 
 
 def test_a_number_that_is_not_to_be_used_says_so(tmp_path: Path) -> None:

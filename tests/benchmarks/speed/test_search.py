@@ -12,13 +12,6 @@ from benchmarks.lib import page, report
 from benchmarks.speed import search
 
 
-@pytest.fixture(autouse=True)
-def no_measuring(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever is timed here would be timed on a busy machine."""
-    bounds = {"fp32_gflops": 100.0, "bf16_gflops": 200.0, "read_gb_per_s": 10.0}
-    monkeypatch.setattr(report, "limits", lambda threads: {"threads": threads} | bounds)
-
-
 def test_faiss_runs_with_the_settings_that_its_row_states(tmp_path: Path) -> None:
     words = "--scale 3000 --width 32 --batch 16 --k 5 --rounds 1 --threads 2 --kinds= --out"
     chosen = report.options(search.__file__, [*words.split(), str(tmp_path / "found.json")])

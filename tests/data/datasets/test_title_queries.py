@@ -25,7 +25,7 @@ from twotower.data.dataset import build_dataset
 from twotower.data.datasets import movielens, title_queries
 from twotower.data.datasets.title_queries import title_words
 from twotower.data.splits import TEST
-from twotower.data.tables import Tables, check
+from twotower.data.tables import check
 from twotower.errors import DataError
 from twotower.features.schema import Schema
 from twotower.features.text import Text
@@ -52,7 +52,8 @@ def catalogue() -> pl.DataFrame:
     ("title", "expected", "year"),
     [
         ("Distant Harbour, The (1995)", [["the", "distant", "harbour"]], "1995"),
-        ("Orchard, L' (Garden, A) (a.k.a. Plum Tree) (2001)", [["l'", "orchard"], ["a", "garden"], ["plum", "tree"]], "2001"),
+        ("Orchard, L' (Garden, A) (a.k.a. Plum Tree) (2001)", [["l'", "orchard"], ["a", "garden"], ["plum", "tree"]],
+         "2001"),
         ("Nobody's Fool: Part 2", [["nobody's", "fool", "part", "2"]], ""),
         ("1984 (1984)", [["1984"]], "1984"),
         ("七人 (1954)", [["七人"]], "1954"),
@@ -138,7 +139,8 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     source = archive(folder / "ml-1m.zip")
     small = [
         "model.width=32", "model.pairs.0.user.layers=[32, 16]", "model.pairs.0.item.layers=[32, 16]", "train.epochs=25",
-        "train.batch_size=64", "train.lr=0.005", "evaluation.bootstrap=0", f"data.dataset={{kind='ml-1m-titles', archive='{source}'}}", "split.kind=time",
+        "train.batch_size=64", "train.lr=0.005", "evaluation.bootstrap=0",
+        f"data.dataset={{kind='ml-1m-titles', archive='{source}'}}", "split.kind=time",
         "evaluation.new_item_below=1",
     ]  # fmt: skip
     sets = [x for s in small for x in ("--set", s)]
@@ -256,21 +258,6 @@ def test_which_text_is_searched_must_be_clear(tmp_path: Path, capsys: pytest.Cap
     assert call("search", "--store", tmp_path / "one-store", "even 1") == 0, (
         "two features of one column are no question"
     )
-
-
-def test_the_dataset_by_its_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    source = archive(tmp_path / "ml-1m.zip")
-    config = parse_config({"data": {"dataset": {"kind": "ml-1m-titles", "archive": str(source)}}})[1]
-    tables, schema = api.read(config, None)
-    assert schema == movielens.TITLES_SCHEMA
-    assert isinstance(tables, Tables)
-    assert tables.items.height == 80
-    assert call("data", "fetch", "ml-1m-titles", "--source", source, "--out", tmp_path / "out") == 0
-    assert {p.name for p in (tmp_path / "out").iterdir()} == {
-        f"{n}.parquet" for n in ("users", "items", "interactions")
-    }
-    assert call("data", "fetch", "ml-1m-title", "--source", source, "--out", tmp_path / "no") == 2
-    assert "did you mean 'ml-1m-titles'" in capsys.readouterr().err
 
 
 @pytest.mark.system

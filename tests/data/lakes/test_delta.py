@@ -9,6 +9,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 from deltalake import DeltaTable, write_deltalake
+from messages import refused
 
 from twotower.cli.app import run_command
 from twotower.config.toml import load_config
@@ -71,7 +72,7 @@ def test_a_version_that_is_read_stays_while_the_table_changes(table: str) -> Non
 def test_a_version_whose_files_are_told_in_another_order_is_not_read(
     table: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As a checkpoint by another writer may tell them: parts that are read before and after would not be parts of one table."""
+    """As a checkpoint by another writer may list them: parts read before and after would not make one table."""
     (path,) = table_files(table)
     told = DeltaTable.file_uris
     monkeypatch.setattr(DeltaTable, "file_uris", lambda self: told(self)[::-1])
@@ -111,24 +112,6 @@ def test_files_of_the_table_are_not_read_past_its_log(table: str) -> None:
             read_file(f"{table}/{pattern}")
 
 
-CONFIG = """
-data.interactions = {table!r}
-schema = {{ time = "at", time_unit = "order", features = [ {{ side = "user", kind = "categorical", name = "user_id" }}, {{ side = "item", kind = "categorical", name = "item_id" }} ] }}
-loss.kind = "softmax"
-split.kind = "last"
-"""
-
-
-def test_training_and_preparation_read_a_table(table: str, tmp_path: Path) -> None:
-    (tmp_path / "c.toml").write_text(CONFIG.format(table=table), encoding="utf-8")
-    schema, config = load_config(tmp_path / "c.toml", [])
-    tables, schema = read(config, schema)
-    assert isinstance(tables, Tables)
-    assert "gone" not in tables.items["item_id"].to_list()
-    prepared = write_prepared(config.data, schema, config.split, tmp_path / "prepared")
-    assert (prepared.facts.rows, len(prepared.items)) == (tables.interactions.height, 11)
-
-
 def test_suggest_takes_a_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write(str(tmp_path / "clicks"))
     assert run_command(["suggest", str(tmp_path / "clicks"), "-o", str(tmp_path / "c.toml")]) == 0, (
@@ -141,9 +124,7 @@ def test_a_damaged_or_silent_table_is_one_line(bucket: str, tmp_path: Path, monk
     write(str(tmp_path / "t"))
     for log in (tmp_path / "t" / "_delta_log").glob("*.json"):
         log.write_text("{", encoding="utf-8")
-    with pytest.raises(DataError, match="cannot be read as a table of Delta Lake") as caught:
-        read_file(tmp_path / "t")
-    assert "\n" not in str(caught.value)
+    refused(lambda: read_file(tmp_path / "t"), "cannot be read as a table of Delta Lake")
     write(f"{bucket}/t")
     (path,) = table_files(f"{bucket}/t")
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import polars as pl
 import pytest
+from messages import refused
 from pyiceberg.catalog.sql import SqlCatalog
 from pyiceberg.table import Table
 from pyiceberg.types import IntegerType
@@ -79,9 +80,7 @@ def test_a_table_in_python_is_an_arrow_stream(table: Table) -> None:
 
 def test_what_is_no_table_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "v1.metadata.json").write_text("{", encoding="utf-8")
-    with pytest.raises(DataError, match="cannot be read as a table of Apache Iceberg") as caught:
-        read_file(tmp_path / "v1.metadata.json")
-    assert "\n" not in str(caught.value)
+    refused(lambda: read_file(tmp_path / "v1.metadata.json"), "cannot be read as a table of Apache Iceberg")
     (tmp_path / "t" / "metadata").mkdir(parents=True)
     (tmp_path / "t" / "metadata" / "a.csv").write_text("x\n1\n", encoding="utf-8")
     with pytest.raises(DataError, match="found the folder metadata in it"):
