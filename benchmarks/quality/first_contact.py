@@ -54,18 +54,19 @@ def metrics(found: dict[str, float], monitored: str) -> Numbers:
 
 
 def obey(words: list[object], given: list[str], settings: list[str]) -> int:
-    """Run a command, with one more of `settings` after each refusal that names it; return the number of refusals."""
+    """Run a command, with those of `settings` that a refusal names after each; return the number of refusals."""
     refused = 0
     while True:
-        done = call([*words, *(word for setting in given for word in ("--set", setting))], may_refuse=True)
+        flags = ([setting] if setting.startswith("--") else ["--set", setting] for setting in given)
+        done = call([*words, *(word for flag in flags for word in flag)], may_refuse=True)
         if not done.returncode:
             return refused
         named = [setting for setting in settings if setting.partition("=")[0] in done.stderr]
         if done.returncode != 2 or not named:
             raise ChildProcessError(f"{words[0]} ended with {done.returncode}: {done.stderr}")
         print(f"refused: {done.stderr}")
-        settings.remove(named[0])
-        given.append(named[0])
+        settings = [setting for setting in settings if setting not in named]
+        given += named
         refused += 1
 
 

@@ -61,7 +61,7 @@ _EXTRAS = {
     "torch": "train",
     "safetensors": "train",
     "tomli_w": "train",
-    "duckdb": "prepare",
+    "duckdb": "train",
     "obstore": "bucket",
     "ray": "ray",
     "deltalake": "delta",
