@@ -42,7 +42,9 @@ EVENTS = RNG.choice(["view", "buy"], N).tolist()
 OTHER = {"created_at": [START + 50_000 + 90 * i for i in range(N)], "customer": [f"c{i % 11}" for i in range(N)]}
 
 
-def found(columns: Mapping[str, Sequence[object]], tables: Mapping[str, pl.DataFrame | None] | None = None, **roles: str) -> Roles:  # fmt: skip
+def found(
+    columns: Mapping[str, Sequence[object]], tables: Mapping[str, pl.DataFrame | None] | None = None, **roles: str
+) -> Roles:
     return find_roles(pl.DataFrame(columns), {}, roles, tables or {})
 
 
@@ -64,7 +66,8 @@ def asked(text: str) -> list[str]:
     [
         ("user_id", "item_id"), ("userId", "movieId"), ("UserID", "sku"), ("customer", "product"), ("uid", "iid"),
         ("CUSTOMER_ID", "ARTICLE_ID"), ("user_id:token", "item_id:token"), ("visitorid", "itemid"),
-        ("session_id", "parent_asin"), ("用户ID", "商品ID"), ("买家编号", "电影标识"), ("用户", "物品"), ("会员", "商品编码"),
+        ("session_id", "parent_asin"), ("用户ID", "商品ID"), ("买家编号", "电影标识"), ("用户", "物品"),
+        ("会员", "商品编码"),
     ],
 )  # fmt: skip
 def test_ids_have_standard_names_in_english_and_chinese(user: str, item: str) -> None:
@@ -75,10 +78,13 @@ def test_ids_have_standard_names_in_english_and_chinese(user: str, item: str) ->
 @pytest.mark.parametrize(
     ("name", "role"),
     [
-        ("timestamp", "time"), ("时间戳", "time"), ("日期", "time"), ("rating", "label"), ("评分", "label"), ("is_click", "label"),
+        ("timestamp", "time"), ("时间戳", "time"), ("日期", "time"), ("rating", "label"), ("评分", "label"),
+        ("is_click", "label"),
         ("点击", "label"), ("weight", "weight"), ("权重", "weight"), ("event_type", "event"), ("行为类型", "event"),
-        ("keyword", "query"), ("搜索词", "query"), ("sessionId", "session"), ("user_session", "session"), ("会话", "session"),
-        ("quantity", ""), ("msno", ""), ("zip", ""), ("postcode", ""), ("rownames", ""), ("source", ""), ("home_team", ""),
+        ("keyword", "query"), ("搜索词", "query"), ("sessionId", "session"), ("user_session", "session"),
+        ("会话", "session"),
+        ("quantity", ""), ("msno", ""), ("zip", ""), ("postcode", ""), ("rownames", ""), ("source", ""),
+        ("home_team", ""),
     ],
 )  # fmt: skip
 def test_a_name_has_one_role_or_none(name: str, role: str) -> None:
@@ -108,10 +114,10 @@ QUESTIONS: dict[str, tuple[dict[str, Sequence[object]], list[str], str]] = {
     "no user": ({"who": ROWS["user_id"], "item": ROWS["item_id"]}, ["user"], "user: no standard name"),
     "no item": ({"user": ROWS["user_id"], "what": ROWS["item_id"]}, ["item"], "item: no standard name"),
     "two items": ({**ROWS, "product": ROWS["item_id"]}, ["item"], "item: 'item_id' or 'product'"),
-    "an item of each row": ({**ROWS, "item_id": range(N)}, ["item"], "item: 'item_id' (each row has a value of its own)"),
+    "an item of each row": ({**ROWS, "item_id": range(N)}, ["item"], "'item_id' (each row has a value of its own)"),
     "two times": ({**ROWS, "created_at": OTHER["created_at"]}, ["time"], "time: 'timestamp' or 'created_at'"),
     "created and updated": (
-        {**{k: v for k, v in ROWS.items() if k != "timestamp"}, "created_at": ROWS["timestamp"], "updated_at": OTHER["created_at"]},
+        {"user": ROWS["user_id"], "item": ROWS["item_id"], "created_at": ROWS["timestamp"], "updated_at": OTHER["created_at"]},
         ["time"], "time: 'created_at' or 'updated_at'",
     ),
     "numbers like times": (
@@ -122,12 +128,16 @@ QUESTIONS: dict[str, tuple[dict[str, Sequence[object]], list[str], str]] = {
         {**ROWS, "timestamp": [f"quarter {i % 4} of {1990 + i % 30}" for i in range(N)]}, ["time"],
         "time: 'timestamp' (a text that no form reads; schema.time_format gives one)",
     ),
-    "two labels": ({**ROWS, "rating": STARS, "liked": [i % 3 % 2 for i in range(N)]}, ["label"], "label: 'rating' or 'liked'"),
+    "two labels": (
+        {**ROWS, "rating": STARS, "liked": [i % 3 % 2 for i in range(N)]}, ["label"], "label: 'rating' or 'liked'",
+    ),
     "a label and events": (
         {**ROWS, "rating": STARS, "event": EVENTS}, ["label", "event"], "label: 'rating'",
     ),
     "a label in words": ({**ROWS, "rating": WORDS}, ["label"], "`event` reads words"),
-    "a rating or a quantity": ({**ROWS, "n": STARS}, ["label"], "label: 'n' (a rating, an outcome, or a quantity for `weight`)"),
+    "a rating or a quantity": (
+        {**ROWS, "n": STARS}, ["label"], "label: 'n' (a rating, an outcome, or a quantity for `weight`)",
+    ),
     "an outcome": ({**ROWS, "won": [i * i % 7 % 2 == 0 for i in range(N)]}, ["label"], "label: 'won'"),
     "two weights": ({**ROWS, "weight": STARS, "weights": STARS[::-1]}, ["weight"], "weight: 'weight' or 'weights'"),
     "all at once": (
@@ -215,8 +225,10 @@ def test_columns_of_users_and_items_are_no_columns_of_rows() -> None:
     [
         (ROWS["timestamp"], "s", ""), ([1000 * t for t in ROWS["timestamp"]], "ms", ""),  # type: ignore[operator]
         ([10**6 * t for t in ROWS["timestamp"]], "us", ""), (list(range(N)), "order", ""),  # type: ignore[operator]
-        ([f"2023-01-{1 + i % 28:02} 10:00" for i in range(N)], "s", ""), ([f"{13 + i % 9}.03.2021" for i in range(N)], "s", ""),
-        ([20230101 + i % 28 for i in range(N)], "s", "%Y%m%d"), ([f"{1 + i % 28} Mar 2021" for i in range(N)], "s", "%d %b %Y"),
+        ([f"2023-01-{1 + i % 28:02} 10:00" for i in range(N)], "s", ""),
+        ([f"{13 + i % 9}.03.2021" for i in range(N)], "s", ""),
+        ([20230101 + i % 28 for i in range(N)], "s", "%Y%m%d"),
+        ([f"{1 + i % 28} Mar 2021" for i in range(N)], "s", "%d %b %Y"),
         ([f"2021年03月{1 + i % 28:02}日" for i in range(N)], "s", "%Y年%m月%d日"),
         ([START if i else 0 for i in range(N)], "s", ""), ([START * 1000 if i else START for i in range(N)], "ms", ""),
     ],
@@ -238,7 +250,8 @@ def test_dates_are_times_by_their_type_and_durations_are_none() -> None:
 @pytest.mark.parametrize(
     ("word", "rule"),
     [
-        ("view", 1), ("addtocart", 1), ("add_to_cart", 1), ("浏览", 1), ("purchase", 1), ("impression", "ignored"), ("show", "ignored"),
+        ("view", 1), ("addtocart", 1), ("add_to_cart", 1), ("浏览", 1), ("purchase", 1), ("impression", "ignored"),
+        ("show", "ignored"),
         ("skip", "negative"), ("dislike", "negative"), ("remove_from_cart", "negative"), ("refund", "negative"),
         ("no_click", "negative"), ("zap", None), ("not_known", None),
     ],
@@ -318,12 +331,14 @@ MANY = [float(value) for value in range(MAX_STEPS + 1)]
     ("values", "above", "why"),
     [
         ([0, 1], 0.0, "two values: 1 is a positive, 0 a negative"), ([4, 5, 4], 4.0, "two values"),
-        ([True, False], 0.0, "two values"), ([1, 2, 3, 4, 5], 3.0, "the middle of 1 to 5"), ([1, 2, 10], 2.0, "the middle"),
+        ([True, False], 0.0, "two values"), ([1, 2, 3, 4, 5], 3.0, "the middle of 1 to 5"),
+        ([1, 2, 10], 2.0, "the middle"),
         ([0.5 * half for half in range(1, 11)], 3.0, "the middle of 0.5 to 5, rounded up"),
         ([0.0, 0.5, 1.0], 0.5, "the middle of 0 to 1"), ([-3, 0, 10], 0.0, "what is above 0"),
         ([*MANY, *[4.0] * 30], 4.0, "the median of 21 distinct values from 0 to 20"),
         ([*MANY, *[20.0] * 30], 19.0, "the median of 21 distinct values from 0 to 20, or the second largest"),
-        ([None, 1.0, np.nan, 2.0, np.inf], 1.0, "two values: 2 is a positive"), ([None, None], 0.0, "it has no two values"),
+        ([None, 1.0, np.nan, 2.0, np.inf], 1.0, "two values: 2 is a positive"),
+        ([None, None], 0.0, "it has no two values"),
     ],
 )  # fmt: skip
 def test_a_threshold_follows_the_values(values: list[float | None], above: float, why: str) -> None:

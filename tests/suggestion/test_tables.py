@@ -290,11 +290,13 @@ def test_the_separator_is_sniffed(tmp_path: Path, name: str, separator: str) -> 
 @pytest.mark.parametrize(
     ("text", "form"),
     [
-        ("user;item;x\n7;8;1,5\n9;8;0,5\n7;6;2,0\n", TextFormat(separator=";")), ("userId,title\nu1,i1\nu2,i2\nu1,i2\n", TextFormat()),
+        ("user;item;x\n7;8;1,5\n9;8;0,5\n7;6;2,0\n", TextFormat(separator=";")),
+        ("userId,title\nu1,i1\nu2,i2\nu1,i2\n", TextFormat()),
         ('user,item\nu1,"a, b"\nu2,"c, d"\n', TextFormat()), ("\ufeffuser,item\n1,2\n2,3\n", TextFormat()),
         ("u1,i1\nu2,i1\nu1,i2\n", TextFormat(columns=("column_1", "column_2"))),
         (ROWS.replace(" ", ";"), TextFormat(separator=";", columns=("column_1", "column_2", "column_3"))),
-        ("1,5,6,7\n2,6\n3,5,7,8,9\n", TextFormat(layout="sequences")), ("1,2,3,4,5,6,7\n2,3,4,5,6,7,8\n", TextFormat(layout="sequences")),
+        ("1,5,6,7\n2,6\n3,5,7,8,9\n", TextFormat(layout="sequences")),
+        ("1,2,3,4,5,6,7\n2,3,4,5,6,7,8\n", TextFormat(layout="sequences")),
         ("a,b\n1,2,3\na,5\n", TextFormat()),
     ],
 )  # fmt: skip
@@ -322,7 +324,8 @@ def test_another_encoding_is_refused_and_read_by_its_setting(tmp_path: Path, enc
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        (b"", "the file is empty"), (b"a\rb\rc\r", "end with a carriage return"), (b"sep=;\na;b\n1;2\n", "only spreadsheets read"),
+        (b"", "the file is empty"), (b"a\rb\rc\r", "end with a carriage return"),
+        (b"sep=;\na;b\n1;2\n", "only spreadsheets read"),
         (b"PAR1\xff\xfe", "is no text but Parquet"),
     ],
 )  # fmt: skip

@@ -62,7 +62,7 @@ def suggest(
     title: Annotated[str | None, _column("title", "Titles of the items.")] = None,
     overrides: Overrides = None,
 ) -> None:
-    """Look at tables and write a config for them: the roles of the columns, the recipe for their shape, and the reasons.
+    """Look at tables and write a config for them: roles of the columns, the recipe for their shape, and the reasons.
 
     Where two readings of the columns are possible it stops and lists the flags that settle it."""
     from twotower import files

@@ -13,7 +13,7 @@ import polars as pl
 from twotower.config.toml import TomlValue
 from twotower.data.constant_columns import measure_constancy
 from twotower.data.table_paths import table_source, takes_in
-from twotower.errors import ConfigError
+from twotower.errors import ConfigError, DataError
 from twotower.features.date import fitting_formats
 from twotower.features.schema import Schema
 from twotower.features.side import SIDES, SideName
@@ -37,7 +37,9 @@ MIN_HELD, MIN_Z, MIN_OWNERS = 0.5, 5.0, 20
 """A column holds the answers of more than this share of the rows, of more than shuffled rows by this number of standard
 deviations, of at least this number of rows."""
 MIN_COUNTED = 0.9  # rank correlation with the number of rows of its ids from which a column may be counted from these
+MIN_KNOWN = 0.8  # share of the ids of the log that a column of another name holds if it is the id of a table
 MAX_ROWS, SHUFFLES = 100_000, 5
+TEXT_KINDS = ("text", "vector")
 
 _MEASURES = {
     *[
@@ -111,7 +113,7 @@ def _of_present(series: pl.Series, present: pl.Series, side: SideName) -> SideFe
 
     def made(kind: str, why: str, **options: TomlValue) -> SideFeature:
         named = {"kind": kind, "side": side, "name": series.name, **options}
-        return SideFeature(series.name, named, why, kind in ("text", "vector"))
+        return SideFeature(series.name, named, why, kind in TEXT_KINDS)
 
     n, words = len(series), {*plain(series.name).split("_")}
     is_phrase = is_title(series.name) or role_of_name(series.name) == "query"
@@ -204,12 +206,38 @@ def _separator(values: pl.Series, side: SideName, is_phrase: bool) -> str:
     return ""
 
 
+def own_id(frame: pl.DataFrame, ids: pl.Series, side: SideName) -> str:
+    """Return the column of a side's table that holds the ids of the interactions, "" for none. Raises DataError if
+    several do."""
+    known = ids.drop_nulls().unique().cast(pl.String)
+    keys = [s for s in frame if (s.dtype.is_integer() or s.dtype == pl.String) and not s.is_duplicated().any()]
+    fits = [s.name for s in keys if float(known.is_in(s.cast(pl.String).implode()).mean() or 0) >= MIN_KNOWN]  # type: ignore[arg-type]
+    if len(fits) > 1:
+        raise DataError(
+            f"{side}s: {' and '.join(map(repr, fits))} may hold the ids that '{ids.name}' of the interactions has; set "
+            f"schema.{side}s_id = '{fits[0]}' to say so"
+        )
+    return fits[0] if fits else ""
+
+
+def features_of_schema(schema: Schema, side: SideName) -> SideFeatures:
+    """Return the features of a data set's own schema, without ids and histories."""
+    made = []
+    for f in schema.columns(side):
+        if f.source != schema.id_column(side) and not f.computes:
+            options = {"kind": f.kind, "side": f.side, "name": f.name} | f.model_dump(
+                mode="json", exclude_defaults=True
+            )
+            made.append(SideFeature(f.source, options, "as the data set has it", f.searchable))
+    return SideFeatures(tuple(made), schema.title if side == "item" else "")
+
+
 def with_constant_columns(
     found: FoundTables, roles: Roles, schema: Schema, output: Path | None, context: Collection[str] = ()
 ) -> FoundTables:
     """Return the tables, with tables of items and users made of columns of the interactions.
 
-    Such a column has no role, is in no table, is not in `context`, and has one value in 99 % of the rows of each item or
+    Such a column has no role, is in no table, not in `context`, and has one value in 99 % of the rows of each item or
     user. New files are named by `output`, the file of the config; without it tables of files get none. Notes of `roles`
     name the columns that are left out. Raises ConfigError if a file exists."""
     log, ids = found.interactions, {"items": schema.item_id, "users": schema.user_id}
@@ -331,7 +359,7 @@ def without_answers(
 def _held_share(
     feature: SideFeature, column: pl.Series, own: pl.Series, pairs: pl.DataFrame, known: pl.Series
 ) -> float:
-    """Return the share of the pairs of an id and its answer whose answer the column holds; 0 if it is small or chance."""
+    """Return the share of the pairs of an id and an answer whose answer the column holds, 0 if few or by chance."""
     rows = pl.DataFrame({"own": own, "other": column}).join(pairs.select("own").unique(), on="own", how="semi")
     rows = rows.drop_nulls().head(MAX_ROWS)
     separator = str(feature.options.get("separator", ""))

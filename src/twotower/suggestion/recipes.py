@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import tomllib
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 
@@ -22,14 +22,10 @@ from twotower.train.starts.user_content import fewer_columns
 _PACKAGED = files("twotower") / "recipes"
 FOLDER = _PACKAGED if _PACKAGED.is_dir() else Path(__file__).parents[3] / "examples" / "recipes"
 """The recipes: a folder of the package in a wheel, examples/recipes in a checkout."""
-MAX_FULL_ITEMS, UNIFORM = 50_000, 4096
-"""Items up to which a loss over the whole catalogue is trained, and items drawn for each batch of a larger one."""
-MIN_STEPS, MAX_EPOCHS = 0.1, 100
-"""Share of the recipe's own steps that a training has at least (docs/log.md), and its most epochs."""
+MAX_FULL_ITEMS, UNIFORM = 50_000, 4096  # items up to which a loss is over all, and items drawn from a larger catalogue
+MIN_STEPS, MAX_EPOCHS = 0.1, 100  # share of the recipe's own steps that a training has at least (docs/log.md)
 MIN_WINDOW = 8
-MAX_WIDTH, ROWS_OF_ID = 512, 16
-"""Width up to which a model that is its start is widened on a small log, and the rows that take as long in a start as a
-user or an item (docs/log.md)."""
+MAX_WIDTH, ROWS_OF_ID = 512, 16  # width of a model that is its start; rows that take as long as a user or an item
 
 Settings = dict[str, TomlValue]
 
@@ -79,8 +75,10 @@ class FittedRecipe:
         self.ids, self.has_negatives = ids, has_label and reads_negatives
         self._own_ids = {"user": schema.user_id, "item": schema.item_id}
         self._closed = {start.pair for start in self.config.train.start if not start.learn}
-        raw = [dict(f) for f in section(settings, "schema")["features"]]  # type: ignore[union-attr]
-        own = [f for f in raw if f["kind"] != "sequence" and f["name"] != self._own_ids[f["side"]]]
+        listed_features = section(settings, "schema")["features"]
+        assert isinstance(listed_features, list)
+        raw: list[Settings] = [dict(f) for f in listed_features]
+        own = [f for f in raw if f["kind"] != "sequence" and f["name"] != self._own_ids[str(f["side"])]]
         texts = [f["kind"] == "text" for f in own]
         self.columns = [
             c
@@ -92,7 +90,7 @@ class FittedRecipe:
         """Reason of a feature, by its place."""
         self.features, self._renamed = list[Settings](), dict[tuple[str, str], list[str]]()
         for f in raw:
-            side, name = f["side"], f["name"]
+            side, name = str(f["side"]), str(f["name"])
             made = list[Settings]()
             if f not in own:
                 made = self._fit_own(f, has_label)
@@ -104,13 +102,14 @@ class FittedRecipe:
             self._renamed[side, name] = [str(options["name"]) for options in made]
         self.model = section(settings, "model")
         given = self.model.get("pairs", [])
+        assert isinstance(given, list)
         self.pairs: list[dict[str, Settings]] = [
             {side: self._fit_tower(tower, side, place in self._closed) for side, tower in pair.items()}
-            for place, pair in enumerate(given)  # type: ignore[arg-type]
+            for place, pair in enumerate(given)
         ]
         self.without_columns = {
             place
-            for place, pair in enumerate(given)  # type: ignore[arg-type]
+            for place, pair in enumerate(given)
             if any("fields" in tower and "fields" not in self.pairs[place][side] for side, tower in pair.items())
         }
         """Pairs that read nothing but columns that the tables lack."""
@@ -153,7 +152,8 @@ class FittedRecipe:
 
         No closed form reads text."""
         fitted = {**tower}
-        new = dict.fromkeys(n for name in fitted.pop("fields", ()) for n in self._renamed.get((side, name), ()))  # type: ignore[union-attr]
+        new = dict.fromkeys(n for name in _fields(fitted) for n in self._renamed.get((side, name), ()))
+        fitted.pop("fields", None)
         texts = {str(c.options["name"]) for c in self.columns if c.is_text and c.options["side"] == side}
         names = [name for name in new if not (is_closed and name in texts)]
         return {"fields": names, **fitted} if names else fitted
@@ -166,23 +166,23 @@ class FittedRecipe:
         added = [c for c in self.columns if c.options["side"] == "user" and c.column in of_users]
         trained = [pair for place, pair in enumerate(self.pairs) if place not in self._closed]
         columns = {str(c.options["name"]) for c in self.columns if c.options["side"] == "user"}
-        if any(columns & {*pair["user"].get("fields", columns)} for pair in trained):  # type: ignore[misc]
+        if any(columns & {*_fields(pair["user"], columns)} for pair in trained):
             return
         known = {(f["side"], _source(f)) for f in self.features}
         for column in (c for c in added if ("user", c.column) not in known):
             self.why[len(self.features)] = column.why
             self.features.append({**column.options})
-        most = max((len(pair["user"].get("fields", ())) for pair in trained), default=0)  # type: ignore[arg-type]
+        most = max((len(_fields(pair["user"])) for pair in trained), default=0)
         for user, item in ((pair["user"], pair["item"]) for pair in trained if "fields" in pair["user"]):
-            if added and len(user["fields"]) == most:  # type: ignore[arg-type]
-                user["fields"] = [*user["fields"], *(str(column.options["name"]) for column in added)]  # type: ignore[misc]
+            if added and len(_fields(user)) == most:
+                user["fields"] = [*_fields(user), *(str(column.options["name"]) for column in added)]
                 if item.get("join") == "sum":
                     user |= {"join": "sum", "activation": "Identity", "layers": []}
 
     def drop_pair(self, number: int) -> None:
         """Leave out a pair of towers, and the features that it alone reads."""
-        all_of = {side: [f["name"] for f in self.features if f["side"] == side] for side in SIDES}
-        read = [{(s, n) for s in SIDES for n in pair[s].get("fields", all_of[s])} for pair in self.pairs]  # type: ignore[union-attr]
+        all_of = {side: [str(f["name"]) for f in self.features if f["side"] == side] for side in SIDES}
+        read = [{(str(s), n) for s in SIDES for n in _fields(pair[s], all_of[s])} for pair in self.pairs]
         own = read.pop(number).difference(*read)
         del self.pairs[number]
         kept = [place for place, f in enumerate(self.features) if (f["side"], f["name"]) not in own]
@@ -192,12 +192,12 @@ class FittedRecipe:
     def columns_of(self, number: int, side: SideName) -> list[str]:
         """Return the columns that a tower of a pair reads."""
         found = {str(f["name"]): _source(f) for f in self.features if f["side"] == side}
-        return [found[name] for name in self.pairs[number][side].get("fields", found)]  # type: ignore[union-attr]
+        return [found[name] for name in _fields(self.pairs[number][side], found)]
 
     def order_pair(self, number: int, pooling: Pooling) -> None:
         """Let a history of a pair that is pooled in no order be pooled so. Its items get the width of all pieces."""
         user, item = self.pairs[number]["user"], self.pairs[number]["item"]
-        for feature in (f for f in self.features if f["side"] == "user" and f["name"] in user["fields"]):  # type: ignore[operator]
+        for feature in (f for f in self.features if f["side"] == "user" and f["name"] in _fields(user)):
             if feature["kind"] == "sequence" and not isinstance(feature.get("pooling"), Mapping):  # others are in order
                 feature["pooling"] = {"kind": pooling.kind, **pooling.model_dump(mode="json", exclude_defaults=True)}
                 item["width"] = int(str(user["width"])) * pooling.pieces
@@ -209,6 +209,12 @@ class FittedRecipe:
         for side, width in towers.items() if least > most else ():
             self.pairs[number][side] |= {"width": width * most // least} if width else {}
         return least > most
+
+
+def _fields(tower: Settings, every: Iterable[str] = ()) -> list[str]:
+    """Return the fields of a tower, `every` where it names none."""
+    fields = tower.get("fields")
+    return [str(name) for name in fields] if isinstance(fields, list) else [*every]
 
 
 def _source(feature: Settings) -> str:
@@ -238,8 +244,8 @@ def shaped_settings(
         if isinstance(window, float | int) and needed < window:
             feature["pooling"] = {**section(feature, "pooling"), "window": needed}
             fitted.why[place] = (
-                f"window: the power of two from {shape.long_length:g} on, the length that a tenth of the users exceeds; "
-                f"at least {MIN_WINDOW}, at most {window:g}"
+                f"window: the power of two from {shape.long_length:g} on, which a tenth of the users exceeds; at least "
+                f"{MIN_WINDOW}, at most {window:g}"
             )
     _shape_catalogue(settings, shape, comments)
     if config.train.epochs:
@@ -252,8 +258,8 @@ def shaped_settings(
 def _shape_blends(
     train: Settings, fitted: FittedRecipe, shape: Shape, unweighed: str, unsolved: str, comments: dict[str, str]
 ) -> Settings:
-    """Return the section [train] without starts whose weight cannot be chosen or whose closed form does not fit the log,
-    and leave out their pairs; bound the widths of the others."""
+    """Return the section [train] without starts whose weight cannot be chosen or whose closed form does not fit the
+    log, and leave out their pairs; bound the widths of the others."""
     given = train["start"]
     assert isinstance(given, list)
     reasons, left = dict[str, list[str]](), list[Start]()
@@ -289,19 +295,19 @@ def _shape_blends(
             min(shape.users, shape.items): f"The smaller number of {shape.users:,} users and {shape.items:,} items."
         }
         more = "and a tenth more for new ones."
-        if fitted.ids["item"] not in fitted.pairs[pair]["item"].get("fields", [fitted.ids["item"]]):
+        if fitted.ids["item"] not in _fields(fitted.pairs[pair]["item"], [fitted.ids["item"]]):
             why = f"The number of values of the items' columns, {shape.content_values:,}, {more}"
             bounds.setdefault(-(-11 * shape.content_values // 10), why)
         if start.adds_users:
-            why = f"The smaller number of values of each column of the users and of the items, added up, {shape.joint_values:,}, {more}"
+            why = (
+                f"The smaller numbers of values of columns of users and items, added up, {shape.joint_values:,}, {more}"
+            )
             bounds.setdefault(-(-11 * shape.joint_values // 10), why)
         if start.blend and fitted.narrow_pair(pair, min(bounds)):
             comments[f"model.pairs.{pair}.user.width"] = bounds[min(bounds)]
     if left:
-        comments["train.start"] = " ".join(
-            f"Without {'each of ' * (len(kinds) > 1)}the recipe's start{'s' * (len(kinds) > 1)} {listed(kinds)} and its pair: {why}"
-            for why, kinds in reasons.items()
-        )
+        texts = (f"the recipe's start{'s' * bool(k[1:])} {listed(k)} and its pair: {why}" for why, k in reasons.items())
+        comments["train.start"] = " ".join(f"Without {text}" for text in texts)
     return {**train, "start": kept}
 
 
@@ -310,14 +316,10 @@ def _shape_catalogue(settings: Settings, shape: Shape, comments: dict[str, str])
     drawn = negatives.get("uniform")
     if isinstance(drawn, float | int) and not negatives.get("full") and shape.items <= drawn:
         negatives = {"full": True, **{k: v for k, v in negatives.items() if k != "uniform"}}
-        comments["negatives.full"] = (
-            f"{shape.items:,} items, no more than the {drawn:,} that the recipe draws: all of them."
-        )
+        comments["negatives.full"] = f"{shape.items:,} items, no more than the {drawn:,} that the recipe draws."
     if negatives.get("full") and shape.items > MAX_FULL_ITEMS:
         negatives = {"uniform": UNIFORM, **{k: v for k, v in negatives.items() if k != "full"}}
-        comments["negatives.uniform"] = (
-            f"{shape.items:,} items, more than {MAX_FULL_ITEMS:,}: {UNIFORM:,} drawn for each batch stand for the catalogue."
-        )
+        comments["negatives.uniform"] = f"{shape.items:,} items, more than {MAX_FULL_ITEMS:,}: {UNIFORM:,} are drawn."
     if negatives:
         settings["negatives"] = negatives
 
@@ -335,8 +337,7 @@ def _shape_width(
     if width > own:
         settings["model"] = {**section(settings, "model"), "width": width}
         comments["model.width"] = (
-            f"The recipe's {own:,}, doubled while it stays within {MAX_WIDTH:,} and the numbers of users and items, and "
-            f"takes no longer than on the recipe's own log ({ROWS_OF_ID} rows for each user and item)."
+            f"The recipe's {own:,}, doubled while it takes no longer than on the recipe's own log."
         )
 
 
@@ -353,8 +354,7 @@ def _shape_steps(
         rows = shape.taken
         batch = batch_of(rows, train.batch_size)
         comments["train.batch_size"] = (
-            f"The recipe's {train.batch_size:,}, or the power of two of which {rows:,} rows make {STEPS_OF_EPOCH} steps, at "
-            f"least {MIN_BATCH}."
+            f"{rows:,} rows make at least {STEPS_OF_EPOCH} steps, of {MIN_BATCH} rows or more."
         )
     changed: Settings = {"batch_size": batch}
     steps, own_steps = math.ceil(rows / batch), train.epochs * math.ceil(rule.rows / train.batch_size)
@@ -362,10 +362,7 @@ def _shape_steps(
     needed = min(MAX_EPOCHS, math.ceil(least / steps))
     if not pointwise and needed > train.epochs:
         changed["epochs"] = needed
-        comments["train.epochs"] = (
-            f"More than the recipe's {train.epochs}: {steps:,} steps an epoch, and {least:,} are needed; the recipe's own are "
-            f"{own_steps:,}. At most {MAX_EPOCHS} epochs."
-        )
+        comments["train.epochs"] = f"{steps:,} steps an epoch, and {least:,} are needed; at most {MAX_EPOCHS} epochs."
     settings["train"] = {**section(settings, "train"), **changed}
 
 

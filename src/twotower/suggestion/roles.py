@@ -35,53 +35,49 @@ OPTION_OF = {
     "query": "user_id", "user": "user_id", "session": "user_id", "item": "item_id", "time": "time", "label": "label",
     "event": "event", "weight": "weight", "title": "title",
 }  # fmt: skip
-"""Option of the schema by role. What was searched for is the user of a log of queries, and a session one without users."""
+"""Option of the schema by role. A log of queries has these as users, and a log without users its sessions."""
 COLUMNS = (
     "user_id", "item_id", "time", "time_unit", "time_format", "label", "positive_above", "weight", "weight_scale",
     "event", "events", "users_id", "items_id", "missing", "bad_times",
 )  # fmt: skip
 """Options of the schema that the columns of the interactions decide, or that decide which rows are read."""
-MAX_EVENT_TYPES = 20
-"""Types of events up to which a column is one of event types."""
-MAX_STEPS = 20
-"""Distinct values up to which numbers may be labels, and the highest of their steps."""
-MIN_ROWS, MAX_DISTINCT = 20, 0.95
-"""Rows, and share of distinct values among them, from which a column names rows."""
-MIN_TAIL = 10
-"""Multiple of the median that a hundredth of the weights exceeds, from which they are read on the log scale."""
+MAX_EVENT_TYPES = 20  # types of events up to which a column is one of event types
+MAX_STEPS = 20  # distinct values up to which numbers may be labels, and the highest of their steps
+MIN_ROWS, MAX_DISTINCT = 20, 0.95  # rows, and share of distinct values among them, from which a column names rows
+MIN_TAIL = 10  # multiple of the median that a hundredth of the weights exceeds, if they are read on the log scale
 MIN_RATINGS, MIN_APART, MIN_UNRATED = 5, 4, 0.05
-"""A label for no rating is apart from this many ratings, has this multiple of the rows of the lowest, and this share of all."""
+"""A label for no rating has this many ratings above it, this multiple of the rows of the lowest, this share of all."""
 
 _KNOWN = {
-    "user": "user u uid customer visitor client member buyer shopper reader listener viewer reviewer subscriber account "
-    "person player",
+    "user": "user u uid customer visitor client member buyer shopper reader listener viewer reviewer account player",
     "item": "item i iid product article movie film song track book video sku asin parent_asin isbn news game course "
     "anime page",
     "session": "session visit user_session",
     "query": "query search search_query search_term query_text search_text keyword keywords q",
     "time": "time timestamp ts date datetime",
     "label": "label rating ratings star stars score like liked click clicked is_click is_like target",
-    "event": "event event_type type action action_type behavior behavior_type behaviour behaviour_type interaction_type",
+    "event": "event event_type type action action_type behavior behavior_type behaviour behaviour_type",
     "weight": "weight weights",
 }
 """Standard names by role, in plain form."""
 _CHINESE = {
-    "用户": "user", "会员": "member", "客户": "customer", "顾客": "customer", "买家": "buyer", "商品": "item", "物品": "item",
-    "产品": "product", "电影": "movie", "歌曲": "song", "文章": "article", "图书": "book", "视频": "video", "新闻": "news",
-    "编号": "id", "标识": "id", "编码": "code", "时间戳": "timestamp", "时间": "time", "日期": "date", "评分": "rating",
-    "打分": "score", "分数": "score", "权重": "weight", "行为类型": "event_type", "行为": "behavior", "事件": "event",
-    "搜索词": "query", "查询词": "query", "关键词": "keyword", "会话": "session", "标题": "title", "名称": "name", "片名": "title",
-    "书名": "title", "点击": "click", "浏览": "view", "播放": "play", "收藏": "favorite", "加购": "cart", "购买": "purchase",
-    "喜欢": "like", "交互": "interactions", "日志": "log", "记录": "log", "订单": "orders", "训练": "train", "验证": "validation",
-    "测试": "test", "年龄": "age", "价格": "price", "年份": "year",
+    "用户": "user", "会员": "member", "客户": "customer", "顾客": "customer", "买家": "buyer", "商品": "item",
+    "物品": "item", "产品": "product", "电影": "movie", "歌曲": "song", "文章": "article", "图书": "book",
+    "视频": "video", "新闻": "news", "编号": "id", "标识": "id", "编码": "code", "时间戳": "timestamp", "时间": "time",
+    "日期": "date", "评分": "rating", "打分": "score", "分数": "score", "权重": "weight", "行为类型": "event_type",
+    "行为": "behavior", "事件": "event", "搜索词": "query", "查询词": "query", "关键词": "keyword", "会话": "session",
+    "标题": "title", "名称": "name", "片名": "title", "书名": "title", "点击": "click", "浏览": "view", "播放": "play",
+    "收藏": "favorite", "加购": "cart", "购买": "purchase", "喜欢": "like", "交互": "interactions", "日志": "log",
+    "记录": "log", "订单": "orders", "训练": "train", "验证": "validation", "测试": "test", "年龄": "age",
+    "价格": "price", "年份": "year",
 }  # fmt: skip
 """Chinese words of names, the longer before those that they begin with."""
 _UNDOINGS = "remove removed delete deleted unlike return returned refund refunded cancel canceled cancelled unfollow"
 _REFUSALS = f"dislike disliked skip skipped hide hidden reject rejected downvote report dismiss decline {_UNDOINGS}"
 _SHOWN = "impression impressions show shown exposure expose display displayed"
 _CHOICES = (
-    "view views click clicks pv buy purchase transaction order checkout cart addtocart fav favorite favourite like love "
-    "upvote play watch listen read open detail share save bookmark wishlist comment review rate follow subscribe "
+    "view views click clicks pv buy purchase transaction order checkout cart addtocart fav favorite favourite like "
+    "love upvote play watch listen read open detail share save bookmark wishlist comment review rate follow subscribe "
     "download install book apply search"
 )
 _IDENTIFIER = re.compile(r"(.+?)_?(?:id|ids|key|no|number|code|uuid)")
@@ -154,6 +150,13 @@ def _ends(name: str) -> set[str]:
     return {found, found.partition("_")[0], found.rpartition("_")[2]}
 
 
+def role_options(columns: Mapping[str, str]) -> dict[str, TomlValue]:
+    """Return the options of the schema for columns by role; queries come before users, and users before sessions."""
+    none: dict[str, TomlValue] = {option: "" for role, option in OPTION_OF.items() if columns.get(role) == ""}
+    none.pop("user_id", None)
+    return none | {OPTION_OF[role]: columns[role] for role in reversed(OPTION_OF) if columns.get(role)}
+
+
 def find_roles(
     frame: pl.DataFrame, given: Mapping[str, TomlValue], columns: Mapping[str, str],
     tables: Mapping[str, pl.DataFrame | None],
@@ -162,11 +165,10 @@ def find_roles(
 
     `given` are options of the schema and `columns` columns by role, with an empty name for a role that no column has.
     `tables` are the tables of "users" and "items". Raises DataError with one question for all roles that are open."""
-    of_roles = {OPTION_OF[role]: columns[role] for role in reversed(OPTION_OF) if columns.get(role)}
-    none = {OPTION_OF[role]: "" for role, name in columns.items() if not name and OPTION_OF[role] != "user_id"}
     roles = Roles()
-    for option, value in {**none, **of_roles, **given}.items():
-        roles.put(option, value, "as given")
+    for option, value in {**role_options(columns), **given}.items():
+        if value != "" or option not in ("user_id", "item_id"):
+            roles.put(option, value, "as given")
     for name in (*roles.named, *(name for role, name in columns.items() if name and role != "title")):
         if name not in frame.columns:
             known = ", ".join(frame.columns[:12])
@@ -331,7 +333,7 @@ class _Search:
                 roles.put("weight_scale", "log", why)
 
     def question(self) -> str:
-        """Return the question: the open roles, what is taken for what, all columns with examples, and what settles it."""
+        """Return the question: open roles, what is taken for what, all columns with examples, and what settles it."""
         frame, options = self.frame, self.roles.options
         may_be = {role: " or ".join(map(repr, names)) or "no standard name" for role, (names, _) in self.open.items()}
         open_roles = "; ".join(
@@ -351,8 +353,8 @@ class _Search:
         need = [f"`{role}='COLUMN'`" + " (or `query` or `session`)" * (role == "user") for role in self.open]
         none = "" if {*self.open} <= {"user", "item"} else "; an empty name, '', if none has it"
         return (
-            f"interactions: the roles of columns are open. {open_roles}. Taken so far: {', '.join(taken) or 'none'}. Columns: "
-            f"{shown}. Name them: {listed(need)}{none}"
+            f"interactions: the roles of columns are open. {open_roles}. Taken so far: {', '.join(taken) or 'none'}. "
+            f"Columns: {shown}. Name them: {listed(need)}{none}"
         )
 
 

@@ -10,8 +10,8 @@ import numpy as np
 import polars as pl
 
 from twotower.arrays.types import Ints
-from twotower.data import drift_evidence as drifts
-from twotower.data.drift_evidence import DriftEvidence, begin_apart, drift_evidence
+from twotower.data import drift_evidence
+from twotower.data.drift_evidence import DriftEvidence, begin_apart
 from twotower.data.labels import POSITIVE
 from twotower.data.order_evidence import MIN_LIFT, MIN_Z, OrderEvidence, order_evidence
 from twotower.data.parts import PART
@@ -37,7 +37,7 @@ MAX_QUERY_LENGTH = 5  # median rows of a user up to which a text of users is a q
 MIN_NEGATIVES = 0.05  # share of negatives from which a label of two values is worth a ranking of its own
 MIN_LONG = 50  # median rows of a user from which a history is long
 MIN_SHARED, MIN_TIMES, SAMPLED_PAIRS = 0.2, 2.0, 20_000
-"""Share of rows whose query and title share a word, multiple of the share of shuffled rows, and rows that are compared."""
+"""Share of rows whose query and title share a word, multiple of that of shuffled rows, and rows compared."""
 MIN_USER_LIFT, MIN_USER_Z, ROWS_OF_VALUE, MAX_USER_ROWS = 1.4, 5.0, 20, 200_000
 """Lift, and deviations above shuffled users, from which a column of users predicts items; rows of each value, on
 average; rows that are compared."""
@@ -170,7 +170,7 @@ def measure_shape(
         long_length=float(np.quantile(lengths, 0.9)) if len(lengths) else 0.0,
         measurable=int((lengths >= MIN_LAST).sum()),
         order=None if times is None else order_evidence(users[taken], items[taken], times[taken]),
-        drift=drift_evidence(users[taken], items[taken], times[taken])
+        drift=drift_evidence.drift_evidence(users[taken], items[taken], times[taken])
         if times is not None and by_time and orders_all
         else None,
         label_values=labels.n_unique(),
@@ -334,7 +334,7 @@ def describe_drift(shape: Shape) -> str:
     if shape.drift is None:
         return "no times that all users share show what is popular when"
     verdict = "what is popular changes" if shape.drift.exists else "what is popular hardly changes"
-    return f"{verdict}: {shape.drift}; thresholds {drifts.MIN_LIFT:g} times and z {drifts.MIN_Z:g}"
+    return f"{verdict}: {shape.drift}; thresholds {drift_evidence.MIN_LIFT:g} times and z {drift_evidence.MIN_Z:g}"
 
 
 def _refused(shape: Shape) -> str:
@@ -354,9 +354,10 @@ def _new(shape: Shape) -> str:
     lifts = ", ".join(f"'{name}' {lift:.2f}" for name, lift in shape.telling.items()) or "none"
     rows = "of the latest tenth of the rows" if shape.by_time else "of the rows"
     return (
-        f"{shape.new_items:.1%} {rows} are of items without {'an earlier' if shape.by_time else 'another'} row (threshold "
-        f"{MIN_NEW:.0%}), and the items have {shape.contents} columns of contents, {shape.texts} of them text; "
-        f"columns of users that predict items: {lifts} (threshold {MIN_USER_LIFT:g}); a user has {shape.rows_of_user}, the median (threshold at most {MAX_FEW}, without an order)"
+        f"{shape.new_items:.1%} {rows} are of items without {'an earlier' if shape.by_time else 'another'} row "
+        f"(threshold {MIN_NEW:.0%}), and the items have {shape.contents} columns, {shape.texts} of them text; "
+        f"columns of users that predict items: {lifts} (threshold {MIN_USER_LIFT:g}); a user has "
+        f"{shape.rows_of_user}, the median (threshold at most {MAX_FEW}, without an order)"
     )
 
 
@@ -376,7 +377,8 @@ RULES = (
         lambda s: (
             f"{s.shared[0]:.1%} of the rows share a word of '{s.query}' and '{s.words}' (threshold {MIN_SHARED:.0%}), "
             f"{s.shared[1]:.1%} with shuffled items (threshold {MIN_TIMES:g} times as many), and a user has "
-            f"{s.rows_of_user}, the median (threshold at most {MAX_QUERY_LENGTH})" if s.query and s.words else "users or items have no column of text"
+            f"{s.rows_of_user}, the median (threshold at most {MAX_QUERY_LENGTH})"
+            if s.query and s.words else "users or items have no column of text"
         ),
     ),
     RecipeRule(

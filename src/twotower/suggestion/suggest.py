@@ -23,30 +23,44 @@ from twotower.data.readers import TableLike
 from twotower.data.source import read
 from twotower.data.split import SplitConfig
 from twotower.data.tables import Tables, check, with_present_ids, without_missing
-from twotower.errors import ConfigError, DataError, did_you_mean
+from twotower.errors import ConfigError, did_you_mean
 from twotower.escaping import escape_controls, representation
 from twotower.features.schema import Schema
 from twotower.features.side import SIDES, SideName
 from twotower.progress import doing
-from twotower.suggestion import shape as shapes
 from twotower.suggestion.features import (
     SideFeature,
     SideFeatures,
     counted_columns,
+    features_of_schema,
     guess_features,
+    own_id,
     refuse_among_tables,
     taken_rows,
     with_constant_columns,
     without_answers,
-)  # fmt: skip
+)
 from twotower.suggestion.recipes import FittedRecipe, Settings, first_starts, read_recipe, section, shaped_settings
-from twotower.suggestion.roles import COLUMNS, OPTION_OF, RoleColumns, Roles, find_roles
-from twotower.suggestion.shape import RULES, RecipeRule, Shape, choose, measure_shape, parts_follow, repeated_share
+from twotower.suggestion.roles import COLUMNS, OPTION_OF, RoleColumns, Roles, find_roles, role_options
+from twotower.suggestion.shape import (
+    DENSE,
+    MIN_LAST,
+    MIN_NEW,
+    MIN_NEW_USERS,
+    RULES,
+    RecipeRule,
+    Shape,
+    choose,
+    describe_drift,
+    describe_order,
+    measure_shape,
+    parts_follow,
+    repeated_share,
+)
 from twotower.suggestion.tables import PLACE, USER, FoundTables, find_tables
 
 MIN_REPEATS = 0.1  # share of repeated rows from which rankings hold what a user has taken before
 MAX_SHARED = 0.1  # share of a user's rows of other items at one time up to which times are of rows, and not of days
-MIN_KNOWN = 0.8  # share of the ids of the log that a column of another name holds if it is the id of a table
 MEASURED_USERS = 20_000  # users who test, where twice as many can: a recall of .05 has the standard error .0015
 MAX_TIES = 0.5  # share of neighbouring rows of a user of equal time, up to which a user has a last row
 MIN_ROWS_OF_SPLIT = 6  # median rows of a user from which a tenth of them, rounded, is a row
@@ -146,7 +160,8 @@ def suggest(
     if unknown := next((role for role in columns if role not in OPTION_OF), ""):
         raise ConfigError(f"`{unknown}`: no such role{did_you_mean(unknown, OPTION_OF)}")
     by_role = {role: str(name) for role, name in columns.items() if name is not None}
-    options = section(given, "schema")
+    own = section(given, "schema")
+    options = {**role_options(by_role), **own}
     if output is not None:
         refuse_among_tables(found, output)
     log = _read_log(found, options, by_role, output)
@@ -164,8 +179,8 @@ def suggest(
         _refuse_closed_form(rule, shape, bool(recipe))
         unsolved = f"no closed form goes with the versions of items of schema.valid_from = '{schema.valid_from}'."
     ordered = parts_follow(tables.interactions, schema) if found.has_parts else None
-    composed, comments = _compose(rule, log, shape, ordered, options, given, unsolved)
-    settings = _with_overrides(composed, log, options, overrides)
+    composed, comments = _compose(rule, log, shape, ordered, own, given, unsolved)
+    settings = _with_overrides(composed, log, own, overrides)
     changed = [override.partition("=")[0].strip() for override in overrides]
     comments = {path: said for path, said in comments.items() if not path.startswith((*changed, "\0"))}
     reasons = _reasons(rule, shape, log, section(settings, "schema"), bool(recipe))
@@ -189,8 +204,8 @@ def _read_log(
     """Return tables with the roles of their columns. Raises DataError or ConfigError."""
     known = {key: value for key, value in given.items() if key in (*COLUMNS, "title")}
     if found.schema:
-        own = found.schema.model_dump(mode="json", exclude_defaults=True, include={*COLUMNS})
-        known = {"user_id": found.schema.user_id, "item_id": found.schema.item_id, **own, **known}
+        preset = found.schema.model_dump(mode="json", exclude_defaults=True, include={*COLUMNS})
+        known = {"user_id": found.schema.user_id, "item_id": found.schema.item_id, **preset, **known}
         roles = Roles(known, {key: "as given" if key in given else "as the data set has it" for key in known})
     elif found.layout == "sequences":
         known = {"user_id": USER, "item_id": "item_id", "time": PLACE, "time_unit": "order", **known}
@@ -210,12 +225,12 @@ def _read_log(
     tables: dict[SideName, pl.DataFrame | None] = {"user": found.users, "item": found.items}
     for side, frame in tables.items():
         if found.schema:
-            sides[side] = _of_schema(found.schema, side)
+            sides[side] = features_of_schema(found.schema, side)
         elif frame is not None:
-            key, own_id = ids[side], str(roles.options.get(f"{side}s_id", ""))
-            if not own_id and key not in frame.columns and (own_id := _own_id(frame, rows[key], side)):
-                roles.put(f"{side}s_id", own_id, f"the table of {side}s holds the same ids in it")
-            frame = frame.drop(key, strict=False).rename({own_id: key}) if own_id in frame.columns else frame
+            key, own = ids[side], str(roles.options.get(f"{side}s_id", ""))
+            if not own and key not in frame.columns and (own := own_id(frame, rows[key], side)):
+                roles.put(f"{side}s_id", own, f"the table of {side}s holds the same ids in it")
+            frame = frame.drop(key, strict=False).rename({own: key}) if own in frame.columns else frame
             sides[side] = guess_features(frame, side, key)
             if key in frame.columns and not frame[key].dtype.is_nested():
                 sides[side] = without_answers(sides[side], frame, side, ids, taken)
@@ -236,32 +251,6 @@ def _features(schema: Mapping[str, TomlValue]) -> list[Settings]:
     return [dict(f) for f in found if isinstance(f, Mapping)] if isinstance(found, list) else []
 
 
-def _own_id(frame: pl.DataFrame, ids: pl.Series, side: SideName) -> str:
-    """Return the column of a side's table that holds the ids of the interactions, "" for none. Raises DataError if
-    several do."""
-    known = ids.drop_nulls().unique().cast(pl.String)
-    keys = [s for s in frame if (s.dtype.is_integer() or s.dtype == pl.String) and not s.is_duplicated().any()]
-    fits = [s.name for s in keys if float(known.is_in(s.cast(pl.String).implode()).mean() or 0) >= MIN_KNOWN]  # type: ignore[arg-type]
-    if len(fits) > 1:
-        raise DataError(
-            f"{side}s: {' and '.join(map(repr, fits))} may hold the ids that '{ids.name}' of the interactions has; set "
-            f"schema.{side}s_id = '{fits[0]}' to say so"
-        )
-    return fits[0] if fits else ""
-
-
-def _of_schema(schema: Schema, side: SideName) -> SideFeatures:
-    """Return the features of a data set's own schema, without ids and histories."""
-    made = []
-    for f in schema.columns(side):
-        if f.source != schema.id_column(side) and not f.computes:
-            options = {"kind": f.kind, "side": f.side, "name": f.name} | f.model_dump(
-                mode="json", exclude_defaults=True
-            )
-            made.append(SideFeature(f.source, options, "as the data set has it", f.searchable))
-    return SideFeatures(tuple(made), schema.title if side == "item" else "")
-
-
 @doing("checking the tables")
 def _checked(found: FoundTables, schema: Schema, folder: Path) -> Tables:
     """Return the tables as a training reads them. Raises DataError."""
@@ -280,7 +269,7 @@ def _checked(found: FoundTables, schema: Schema, folder: Path) -> Tables:
 
 
 def _numbers_rows(frame: pl.DataFrame, schema: Schema) -> bool:
-    """Return True for a time that counts the rows of each user, without gap or repeat, from one first number for all."""
+    """Return True for a time that counts the rows of each user from one first number for all."""
     if not schema.time or not frame[schema.time].dtype.is_integer():
         return False
     value, first = pl.col(schema.time), frame[schema.time].min()
@@ -294,8 +283,8 @@ def _refuse_closed_form(rule: RecipeRule, shape: Shape, is_asked: bool) -> None:
     if rule.recipe not in trained:
         raise ConfigError(
             (f"`recipe` {rule.recipe}: " if is_asked else f"the rules choose the recipe {rule.recipe}, which ")
-            + "has closed forms alone, which do not go with versions of items; leave schema.valid_from out, or ask for a "
-            f"recipe that is trained: {', '.join(trained)}"
+            + "has closed forms alone, which do not go with versions of items; leave schema.valid_from out, or ask for "
+            f"a recipe that is trained: {', '.join(trained)}"
         )
 
 
@@ -305,8 +294,8 @@ def _compose(
 ) -> tuple[Settings, dict[str, str]]:  # fmt: skip
     """Return the settings of a recipe for a log, and comments by dotted key.
 
-    `ordered` says whether given parts follow one another in time; None: a rule splits. `options` are those of the schema
-    that are given, and `unsolved` is the reason that no closed form goes with the tables."""
+    `ordered` says whether given parts follow one another in time; None: a rule splits. `options` are given options of
+    the schema, and `unsolved` is the reason that no closed form goes with the tables."""
     source, data = read_recipe(rule.recipe), log.tables.section or {}
     own, config = parse_config(source, f"recipe {rule.recipe}")
     schema, comments = log.schema, {f"schema.{key}": why for key, why in log.roles.why.items()}
@@ -327,7 +316,7 @@ def _compose(
     has_label = "label" in schema or "event" in schema
     reads_users = rule.reads_users and (shape.has_telling or (rule.needs_contents and not shape.contents))
     of_users = [*shape.telling] if reads_users else []
-    ids = {side: str(schema[f"{side}_id"]) for side in SIDES}
+    ids: dict[str, str] = {side: str(schema[f"{side}_id"]) for side in SIDES}
     fitted = FittedRecipe(
         source, ids, columns, has_label, alike, of_users, pointwise or shape.is_scale,
         (("user", shape.query), ("item", shape.words)),
@@ -359,7 +348,7 @@ def _compose(
         comments["split.kind"] = f"Files give the parts.{none}"
     else:
         has_text = any(f.get("side") == "user" and f["kind"] == "text" for f in fitted.features)
-        are_known = shape.new_users < shapes.MIN_NEW_USERS or bool(of_users) or has_text or pointwise
+        are_known = shape.new_users < MIN_NEW_USERS or bool(of_users) or has_text or pointwise
         split, of_split = _split(section(source, "split"), config.split, log.ranks_repeats, shape, are_known, follows)
         comments |= of_split
     if not has_validation:
@@ -374,14 +363,10 @@ def _compose(
                 set_model(option, False, f"No validation part {does}.")
     if log.keeps_repeats(split):
         schema = {**schema, "duplicates": "keep"}
+        then = "is ranked again" if log.ranks_repeats else "is left out of rankings"
         comments["schema.duplicates"] = (
-            f"{log.repeats:.2%} of the rows repeat a pair of user and item (threshold of a log of repeats {MIN_REPEATS:.0%}): "
-            "earlier ones stay in the training where later ones test, and "
-            + (
-                "a ranking has what comes again."
-                if log.ranks_repeats
-                else "rankings leave out what a user has taken before."
-            )
+            f"{log.repeats:.2%} of the rows repeat a pair of user and item (many from {MIN_REPEATS:.0%} on): earlier "
+            f"ones stay in the training where later ones test, and what a user has taken before {then}."
         )
     if log.ranks_repeats:
         evaluation["repeats"] = "allow"
@@ -419,7 +404,7 @@ def _split(
     `are_known` is False if most of the latest rows are of users of whom nothing is known, `follows` True if the model
     ranks by what is popular now."""
     # A last row says something of a user where rows follow one another, and one before it is left to learn from.
-    may_be_last = shape.order is not None and shape.order.ties < MAX_TIES and shape.length >= shapes.MIN_LAST
+    may_be_last = shape.order is not None and shape.order.ties < MAX_TIES and shape.length >= MIN_LAST
     is_free, split, why = not config.follows_time, source, ""
     if config.needs_time and shape.order is None:
         split, why = {"kind": "random"}, "The recipe splits by time, and there is none."
@@ -429,27 +414,18 @@ def _split(
     elif ranks_repeats and is_free and shape.order is not None and (are_known or may_be_last):
         split = {"kind": "time" if shape.by_time and are_known else "last"}
         why = "Repeats are kept: training has the earlier ones, so that the later ones are foreseen."
-    elif is_free and shape.by_time and shape.new_items >= shapes.MIN_NEW and (are_known or may_be_last):
+    elif is_free and shape.by_time and shape.new_items >= MIN_NEW and (are_known or may_be_last):
         split = {"kind": "time" if are_known else "last"}
         why = "New items come later: the latest rows test, and the report has items that training lacks."
     elif config.kind == "user_random" and shape.length < MIN_ROWS_OF_SPLIT:
         split = {**split, "kind": "random"}
-        why = (
-            f"A user has {shape.rows_of_user}, the median (threshold {MIN_ROWS_OF_SPLIT}): a tenth of most users' rows rounds "
-            "to none, so that the rows of all are drawn together."
-        )
+        why = f"A user has {shape.rows_of_user}, the median (threshold {MIN_ROWS_OF_SPLIT}): a tenth rounds to none."
     if why and split.get("kind") == "last" and shape.by_time and not are_known and is_free and not follows:
-        why += (
-            f" Each user's last row tests, as {shape.new_users:.1%} of the latest rows are of users without an earlier row "
-            f"(threshold {shapes.MIN_NEW_USERS:.0%}), of whom a model knows nothing."
-        )
+        why += f" {shape.new_users:.1%} of the latest rows are of users without an earlier row, so last rows test."
     comments = {"split.kind": why} if why else {}
     if split.get("kind", config.kind) in SplitConfig.kinds_of_users and shape.measurable >= 2 * MEASURED_USERS:
         split = {**split, "users": float(f"{MEASURED_USERS / shape.measurable:.2g}")}
-        comments["split.users"] = (
-            f"{shape.measurable:,} users have {shapes.MIN_LAST} rows or more: {MEASURED_USERS:,} of them are enough, and the "
-            "others are trained whole."
-        )
+        comments["split.users"] = f"{MEASURED_USERS:,} of {shape.measurable:,} users are enough to test."
     return split, comments
 
 
@@ -482,8 +458,8 @@ def _reasons(rule: RecipeRule, shape: Shape, log: _Log, schema: Mapping[str, Tom
         f"Recipe {rule.recipe}: {rule.question}",
         f"Tables: {shape.interactions:,} interactions of {shape.users:,} users and {shape.items:,} items.",
         f"Columns, by standard names and types: {known}; an override such as schema.time=NAME corrects one.",
-        f"Order: {shapes.describe_order(shape)}.",
-        f"Drift: {shapes.describe_drift(shape)}.",
+        f"Order: {describe_order(shape)}.",
+        f"Drift: {describe_drift(shape)}.",
         *(f"{note[:1].upper()}{note[1:]}." for note in log.tables.notes),
     ]
     if is_asked:
@@ -497,21 +473,20 @@ def _reasons(rule: RecipeRule, shape: Shape, log: _Log, schema: Mapping[str, Tom
         lines.append(f"The label '{label}' is not read: a row says what a user took. The recipe ranking reads it.")
     if shape.no_rating is not None:
         lines.append(
-            f"Look at the label '{label}': {shape.no_rating:g} has many more rows than the lowest rating and seems to stand "
-            "for no rating; leave its rows out to learn from ratings alone."
+            f"Look at the label '{label}': {shape.no_rating:g} seems to stand for no rating; leave its rows out."
         )
     read = {(f.get("side", ""), f.get("column", f.get("name"))) for f in _features(schema)}
     if shape.unused and shape.contents and not any(s == "item" and name != options["item_id"] for s, name in read):
         lines.append(
-            f"Look at the items: {shape.unused:,} of {shape.items:,} have no row, and this recipe reads no column of items. The "
-            "recipe cold-start ranks them by their columns: ask for it if they are to be recommended."
+            f"Look at the items: {shape.unused:,} of {shape.items:,} have no row, and this recipe reads no column of "
+            "them; the recipe cold-start recommends them."
         )
     if unread := [f"'{f.column}'" for f in log.features if (f.options["side"], f.column) not in read]:
         lines.append(f"Columns of users and items that this recipe does not read: {', '.join(unread)}.")
     if shape.is_dense and not shape.negatives:
+        dense = f"users have {shape.density:.0%} of the items (threshold {DENSE:.0%})"
         lines.append(
-            f"Look at the rows: users have {shape.density:.0%} of the items (threshold {shapes.DENSE:.0%}), so the presence of "
-            "a row says nothing; schema.label=NAME names what they liked."
+            f"Look at the rows: {dense}; the presence of a row says nothing, and schema.label=NAME names what does."
         )
     for side in SIDES:
         telling = {name: 0.0 for name in shape.telling if side == "user" and ("user", name) in read}
@@ -523,8 +498,8 @@ def _reasons(rule: RecipeRule, shape: Shape, log: _Log, schema: Mapping[str, Tom
                 else ""
             )
             lines.append(
-                f"Look at {', '.join(both)} of the {side}s:{why} columns computed from these rows, such as totals or favourites, "
-                "give the answers away; use values known before the rows."
+                f"Look at {', '.join(both)} of the {side}s:{why} columns computed from these rows give the answers away; "
+                "use values known before them."
             )
     return [
         *lines,

@@ -34,17 +34,14 @@ from twotower.progress import doing
 from twotower.section import first_problem
 from twotower.suggestion.roles import plain, role_of_name
 
-USER, ITEM, PLACE = "user_id", "item_id", "place"
-"""Columns of files with one user a line, which have no names."""
+USER, ITEM, PLACE = "user_id", "item_id", "place"  # columns of files with one user a line, which have no names
 SAMPLED_LINES = 200
-MIN_SAME_WIDTH = 0.9
-"""Share of lines that have as many values as the first from which a line is a row."""
-SEQUENCE_WIDTH = 6
-"""Values of a line from which a file of whole numbers alone has one user a line."""
+MIN_SAME_WIDTH = 0.9  # share of lines that have as many values as the first from which a line is a row
+SEQUENCE_WIDTH = 6  # values of a line from which a file of whole numbers alone has one user a line
 
 _FILES = {
     "users": "users user customers customer members visitors readers queries",
-    "items": "items item products product movies movie films articles article books songs tracks videos news catalogue catalog",
+    "items": "items item products product movies movie films articles article books songs tracks videos news catalog",
     "interactions": "interactions interaction ratings rating clicks click events event log logs orders purchases "
     "transactions views reviews likes sessions behaviors history data train inter",
 }
@@ -59,17 +56,12 @@ class FoundTables:
     interactions: pl.DataFrame
     users: pl.DataFrame | None = None
     items: pl.DataFrame | None = None
-    section: Mapping[str, TomlValue] | None = None
-    """None: the tables are frames, which no file names."""
-    schema: Schema | None = None
-    """Schema of a data set by name."""
+    section: Mapping[str, TomlValue] | None = None  # None: the tables are frames, which no file names
+    schema: Schema | None = None  # schema of a data set by name
     layout: str = "rows"
-    is_text: bool = False
-    """True if the interactions are in text files, where ids keep their spelling."""
-    notes: tuple[str, ...] = ()
-    """Lines: which files are read, which are not, what their form is."""
-    made: tuple[str, ...] = ()
-    """Those of "items" and "users" with columns of the interactions, which no file has there."""
+    is_text: bool = False  # True if the interactions are in text files, where ids keep their spelling
+    notes: tuple[str, ...] = ()  # lines: which files are read, which are not, what their form is
+    made: tuple[str, ...] = ()  # those of "items" and "users" with columns of the interactions, which no file has there
 
     @property
     def has_parts(self) -> bool:
@@ -91,7 +83,8 @@ def find_tables(
         notes = list[str]()
         frames = {name: _usable(as_frame(table, name, Reading(None)), notes) for name, table in paths.items()}
         frame = _usable(as_frame(interactions, "interactions", Reading(None)), notes)
-        return FoundTables(_with_rows(frame, "interactions"), **frames, notes=tuple(notes))
+        frame = _with_rows(frame, "interactions")
+        return FoundTables(frame, frames.get("users"), frames.get("items"), notes=tuple(notes))
     if any(not isinstance(table, str | Path) for table in paths.values()):
         raise DataError("interactions: a path, and a frame for another table; give all tables as frames or as paths")
     if dataset := _named(str(interactions), folder):
@@ -111,14 +104,10 @@ def find_tables(
 class FolderTables:
     """Paths of the tables of a folder, or of a file."""
 
-    log: Path | Url
-    """Interactions: all of them, or the part train if there are `parts`."""
-    parts: Mapping[str, Path] = field(default_factory=dict)
-    """Interactions by part, in the order train, validation, test. Empty: the log is in one table."""
-    sides: Mapping[str, Path | Url] = field(default_factory=dict)
-    """Tables of users and items, by these names."""
-    unread: tuple[str, ...] = ()
-    """Files that are not read, each with the reason."""
+    log: Path | Url  # all interactions, or the part train
+    parts: Mapping[str, Path] = field(default_factory=dict)  # interactions by part, from train on; empty: no parts
+    sides: Mapping[str, Path | Url] = field(default_factory=dict)  # tables of "users" and "items"
+    unread: tuple[str, ...] = ()  # files that are not read, each with the reason
 
 
 def folder_tables(path: Path | Url) -> FolderTables:
@@ -139,7 +128,7 @@ def folder_tables(path: Path | Url) -> FolderTables:
     log = found.get("train") or found.get("interactions")
     if "train" in found and "interactions" in found:
         raise DataError(
-            f"{path}: {found['interactions'].name} and {found['train'].name} both look like interactions; name one file, "
+            f"{path}: {found['interactions'].name} and {found['train'].name} both look like interactions; name one, "
             "and `users` and `items`"
         )
     if log is None and not found:
@@ -171,11 +160,11 @@ def _role_of(path: Path) -> str:
 
 
 def _one(folder: Path, role: str, files: list[Path]) -> Path:
-    """Return the path of a table: a file, or for a part a pattern of files that differ in a number. Raises DataError."""
+    """Return the path of a table: a file, or for a part a pattern of files that differ in a number."""
     pattern = re.sub(r"\d+", "*", files[0].name)
     if len(files) > 1 and not (role in PART_NAMES and {*folder.glob(pattern)} == {*files}):
         raise DataError(
-            f"{folder}: {files[0].name} and {files[1].name} both look like {role}; name one file, and `users` and `items`"
+            f"{folder}: {files[0].name} and {files[1].name} both look like {role}; name one, and `users` and `items`"
         )
     return files[0] if len(files) == 1 else folder / pattern
 
@@ -218,7 +207,7 @@ def _read(files: FolderTables, folder: Path, given: TextFormat | None) -> FoundT
     kept = {name: _usable(frame, notes) for name, frame in frames.items()}
     log = _with_rows(kept.pop("interactions"), str(files.log))
     return FoundTables(
-        log, **kept, section=section, layout=form.layout, is_text="interactions" in texts, notes=tuple(notes)
+        log, kept.get("users"), kept.get("items"), section, None, form.layout, "interactions" in texts, tuple(notes)
     )
 
 
@@ -237,7 +226,7 @@ def _frames(files: FolderTables, form: TextFormat) -> dict[str, pl.DataFrame]:
         frames = {"interactions": read_file(str(files.log), reading)}
     of_side = replace(reading, lines=(), columns=(), numbers=None)
     for name, path in files.sides.items():
-        frames[name] = read_file(str(path), replace(of_side, separator=form.separator_of(name)))  # type: ignore[arg-type]
+        frames[name] = read_file(str(path), replace(of_side, separator=form.separator_of(name)))
     return frames
 
 
@@ -255,7 +244,7 @@ def _decimal_commas(frames: Mapping[str, pl.DataFrame], form: TextFormat, texts:
     """Return the columns of numbers with a decimal comma, where no number has a point."""
     found, has_points = list[str](), False
     for name, path in texts.items():
-        if (form.separator_of(name) or SEPARATOR_OF[path.ending]) != ",":  # type: ignore[arg-type]
+        if (form.separator_of(name) or SEPARATOR_OF[path.ending]) != ",":
             for series in frames[name]:
                 values = series.drop_nulls()
                 has_points |= series.dtype.is_float()
@@ -265,7 +254,7 @@ def _decimal_commas(frames: Mapping[str, pl.DataFrame], form: TextFormat, texts:
 
 
 def sniff(path: TablePath) -> TextFormat:
-    """Return the form of a text file: its separator, whether a line is a row or a user, and whether it has a header line.
+    """Return the form of a text file: its separator, rows or users in lines, and whether it has a header line.
 
     `columns` of a file without one are column_1, column_2, …. Raises DataError if it cannot be read."""
     lines = _first_lines(path)
