@@ -90,7 +90,7 @@ def test_titles_have_standard_names() -> None:
 
 
 def shop(wrong: float = 0.0) -> pl.DataFrame:
-    """Return a log with a brand of each item, in all but a share of the rows, a country of each user, a device of each row."""
+    """Return a log with a brand of each item, wrong in a share of the rows, a country of each user, and a device."""
     rng, actions = np.random.default_rng(0), log()
     shown = np.where(
         rng.random(len(actions)) < wrong, rng.integers(0, ITEMS, len(actions)), actions["item_id"].to_numpy()
@@ -149,7 +149,9 @@ def test_a_given_table_gets_the_columns_that_it_lacks() -> None:
     items = pl.DataFrame({"item_id": range(ITEMS), "size": [i % 3 for i in range(ITEMS)]})
     found = suggest(shop(), items=items)
     assert found.tables["items"].columns == ["item_id", "size", "brand"]
-    context = 'schema.features=[{kind="categorical",side="context",name="brand"},{kind="categorical",side="item",name="item_id"},{kind="categorical",side="user",name="user_id"}]'  # fmt: skip
+    named = (("context", "brand"), ("item", "item_id"), ("user", "user_id"))
+    listed = ",".join(f'{{kind="categorical",side="{side}",name="{name}"}}' for side, name in named)
+    context = f"schema.features=[{listed}]"
     assert "brand" not in suggest(shop(), items=items, overrides=[context]).tables.get("items", items).columns
 
 

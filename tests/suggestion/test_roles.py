@@ -117,7 +117,10 @@ QUESTIONS: dict[str, tuple[dict[str, Sequence[object]], list[str], str]] = {
     "an item of each row": ({**ROWS, "item_id": range(N)}, ["item"], "'item_id' (each row has a value of its own)"),
     "two times": ({**ROWS, "created_at": OTHER["created_at"]}, ["time"], "time: 'timestamp' or 'created_at'"),
     "created and updated": (
-        {"user": ROWS["user_id"], "item": ROWS["item_id"], "created_at": ROWS["timestamp"], "updated_at": OTHER["created_at"]},
+        {
+            "user": ROWS["user_id"], "item": ROWS["item_id"], "created_at": ROWS["timestamp"],
+            "updated_at": OTHER["created_at"],
+        },
         ["time"], "time: 'created_at' or 'updated_at'",
     ),
     "numbers like times": (
@@ -141,7 +144,8 @@ QUESTIONS: dict[str, tuple[dict[str, Sequence[object]], list[str], str]] = {
     "an outcome": ({**ROWS, "won": [i * i % 7 % 2 == 0 for i in range(N)]}, ["label"], "label: 'won'"),
     "two weights": ({**ROWS, "weight": STARS, "weights": STARS[::-1]}, ["weight"], "weight: 'weight' or 'weights'"),
     "all at once": (
-        {"a": ROWS["user_id"], "b": ROWS["item_id"], "c": ROWS["timestamp"], "d": STARS}, ["user", "item", "time", "label"],
+        {"a": ROWS["user_id"], "b": ROWS["item_id"], "c": ROWS["timestamp"], "d": STARS},
+        ["user", "item", "time", "label"],
         "item: no standard name",
     ),
 }  # fmt: skip

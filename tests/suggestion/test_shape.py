@@ -47,7 +47,10 @@ SHAPE = Shape(
         ({"contents": 1, "texts": 1, "new_items": MIN_NEW, "by_time": False, "order": None}, "cold-start"),
         ({"contents": 1, "texts": 0, "new_items": MIN_NEW, "by_time": False, "order": None}, "collaborative"),
         ({"contents": 1, "texts": 0, "new_items": MIN_NEW, "by_time": False}, "cold-start"),
-        ({"contents": 2, "texts": 1, "content_kinds": 10**6, "new_items": MIN_NEW, "by_time": False, "order": None}, "collaborative"),
+        (
+            {"contents": 2, "texts": 1, "content_kinds": 99, "new_items": MIN_NEW, "by_time": False, "order": None},
+            "collaborative",
+        ),
         ({"label_values": 2, "negatives": MIN_NEGATIVES}, "ranking"),
         ({"label_values": 2, "negatives": MIN_NEGATIVES - 0.001}, "sequence-short"),
         ({"label_values": 2, "negatives": 1 - MIN_NEGATIVES + 0.001}, "sequence-short"),
@@ -85,7 +88,7 @@ def test_one_row_of_a_user_is_no_rows() -> None:
 
 @pytest.mark.parametrize(("share", "names"), [(0.0, set()), (0.6, {"city"}), (1.0, {"city"})])
 def test_columns_of_users_that_predict_items_have_a_lift(share: float, names: set[str]) -> None:
-    """Each city has a quarter of the items, so that a value shared by two users makes one item up to four times as likely."""
+    """Each city has a quarter of the items, so that a shared value makes one item up to four times as likely."""
     actions, users = with_columns(share)
     found = suggest(actions, users).shape.telling
     assert {*found} == names

@@ -91,12 +91,23 @@ def test_the_text_is_the_config_and_says_why(name: str) -> None:
     assert all(f"# {other}? no: " in found.text for other in before)
 
 
-@pytest.mark.parametrize(("strength", "recipe"), [(0.0, "collaborative"), (0.03, "collaborative"), (0.3, "sequence-short"), (0.9, "sequence-short")])  # fmt: skip
+@pytest.mark.parametrize(
+    ("strength", "recipe"),
+    [(0.0, "collaborative"), (0.03, "collaborative"), (0.3, "sequence-short"), (0.9, "sequence-short")],
+)
 def test_an_order_decides(strength: float, recipe: str) -> None:
     assert of((None, None, log(200, 12, strength, 60))).recipe == recipe
 
 
-@pytest.mark.parametrize(("length", "recipe"), [(4, "sequence-short"), (MIN_LONG - 1, "sequence-short"), (MIN_LONG, "sequence-long"), (2 * MIN_LONG, "sequence-long")])  # fmt: skip
+@pytest.mark.parametrize(
+    ("length", "recipe"),
+    [
+        (4, "sequence-short"),
+        (MIN_LONG - 1, "sequence-short"),
+        (MIN_LONG, "sequence-long"),
+        (2 * MIN_LONG, "sequence-long"),
+    ],
+)
 def test_the_length_of_histories_decides(length: int, recipe: str) -> None:
     rows = log(n_users=100, length=length, n_items=2000).unique(
         ["user_id", "item_id"], keep="first", maintain_order=True
@@ -105,7 +116,10 @@ def test_the_length_of_histories_decides(length: int, recipe: str) -> None:
     assert (found.recipe, found.shape.length) == (recipe, length)
 
 
-@pytest.mark.parametrize(("negatives", "recipe"), [(0.0, "sequence-short"), (0.04, "sequence-short"), (0.05, "ranking"), (0.5, "ranking"), (0.95, "ranking")])  # fmt: skip
+@pytest.mark.parametrize(
+    ("negatives", "recipe"),
+    [(0.0, "sequence-short"), (0.04, "sequence-short"), (0.05, "ranking"), (0.5, "ranking"), (0.95, "ranking")],
+)
 def test_refused_rows_decide(negatives: float, recipe: str) -> None:
     actions = log(n_users=100, length=12, n_items=2000).unique(["user_id", "item_id"], maintain_order=True)
     found = of((None, None, with_label(actions, negatives)))
@@ -163,7 +177,10 @@ def test_a_label_that_is_asked_for_is_read_whatever_the_recipe() -> None:
     assert (half.recipe, half.schema.label, half.schema.positive_above) == ("sequence-short", "rating", 4)
 
 
-@pytest.mark.parametrize(("low", "high", "recipe"), [(0, 1, "ranking"), (1, 2, "ranking"), (-1, 1, "ranking"), (2, 3, "sequence-short"), (4, 5, "sequence-short")])  # fmt: skip
+@pytest.mark.parametrize(
+    ("low", "high", "recipe"),
+    [(0, 1, "ranking"), (1, 2, "ranking"), (-1, 1, "ranking"), (2, 3, "sequence-short"), (4, 5, "sequence-short")],
+)
 def test_two_labels_at_the_top_of_a_scale_are_no_refusals(low: int, high: int, recipe: str) -> None:
     actions = with_label(log(), 0.4)
     rated = actions.with_columns(clicked=pl.when(pl.col("clicked") > 0).then(high).otherwise(low)).rename(
@@ -184,7 +201,9 @@ def test_a_scale_with_negatives_tells_what_users_refused() -> None:
     assert (asked.schema.label, asked.schema.positive_above) == ("rating", 0)
 
 
-@pytest.mark.parametrize(("share", "recipe"), [(0.0, "sequence-short"), (0.18, "sequence-short"), (0.2, "cold-start"), (0.9, "cold-start")])  # fmt: skip
+@pytest.mark.parametrize(
+    ("share", "recipe"), [(0.0, "sequence-short"), (0.18, "sequence-short"), (0.2, "cold-start"), (0.9, "cold-start")]
+)
 def test_new_items_decide(share: float, recipe: str) -> None:
     actions, items = with_new_items(log(n_users=100, length=10, n_items=40), share)
     found = of((None, items, actions))
@@ -287,7 +306,7 @@ def test_without_times_rows_of_items_without_another_row_are_the_new_ones(
 
 
 def padded(n_users: int = 90, unused: int = 110) -> tuple[None, pl.DataFrame, pl.DataFrame]:
-    """Return a log without times in which users take items of two of eleven groups, and a catalogue of twice as many items, with a tag."""
+    """Return a log without times, of two of eleven groups of items a user, and twice as many items, with a tag."""
     rng = np.random.default_rng(3)
     rows = []
     for user in range(n_users):
@@ -299,7 +318,29 @@ def padded(n_users: int = 90, unused: int = 110) -> tuple[None, pl.DataFrame, pl
     return None, items, actions.sample(fraction=1.0, shuffle=True, seed=1)
 
 
-@pytest.mark.parametrize(("share", "recipe"), [(0.0, "collaborative"), (0.3, "collaborative"), (0.6, "cold-start"), (1.0, "cold-start")])  # fmt: skip
+def test_a_catalogue_of_many_items_without_a_row_says_what_recommends_them() -> None:
+    users, items, actions = padded()
+    assert "Look at the items" not in of((users, items, actions)).text, "the recipe reads the tag"
+    texts = [f"story of {tag} and {item}" for item, tag in items.iter_rows()]
+    found = of((users, items.drop("tag").with_columns(about=pl.Series(texts)), actions))
+    assert (found.recipe, found.shape.unused) == ("collaborative", 110)
+    assert "Look at the items: 110 of 220 have no row" in " ".join(found.reasons)
+
+
+@pytest.mark.parametrize(("share", "is_dense"), [(0.4, False), (0.6, True)])
+def test_users_who_have_most_items_need_a_label(share: float, is_dense: bool) -> None:
+    rng = np.random.default_rng(3)
+    user, item = np.nonzero(rng.random((80, 40)) < share)
+    seen = pl.DataFrame({"user_id": user, "item_id": item, "watch_ratio": rng.lognormal(size=len(user))})
+    assert ("the presence of a row says nothing" in " ".join(suggest(seen).reasons)) == is_dense
+    found = suggest(seen, label="watch_ratio")
+    assert found.recipe == ("ranking" if is_dense else "collaborative")
+    assert found.shape.density == pytest.approx(share, abs=0.03)
+
+
+@pytest.mark.parametrize(
+    ("share", "recipe"), [(0.0, "collaborative"), (0.3, "collaborative"), (0.6, "cold-start"), (1.0, "cold-start")]
+)
 def test_columns_of_users_that_tell_what_they_take_decide(share: float, recipe: str) -> None:
     actions, users = with_columns(share)
     assert suggest(actions, users).recipe == recipe
@@ -1083,7 +1124,16 @@ IDS = {"user_id": [i % 40 for i in range(400)], "item_id": [i * 7 % 23 for i in 
 TIMES = [1_600_000_000 + 100 * i for i in range(400)]
 
 
-@pytest.mark.parametrize("values", [TIMES, [i % 5 for i in range(400)], [f"a text {i}" for i in range(400)], [f"2023-01-{1 + i % 28:02d}" for i in range(400)]], ids=["times", "steps", "texts", "dates"])  # fmt: skip
+@pytest.mark.parametrize(
+    "values",
+    [
+        TIMES,
+        [i % 5 for i in range(400)],
+        [f"a text {i}" for i in range(400)],
+        [f"2023-01-{1 + i % 28:02d}" for i in range(400)],
+    ],
+    ids=["times", "steps", "texts", "dates"],
+)
 @pytest.mark.parametrize("name", ["*", "^.*$", "^a$", "__row", "__time", "__count"])
 def test_a_column_of_a_name_that_no_schema_has_is_left_out(name: str, values: list[object], tmp_path: Path) -> None:
     rows = pl.DataFrame({**IDS, name: values})

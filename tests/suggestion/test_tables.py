@@ -24,7 +24,10 @@ USERS, ITEMS = (
 )
 
 
-@pytest.mark.parametrize("names", [("users", "items", "interactions"), ("customers", "products", "orders"), ("u.user", "my_movies", "ratings")])  # fmt: skip
+@pytest.mark.parametrize(
+    "names",
+    [("users", "items", "interactions"), ("customers", "products", "orders"), ("u.user", "my_movies", "ratings")],
+)
 @pytest.mark.parametrize("ending", ["csv", "parquet", "tsv"])
 def test_a_folder_has_a_file_for_each_table(tmp_path: Path, names: tuple[str, str, str], ending: str) -> None:
     names = tuple("user" if n == "u.user" else n for n in names)  # type: ignore[assignment]

@@ -498,8 +498,8 @@ def _reasons(rule: RecipeRule, shape: Shape, log: _Log, schema: Mapping[str, Tom
                 else ""
             )
             lines.append(
-                f"Look at {', '.join(both)} of the {side}s:{why} columns computed from these rows give the answers away; "
-                "use values known before them."
+                f"Look at {', '.join(both)} of the {side}s:{why} columns computed from these rows give the answers "
+                "away; use values known before them."
             )
     return [
         *lines,
