@@ -33,7 +33,7 @@ def first_hour(report: Report, name: str, path: Path, settings: list[str], seed:
     """Run the commands of a first hour on a log; report refusals and test metrics of model and baselines."""
     config, run, store = path.with_suffix(".toml"), path.with_suffix(".run"), path.with_suffix(".store")
     config.unlink(missing_ok=True)
-    given = [f"train.seed={seed}"]
+    given = [[f"train.seed={seed}"]]
     done = obey(["suggest", path, "-o", config], given, [*settings])
     if done.returncode:
         raise ChildProcessError(f"suggest ended with {done.returncode}: {done.stderr}")
@@ -55,15 +55,17 @@ def metrics(found: dict[str, float], monitored: str) -> Numbers:
     return {f"{monitored} {who}": value for who, value in {"model": found[f"test.{monitored}"], **baselines}.items()}
 
 
-def obey(words: list[object], given: list[str], settings: list[str]) -> subprocess.CompletedProcess[str]:
-    """Run a command by settings, of which `given` gets one more after each refusal that names one of `settings`."""
+def obey(words: list[object], given: list[list[str]], settings: list[str]) -> subprocess.CompletedProcess[str]:
+    """Run a command with settings and flags; after a refusal `given` gets a list of those of `settings` that it names."""
     while True:
-        done = call([*words, *(word for setting in given for word in ("--set", setting))], may_refuse=True)
+        flags = ([setting] if setting.startswith("--") else ["--set", setting] for named in given for setting in named)
+        done = call([*words, *(word for flag in flags for word in flag)], may_refuse=True)
         named = [setting for setting in settings if setting.partition("=")[0] in done.stderr]
         if done.returncode != 2 or not named:
             return done
-        settings.remove(named[0])
-        given.append(named[0])
+        print(f"refused: {done.stderr}")
+        settings = [setting for setting in settings if setting not in named]
+        given.append(named)
 
 
 def call(words: list[object], may_refuse: bool = False) -> subprocess.CompletedProcess[str]:

@@ -10,7 +10,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
-from typing import TypeAlias, overload
+from typing import TypeAlias, Unpack, overload
 from uuid import UUID
 
 import numpy as np
@@ -58,6 +58,7 @@ from twotower.retrieval.retriever import current_retriever
 from twotower.runs import Run, load
 from twotower.runs.evaluation import evaluate
 from twotower.runs.folder import is_complete, locked, replace_run, writing_folder
+from twotower.suggestion.roles import RoleColumns
 from twotower.suggestion.suggest import suggest
 from twotower.train.checkpoint import shared_checkpoint
 from twotower.train.defaults import with_defaults, with_precision
@@ -119,14 +120,16 @@ def fit(
     override: bool = False,
     overwrite: bool = False,
     callback: Callback | None = None,
+    **columns: Unpack[RoleColumns],
 ) -> Run:
     """Train a two-tower model on a table of interactions, (users, items, interactions), or a prepared dataset, and
     evaluate it.
 
     A table is a polars or pandas frame, an object with an Arrow stream, or a path to CSV or Parquet; users and items
     may be None. Without a schema `suggest` makes schema and config: `tables` may then be all that `suggest` takes, such
-    as a folder, and `overrides` are settings such as "train.lr=0.01". A config without a schema is refused. Under
-    torchrun all ranks train together; the main rank evaluates and writes.
+    as a folder, `overrides` are settings such as "train.lr=0.01", and `columns` name columns by role, such as
+    user="customer". A config without a schema is refused. Under torchrun all ranks train together; the main rank
+    evaluates and writes.
 
     The run is written to `folder`, by one process or job at a time; a complete run stays until the new one is complete.
     `resume` continues from the newest undamaged checkpoint, or starts without one; `override` resumes although settings
@@ -144,14 +147,16 @@ def fit(
             held.enter_context(locked(folder))
         if folder and not (resume or overwrite) and (folder / layout.ENCODERS).exists():
             raise RunError(f"{folder}: holds a run already; pass `resume=True` to go on, or choose another `folder`")
-        if (overrides := [*overrides]) and (schema is not None or isinstance(tables, Dataset)):
-            raise ConfigError("`overrides` are settings for what is suggested without a schema; change the config")
+        if ((overrides := [*overrides]) or columns) and (schema is not None or isinstance(tables, Dataset)):
+            raise ConfigError(
+                "`overrides` are settings for what is suggested without a schema, as names of columns are; change the config"
+            )
         if isinstance(tables, Dataset):
             schema = schema or tables.schema
         else:
             tables = tables if isinstance(tables, Tables) else _three(tables)
             if schema is None:
-                tables, schema, config = _suggested(tables, config, overrides)
+                tables, schema, config = _suggested(tables, config, overrides, columns)
         config = config or Config()
         if not resume:
             check_lone_options(schema, config.split)
@@ -183,7 +188,7 @@ def _three(tables: TableLike | tuple[TableLike | None, ...]) -> ThreeTables:
 
 
 def _suggested(
-    tables: ThreeTables | Tables, config: Config | None, overrides: list[str]
+    tables: ThreeTables | Tables, config: Config | None, overrides: list[str], columns: RoleColumns
 ) -> tuple[ThreeTables | Tables, Schema, Config]:
     """Return the tables with the schema and the config of `suggest`. Raises ConfigError for a config."""
     if config is not None or isinstance(tables, Tables):
@@ -193,13 +198,13 @@ def _suggested(
         )
     users, items, interactions = tables
     if isinstance(interactions, str | Path):
-        found = suggest(interactions, users, items, overrides=overrides)
+        found = suggest(interactions, users, items, overrides=overrides, **columns)
         read_tables, _ = read(found.config, found.schema)  # the config names the files and their form
         assert isinstance(read_tables, Tables)
         tables = read_tables
     else:
         interactions = as_frame(interactions, "interactions")  # most streams can be read once
-        found = suggest(interactions, users, items, overrides=overrides)
+        found = suggest(interactions, users, items, overrides=overrides, **columns)
         tables = found.tables.get("users", users), found.tables.get("items", items), interactions
     for line in found.reasons:
         log.info(line)

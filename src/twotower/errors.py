@@ -57,8 +57,9 @@ def warn_once(message: str) -> None:
 
 
 _EXTRAS = {
-    "torch": "train", "safetensors": "train", "tomli_w": "train", "jinja2": "train", "duckdb": "prepare", "obstore": "bucket",
-    "ray": "ray", "deltalake": "delta", "pyiceberg": "iceberg", "pymilvus": "milvus", "grpc": "milvus",
+    "torch": "train", "safetensors": "train", "tomli_w": "train", "jinja2": "train", "duckdb": "train",
+    "obstore": "bucket", "ray": "ray", "deltalake": "delta", "pyiceberg": "iceberg", "pymilvus": "milvus",
+    "grpc": "milvus",
 }  # fmt: skip
 """Package -> the extra that installs it."""
 

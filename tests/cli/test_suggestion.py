@@ -24,6 +24,25 @@ def clicks(tmp_path: Path) -> Path:
     return path
 
 
+def test_a_question_names_the_flags_that_settle_it(clicks: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    two = clicks.with_name("two.csv")
+    log(length=8).with_columns(customer=pl.col("user_id") + 7, updated_at=pl.col("timestamp") + 9).write_csv(two)
+    assert call("suggest", two) == 2
+    shown = capsys.readouterr()
+    assert not shown.out
+    assert shown.err.count("\n") == 1
+    assert (
+        "user: 'user_id' or 'customer'; time: 'timestamp' or 'updated_at'. Taken so far: item = 'item_id'." in shown.err
+    )
+    assert (
+        "Name them: --user COLUMN (or --query or --session) and --time COLUMN; an empty name, '', if none has it\n"
+        in shown.err
+    )
+    assert call("suggest", two, "--user", "customer", "--time", "") == 0
+    settings = tomllib.loads(capsys.readouterr().out)["schema"]
+    assert (settings["user_id"], settings["item_id"], settings.get("time")) == ("customer", "item_id", None)
+
+
 def test_the_next_command_is_quoted(clicks: Path, capsys: pytest.CaptureFixture[str]) -> None:
     output = clicks.with_name("a b.toml")
     assert call("suggest", clicks, "--output", output) == 0
@@ -74,7 +93,11 @@ def bad(folder: Path) -> dict[str, tuple[list[object], str]]:
         "empty": ([folder / "empty.csv"], "the file is empty"),
         "no rows": ([folder / "header.csv"], "no rows"),
         "damaged": ([folder / "damaged.parquet"], "cannot be read as parquet"),
-        "no ids": ([folder / "prices.csv"], "--set schema.user_id=NAME schema.item_id=NAME"),
+        "no ids": (
+            [folder / "prices.csv"],
+            "'rating' (3, 4). Name them: --user COLUMN (or --query or --session) and --item COLUMN",
+        ),
+        "no column": ([clicks, "--label", "liked"], "no column 'liked' (columns: user_id, item_id, timestamp)"),
         "gaps": (
             [folder / "gaps.csv"],
             "missing ids in 3 rows; fill them, or give --set schema.missing=drop to leave these rows out",
@@ -85,7 +108,7 @@ def bad(folder: Path) -> dict[str, tuple[list[object], str]]:
         ),
         "order": (
             [folder / "years.csv"],
-            "give --set schema.bad_times=drop to leave those rows out, give --set schema.time_unit=order if",
+            "give --set schema.bad_times=drop to leave those rows out",
         ),
         "ending": ([folder / "notes.docx"], "expected .csv, .tsv, .txt or .parquet"),
         "empty folder": ([folder / "folder"], "no file found"),
@@ -103,7 +126,30 @@ def bad(folder: Path) -> dict[str, tuple[list[object], str]]:
     }
 
 
-@pytest.mark.parametrize("case", ["missing", "empty", "no rows", "damaged", "no ids", "gaps", "years", "order", "ending", "empty folder", "recipe", "setting", "no value", "type", "users", "other users", "time", "time recipe"])  # fmt: skip
+@pytest.mark.parametrize(
+    "case",
+    [
+        "missing",
+        "empty",
+        "no rows",
+        "damaged",
+        "no ids",
+        "no column",
+        "gaps",
+        "years",
+        "order",
+        "ending",
+        "empty folder",
+        "recipe",
+        "setting",
+        "no value",
+        "type",
+        "users",
+        "other users",
+        "time",
+        "time recipe",
+    ],
+)
 def test_bad_input_is_one_line_and_writes_nothing(case: str, clicks: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments, words = bad(clicks.parent)[case]
     before = sorted(clicks.parent.rglob("*"))
@@ -126,7 +172,16 @@ def test_odd_names_stay_toml(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     odd = {"user_id": 'who "is" it', "item_id": "what\\is it", "clicked": "did they?"}
     frame = with_label(log(length=8), 0.3).rename(odd)
     frame.select('who "is" it', "what\\is it", "did they?").write_csv(tmp_path / "a b'c.csv")
-    settings = ["--set", "schema.label=did they?", "--output", tmp_path / "o.toml"]
+    settings = [
+        "--user",
+        'who ""is"" it',
+        "--item",
+        "what\\is it",
+        "--label",
+        "did they?",
+        "--output",
+        tmp_path / "o.toml",
+    ]
     assert call("suggest", tmp_path / "a b'c.csv", *settings) == 0
     assert (
         call(

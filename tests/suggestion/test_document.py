@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from twotower.config.toml import TomlValue
-from twotower.suggestion.document import WIDTH, toml_value, write_document
+from twotower.suggestion.suggest import WIDTH, toml_value, write_document
 
 VALUES = st.recursive(
     st.booleans() | st.integers(-(2**53), 2**53) | st.floats(allow_nan=False, allow_infinity=False) | st.text(),

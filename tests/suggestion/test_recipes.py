@@ -11,10 +11,11 @@ import pytest
 import twotower
 from twotower.config.toml import parse_config
 from twotower.errors import ConfigError
-from twotower.suggestion.choice import RULES
+from twotower.suggestion.features import SideFeature
 from twotower.suggestion.recipes import FOLDER, FittedRecipe, Settings, read_recipe, recipe_names
-from twotower.suggestion.side_features import SideFeature
+from twotower.suggestion.shape import RULES
 
+IDS = {"user": "customer", "item": "product"}
 RECIPE: Settings = {
     "schema": {
         "label": "rating",
@@ -22,12 +23,9 @@ RECIPE: Settings = {
             {"kind": "categorical", "side": "user", "name": "user_id"},
             {"kind": "categorical", "side": "user", "name": "city", "min_count": 3},
             {"kind": "sequence", "side": "user", "name": "liked", "interactions": "positive", "share_embedding": False},
-            {"kind": "sequence", "side": "user", "name": "brands", "feature": "brand"},
-            {"kind": "hour_of_day", "side": "context", "name": "hour"},
-            {"kind": "categorical", "side": "item", "name": "item", "column": "item_id"},
+            {"kind": "categorical", "side": "item", "name": "item_id"},
             {"kind": "multi_hot", "side": "item", "name": "genres"},
             {"kind": "categorical", "side": "item", "name": "brand"},
-            {"kind": "numeric", "side": "item", "name": "n", "statistic": "count"},
         ],
         "time": "at",
     },
@@ -36,7 +34,7 @@ RECIPE: Settings = {
         "pairs": [
             {
                 "user": {"fields": ["city", "liked"], "layers": [8]},
-                "item": {"fields": ["item", "genres", "brand"]},
+                "item": {"fields": ["item_id", "genres", "brand"]},
             },
             {"user": {"fields": ["user_id"]}, "item": {"fields": ["brand"]}},
         ],
@@ -51,7 +49,7 @@ def column(
 
 
 def fitted(*columns: SideFeature, has_label: bool = True) -> FittedRecipe:
-    return FittedRecipe(RECIPE, "customer", "product", columns, has_label)
+    return FittedRecipe(RECIPE, IDS, columns, has_label)
 
 
 def pairs(recipe: FittedRecipe) -> Any:
@@ -62,26 +60,24 @@ def names(recipe: FittedRecipe, side: str) -> list[object]:
     return [f["name"] for f in recipe.features if f["side"] == side]
 
 
-def test_ids_histories_and_statistics_stay_and_columns_are_replaced() -> None:
+def test_ids_and_histories_stay_and_columns_are_replaced() -> None:
     found = fitted(column("plan", "user"), column("colour"), column("size", kind="numeric"))
     assert names(found, "user") == ["customer", "plan", "liked"]
-    assert names(found, "item") == ["item", "colour", "size", "n"]
-    assert names(found, "context") == []
-    assert {"kind": "categorical", "side": "item", "name": "item", "column": "product"} in found.features
+    assert names(found, "item") == ["product", "colour", "size"]
     assert found.why[1] == "why plan"
 
 
 def test_fields_name_what_replaces_theirs() -> None:
     first, second = pairs(fitted(column("plan", "user"), column("colour"), column("size")))
     assert first["user"] == {"fields": ["plan", "liked"], "layers": [8]}
-    assert first["item"] == {"fields": ["item", "colour", "size"]}
+    assert first["item"] == {"fields": ["product", "colour", "size"]}
     assert (second["user"], second["item"]) == ({"fields": ["customer"]}, {})
 
 
 def test_without_columns_their_fields_are_left_out() -> None:
     first, _ = pairs(fitted())
     assert first["user"]["fields"] == ["liked"]
-    assert first["item"]["fields"] == ["item"]
+    assert first["item"]["fields"] == ["product"]
 
 
 def test_a_pair_is_left_out_with_the_features_that_it_alone_reads() -> None:
@@ -89,7 +85,7 @@ def test_a_pair_is_left_out_with_the_features_that_it_alone_reads() -> None:
     (one, two), before = pairs(found), list(found.features)
     found.drop_pair(1)
     assert pairs(found) == [one]
-    assert found.features == [f for f in before if f["name"] not in ("customer", "n")], "the second pair's alone"
+    assert found.features == [f for f in before if f["name"] != "customer"], "the second pair's alone"
     assert found.why == {
         place: f"why {f['name']}" for place, f in enumerate(found.features) if f["name"] in ("plan", "colour")
     }
@@ -101,7 +97,7 @@ def test_a_pair_is_left_out_with_the_features_that_it_alone_reads() -> None:
 
 
 def test_a_pair_that_names_its_width_is_bounded() -> None:
-    found = FittedRecipe(read_recipe("collaborative"), "c", "p", (), False)
+    found = FittedRecipe(read_recipe("collaborative"), {"user": "c", "item": "p"}, (), False)
     assert (found.narrow_pair(0, 60), found.narrow_pair(1, 256), found.narrow_pair(1, 60)) == (False, False, True)
     assert [tower["width"] for tower in pairs(found)[1].values()] == [60, 60]
 
@@ -117,7 +113,7 @@ def test_the_options_of_the_recipe_stand_for_guesses() -> None:
     price: Settings = {"kind": "numeric", "side": "item", "name": "price", "buckets": 16}
     ids: list[Settings] = [{"kind": "categorical", "side": s, "name": f"{s}_id"} for s in ("user", "item")]
     settings: Settings = {"schema": {"features": [*ids, price]}}
-    found = FittedRecipe(settings, "c", "p", [column("size", kind="numeric", buckets="10")], True)
+    found = FittedRecipe(settings, {"user": "c", "item": "p"}, [column("size", kind="numeric", buckets="10")], True)
     assert found.features[2:] == [{"kind": "numeric", "side": "item", "name": "size", "buckets": 16}]
 
 
@@ -132,18 +128,18 @@ def test_names_that_meet_a_history_are_told_apart() -> None:
 
 
 def test_text_is_read_by_recipes_of_text() -> None:
-    assert names(fitted(column("about", kind="text", is_text=True)), "item") == ["item", "n"]
+    assert names(fitted(column("about", kind="text", is_text=True)), "item") == ["product"]
     both = [column("about", kind="text", is_text=True), column("brand"), column("says", "user", "text", True)]
-    assert names(FittedRecipe(RECIPE, "c", "p", both, True), "item") == ["item", "brand", "n"]
-    read = FittedRecipe(RECIPE, "c", "p", both, True, reads_text=True)
-    assert names(read, "item") == ["item", "about", "brand", "n"]
+    assert names(FittedRecipe(RECIPE, {"user": "c", "item": "p"}, both, True), "item") == ["p", "brand"]
+    read = FittedRecipe(RECIPE, {"user": "c", "item": "p"}, both, True, reads_text=True)
+    assert names(read, "item") == ["p", "about", "brand"]
     assert "says" not in names(read, "user")
     words = FittedRecipe(
         read_recipe("words"),
-        "who",
-        "what",
+        {"user": "who", "item": "what"},
         [column("search", "user", "text", True), column("label", kind="text", is_text=True), column("brand")],
         False,
+        searched=(("user", "search"), ("item", "label")),
     )
     assert {str(f["name"]) for f in words.features} >= {"search"} or any(
         "search" in str(f["name"]) for f in words.features
@@ -156,7 +152,9 @@ def test_text_is_read_by_recipes_of_text() -> None:
 @pytest.mark.parametrize("name", ["cold-start", "sequence-short"])
 def test_columns_of_users_are_read_by_trained_pairs_and_by_closed_forms_of_them(name: str) -> None:
     recipe = read_recipe(name)
-    found = FittedRecipe(recipe, "c", "p", [column("city", "user"), column("brand")], False, of_users=["city"])
+    found = FittedRecipe(
+        recipe, {"user": "c", "item": "p"}, [column("city", "user"), column("brand")], False, of_users=["city"]
+    )
     starts = parse_config(recipe)[1].train.start
     closed = {start.pair for start in starts if not (start.learn or start.adds_users)}
     pairs: Any = found.model["pairs"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import tomllib
 from dataclasses import replace
@@ -22,12 +21,9 @@ from twotower.data.source import read
 from twotower.data.split import SplitConfig
 from twotower.data.tables import Tables, check
 from twotower.errors import ConfigError, DataError
-from twotower.suggestion.choice import MIN_LONG, RULES
-from twotower.suggestion.composition import _has_id
-from twotower.suggestion.recipes import FittedRecipe, Settings, read_recipe
-from twotower.suggestion.settings import shaped_settings
-from twotower.suggestion.shape import repeated_share
-from twotower.suggestion.side_features import SideFeature
+from twotower.suggestion.features import SideFeature
+from twotower.suggestion.recipes import FittedRecipe, read_recipe, shaped_settings
+from twotower.suggestion.shape import MIN_LONG, RULES, repeated_share
 from twotower.suggestion.suggest import Suggestion, suggest
 from twotower.train.trainer import Trainer
 
@@ -95,12 +91,23 @@ def test_the_text_is_the_config_and_says_why(name: str) -> None:
     assert all(f"# {other}? no: " in found.text for other in before)
 
 
-@pytest.mark.parametrize(("strength", "recipe"), [(0.0, "collaborative"), (0.03, "collaborative"), (0.3, "sequence-short"), (0.9, "sequence-short")])  # fmt: skip
+@pytest.mark.parametrize(
+    ("strength", "recipe"),
+    [(0.0, "collaborative"), (0.03, "collaborative"), (0.3, "sequence-short"), (0.9, "sequence-short")],
+)
 def test_an_order_decides(strength: float, recipe: str) -> None:
     assert of((None, None, log(200, 12, strength, 60))).recipe == recipe
 
 
-@pytest.mark.parametrize(("length", "recipe"), [(4, "sequence-short"), (MIN_LONG - 1, "sequence-short"), (MIN_LONG, "sequence-long"), (2 * MIN_LONG, "sequence-long")])  # fmt: skip
+@pytest.mark.parametrize(
+    ("length", "recipe"),
+    [
+        (4, "sequence-short"),
+        (MIN_LONG - 1, "sequence-short"),
+        (MIN_LONG, "sequence-long"),
+        (2 * MIN_LONG, "sequence-long"),
+    ],
+)
 def test_the_length_of_histories_decides(length: int, recipe: str) -> None:
     rows = log(n_users=100, length=length, n_items=2000).unique(
         ["user_id", "item_id"], keep="first", maintain_order=True
@@ -109,7 +116,10 @@ def test_the_length_of_histories_decides(length: int, recipe: str) -> None:
     assert (found.recipe, found.shape.length) == (recipe, length)
 
 
-@pytest.mark.parametrize(("negatives", "recipe"), [(0.0, "sequence-short"), (0.04, "sequence-short"), (0.05, "ranking"), (0.5, "ranking"), (0.95, "ranking")])  # fmt: skip
+@pytest.mark.parametrize(
+    ("negatives", "recipe"),
+    [(0.0, "sequence-short"), (0.04, "sequence-short"), (0.05, "ranking"), (0.5, "ranking"), (0.95, "ranking")],
+)
 def test_refused_rows_decide(negatives: float, recipe: str) -> None:
     actions = log(n_users=100, length=12, n_items=2000).unique(["user_id", "item_id"], maintain_order=True)
     found = of((None, None, with_label(actions, negatives)))
@@ -143,11 +153,10 @@ def test_rows_without_a_rating_are_taken(apart: int, timed: bool) -> None:
     found = of((None, None, actions if timed else actions.drop("timestamp")))
     assert (found.recipe, found.schema.label) == ("sequence-short" if timed else "collaborative", "")
     assert found.shape.taken == found.shape.interactions
-    told = f"Look at the label 'rating': {apart} has many more rows than the lowest rating and seems to stand for no rating"
-    assert f"{told}, so its rows are taken" in " ".join(found.reasons)
+    told = f"Look at the label 'rating': {apart} seems to stand for no rating"
+    assert told in " ".join(found.reasons)
     asked = of((None, None, actions), recipe="ranking")
     assert (asked.schema.label, asked.schema.positive_above) == ("rating", 3)
-    assert f"{told}, so its rows are no positives here" in " ".join(asked.reasons)
     rated = of((None, None, actions.drop("timestamp").filter(pl.col("rating") != apart)))
     assert (rated.recipe, rated.schema.label, rated.schema.positive_above) == ("collaborative", "rating", 3)
     assert "no rating" not in rated.text
@@ -168,7 +177,10 @@ def test_a_label_that_is_asked_for_is_read_whatever_the_recipe() -> None:
     assert (half.recipe, half.schema.label, half.schema.positive_above) == ("sequence-short", "rating", 4)
 
 
-@pytest.mark.parametrize(("low", "high", "recipe"), [(0, 1, "ranking"), (1, 2, "ranking"), (-1, 1, "ranking"), (2, 3, "sequence-short"), (4, 5, "sequence-short")])  # fmt: skip
+@pytest.mark.parametrize(
+    ("low", "high", "recipe"),
+    [(0, 1, "ranking"), (1, 2, "ranking"), (-1, 1, "ranking"), (2, 3, "sequence-short"), (4, 5, "sequence-short")],
+)
 def test_two_labels_at_the_top_of_a_scale_are_no_refusals(low: int, high: int, recipe: str) -> None:
     actions = with_label(log(), 0.4)
     rated = actions.with_columns(clicked=pl.when(pl.col("clicked") > 0).then(high).otherwise(low)).rename(
@@ -189,7 +201,9 @@ def test_a_scale_with_negatives_tells_what_users_refused() -> None:
     assert (asked.schema.label, asked.schema.positive_above) == ("rating", 0)
 
 
-@pytest.mark.parametrize(("share", "recipe"), [(0.0, "sequence-short"), (0.18, "sequence-short"), (0.2, "cold-start"), (0.9, "cold-start")])  # fmt: skip
+@pytest.mark.parametrize(
+    ("share", "recipe"), [(0.0, "sequence-short"), (0.18, "sequence-short"), (0.2, "cold-start"), (0.9, "cold-start")]
+)
 def test_new_items_decide(share: float, recipe: str) -> None:
     actions, items = with_new_items(log(n_users=100, length=10, n_items=40), share)
     found = of((None, items, actions))
@@ -205,41 +219,6 @@ def test_new_items_are_tested_by_time_and_by_text_where_they_have_nothing_else()
     found = of((None, texts, actions))
     assert found.recipe == "cold-start"
     assert [f.source for f in found.schema.side("item")] == ["item_id", "title"]
-
-
-@pytest.mark.parametrize(("share", "is_dense"), [(0.4, False), (0.6, True)])
-def test_users_who_have_most_items_tell_by_a_label_alone(share: float, is_dense: bool) -> None:
-    rng = np.random.default_rng(3)
-    user, item = np.nonzero(rng.random((80, 40)) < share)
-    seen = pl.DataFrame({"user_id": user, "item_id": item, "watch_ratio": rng.lognormal(size=len(user))})
-    assert ("schema.label=watch_ratio" in suggest(seen).text) == is_dense
-    found = suggest(seen, overrides=["schema.label=watch_ratio"])
-    assert found.recipe == ("ranking" if is_dense else "collaborative")
-    assert any("of the items (threshold 50%): what they were shown" in line for line in found.reasons) == is_dense
-    assert found.shape.density == pytest.approx(share, abs=0.03)
-    twice = suggest(pl.concat([seen, seen]), overrides=["schema.label=watch_ratio"])
-    assert twice.shape.density == found.shape.density
-    assert "tells what they liked" not in " ".join(suggest(seen.drop("watch_ratio")).reasons)
-
-
-def test_only_numbers_that_vary_are_named_as_labels() -> None:
-    user, item = np.divmod(np.arange(80 * 40), 40)
-    rng, n = np.random.default_rng(4), 80 * 40
-    seen = {
-        "user_id": user,
-        "item_id": item,
-        "seconds": item % 7,
-        "age": user % 9,
-        "one": 1,
-        "gaps": [None, *rng.random(n - 1)],
-    }
-    reasons = suggest(pl.DataFrame(seen | {"finished": rng.random(n) < 0.4, "watched": rng.random(n)})).reasons
-    text = " ".join(reasons)
-    assert "if 'finished' or 'watched' tells what they liked, an override such as schema.label=finished says so" in text
-    pairs = pl.DataFrame({"user_id": range(50), "item_id": [n % 2 for n in range(50)]})
-    apart = pl.DataFrame({"user_id": [0] * 30 + [1] * 30, "item_id": range(60)})
-    for few in (pairs, apart):  # one of two items each; two users of different items
-        assert "the presence of a row" not in " ".join(suggest(few).reasons)
 
 
 def test_a_label_with_gaps_is_refused_by_its_check() -> None:
@@ -271,33 +250,14 @@ def test_columns_that_tell_little_are_read_if_the_recipe_is_asked_for() -> None:
     found = suggest(actions, users, recipe="cold-start")
     assert "city" in {f.name for f in found.schema.side("user")}
     assert any(line.startswith("Look at 'city' of the users") for line in found.reasons)
-    with pytest.raises(ConfigError, match="columns of users that tell what they take"):
+    with pytest.raises(ConfigError, match="columns of users that predict items"):
         suggest(actions, users.drop("city"), recipe="cold-start")
-
-
-@pytest.mark.parametrize(("values", "above"), [(20, 10.0), (21, 4.0)])
-def test_a_label_of_many_values_is_divided_at_its_median(values: int, above: float) -> None:
-    steps = np.arange(values) + 0.5 * (values == 20)  # from 0.5 to 19.5, or to 20
-    label = np.r_[steps, np.repeat(4.0 if values == 21 else 4.5, 30)]
-    n = len(label)
-    rated = pl.DataFrame({"user_id": np.arange(n) % 9, "item_id": np.arange(n) % 7 + 10, "rating": label})
-    found = suggest(rated, recipe="ranking")
-    assert found.schema.positive_above == above
-    assert ("the median of 21 distinct values" in found.text) == (values == 21)
-
-
-def test_the_largest_of_many_labels_is_a_positive_though_most_rows_have_it() -> None:
-    label = np.r_[np.arange(101), np.full(200, 100)]
-    rated = pl.DataFrame({"user_id": np.arange(301) % 19, "item_id": np.arange(301) % 17, "rating": label})
-    found = suggest(rated, recipe="ranking")
-    assert found.schema.positive_above == 99
-    assert "of 101 distinct values the largest, 100, is half of the rows or nearly so" in " ".join(found.text.split())
 
 
 def test_new_items_without_contents_are_no_cold_start() -> None:
     actions, items = with_new_items(log(n_users=100, length=10), 0.9)
     assert of((None, items.select("item_id"), actions)).recipe == "sequence-short"
-    with pytest.raises(ConfigError, match="'cold-start' needs columns of contents"):
+    with pytest.raises(ConfigError, match="'cold-start' needs columns of items"):
         of((None, None, actions), recipe="cold-start")
 
 
@@ -314,20 +274,6 @@ def test_text_is_read_where_other_columns_are_the_same_for_several_new_items(pri
     assert ("about" in names) != price, "four categories, with a price 64 combinations"
     said = f"at most 4 combinations of values for {len(items)} items"
     assert (said in found.text.replace("\n#", "")) != price
-
-
-def test_names_that_recur_take_no_text_away() -> None:
-    """Authors are a category of many values, which tell few items apart from those of the other columns."""
-    actions, items = with_new_items(log(), 0.5)
-    about = [
-        f"story of {a} and {b}" for a, b in zip(range(100, 100 + len(items)), "abcdefg" * len(items), strict=False)
-    ]
-    authors = [f"A. Smith{i // 3}" for i in range(len(items))]
-    items = items.drop("price").with_columns(about=pl.Series(about), author=pl.Series(authors))
-    found = of((None, items, actions))
-    assert found.recipe == "cold-start"
-    kinds = {f.name: f.kind for f in found.schema.features if f.side == "item"}
-    assert (kinds["about"], kinds["author"]) == ("text", "categorical")
 
 
 @pytest.mark.parametrize(
@@ -360,7 +306,7 @@ def test_without_times_rows_of_items_without_another_row_are_the_new_ones(
 
 
 def padded(n_users: int = 90, unused: int = 110) -> tuple[None, pl.DataFrame, pl.DataFrame]:
-    """Return a log without times in which users take items of two of eleven groups, and a catalogue of twice as many items, with a tag."""
+    """Return a log without times, of two of eleven groups of items a user, and twice as many items, with a tag."""
     rng = np.random.default_rng(3)
     rows = []
     for user in range(n_users):
@@ -372,27 +318,29 @@ def padded(n_users: int = 90, unused: int = 110) -> tuple[None, pl.DataFrame, pl
     return None, items, actions.sample(fraction=1.0, shuffle=True, seed=1)
 
 
-def test_a_catalogue_of_many_items_without_a_row_is_no_cold_start_and_says_what_recommends_them() -> None:
+def test_a_catalogue_of_many_items_without_a_row_says_what_recommends_them() -> None:
     users, items, actions = padded()
     assert "Look at the items" not in of((users, items, actions)).text, "the recipe reads the tag"
     texts = [f"story of {tag} and {item}" for item, tag in items.iter_rows()]
-    tables = users, items.drop("tag").with_columns(about=pl.Series(texts)), actions
-    found = of(tables)
+    found = of((users, items.drop("tag").with_columns(about=pl.Series(texts)), actions))
     assert (found.recipe, found.shape.unused) == ("collaborative", 110)
-    said = found.text.replace("\n#", "")
-    assert (
-        "Look at the items: 110 of 220 have no row, and this recipe, which reads no column of items, knows nothing of them."
-        in said
-    )
-    assert "The recipe cold-start ranks them by their columns: ask for it if they are to be recommended." in said
-    asked = of(tables, recipe="cold-start")
-    assert "Look at the items" not in asked.text
-    assert "about" in {f.name for f in asked.schema.side("item")}
-    for unread in ((None, None, actions), (None, items.drop("tag"), actions), padded(unused=0)):
-        assert "Look at the items" not in of(unread).text  # no columns, or none without a row
+    assert "Look at the items: 110 of 220 have no row" in " ".join(found.reasons)
 
 
-@pytest.mark.parametrize(("share", "recipe"), [(0.0, "collaborative"), (0.3, "collaborative"), (0.6, "cold-start"), (1.0, "cold-start")])  # fmt: skip
+@pytest.mark.parametrize(("share", "is_dense"), [(0.4, False), (0.6, True)])
+def test_users_who_have_most_items_need_a_label(share: float, is_dense: bool) -> None:
+    rng = np.random.default_rng(3)
+    user, item = np.nonzero(rng.random((80, 40)) < share)
+    seen = pl.DataFrame({"user_id": user, "item_id": item, "watch_ratio": rng.lognormal(size=len(user))})
+    assert ("the presence of a row says nothing" in " ".join(suggest(seen).reasons)) == is_dense
+    found = suggest(seen, label="watch_ratio")
+    assert found.recipe == ("ranking" if is_dense else "collaborative")
+    assert found.shape.density == pytest.approx(share, abs=0.03)
+
+
+@pytest.mark.parametrize(
+    ("share", "recipe"), [(0.0, "collaborative"), (0.3, "collaborative"), (0.6, "cold-start"), (1.0, "cold-start")]
+)
 def test_columns_of_users_that_tell_what_they_take_decide(share: float, recipe: str) -> None:
     actions, users = with_columns(share)
     assert suggest(actions, users).recipe == recipe
@@ -431,8 +379,7 @@ def test_columns_of_users_stand_beside_an_order() -> None:
         item_id=pl.when(pl.col("user_id") < 200).then("item_id").otherwise(pl.col("item_id") % 40)
     )
     found = suggest(weak, users)
-    assert found.shape.telling.names == ("club",)
-    assert 1 < found.shape.telling.lift < 1.4
+    assert 1 < found.shape.telling["club"] < 1.4
     assert "club" not in suggest(weak, users).config.model.pairs[0].user.fields, "clubs tell too little"
 
 
@@ -454,7 +401,7 @@ def test_few_clicks_make_a_text_a_query(clicks: int, is_words: bool) -> None:
     # More films, so that a query has as many pairs as clicks.
     actions = actions.with_columns(item_id=(pl.col("item_id") + 24 * pl.int_range(pl.len())) % 480)
     items = pl.concat([items.with_columns(item_id=pl.col("item_id") + 24 * i) for i in range(20)])
-    found = of((users, items, actions))
+    found = suggest(actions, users, items, item="item_id")
     assert found.shape.length == clicks
     assert (found.recipe == "words") == is_words
 
@@ -465,7 +412,7 @@ def test_names_of_people_are_no_queries() -> None:
     chairs = items.with_columns(title=pl.format("Brown chair {}", "item_id"))
     found = of((people, chairs, actions))
     assert (found.recipe, found.shape.query, found.shape.words) == ("sequence-short", "query", "title")
-    assert "100.0% with shuffled items" in found.text
+    assert "100.0% with shuffled items" in " ".join(found.reasons)
     rated = with_label(actions, 0.4)
     assert of((people, chairs, rated)).recipe == "ranking"
     assert of((people, chairs, actions), recipe="words").recipe == "words"
@@ -532,17 +479,6 @@ def test_a_log_of_queries_needs_no_table_of_users() -> None:
     assert "test.recall@10" in run.metrics
 
 
-def test_a_log_that_is_read_twice_repeats_no_pair_and_its_copies_are_told(tmp_path: Path) -> None:
-    rng = np.random.default_rng(0)
-    user, item = np.repeat(np.arange(100), 15), np.concatenate([rng.permutation(60)[:15] for _ in range(100)])
-    once = pl.DataFrame({"user_id": user, "item_id": item, "t": 1_700_000_000 + rng.integers(0, 4_000_000, 1500)})
-    for name, frame in (("once", once), ("twice", pl.concat([once, once]))):
-        frame.write_parquet(tmp_path / f"{name}.parquet")
-        found = suggest(tmp_path / f"{name}.parquet")
-        assert "duplicates" not in found.text, "copies at one time are no repeats"
-        assert ("1,500 of 3,000 rows equal an earlier one in every column" in found.text) == (name == "twice")
-
-
 def test_two_accounts_that_repeat_one_item_make_no_log_of_repeats() -> None:
     rows = [(user, (user * 7 + 3 * n) % 50) for user in range(200) for n in range(6)]
     rows += [(7, 1)] * 300 + [(8, 1)] * 400
@@ -557,46 +493,6 @@ def test_two_accounts_that_repeat_one_item_make_no_log_of_repeats() -> None:
     assert share == pytest.approx(400 / 4600), "users of one row count by themselves, and make none typical"
 
 
-@pytest.mark.parametrize(("seconds", "ranked"), [(1, False), (5, False), (7, True), (200_000, True)])
-def test_rows_of_one_item_at_once_are_no_repeats(seconds: int, ranked: bool) -> None:
-    """A user takes another item each minute, and a fifth of the rows are sent again so many seconds later."""
-    once = log(n_users=40, length=10, n_items=4000).unique(["user_id", "item_id"], maintain_order=True)
-    once = once.with_columns(timestamp=1_700_000_000 + 60 * pl.int_range(pl.len()).over("user_id"))
-    again = once.sample(fraction=0.25, seed=0).with_columns(timestamp=pl.col("timestamp") + seconds)
-    rows = pl.concat([once, again])
-    found = of((None, None, rows))
-    assert (found.config.evaluation.repeats == "allow") == ranked
-    assert found.schema.duplicates == "keep" or not ranked
-    typed = suggest(
-        rows.with_columns(event=pl.Series(["view"] * len(once) + ["buy"] * len(again))), overrides=["schema.event="]
-    )
-    assert (typed.config.evaluation.repeats == "allow") == ranked
-    typed = suggest(rows.with_columns(event=pl.Series(["view"] * len(once) + ["buy"] * len(again))))
-    assert typed.config.evaluation.repeats == "allow", "rows of two types tell two things"
-    numbered = suggest(rows, overrides=["schema.time_unit=order"])
-    assert numbered.config.evaluation.repeats == "allow", "an order tells no time between rows"
-
-
-def test_lists_that_a_program_printed_are_told() -> None:
-    actions = log()
-    tags = [[f"t{n % 4}", f"t{n % 3}"] for n in range(actions["item_id"].n_unique())]
-    for texts, told in (
-        ([str(t) for t in tags], True),
-        ([json.dumps(t) for t in tags], True),
-        (["|".join(t) for t in tags], False),
-    ):
-        items = pl.DataFrame({"item_id": actions["item_id"].unique(), "tags": texts})
-        found = suggest(actions, items=items)
-        assert any(f.kind == "multi_hot" for f in found.schema.side("item"))
-        assert (
-            any(
-                "'tags' of the items: lists such as [" in reason and "stay part of the values" in reason
-                for reason in found.reasons
-            )
-            == told
-        )
-
-
 def test_a_log_whose_repeats_are_dropped_ranks_none() -> None:
     actions = log(n_users=40, length=10, n_items=100)
     again = pl.concat([actions, actions.with_columns(timestamp=pl.col("timestamp") + 10**6)])
@@ -609,7 +505,7 @@ def test_a_log_whose_repeats_are_dropped_ranks_none() -> None:
 
 @pytest.mark.parametrize(("repeats", "ranked"), [(0, False), (9, False), (10, True), (50, True)])
 def test_repeats_are_ranked_from_a_tenth_on_and_kept_where_rows_have_times(repeats: int, ranked: bool) -> None:
-    actions = log(n_users=10, length=10, n_items=4000).unique(["user_id", "item_id"], maintain_order=True)[
+    actions = log(n_users=10, length=10, n_items=70, strength=1.0).unique(["user_id", "item_id"], maintain_order=True)[
         : 100 - repeats
     ]
     again = actions[:repeats].with_columns(timestamp=pl.col("timestamp") + 10**6)
@@ -618,7 +514,7 @@ def test_repeats_are_ranked_from_a_tenth_on_and_kept_where_rows_have_times(repea
     assert (found.config.evaluation.repeats == "allow") == ranked
     history = next(f.name for f in found.schema.features if f.history)
     assert found.config.model.own_counts == (history if ranked else "")
-    assert ("rankings leave out what a user has taken before" in found.text) == (0 < repeats < 10)
+    assert ("has taken before is left out of rankings" in " ".join(found.text.split("\n# "))) == (0 < repeats < 10)
     assert found.config.split.follows_time
     without = of((None, None, pl.concat([actions, again]).drop("timestamp")))
     assert without.schema.duplicates == ("keep" if ranked else "last")
@@ -629,21 +525,6 @@ def test_repeats_are_ranked_from_a_tenth_on_and_kept_where_rows_have_times(repea
         assert asked.schema.duplicates == given
     with pytest.raises(ConfigError, match=r"the suggested config: split\.kind: .*got 'foo'"):
         suggest(pl.concat([actions, again]), overrides=["split.kind=foo"])
-
-
-def test_baskets_that_are_read_twice_are_no_log_of_repeats() -> None:
-    """Four items a day, of which none comes again."""
-    rng = np.random.default_rng(0)
-    rows = [(u, i, 20_000 + 7 * (n // 4)) for u in range(80) for n, i in enumerate(rng.permutation(60)[:20].tolist())]
-    once = pl.DataFrame(rows, schema=["user_id", "item_id", "day"], orient="row").with_columns(
-        pl.col("day").cast(pl.Date)
-    )
-    for frame in (once, pl.concat([once, once])):
-        found = suggest(frame)
-        assert found.schema.time == "day"
-        assert found.config.evaluation.repeats == "exclude"
-    partly = suggest(pl.concat([once, once[:300]]))
-    assert partly.config.evaluation.repeats == "allow", "a line for each piece, as far as anybody can tell"
 
 
 @pytest.mark.parametrize(("values", "reads"), [(5, True), (2, False)])
@@ -672,11 +553,6 @@ def test_what_is_popular_now_needs_a_time_validation_and_a_loss_of_rankings() ->
     found = of((None, None, log), recipe="collaborative")
     assert (found.config.model.recent_popularity, found.config.split.kind) == (True, "last")
     assert of((None, None, waves(0.0)), recipe="collaborative").config.split.kind == "user_random"
-    ids: list[Settings] = [
-        {"kind": "categorical", "side": "item", "name": name, **more}
-        for name, more in (("item_id", {}), ("brand", {}), ("item_id", {"hash_buckets": 9}))
-    ]
-    assert [_has_id([feature], "item_id") for feature in ids] == [True, False, False]
     assert not suggest(log, overrides=["split.validation=0"]).config.model.recent_popularity
     assert not suggest(log, overrides=["schema.time="]).config.model.recent_popularity
     assert not of((None, None, with_label(log, 0.4)), recipe="ranking").config.model.recent_popularity
@@ -792,7 +668,7 @@ def test_of_many_users_some_are_measured(users: int, share: float | None) -> Non
     found = of((None, None, actions))
     assert found.shape.measurable == users
     assert (found.config.split.kind, found.config.split.users) == ("last", share or 1.0)
-    assert ("the others are trained whole" in found.text.replace("\n# ", " ")) == (share is not None)
+    assert ("users are enough to test" in found.text.replace("\n# ", " ")) == (share is not None)
     if share:
         assert suggest(actions, overrides=["split.kind=time"]).config.split.users == 1.0
         assert suggest(actions, overrides=["split.users=0.7"]).config.split.users == 0.7
@@ -803,7 +679,7 @@ def test_a_tenth_of_few_rows_is_drawn_from_all_users_together(length: int, kind:
     actions = log(n_users=50, length=length, strength=1.0, n_items=60).drop("timestamp")
     found = of((None, None, actions))
     assert (found.recipe, found.config.split.kind) == ("collaborative", kind)
-    assert ("a tenth of most users' rows rounds to none" in found.text.replace("\n#", "")) == (kind == "random")
+    assert ("a tenth rounds to none" in found.text.replace("\n#", "")) == (kind == "random")
     data = build_dataset(check(None, None, actions, found.schema), found.schema, found.config.split)
     assert min(len(data.validation), len(data.test)) >= 20
 
@@ -823,33 +699,6 @@ def test_repeats_of_lines_of_users_are_split_by_their_places(tmp_path: Path) -> 
     assert (found.schema.duplicates, found.config.split.kind) == ("keep", "last")
 
 
-def test_numbers_of_the_rows_of_each_user_order_them_and_compare_no_users() -> None:
-    actions = log(length=12, n_items=200).sort("user_id", "timestamp")
-    actions = actions.with_columns(step=pl.int_range(pl.len()).over("user_id") + 1).drop("timestamp")
-    actions = actions.filter(pl.col("step") <= 12 - pl.col("user_id") % 3)
-    found = of((None, None, actions.sample(fraction=1, shuffle=True, seed=1)))
-    assert (found.recipe, found.schema.time, found.schema.time_unit) == ("sequence-short", "step", "order")
-    assert not found.shape.by_time
-    again = pl.concat([actions, actions.with_columns(step=pl.col("step") + pl.len().over("user_id"))])
-    found = of((None, None, again), recipe="collaborative")
-    assert (found.schema.duplicates, found.config.split.kind) == ("keep", "last"), "no time of all users is split"
-    given = of((None, None, again.rename({"step": "day"})), recipe="collaborative")
-    assert (given.schema.time, given.config.split.kind) == ("day", "last")
-
-
-@pytest.mark.parametrize("lengths", [1, 3], ids=["one length", "three lengths"])
-@pytest.mark.parametrize("name", ["rank", "preference", "position", "impression_rank"])
-def test_places_in_lists_whose_items_do_not_follow_are_no_order(name: str, lengths: int) -> None:
-    actions = log(strength=0.0, n_items=200).unique(["user_id", "item_id"], maintain_order=True).drop("timestamp")
-    actions = actions.with_columns((pl.int_range(pl.len()).over("user_id") + 1).alias(name))
-    actions = actions.filter(pl.col(name) <= 10 - pl.col("user_id") % lengths)
-    found = of((None, None, actions))
-    assert (found.recipe, found.schema.time, found.shape.order) == ("collaborative", "", None)
-    told = next(line for line in found.reasons if line.startswith(f"Left out: '{name}'"))
-    assert f"'{name}' has 10 steps from 1 to 10; schema.label={name} would read ratings" in told
-    assert told.endswith(f"; schema.time={name} would read an order, the oldest first.")
-
-
 @pytest.mark.parametrize(("items", "kind"), [(1024, "full"), (1025, "uniform")])
 def test_a_catalogue_that_is_drawn_whole_is_taken_whole(items: int, kind: str) -> None:
     catalogue = pl.DataFrame({"item_id": range(items), "category": [f"c{i % 4}" for i in range(items)]})
@@ -858,7 +707,7 @@ def test_a_catalogue_that_is_drawn_whole_is_taken_whole(items: int, kind: str) -
 
 
 def test_an_override_has_no_comment_of_the_rule_that_it_replaces() -> None:
-    rule = "or the power of two of which"
+    rule = "rows make at least"
     assert rule in suggest(log(length=8)).text
     found = suggest(log(length=8), overrides=["train.batch_size=100"])
     assert rule not in found.text
@@ -905,29 +754,6 @@ def test_times_in_a_file_are_read_as_a_training_reads_them(tmp_path: Path) -> No
         assert any((f.kind, f.name) == ("date", "born") for f in found.schema.side("item"))
 
 
-def test_ids_with_a_point_are_told_where_they_keep_it(tmp_path: Path) -> None:
-    actions = log(length=8).with_columns(pl.col("user_id").cast(pl.Float64))
-    actions.write_csv(tmp_path / "clicks.csv")
-    found = suggest(tmp_path / "clicks.csv", folder=tmp_path)
-    told = [line for line in found.reasons if line.startswith("Look at 'user_id': ids such as ")]
-    assert len(told) == 1
-    assert "0.0 keep their point, and " in told[0]
-    tables, _ = read(found.config, found.schema)
-    assert isinstance(tables, Tables)
-    assert tables.interactions["user_id"].str.ends_with(".0").all()
-    assert not any("point" in line for line in suggest(actions).reasons)  # a whole float of a frame is its integer
-    log(length=8).write_csv(tmp_path / "whole.csv")
-    assert not any("point" in line for line in suggest(tmp_path / "whole.csv", folder=tmp_path).reasons)
-
-
-def test_missing_ids_among_numbers_with_a_point_are_an_error(tmp_path: Path) -> None:
-    actions = log(length=8).with_columns(pl.col("user_id").cast(pl.Float64))
-    actions = actions.with_columns(user_id=pl.when(pl.int_range(pl.len()) > 0).then("user_id"))
-    actions.write_csv(tmp_path / "clicks.csv")
-    with pytest.raises(DataError, match="1 missing ids"):
-        suggest(tmp_path / "clicks.csv", folder=tmp_path)
-
-
 def test_paths_are_relative_to_the_folder_of_the_config(tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
     (tmp_path / "configs").mkdir()
@@ -956,10 +782,9 @@ def test_batches_epochs_and_windows_follow_the_rows() -> None:
 def test_a_small_log_has_a_tenth_of_the_steps_of_the_recipe(rows: int, epochs: int, batch: int) -> None:
     rule = next(rule for rule in RULES if rule.recipe == "sequence-long")  # 12 epochs of 245 steps
     settings = read_recipe(rule.recipe)
-    _, config = parse_config(settings)
     shape = of((None, None, log(length=30))).shape
-    fitted = FittedRecipe(settings, "user_id", "item_id", (), False)
-    found, comments = shaped_settings(settings, fitted, replace(shape, taken=rows), config, rule.rows)
+    fitted = FittedRecipe(settings, {"user": "user_id", "item": "item_id"}, (), False)
+    found, comments = shaped_settings(settings, fitted, replace(shape, taken=rows), rule)
     assert (found["train"]["epochs"], found["train"]["batch_size"]) == (epochs, batch)  # type: ignore[call-overload, index]
     assert ("train.epochs" in comments) == (epochs > 12)
 
@@ -971,29 +796,11 @@ def test_a_small_log_has_a_tenth_of_the_steps_of_the_recipe(rows: int, epochs: i
 def test_the_steps_of_short_histories_are_a_thousand(rows: int, epochs: int, batch: int) -> None:
     rule = next(rule for rule in RULES if rule.recipe == "sequence-short")  # 8 epochs of 1,024 rows
     settings = read_recipe(rule.recipe)
-    _, config = parse_config(settings)
     shape = of((None, None, log(length=8))).shape
-    fitted = FittedRecipe(settings, "user_id", "item_id", (), False)
-    found, comments = shaped_settings(
-        settings, fitted, replace(shape, taken=rows), config, rule.rows, rule.ids, rule.min_steps
-    )
+    fitted = FittedRecipe(settings, {"user": "user_id", "item": "item_id"}, (), False)
+    found, comments = shaped_settings(settings, fitted, replace(shape, taken=rows), rule)
     assert (found["train"]["epochs"], found["train"]["batch_size"]) == (epochs, batch)  # type: ignore[call-overload, index]
     assert ("1,000 are needed" in comments.get("train.epochs", "")) == (epochs > 8)
-    assert ("At most 100 epochs" in comments.get("train.epochs", "")) == (epochs == 100)
-
-
-def test_a_recipe_without_epochs_keeps_its_batches() -> None:
-    settings = read_recipe("sequence-long")
-    _, config = parse_config(settings)
-    config = config.model_copy(update={"train": config.train.model_copy(update={"epochs": 0})})
-    fitted = FittedRecipe(settings, "user_id", "item_id", (), False)
-    found, comments = shaped_settings(settings, fitted, of((None, None, log(length=30))).shape, config, 1_000_209)
-    given, kept = settings["train"], found["train"]
-    assert isinstance(given, dict)
-    assert isinstance(kept, dict)
-    assert {**kept, "start": ()} == {**given, "start": ()}
-    assert kept["start"] == given["start"][:-2], "the last two read columns"
-    assert "train.batch_size" not in comments
 
 
 @pytest.mark.parametrize(
@@ -1016,10 +823,9 @@ def test_a_recipe_without_epochs_keeps_its_batches() -> None:
 def test_a_model_that_is_its_start_is_wider_on_a_small_log(rows: int, users: int, items: int, width: int) -> None:
     rule = next(rule for rule in RULES if rule.recipe == "collaborative")
     settings = read_recipe(rule.recipe)
-    _, config = parse_config(settings)
     shape = replace(of((None, None, log(length=8))).shape, taken=rows, users=users, items=items)
-    fitted = FittedRecipe(settings, "user_id", "item_id", (), False)
-    found, comments = shaped_settings(settings, fitted, shape, config, rule.rows, rule.ids)
+    fitted = FittedRecipe(settings, {"user": "user_id", "item": "item_id"}, (), False)
+    found, comments = shaped_settings(settings, fitted, shape, rule)
     assert found["model"]["width"] == width  # type: ignore[call-overload, index]
     assert ("model.width" in comments) == (width > 128)
     assert fitted.model["width"] == 128, "the recipe keeps its own"
@@ -1041,13 +847,12 @@ def test_a_closed_form_beside_another_is_left_out_where_it_does_not_fit(
 ) -> None:
     rule = next(rule for rule in RULES if rule.recipe == "collaborative")
     settings = read_recipe(rule.recipe)
-    _, config = parse_config(settings)
     shape = replace(of((None, None, log(length=8))).shape, users=users, items=items, common=common)
     columns = (
         [SideFeature("brand", {"kind": "categorical", "side": "item", "name": "brand"}, "")] if has_columns else []
     )
-    fitted = FittedRecipe(settings, "user_id", "item_id", columns, False)
-    found, comments = shaped_settings(settings, fitted, shape, config, rule.rows, rule.ids)
+    fitted = FittedRecipe(settings, {"user": "user_id", "item": "item_id"}, columns, False)
+    found, comments = shaped_settings(settings, fitted, shape, rule)
     schema, left = parse_config(
         {**found, "evaluation": settings["evaluation"], "schema": {"features": fitted.features}}
     )
@@ -1094,11 +899,10 @@ def test_closed_forms_of_texts_alone_are_left_out() -> None:
 def test_a_pair_of_columns_is_little_wider_than_they_have_values(values: int, room: int) -> None:
     rule = next(rule for rule in RULES if rule.recipe == "collaborative")
     settings = read_recipe(rule.recipe)
-    _, config = parse_config(settings)
     shape = replace(of((None, None, log(length=8))).shape, users=5000, items=5000, content_values=values)
     columns = [SideFeature("brand", {"kind": "categorical", "side": "item", "name": "brand"}, "")]
-    fitted = FittedRecipe(settings, "user_id", "item_id", columns, False)
-    found, comments = shaped_settings(settings, fitted, shape, config, rule.rows, rule.ids)
+    fitted = FittedRecipe(settings, {"user": "user_id", "item": "item_id"}, columns, False)
+    found, comments = shaped_settings(settings, fitted, shape, rule)
     _, fits = parse_config({**found, "evaluation": settings["evaluation"], "schema": {"features": fitted.features}})
     width, both = min(room, 128), min(room, 256)
     assert [pair.user.width for pair in fits.model.pairs] == [0, 256, width, both]
@@ -1107,31 +911,6 @@ def test_a_pair_of_columns_is_little_wider_than_they_have_values(values: int, ro
     )
     told = f"The number of values of the items' columns, {values:,}, and a tenth more for new ones."
     assert (comments.get("model.pairs.2.user.width") == told) == (room < 128)
-
-
-def test_a_pair_that_counts_values_reads_no_column_of_too_many() -> None:
-    """A list of users may have as many values as there are users."""
-    n, rng = 4400, np.random.default_rng(0)
-    actions = pl.DataFrame({"user_id": np.arange(2 * n) % n, "item_id": rng.integers(n, size=2 * n)})
-    actions = pl.concat([actions, pl.DataFrame({"user_id": np.arange(n), "item_id": np.arange(n)})])
-    friends = [[f"f{user}", f"f{(user + 1) % n}"] for user in range(n)]
-    users = pl.DataFrame({"user_id": range(n), "friends": friends, "town": [f"w{user % 5}" for user in range(n)]})
-    found = suggest(actions, users, recipe="collaborative")
-    place = next(start.pair for start in found.config.train.start if start.kind == "user_content")
-    pair = found.config.model.pairs[place]
-    assert pair.user.fields == ("town",)
-    assert (pair.user.width, pair.item.width) == (6, 6), "of a pair of 5 towns"
-    told = "Without 'friends', of too many values for the counts of the start 'user_content'."
-    assert told in found.text.replace("\n# ", " ")
-    assert "friends" not in {f.name for f in found.schema.features}
-    assert "Columns of users and items that this recipe does not read: 'friends'." in found.reasons
-    few = suggest(
-        actions, users.with_columns(pl.col("friends").list.eval(pl.element().str.head(4))), recipe="collaborative"
-    )
-    assert few.config.model.pairs[place].user.fields == ("friends", "town")
-    alone = suggest(actions, users.drop("town"), recipe="collaborative")
-    assert "user_content" not in {start.kind for start in alone.config.train.start}
-    assert "its pair: the columns have too many values to be counted." in alone.text.replace("\n# ", " ")
 
 
 def test_values_of_columns_are_counted_in_lists_too_and_numbers_by_buckets() -> None:
@@ -1283,39 +1062,10 @@ def test_ids_of_another_name_in_a_table_are_found_and_written(tmp_path: Path) ->
         suggest(actions, users.with_columns(user_id=pl.col("user_id") + 100))  # no column holds them
 
 
-def test_ids_of_another_column_than_the_guessed_one_say_what_to_set() -> None:
-    """A column `flight` has the name of an item, and the table of airports holds the ids of `dest`."""
-    n = np.arange(600)
-    rows = pl.DataFrame(
-        {
-            "user_id": n // 10,
-            "flight": [f"F{i % 77}" for i in n],
-            "origin": [f"A{i % 3}" for i in n],
-            "dest": [f"A{i * 7 % 40}" for i in n],
-        }
-    )
-    airports = pl.DataFrame({"faa": [f"A{i}" for i in range(200)], "height": [i % 50 for i in range(200)]})
-    with pytest.raises(
-        DataError, match="'faa' may hold the ids that 'dest' of the inter.*set schema.item_id = 'dest', and"
-    ):
-        suggest(rows, None, airports)
-    assert suggest(rows, None, airports, overrides=["schema.item_id=dest"]).schema.items_id == "faa"
-    with pytest.raises(DataError, match="no column 'flight'"):
-        suggest(rows, None, airports, overrides=["schema.item_id=flight"])
-    few = rows.with_columns(dest=n % 40, origin=n % 3)
-    with pytest.raises(DataError, match="no column 'flight'"):  # by chance: these are few of the numbers
-        suggest(few, None, airports.with_columns(faa=pl.int_range(200)))
-    half = rows.with_columns(dest=n % 110, origin=n % 3)
-    with pytest.raises(DataError, match="'faa' may hold the ids that 'dest' of the inter"):
-        suggest(half, None, airports.with_columns(faa=pl.int_range(200)))
-
-
 def test_a_table_without_a_header_line_says_what_to_write(tmp_path: Path) -> None:
     log(length=8).write_csv(tmp_path / "clicks.csv")
     (tmp_path / "users.csv").write_text("".join(f"{u},c{u % 3}\n" for u in range(60)))
-    with pytest.raises(
-        DataError, match=r"users: the first line names no columns \(0, c0\); write a header line, with 'user_id'"
-    ):
+    with pytest.raises(DataError, match=r"users: the first line of .*users.csv names no columns; write a header line"):
         suggest(tmp_path)
 
 
@@ -1339,20 +1089,6 @@ def test_a_folder_with_chinese_names_is_read(tmp_path: Path) -> None:
     assert (found.schema.user_id, found.schema.item_id, found.schema.time) == ("会员编号", "电影编号", "时间")
     assert found.schema.title == "片名"
     assert "Read: users = 用户.csv, items = 电影.csv, interactions = 点击.csv." in found.reasons
-
-
-def test_a_table_of_some_users_that_are_spelled_as_in_the_log_lacks_the_others() -> None:
-    users = pl.DataFrame({"user_id": range(10), "city": ["a", "b"] * 5})
-    found = suggest(log(), users)
-    assert found.schema.unknown_users == "add"
-    assert (
-        "The table of users has 10 of 60 ids of the interactions, and 100% of its own ids occur there"
-        in found.text.replace("\n# ", " ")
-    )
-    assert "unknown_users" not in suggest(log(), pl.DataFrame({"user_id": range(50), "city": ["a", "b"] * 25})).text, (
-        "few are added anyhow"
-    )
-    assert suggest(log(), users, overrides=["schema.unknown_users=drop"]).schema.unknown_users == "drop"
 
 
 @pytest.mark.parametrize(
@@ -1383,7 +1119,16 @@ IDS = {"user_id": [i % 40 for i in range(400)], "item_id": [i * 7 % 23 for i in 
 TIMES = [1_600_000_000 + 100 * i for i in range(400)]
 
 
-@pytest.mark.parametrize("values", [TIMES, [i % 5 for i in range(400)], [f"a text {i}" for i in range(400)], [f"2023-01-{1 + i % 28:02d}" for i in range(400)]], ids=["times", "steps", "texts", "dates"])  # fmt: skip
+@pytest.mark.parametrize(
+    "values",
+    [
+        TIMES,
+        [i % 5 for i in range(400)],
+        [f"a text {i}" for i in range(400)],
+        [f"2023-01-{1 + i % 28:02d}" for i in range(400)],
+    ],
+    ids=["times", "steps", "texts", "dates"],
+)
 @pytest.mark.parametrize("name", ["*", "^.*$", "^a$", "__row", "__time", "__count"])
 def test_a_column_of_a_name_that_no_schema_has_is_left_out(name: str, values: list[object], tmp_path: Path) -> None:
     rows = pl.DataFrame({**IDS, name: values})
@@ -1407,7 +1152,7 @@ def test_a_table_without_a_value_is_refused() -> None:
         suggest(nothing)
     with pytest.raises(DataError, match="50 of 50 rows have no id .* and no other row is left"):
         suggest(nothing, overrides=["schema.missing=drop"])
-    with pytest.raises(DataError, match="no column of user_id and item_id is found"):
+    with pytest.raises(DataError, match="user: no standard name; item: no standard name"):
         suggest(nothing.rename({"user_id": "a", "item_id": "b", "time": "c"}))
 
 
@@ -1434,12 +1179,12 @@ def test_rows_without_an_id_are_one_refusal_that_names_the_setting(tmp_path: Pat
     assert suggest(views, overrides=rules).schema.missing == "error"  # ignored rows need no user
 
 
-def test_bad_times_are_one_refusal_that_names_the_setting(tmp_path: Path) -> None:
+def test_fault_G11_bad_times_are_one_refusal_that_names_the_setting(tmp_path: Path) -> None:
     rows = log(length=8)
     bad = rows.with_columns(timestamp=pl.when(pl.int_range(pl.len()) % 100 == 7).then(0).otherwise("timestamp"))
     bad.write_csv(tmp_path / "clicks.csv")
     with pytest.raises(
-        DataError, match=r"times are not between 1990 and tomorrow in unit 's' .*; set schema.bad_times = 'drop'"
+        DataError, match=r"times are not between 1990 and tomorrow in unit 's' .*: set schema.bad_times = 'drop'"
     ):
         suggest(tmp_path / "clicks.csv", folder=tmp_path)
     found = suggest(tmp_path / "clicks.csv", folder=tmp_path, overrides=["schema.bad_times=drop"])

@@ -7,16 +7,16 @@ import zipfile
 from datetime import date, timedelta
 from pathlib import Path
 
-import numpy as np
 import polars as pl
 import pytest
 from movielens_archives import ML_1M, zipped
 from suggestion_worlds import log
 
+from twotower.data.table_path import TablePath
 from twotower.data.text_format import TextFormat
 from twotower.errors import ConfigError, DataError
 from twotower.suggestion.suggest import suggest
-from twotower.suggestion.tables import find_tables
+from twotower.suggestion.tables import find_tables, sniff
 
 USERS, ITEMS = (
     pl.DataFrame({"user_id": range(60), "age": range(60)}),
@@ -24,7 +24,10 @@ USERS, ITEMS = (
 )
 
 
-@pytest.mark.parametrize("names", [("users", "items", "interactions"), ("customers", "products", "orders"), ("u.user", "my_movies", "ratings")])  # fmt: skip
+@pytest.mark.parametrize(
+    "names",
+    [("users", "items", "interactions"), ("customers", "products", "orders"), ("u.user", "my_movies", "ratings")],
+)
 @pytest.mark.parametrize("ending", ["csv", "parquet", "tsv"])
 def test_a_folder_has_a_file_for_each_table(tmp_path: Path, names: tuple[str, str, str], ending: str) -> None:
     names = tuple("user" if n == "u.user" else n for n in names)  # type: ignore[assignment]
@@ -72,9 +75,9 @@ def test_dictionaries_of_texts_are_texts(tmp_path: Path, dictionary: str) -> Non
     rows = log().with_columns(
         pl.format("visitor {}", "user_id").alias("visitor"),
         pl.format("a{}", "item_id").alias("article"),
-        pl.from_epoch("timestamp").dt.to_string("%Y-%m-%d %H:%M:%S").alias("read at"),
+        pl.from_epoch("timestamp").dt.to_string("%Y-%m-%d %H:%M:%S").alias("read_at"),
     )
-    rows = rows.select("visitor", "article", "read at")
+    rows = rows.select("visitor", "article", "read_at")
     names, days = rows["article"].unique(maintain_order=True), ("a good", "one more", "the last")
     articles = pl.DataFrame(
         {
@@ -86,7 +89,7 @@ def test_dictionaries_of_texts_are_texts(tmp_path: Path, dictionary: str) -> Non
     )
     texts = suggest(rows, items=articles)
     assert {f.kind for f in texts.schema.side("item")} >= {"multi_hot", "date"}
-    assert (texts.schema.time, texts.schema.title) == ("read at", "title")
+    assert (texts.schema.time, texts.schema.title) == ("read_at", "title")
     found = suggest(with_dictionaries(rows), items=with_dictionaries(articles))
     assert found.text == texts.text
     for name, frame in (("rows", rows), ("items", articles)):
@@ -106,45 +109,6 @@ def test_a_folder_without_a_log_is_refused(tmp_path: Path) -> None:
     USERS.write_csv(tmp_path / "users.csv")
     with pytest.raises(DataError, match="no file of interactions"):
         find_tables(tmp_path)
-
-
-def test_files_of_other_columns_are_no_pieces(tmp_path: Path) -> None:
-    log().write_csv(tmp_path / "a.csv")
-    USERS.write_csv(tmp_path / "b.csv")
-    with pytest.raises(DataError, match="b.csv.*or name the file of the interactions, and give `users` and `items`"):
-        find_tables(tmp_path)
-
-
-def test_columns_without_names_are_named(tmp_path: Path) -> None:
-    rated = log().select("user_id", "item_id", pl.lit(1).alias("r") + pl.col("item_id") % 5, "timestamp")
-    rated.write_csv(tmp_path / "u.csv", include_header=False)
-    found = find_tables(tmp_path / "u.csv", folder=tmp_path)
-    assert found.interactions.columns == ["user_id", "item_id", "rating", "time"]
-    assert found.section == {"interactions": "u.csv", "format": {"columns": ["user_id", "item_id", "rating", "time"]}}
-
-
-@pytest.mark.parametrize(
-    ("values", "name"),
-    [
-        ((pl.col("item_id") + pl.col("user_id") * 3) % 2, "label"),
-        ((pl.col("item_id") + pl.col("user_id") * 3) % 2 == 0, "label"),
-        (pl.lit(1), "column_3"),
-        (1 + pl.col("item_id") % 2, "column_3"),
-        (1 + pl.col("item_id") % 5, "rating"),
-        (pl.col("item_id") % 10 / 2, "rating"),
-        (pl.col("item_id") % 5 / 7, "column_3"),
-        (pl.col("item_id") % 5 * 100, "column_3"),
-        (1_600_000_000 + 86_400 * (pl.col("item_id") % 3), "time"),
-        (20200101 + pl.col("item_id") % 3, "time"),
-        (pl.format("2020-01-0{}", 1 + pl.col("item_id") % 3), "time"),
-    ],
-    ids=str,
-)
-def test_a_column_without_a_name_is_what_its_values_are(tmp_path: Path, values: pl.Expr, name: str) -> None:
-    log().select("user_id", "item_id", values.alias("x")).write_csv(tmp_path / "u.csv", include_header=False)
-    found = find_tables(tmp_path / "u.csv", folder=tmp_path)
-    assert found.interactions.columns == ["user_id", "item_id", name]
-    assert f"named by places and values: user_id, item_id, {name}; data.format.columns corrects" in found.notes[1]
 
 
 def test_each_table_has_a_separator_of_its_own(tmp_path: Path) -> None:
@@ -179,39 +143,6 @@ def test_decimal_commas_are_read_where_no_comma_separates(tmp_path: Path) -> Non
     assert found.interactions["rating"].dtype == pl.String
 
 
-def test_decimal_commas_beside_points_are_told(tmp_path: Path) -> None:
-    log().write_csv(tmp_path / "clicks.csv")
-    ITEMS.with_columns(price=pl.col("size") / 8).write_csv(tmp_path / "items.csv", separator=";", decimal_comma=True)
-    USERS.with_columns(height=pl.int_range(pl.len()) / 4).write_csv(tmp_path / "users.csv", separator="|")
-    found = find_tables(tmp_path, folder=tmp_path)
-    told = "numbers with a decimal comma stay text ('price'), because others have a point ('height'); write all with one mark"
-    assert told in found.notes
-    assert found.section is not None
-    assert "decimal" not in str(found.section["format"])
-
-
-def test_a_file_without_a_header_has_ratings_with_decimal_commas(tmp_path: Path) -> None:
-    rated = log().with_columns(rating=pl.int_range(pl.len()) % 9 / 2)
-    rated.write_csv(tmp_path / "log.csv", separator=";", decimal_comma=True, include_header=False)
-    found = find_tables(tmp_path / "log.csv", folder=tmp_path)
-    assert found.interactions["rating"].equals(rated["rating"])
-    assert "numbers with a decimal comma are read: 'rating'" in found.notes
-
-
-@pytest.mark.parametrize("folder", ["day", "user_id", "time"])
-def test_folders_around_files_without_a_header_are_columns(tmp_path: Path, folder: str) -> None:
-    whole = log()
-    for n, rows in enumerate((whole[:300], whole[300:])):
-        (tmp_path / "log" / f"{folder}={n}").mkdir(parents=True)
-        rows.write_csv(tmp_path / "log" / f"{folder}={n}" / "part.csv", include_header=False)
-    found = find_tables(tmp_path / "log", folder=tmp_path)
-    assert found.section is not None
-    form = TextFormat.model_validate(found.section["format"])
-    assert len(form.columns) == whole.width
-    assert found.interactions.columns == [*form.columns, folder]
-    assert find_tables(tmp_path / "log", folder=tmp_path, form=form).interactions.columns == found.interactions.columns
-
-
 def parts(tmp_path: Path, **test: pl.Expr) -> pl.DataFrame:
     log(length=8)[:400].write_csv(tmp_path / "train.csv")
     log(length=8)[400:].with_columns(**test).write_csv(tmp_path / "test.csv")
@@ -224,16 +155,6 @@ def test_parts_side_by_side_are_the_parts(tmp_path: Path) -> None:
     assert found.interactions.equals(frame)
     assert found.section == {"train": "train.csv", "test": "test.csv"}
     assert found.notes == ("read: train = train.csv, test = test.csv",)
-
-
-def test_a_part_of_other_columns_is_left_out_and_told(tmp_path: Path) -> None:
-    parts(tmp_path, price=pl.lit(1))
-    found = find_tables(tmp_path, folder=tmp_path)
-    assert (found.section, found.interactions.height) == ({"interactions": "train.csv"}, 400)
-    assert "not read: test.csv: no part beside train.csv" in found.notes[1]
-    assert "column 'price' is not as in train.csv" in found.notes[1]
-    log().write_csv(tmp_path / "test.csv", separator=";")
-    assert "the form of test.csv is another" in find_tables(tmp_path, folder=tmp_path).notes[1]
 
 
 def test_lines_of_users_are_parts_too(tmp_path: Path) -> None:
@@ -279,7 +200,7 @@ def test_what_is_no_path_is_refused(tmp_path: Path) -> None:
         find_tables(tmp_path / "none.csv")
     with pytest.raises(DataError, match="the table has no rows"):
         find_tables(log()[:0])
-    with pytest.raises(DataError, match="give all tables as frames or all as paths"):
+    with pytest.raises(DataError, match="give all tables as frames or as paths"):
         find_tables(tmp_path / "none.csv", users=USERS)
 
 
@@ -287,83 +208,20 @@ def test_a_column_of_objects_is_left_out_and_noted() -> None:
     things = log().with_columns(thing=pl.Series([{1}] * log().height, dtype=pl.Object))
     found = find_tables(things, users=USERS)
     assert found.interactions.columns == log().columns
-    assert found.notes == (
-        "not read: column 'thing', whose values are objects of Python; make them numbers, texts or times",
-    )
-
-
-def test_of_a_file_without_a_header_line_the_ids_are_the_first_columns_that_may_be_ids(tmp_path: Path) -> None:
-    n = 400
-    check_ins = pl.DataFrame({
-        "row": range(n), "who": [i % 40 for i in range(n)], "at": [f"2010-10-{1 + i % 28:02d}T{i % 24:02d}:10:00Z" for i in range(n)],
-        "lat": [30.1 + i % 50 / 7 for i in range(n)], "place": [i * 7 % 60 for i in range(n)],
-    })  # fmt: skip
-    check_ins.write_csv(tmp_path / "log.txt", separator="\t", include_header=False)
-    found = find_tables(tmp_path / "log.txt", folder=tmp_path)
-    assert found.interactions.columns == ["column_1", "user_id", "time", "column_4", "item_id"]
-    assert found.interactions["item_id"].to_list() == check_ins["place"].to_list()
-    others: dict[str, list[object]] = {
-        "like seconds": [1_000_000_000 + i % 40 for i in range(n)], "with a gap": [None if i == 3 else i % 40 for i in range(n)],
-        "of one row each": [i * 7919 % 100_003 for i in range(n)], "few": [i % 6 for i in range(n)],
-    }  # fmt: skip
-    for name, users in others.items():
-        (tmp_path / name).mkdir()
-        pl.DataFrame({"u": users, "i": check_ins["place"], "q": [1 + i % 39 for i in range(n)]}).write_csv(
-            tmp_path / name / "log.csv", include_header=False
-        )
-        columns = find_tables(tmp_path / name / "log.csv", folder=tmp_path).interactions.columns
-        assert columns[:2] == ["user_id", "item_id"], name
-    liked = check_ins.select(pl.col("row") % 3 // 2, "who", "place")
-    liked.write_csv(tmp_path / "liked.csv", include_header=False)
-    assert find_tables(tmp_path / "liked.csv", folder=tmp_path).interactions.columns == ["label", "user_id", "item_id"]
-    check_ins.select("who", "place", "lat").write_csv(tmp_path / "plain.csv", include_header=False)
-    assert find_tables(tmp_path / "plain.csv", folder=tmp_path).interactions.columns == [
-        "user_id",
-        "item_id",
-        "column_3",
-    ]
-
-
-def test_seconds_in_order_are_times_of_a_file_without_a_header_however_many_rows_share_one(tmp_path: Path) -> None:
-    rng = np.random.default_rng(0)
-    rows = pl.DataFrame(
-        {
-            "at": 1_254_386_420 + 20 * np.sort(rng.integers(0, 300, 2000)),
-            "a": rng.integers(1400, 1500, 2000),
-            "b": rng.integers(1400, 1500, 2000),
-        }
-    )
-    rows.write_csv(tmp_path / "contacts.tsv", separator="\t", include_header=False)
-    found = find_tables(tmp_path / "contacts.tsv")
-    assert found.interactions.columns == ["time", "user_id", "item_id"]
-
-
-@pytest.mark.parametrize("has_time", [False, True])
-def test_ids_in_the_range_of_seconds_stay_ids_of_a_file_that_is_sorted_by_them(has_time: bool, tmp_path: Path) -> None:
-    rng = np.random.default_rng(0)
-    ids = np.unique(rng.integers(1_000_000_000, 1_400_000_000, 300))
-    rows = pl.DataFrame({"a": np.sort(rng.choice(ids, 2000)), "b": rng.integers(0, 120, 2000)})
-    more = {"c": rng.integers(1, 6, 2000)} | (
-        {"d": rng.integers(1_600_000_000, 1_700_000_000, 2000)} if has_time else {}
-    )
-    rows.with_columns(**{name: pl.Series(values) for name, values in more.items()}).write_csv(
-        tmp_path / "log.csv", include_header=False
-    )
-    found = find_tables(tmp_path / "log.csv")
-    assert found.interactions.columns == ["user_id", "item_id", "rating", *(["time"] if has_time else [])]
+    assert found.notes == ("not read: column 'thing', whose values are objects of Python; make them numbers or texts",)
 
 
 def test_the_index_that_pandas_writes_is_no_column(tmp_path: Path) -> None:
     rows = pl.DataFrame(
         {
             "client": [i % 20 for i in range(200)],
-            "what": [i * 7 % 30 for i in range(200)],
+            "item": [i * 7 % 30 for i in range(200)],
             "__index_level_0__": range(200),
         }
     )
     rows.write_parquet(tmp_path / "rows.parquet")
     for found in (find_tables(tmp_path / "rows.parquet"), find_tables(rows)):
-        assert found.interactions.columns == ["client", "what"]
+        assert found.interactions.columns == ["client", "item"]
     assert suggest(tmp_path / "rows.parquet").schema.user_id == "client"
 
 
@@ -374,3 +232,109 @@ def test_a_line_of_comments_above_the_header_is_to_be_removed(tmp_path: Path) ->
     (tmp_path / "log.csv.gz").write_bytes(gzip.compress((tmp_path / "log.csv").read_bytes()))
     with pytest.raises(DataError, match=r"`gzip -dc OLD \| tail -n \+2 \| gzip > NEW`"):
         find_tables(tmp_path / "log.csv.gz")
+
+
+def test_a_file_without_a_header_line_is_asked_about(tmp_path: Path) -> None:
+    log().write_csv(tmp_path / "log.csv", include_header=False)
+    with pytest.raises(
+        DataError, match=r"time: 'column_3' .* Columns: 'column_1' \(0, 1, 2\), 'column_2'.*`user='COLUMN'`"
+    ):
+        suggest(tmp_path / "log.csv")
+    found = suggest(tmp_path / "log.csv", user="column_1", item="column_2", time="column_3", folder=tmp_path)
+    assert found.config.data.format.columns == ("column_1", "column_2", "column_3")
+    named = suggest(tmp_path / "log.csv", overrides=['data.format.columns=["user","item","time"]'])
+    assert named.recipe == found.recipe == suggest(log()).recipe
+    assert (named.schema.user_id, named.schema.time) == ("user", "time")
+
+
+def test_parts_of_other_forms_are_refused(tmp_path: Path) -> None:
+    parts(tmp_path)
+    log().write_csv(tmp_path / "test.csv", separator=";")
+    with pytest.raises(DataError, match="the part test has another separator or header line than train"):
+        find_tables(tmp_path, folder=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("files", "roles"),
+    [
+        (["train.csv", "valid.csv", "test.csv"], {"train": "train.csv", "validation": "valid.csv", "test": "test.csv"}),
+        (["log.train.csv", "log.test.csv"], {"train": "log.train.csv", "test": "log.test.csv"}),
+        (["train_0.csv", "train_1.csv", "test.csv"], {"train": "train_*.csv", "test": "test.csv"}),
+        (["train.csv"], {"interactions": "train.csv"}), (["train.csv", "valid.csv"], {"interactions": "train.csv"}),
+        (["用户.csv", "商品.csv", "点击.csv"], {"users": "用户.csv", "items": "商品.csv", "interactions": "点击.csv"}),
+    ],
+)  # fmt: skip
+def test_files_have_roles_by_their_names(tmp_path: Path, files: list[str], roles: dict[str, str]) -> None:
+    for name in files:
+        {"用户.csv": USERS, "商品.csv": ITEMS}.get(name, log()).write_csv(tmp_path / name)
+    found = find_tables(tmp_path, folder=tmp_path)
+    assert found.section == roles
+    read = {file for part in roles.values() for file in files if Path(file).match(part)}
+    assert all(f"not read: {file}: " in "".join(found.notes) for file in {*files} - read)
+
+
+ROWS = "1 10 5\n2 11 3\n1 12 4\n3 10 5\n"
+
+
+def sniffed(tmp_path: Path, name: str, text: str | bytes, encoding: str | None = None) -> TextFormat:
+    content = text.encode() if isinstance(text, str) else text
+    (tmp_path / name).write_bytes(gzip.compress(content) if name.endswith(".gz") else content)
+    return sniff(TablePath(tmp_path / name, encoding=encoding))
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.tsv", "a.txt", "a.csv.gz"])
+@pytest.mark.parametrize("separator", [",", "\t", ";", "|", " "])
+def test_the_separator_is_sniffed(tmp_path: Path, name: str, separator: str) -> None:
+    found = sniffed(tmp_path, name, ("user item rating\n" + ROWS).replace(" ", separator))
+    own = {"a.csv": ",", "a.csv.gz": ",", "a.tsv": "\t", "a.txt": " "}[name]
+    assert found == TextFormat(separator="" if separator == own else separator)
+
+
+@pytest.mark.parametrize(
+    ("text", "form"),
+    [
+        ("user;item;x\n7;8;1,5\n9;8;0,5\n7;6;2,0\n", TextFormat(separator=";")),
+        ("userId,title\nu1,i1\nu2,i2\nu1,i2\n", TextFormat()),
+        ('user,item\nu1,"a, b"\nu2,"c, d"\n', TextFormat()), ("\ufeffuser,item\n1,2\n2,3\n", TextFormat()),
+        ("u1,i1\nu2,i1\nu1,i2\n", TextFormat(columns=("column_1", "column_2"))),
+        (ROWS.replace(" ", ";"), TextFormat(separator=";", columns=("column_1", "column_2", "column_3"))),
+        ("1,5,6,7\n2,6\n3,5,7,8,9\n", TextFormat(layout="sequences")),
+        ("1,2,3,4,5,6,7\n2,3,4,5,6,7,8\n", TextFormat(layout="sequences")),
+        ("a,b\n1,2,3\na,5\n", TextFormat()),
+    ],
+)  # fmt: skip
+def test_the_form_of_a_text_file_is_sniffed(tmp_path: Path, text: str, form: TextFormat) -> None:
+    assert sniffed(tmp_path, "a.csv", text) == form
+
+
+def test_two_colons_between_values_are_refused_with_the_way_out(tmp_path: Path) -> None:
+    (tmp_path / "ratings.csv").write_text("user_id::item_id::rating\n" + ROWS.replace(" ", "::"))
+    with pytest.raises(DataError, match="its first line holds '::' 2 times; replace it in the file by a tab"):
+        suggest(tmp_path / "ratings.csv")
+
+
+@pytest.mark.parametrize("encoding", ["cp1252", "utf-16"])
+def test_another_encoding_is_refused_and_read_by_its_setting(tmp_path: Path, encoding: str) -> None:
+    rows = log().select(pl.format("Käufer {}", "user_id").alias("user"), "item_id", "timestamp")
+    (tmp_path / "log.csv").write_bytes(rows.write_csv(separator=";").encode(encoding))
+    setting = "windows-1252" if encoding == "cp1252" else encoding
+    with pytest.raises(DataError, match=rf"set data\.format\.encoding = '{setting}'"):
+        suggest(tmp_path / "log.csv")
+    found = suggest(tmp_path / "log.csv", overrides=[f"data.format.encoding={encoding}"], folder=tmp_path)
+    assert found.config.data.format == TextFormat(separator=";", encoding=encoding)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"", "the file is empty"), (b"a\rb\rc\r", "end with a carriage return"),
+        (b"sep=;\na;b\n1;2\n", "only spreadsheets read"),
+        (b"PAR1\xff\xfe", "is no text but Parquet"),
+    ],
+)  # fmt: skip
+def test_what_is_no_table_is_one_line(tmp_path: Path, content: bytes, words: str) -> None:
+    with pytest.raises(DataError, match=words):
+        sniffed(tmp_path, "a.csv", content)
+    (tmp_path / "a.csv.gz").write_bytes(gzip.compress(b"user,item\n1,2\n" * 9)[:-9])
+    with pytest.raises(DataError, match="is the file complete"):
+        sniff(TablePath(tmp_path / "a.csv.gz"))

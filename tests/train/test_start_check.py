@@ -13,8 +13,7 @@ from suggestion_worlds import log
 import twotower
 from twotower.config.toml import parse_config
 from twotower.errors import ConfigError
-from twotower.suggestion.document import toml_value
-from twotower.suggestion.suggest import suggest
+from twotower.suggestion.suggest import suggest, toml_value
 
 Settings = dict[str, Any]
 DEVICE = {"kind": "categorical", "side": "context", "name": "device"}

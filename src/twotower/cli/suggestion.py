@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import re
 from pathlib import Path
 from typing import Annotated
 
 import typer
+from typer.models import OptionInfo
 
 from twotower.cli.flags import Overrides
 from twotower.errors import ConfigError, DataError
@@ -23,36 +25,48 @@ def _as_flag(setting: re.Match[str]) -> str:
     return f"give --set {shell_word(setting[1] + '=' + (setting[2] or setting[3] or ''))}"
 
 
+def _column(role: str, what: str) -> OptionInfo:
+    found: OptionInfo = typer.Option(f"--{role}", metavar="COLUMN", help=f"{what} '': none. Left out: by its name.")
+    return found
+
+
 def suggest(
     data: Annotated[
         str,
         typer.Argument(
             metavar="DATA",
-            help="Interactions: a CSV or Parquet file, a folder of them, a folder with a file for each table, a data set by name, "
-            "or its archive.",
+            help="Interactions: a CSV or Parquet file, a folder of the tables, a data set by name, or its archive.",
         ),
     ],
-    users: Annotated[
-        str, typer.Option("--users", help="Users: a file or a folder. Empty: none beside the folder's.")
-    ] = "",
-    items: Annotated[
-        str, typer.Option("--items", help="Items: a file or a folder. Empty: none beside the folder's.")
-    ] = "",
+    users: Annotated[str, typer.Option("--users", help="Users: a file or a folder. Empty: those of the folder.")] = "",
+    items: Annotated[str, typer.Option("--items", help="Items: a file or a folder. Empty: those of the folder.")] = "",
     recipe: Annotated[
         str,
         typer.Option(
             "--recipe",
-            help="Recipe: words, ranking, cold-start, sequence-long, sequence-short or collaborative. Empty: the first whose rule fits.",
+            help="Recipe: words, ranking, cold-start, sequence-long, sequence-short or collaborative. Empty: the first "
+            "whose rule fits.",
         ),
     ] = "",
     output: Annotated[
         Path | None, typer.Option(OUTPUT, "-o", help="New file for the config. Left out: it is printed.")
     ] = None,
+    user: Annotated[str | None, _column("user", "Users.")] = None,
+    item: Annotated[str | None, _column("item", "Items.")] = None,
+    query: Annotated[str | None, _column("query", "Search queries, which are read in place of users.")] = None,
+    time: Annotated[str | None, _column("time", "Times of the rows.")] = None,
+    label: Annotated[str | None, _column("label", "Ratings or outcomes.")] = None,
+    event: Annotated[str | None, _column("event", "Types of events.")] = None,
+    weight: Annotated[str | None, _column("weight", "Weights of the rows.")] = None,
+    session: Annotated[str | None, _column("session", "Sessions, which are read as users where no column is.")] = None,
+    title: Annotated[str | None, _column("title", "Titles of the items.")] = None,
     overrides: Overrides = None,
 ) -> None:
-    """Look at tables and write a config for them: guessed columns, the recipe for their shape, and the reasons."""
+    """Look at tables and write a config for them: roles of the columns, the recipe for their shape, and the reasons.
+
+    Where two readings of the columns are possible it stops and lists the flags that settle it."""
     from twotower import files
-    from twotower.suggestion.constant_tables import table_file, table_path
+    from twotower.suggestion.features import table_path
     from twotower.suggestion.suggest import suggest
 
     if output is not None and output.exists():
@@ -62,7 +76,8 @@ def suggest(
     try:
         found = suggest(
             data, users or None, items or None, recipe=recipe, overrides=overrides or (),
-            folder=output.parent if output else ".", output=output,
+            folder=output.parent if output else ".", output=output, user=user, item=item,
+            query=query, time=time, label=label, event=event, weight=weight, session=session, title=title,
         )  # fmt: skip
     except DataError as e:  # there is no config yet in which a setting could be written
         raise DataError(_SETTING.sub(_as_flag, str(e))) from None
@@ -70,7 +85,9 @@ def suggest(
         print("\n".join(map(escape_controls, found.text.splitlines())))
         return
     for name, table in found.tables.items():
-        files.write(table_path(output, name), table_file(table))
+        content = io.BytesIO()
+        table.write_parquet(content)
+        files.write(table_path(output, name), content.getvalue())
     files.write(output, found.text)
     for line in found.reasons:
         print_line(line)

@@ -1,1 +1,1 @@
-"""Suggestion of a config: tables are found and read, their shape is measured, a recipe is chosen by rules and written out."""
+"""Suggestion of a config: tables are read, their columns get roles, and their shape chooses a recipe."""

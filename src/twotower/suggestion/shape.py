@@ -1,125 +1,90 @@
-"""Shape of checked tables: the numbers by which a recipe is chosen and set."""
+"""Shape of a log, and the rules by which it decides the recipe, each with its number and threshold."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import polars as pl
 
 from twotower.arrays.types import Ints
-from twotower.data.drift_evidence import DriftEvidence, begin_apart, drift_evidence
+from twotower.data import drift_evidence
+from twotower.data.drift_evidence import DriftEvidence, begin_apart
 from twotower.data.labels import POSITIVE
-from twotower.data.order_evidence import OrderEvidence, order_evidence
+from twotower.data.order_evidence import MIN_LIFT, MIN_Z, OrderEvidence, order_evidence
 from twotower.data.parts import PART
 from twotower.data.tables import Tables
 from twotower.data.times import TIME
 from twotower.features.schema import Schema
 from twotower.features.side import SIDES, SideName
 from twotower.progress import doing
-from twotower.suggestion.id_parts import IdParts, id_parts
-from twotower.suggestion.names import names_undoing
-from twotower.suggestion.query_evidence import QueryEvidence, query_evidence
-from twotower.suggestion.side_features import SideFeature, SideFeatures, is_text
-from twotower.suggestion.thresholds import no_rating
-from twotower.suggestion.user_evidence import UserEvidence, column_codes, user_evidence
+from twotower.suggestion.features import SideFeature, SideFeatures, is_text
+from twotower.suggestion.roles import is_undoing, no_rating
 from twotower.train.starts.start import common_items
 
-DENSE = 0.5
-"""Share of all pairs of user and item from which the presence of a row says nothing."""
-MIN_NEW = 0.2
-"""Share of new items from which a model must know items by their contents."""
-MIN_NEW_USERS = 0.5
-"""Share of new users from which the latest rows are of users without a history, as in a log of sessions."""
-MAX_FEW = 10
-"""Median rows of a user up to which columns of users may tell more than a history without an order."""
-MIN_TOP = 2
-"""Least label from which two labels are the top of a scale, such as ratings of 4 and 5, and not refusals and likes."""
-MIN_LAST = 3
-"""Rows of a user from which a last one, the one before it and one to learn are there."""
-LAST_SHARE = 0.1
-"""Share of the interactions, the latest, whose items and users are counted as new or known."""
-TYPICAL_ROWS = 10
-"""Times the median number of rows for which a user counts at most in the share of repeated rows."""
+DENSE = 0.5  # share of all pairs of user and item from which the presence of a row says nothing
+MIN_NEW = 0.2  # share of new items from which a model must know items by their contents
+MIN_NEW_USERS = 0.5  # share of new users from which the latest rows are of users without a history
+MAX_FEW = 10  # median rows of a user up to which columns of users may say more than a history without an order
+MIN_TOP = 2  # least label from which two labels are the top of a scale, such as ratings of 4 and 5
+MIN_LAST = 3  # rows of a user from which a last one, the one before it and one to learn exist
+LAST_SHARE = 0.1  # share of the interactions, the latest, whose items and users are counted as new or known
+TYPICAL_ROWS = 10  # multiple of the median rows for which a user counts at most in the share of repeated rows
+MAX_BUCKETS = 16  # values of a number that a recipe tells apart
+MAX_QUERY_LENGTH = 5  # median rows of a user up to which a text of users is a query
+MIN_NEGATIVES = 0.05  # share of negatives from which a label of two values is worth a ranking of its own
+MIN_LONG = 50  # median rows of a user from which a history is long
+MIN_SHARED, MIN_TIMES, SAMPLED_PAIRS = 0.2, 2.0, 20_000
+"""Share of rows whose query and title share a word, multiple of that of shuffled rows, and rows compared."""
+MIN_USER_LIFT, MIN_USER_Z, ROWS_OF_VALUE, MAX_USER_ROWS = 1.4, 5.0, 20, 200_000
+"""Lift, and deviations above shuffled users, from which a column of users predicts items; rows of each value, on
+average; rows that are compared."""
 
-MAX_BUCKETS = 16
-"""Values of a number that a recipe tells apart."""
+_WORDS = r"\p{Han}|[\p{L}\p{N}--\p{Han}]+"
 
 
 @dataclass(frozen=True)
 class Shape:
     """Numbers of tables that a training would read."""
 
-    users: int
-    """Users with an interaction."""
-    items: int
-    """Items of the catalogue, with an interaction or without."""
-    unused: int
-    """Items of the catalogue without an interaction."""
-    common: int
-    """The least number of items that have most of the taken rows."""
+    users: int  # users with an interaction
+    items: int  # items of the catalogue, with an interaction or without
+    unused: int  # items of the catalogue without an interaction
+    common: int  # the least number of items that have most of the taken rows
     interactions: int
-    taken: int
-    """Rows of what users took: the positives, or all rows if the label is a scale, on which users rate what they took."""
-    length: float
-    """Median number of taken rows of a user that has any."""
-    long_length: float
-    """Number of taken rows that a tenth of the users exceeds."""
-    measurable: int
-    """Users of MIN_LAST taken rows or more."""
-    order: OrderEvidence | None
-    """None: the log has no time."""
-    drift: DriftEvidence | None
-    """Evidence that what is popular changes. None: the log has no times that all users share."""
-    label_values: int
-    """Distinct labels. 0: no label."""
-    is_scale: bool
-    """True for three labels or more, none below 0 but one for no rating, or two from MIN_TOP on, in a log that is not dense: users rate
-    what they took."""
-    no_rating: float | None
-    """Label that stands for no rating; None without."""
-    negatives: float
-    """Share of the rows that are negatives, by label or event."""
-    undone: float
-    """Share of the rows that are negatives as they take an earlier choice back, such as a refund."""
-    new_items: float
-    """Share of the latest tenth of the rows whose item has no earlier row, or, of a log without times that all users share, of all rows
-    whose item has no other: by Good and Turing that of the next rows whose item has none."""
-    new_users: float
-    """Share of the latest tenth of the rows whose user has no earlier row. 0 of a log without times that all users share."""
-    by_time: bool
-    """True if `new_items` is of the latest rows, False if it is of all."""
-    query: str
-    """Column of the users that holds text, that which shares most words with `words`. Empty: none."""
-    words: str
-    """Column of the items that holds text. Empty: none."""
-    queries: QueryEvidence | None
-    """Evidence that users search for items. None: users or items have no text."""
-    content_kinds: int
-    """Combinations of values that the items' columns without text and many names can have at most, numbers in MAX_BUCKETS buckets.
-    1: no column."""
-    content_values: int
-    """Values of the items' columns without text, those of all columns together, numbers in MAX_BUCKETS buckets."""
-    joint_values: int
-    """Sum over each column of the users without text, and each of the items or their id, of the smaller number of values."""
-    contents: int
-    """Features of the items beside their ids."""
-    texts: int
-    """Those of them that are text."""
-    telling: UserEvidence
-    """Evidence that columns of the users tell what they take."""
-    users_change: bool
-    """True if a row of the users holds from a time on, so that they have several values of a column."""
-    density: float
-    """Share of the pairs of a user and an item, both with a row, that have one."""
-    is_dense: bool
-    """True if users have rows for most items, two or more of each user and item on average, so that the presence of a row says nothing."""
-    values: Mapping[tuple[SideName, str], int] = field(default_factory=dict)
-    """Values of each column without text, by side and column, numbers in MAX_BUCKETS buckets."""
-    id_parts: IdParts = field(default_factory=IdParts)
-    """Parts of the items' ids that tell what users take."""
+    taken: int  # rows of what users took: the positives, or all rows if the label is a scale
+    length: float  # median number of taken rows of a user that has any
+    long_length: float  # number of taken rows that a tenth of the users exceeds
+    measurable: int  # users of MIN_LAST taken rows or more
+    order: OrderEvidence | None  # None: the log has no time
+    drift: DriftEvidence | None  # None: the log has no times that all users share
+    label_values: int  # distinct labels; 0: no label
+    is_scale: (
+        bool  # users rate what they took: three labels or more, or two from MIN_TOP on, in a log that is not dense
+    )
+    no_rating: float | None  # label that stands for no rating
+    negatives: float  # share of the rows that are negatives, by label or event
+    undone: float  # share of the rows that are negatives as they take an earlier choice back, such as a refund
+    new_items: (
+        float  # share of the latest rows whose item is new; without shared times of all rows, of items of one row
+    )
+    new_users: float  # share of the latest rows whose user is new; 0 without times that all users share
+    by_time: bool  # True if `new_items` is of the latest rows
+    query: str  # column of text of the users that shares most words with `words`; empty: none
+    words: str  # column of text of the items; empty: none
+    shared: tuple[float, float]  # share of rows whose `query` and `words` share a word, and with shuffled items
+    content_kinds: int  # combinations of values of the items' columns without text and many names, at most
+    content_values: int  # values of the items' columns without text, added up
+    joint_values: int  # sum, over pairs of columns of users and items, of the smaller number of values
+    contents: int  # features of the items without their ids
+    texts: int  # those of them that are text
+    telling: Mapping[str, float]  # columns of users that predict items, with the lift of a shared value
+    users_change: bool  # True if users have several values of a column, each from a time on
+    density: float  # share of the pairs of a user and an item, both with a row, that have one
+    is_dense: bool  # True if the presence of a row says nothing
+    values: Mapping[tuple[SideName, str], int]  # values of each column without text, by side and column
 
     @property
     def rows_of_user(self) -> str:
@@ -127,62 +92,73 @@ class Shape:
         return f"{self.length:g} row{'' if self.length == 1 else 's'}"
 
     @property
+    def has_queries(self) -> bool:
+        """True if words are shared often, and clearly more often than by chance."""
+        return self.shared[0] >= MIN_SHARED and self.shared[0] >= MIN_TIMES * self.shared[1]
+
+    @property
+    def has_telling(self) -> bool:
+        """True if a column of the users predicts much."""
+        return max(self.telling.values(), default=0.0) >= MIN_USER_LIFT
+
+    @property
+    def has_order(self) -> bool:
+        """True if rows follow one another."""
+        return self.order is not None and self.order.exists
+
+    @property
     def has_telling_users(self) -> bool:
-        """True if columns of users tell more than their histories, which are short and in no order."""
-        has_order = self.order is not None and self.order.exists
-        return self.telling.exists and self.length <= MAX_FEW and not has_order
+        """True if columns of users say more than their histories, which are short and in no order."""
+        return self.has_telling and self.length <= MAX_FEW and not self.has_order
 
     @property
     def has_new_items(self) -> bool:
-        """True if many items are new, and columns say what they are. Without times and without an order columns of values rank new items
-        beside closed forms too, and texts do not, which are read where other columns are the same for several items."""
-        has_order = self.order is not None and self.order.exists
+        """True if many items are new, and columns describe them: texts, where no times or order show new items."""
         reads_text = self.texts > 0 and self.content_kinds < self.items
-        return self.contents > 0 and self.new_items >= MIN_NEW and (self.by_time or has_order or reads_text)
+        return self.contents > 0 and self.new_items >= MIN_NEW and (self.by_time or self.has_order or reads_text)
 
 
 @doing("measuring the shape of the log")
 def measure_shape(
-    tables: Tables,
-    schema: Schema,
-    sides: Mapping[SideName, SideFeatures],
-    shared_time: bool = True,
-    may_be_unrated: bool = True,
+    tables: Tables, schema: Schema, sides: Mapping[SideName, SideFeatures], shared_time: bool, may_be_unrated: bool
 ) -> Shape:
-    """Return the shape of checked tables with the features of their sides by "user" and "item". `shared_time` is False if times
-    order the items of one user alone, `may_be_unrated` if no label stands for no rating, whatever their rows."""
+    """Return the shape of checked tables with the features of their sides.
+
+    `shared_time` is False if times order the items of one user alone, `may_be_unrated` if no label is for no rating."""
     actions = tables.interactions
     users = actions[schema.user_id].rank("dense").to_numpy().astype(np.int64) - 1
-    ids, codes = np.unique(actions[schema.item_id].to_numpy(), return_inverse=True)
-    items = codes.astype(np.int64)
+    items = np.unique(actions[schema.item_id].to_numpy(), return_inverse=True)[1].astype(np.int64)
     positive = actions[POSITIVE].to_numpy().astype(bool)
-    label_values = actions[schema.label].n_unique() if schema.label else 0
+    labels = actions[schema.label] if schema.label else pl.Series([], dtype=pl.Float64)
     n_users, n_items = int(users.max(initial=0)) + 1, int(items.max(initial=0)) + 1
     pairs = len(np.unique(users * n_items + items))
     density = pairs / (n_users * n_items)
     is_dense = density >= DENSE and pairs >= 2 * max(n_users, n_items)
-    least = float(actions[schema.label].min()) if schema.label else 0.0  # type: ignore[arg-type]
-    unrated = no_rating(actions[schema.label]) if schema.label and may_be_unrated else None
-    is_scale = (label_values > 2 or least >= MIN_TOP) and (least >= 0 or unrated is not None) and not is_dense
+    least = float(labels.min() or 0)  # type: ignore[arg-type]
+    unrated = no_rating(labels) if schema.label and may_be_unrated else None
+    is_scale = (labels.n_unique() > 2 or least >= MIN_TOP) and (least >= 0 or unrated is not None) and not is_dense
     taken = positive | is_scale
     lengths = np.bincount(users[taken])
     lengths = lengths[lengths > 0]
     times = actions[TIME].to_numpy() if TIME in actions.columns else None
-    order = order_evidence(users[taken], items[taken], times[taken]) if times is not None else None
     orders_all = times is not None and (schema.time_unit != "order" or begin_apart(users[taken], times[taken]))
     by_time = times is not None and shared_time and bool(times.min() < times.max())
-    queries = [f.column for f in sides["user"].features if f.is_text and is_text(tables.users[f.column])]
-    if not queries and is_text(actions[schema.user_id]):
-        queries = [schema.user_id]
-    titles = [f.column for f in sides["item"].features if f.is_text and is_text(tables.items[f.column])]
     frames: dict[SideName, pl.DataFrame] = {"user": tables.users, "item": tables.items}
-    values: dict[tuple[SideName, str], int] = {
-        (side, f.column): _values(frames[side][f.column], f)
+    texts = {
+        side: [f.column for f in sides[side].features if f.is_text and is_text(frames[side][f.column])]
         for side in SIDES
-        for f in sides[side].features
-        if not f.is_text
     }
-    query, words, evidence = _searched(tables, schema, queries, titles)
+    if not texts["user"] and is_text(actions[schema.user_id]):
+        texts["user"] = [schema.user_id]
+    columns = [(side, f) for side in SIDES for f in sides[side].features if not f.is_text]
+    values: dict[tuple[SideName, str], int] = {(side, f.column): _values(frames[side], f) for side, f in columns}
+    query, words, shared = _searched(tables, schema, texts["user"], texts["item"])
+    of_side = {side: [n for (where, _), n in values.items() if where == side] for side in SIDES}
+    undone = (
+        actions.filter(~pl.col(POSITIVE).cast(pl.Boolean))[schema.event]
+        if schema.event
+        else pl.Series([], dtype=pl.String)
+    )
     return Shape(
         users=int(users.max(initial=-1)) + 1,
         items=tables.items.height,
@@ -193,28 +169,24 @@ def measure_shape(
         length=float(np.median(lengths)) if len(lengths) else 0.0,
         long_length=float(np.quantile(lengths, 0.9)) if len(lengths) else 0.0,
         measurable=int((lengths >= MIN_LAST).sum()),
-        order=order,
-        drift=drift_evidence(users[taken], items[taken], times[taken])
+        order=None if times is None else order_evidence(users[taken], items[taken], times[taken]),
+        drift=drift_evidence.drift_evidence(users[taken], items[taken], times[taken])
         if times is not None and by_time and orders_all
         else None,
-        label_values=label_values,
+        label_values=labels.n_unique(),
         is_scale=is_scale,
         no_rating=unrated,
         negatives=float(1 - positive.mean()),
-        undone=_undone(actions[schema.event].filter(~actions[POSITIVE].cast(pl.Boolean))) / actions.height
-        if schema.event
-        else 0.0,
+        undone=sum(is_undoing(str(kind)) for kind in undone) / actions.height,
         new_items=_new_share(items, times) if times is not None and by_time else _single_share(items),
         new_users=_new_share(users, times) if times is not None and by_time else 0.0,
         by_time=by_time,
         query=query,
         words=words,
-        queries=evidence,
-        content_kinds=math.prod(
-            _kinds(tables.items[f.column], f) for f in sides["item"].features if not (f.is_text or f.is_name)
-        ),
-        content_values=sum(n for (side, _), n in values.items() if side == "item"),
-        joint_values=_joint_values(values, n_items),
+        shared=shared,
+        content_kinds=math.prod(_kinds(tables.items[f.column], f) for side, f in columns if side == "item"),
+        content_values=sum(of_side["item"]),
+        joint_values=sum(min(one, other) for one in of_side["user"] for other in (*of_side["item"], n_items)),
         contents=len(sides["item"].features),
         texts=sum(f.is_text for f in sides["item"].features),
         telling=_telling(tables, schema, sides["user"].features, users[taken], items[taken]),
@@ -222,25 +194,7 @@ def measure_shape(
         density=density,
         is_dense=is_dense,
         values=values,
-        id_parts=id_parts(users[taken], items[taken], pl.Series(ids.tolist())),
     )
-
-
-def _undone(events: pl.Series) -> int:
-    """Return the number of events that take an earlier choice back, by their names."""
-    undoings = [kind for kind in events.unique().cast(pl.String).to_list() if kind and names_undoing(kind)]
-    return int(events.cast(pl.String).is_in(undoings).sum())
-
-
-def _telling(tables: Tables, schema: Schema, features: Sequence[SideFeature], users: Ints, items: Ints) -> UserEvidence:
-    """Return the evidence of the users' columns of one value a user, of rows of the codes of users, ascending by their ids, and items."""
-    ids = tables.interactions.select(pl.col(schema.user_id).unique().sort())
-    found = ids.join(
-        tables.users.unique(schema.user_id, keep="last"), on=schema.user_id, how="left", maintain_order="left"
-    )
-    single = [f for f in features if not (f.is_text or "separator" in f.options or found[f.column].dtype.is_nested())]
-    codes = [column_codes(found[f.column], int(str(f.options.get("buckets", 0)))) for f in single]
-    return user_evidence(users, items, [(f.column, c) for f, c in zip(single, codes, strict=True)])
 
 
 def _kinds(values: pl.Series, feature: SideFeature) -> int:
@@ -249,51 +203,80 @@ def _kinds(values: pl.Series, feature: SideFeature) -> int:
     return min(distinct, MAX_BUCKETS) if "buckets" in feature.options else distinct
 
 
-def _values(series: pl.Series, feature: SideFeature) -> int:
+def _values(frame: pl.DataFrame, feature: SideFeature) -> int:
     """Return the number of values that a feature has, of lists those in them."""
+    series = frame[feature.column]
     if separator := feature.options.get("separator"):
         series = series.str.split(str(separator))
     return _kinds(series.explode() if series.dtype.is_nested() else series, feature)
 
 
-def _joint_values(values: Mapping[tuple[SideName, str], int], n_items: int) -> int:
-    """Return the sum of the smaller numbers of values, of each column of the users and each of the items or their id."""
-    of = {side: [n for (where, _), n in values.items() if where == side] for side in SIDES}
-    return sum(min(one, other) for one in of["user"] for other in (*of["item"], n_items))
-
-
 def _searched(
     tables: Tables, schema: Schema, queries: Sequence[str], titles: Sequence[str]
-) -> tuple[str, str, QueryEvidence | None]:
-    """Return the two of some text columns of users and items that share words most often, and the evidence of these."""
-    if not (queries and titles):
-        return next(iter(queries), ""), next(iter(titles), ""), None
-    ids = tables.interactions.select(schema.user_id, schema.item_id)
-    asked = {name: _of_rows(ids, tables.users, schema.user_id, name) for name in queries}
-    found = {name: _of_rows(ids, tables.items, schema.item_id, name) for name in titles}
-    pairs = [(one, other, query_evidence(asked[one], found[other])) for one in queries for other in titles]
-    return max(pairs, key=lambda pair: (pair[2].exists, pair[2].shared - pair[2].shuffled))
+) -> tuple[str, str, tuple[float, float]]:
+    """Return the two of some text columns of users and items that share words most often, and the shares of rows."""
+    rows = np.random.default_rng(0).permutation(tables.interactions.height)[:SAMPLED_PAIRS]
+    ids = tables.interactions.select(schema.user_id, schema.item_id)[rows]
+
+    def words(side: pl.DataFrame, key: str, column: str) -> pl.Series:
+        last = side.select(key, column).unique(key, keep="last") if column != key else ids.select(key).unique()
+        found = ids.join(last, on=key, how="left", maintain_order="left")[column]
+        return found.fill_null("").str.to_lowercase().str.extract_all(_WORDS)
+
+    best, gap = (next(iter(queries), ""), next(iter(titles), ""), (0.0, 0.0)), -math.inf
+    for query in queries if titles else ():
+        asked = words(tables.users, schema.user_id, query)
+        for title in titles:
+            found = words(tables.items, schema.item_id, title)
+            pairs = [pl.DataFrame({"one": asked, "other": found.shuffle(n) if n else found}) for n in range(6)]
+            is_shared = (pl.col("one").list.set_intersection("other").list.len() > 0).mean()
+            share, *chance = (float(pair.select(is_shared).item() or 0) for pair in pairs)
+            if share - float(np.mean(chance)) > gap:
+                best, gap = (query, title, (share, float(np.mean(chance)))), share - float(np.mean(chance))
+    return best
 
 
-def _of_rows(ids: pl.DataFrame, side: pl.DataFrame, key: str, column: str) -> pl.Series:
-    """Return the values of a column of users or items for each row of a log, of the last row of each id."""
-    if column == key:
-        return ids[key]
-    return ids.join(side.select(key, column).unique(key, keep="last"), on=key, how="left", maintain_order="left")[
-        column
-    ]
+def _telling(
+    tables: Tables, schema: Schema, features: Sequence[SideFeature], users: Ints, items: Ints
+) -> dict[str, float]:
+    """Return the columns of users that predict items beyond chance: how often two users of one value take one item, in
+    multiples of any two. `users` and `items` are codes of rows, of which one for each user is compared."""
+    ids = tables.interactions.select(pl.col(schema.user_id).unique().sort())
+    last = tables.users.unique(schema.user_id, keep="last")
+    frame = ids.join(last, on=schema.user_id, how="left", maintain_order="left")
+    rng, n_items = np.random.default_rng(0), int(items.max(initial=0)) + 1
+    pairs = rng.permutation(np.unique(users * n_items + items))
+    users, items = np.divmod(pairs[np.unique(pairs // n_items, return_index=True)[1]][:MAX_USER_ROWS], n_items)
+
+    def agreement(codes: Ints) -> float:
+        joint, alone = (np.unique(c, return_counts=True)[1].astype(float) for c in (codes * n_items + items, codes))
+        return float((joint * (joint - 1)).sum() / max(1.0, (alone * (alone - 1)).sum()))
+
+    lifts = dict[str, float]()
+    for feature in features:
+        values = frame[feature.column]
+        if feature.is_text or "separator" in feature.options or values.dtype.is_nested():
+            continue
+        values = values.fill_nan(None) if values.dtype.is_float() else values
+        if buckets := int(str(feature.options.get("buckets", 0))):
+            values = (values.rank("average") * buckets / (len(values) - values.null_count() + 1)).floor()
+        codes = values.rank("dense").fill_null(0).to_numpy().astype(np.int64)[users]
+        if len(np.unique(codes)) * ROWS_OF_VALUE <= len(codes):
+            chance = [agreement(rng.permutation(codes)) for _ in range(16)]
+            mean, deviation, found = float(np.mean(chance)), float(np.std(chance)), agreement(codes)
+            lifts |= {feature.column: found / mean} if deviation and found - mean >= MIN_USER_Z * deviation else {}
+    return lifts
 
 
 def _new_share(ids: Ints, times: Ints) -> float:
-    """Return the share of the latest tenth of the rows (n,) whose item, or user, has no row before that tenth begins."""
-    start = np.quantile(times, 1 - LAST_SHARE, method="higher")
-    late = times >= start
+    """Return the share of the latest tenth of the rows whose item, or user, has no row before that tenth begins."""
+    late = times >= np.quantile(times, 1 - LAST_SHARE, method="higher")
     known = np.unique(ids[~late])
     return float((~np.isin(ids[late], known)).mean()) if len(known) else 0.0
 
 
 def _single_share(ids: Ints) -> float:
-    """Return the share of rows (n,) whose item has no other row."""
+    """Return the share of rows whose item has no other row."""
     return float((np.bincount(ids) == 1).sum()) / max(1, len(ids))
 
 
@@ -308,8 +291,9 @@ def parts_follow(actions: pl.DataFrame, schema: Schema) -> bool:
 
 
 def repeated_share(actions: pl.DataFrame, user_id: str, item_id: str) -> float:
-    """Return the share of the rows that repeat an earlier pair of user and item, in which a user counts for at most TYPICAL_ROWS times the
-    median number of rows of users with several: a few accounts that repeat one item tell nothing of the others."""
+    """Return the share of the rows that repeat an earlier pair of user and item.
+
+    A user counts for at most TYPICAL_ROWS times the median number of rows of users with several."""
     users = actions.group_by(user_id).agg(rows=pl.len(), items=pl.col(item_id).n_unique())
     if not len(users):
         return 0.0
@@ -317,3 +301,114 @@ def repeated_share(actions: pl.DataFrame, user_id: str, item_id: str) -> float:
     several = rows[rows > 1]
     weight = np.minimum(1.0, TYPICAL_ROWS * np.median(several if len(several) else rows) / rows)
     return float(weight @ (rows - items) / (weight @ rows))
+
+
+@dataclass(frozen=True)
+class RecipeRule:
+    """Recipe, whether a shape is right for it, what a shape needs for it, and the numbers as text."""
+
+    recipe: str
+    question: str
+    rows: int  # rows of the log on which the recipe's settings were chosen
+    fits: Callable[[Shape], bool]  # True for a shape that the recipe is right for, if no earlier rule fits
+    lacks: Callable[[Shape], str]  # column that the recipe needs and the tables lack; empty: none
+    reason: Callable[[Shape], str]  # numbers that decided, with their thresholds
+    min_steps: int = (
+        0  # least steps of a training, measured on small logs (docs/log.md); 0: a tenth of the recipe's own
+    )
+    ids: int = 0  # users and items of the log on which the settings of a recipe without epochs were chosen
+    needs_contents: bool = False  # items are ranked by their contents alone
+    reads_users: bool = False  # columns of users that predict items are added to the history
+
+
+def describe_order(shape: Shape) -> str:
+    """Return what is known of the order of the log, with the thresholds."""
+    if shape.order is None:
+        return "no time column gives the interactions an order"
+    verdict = "there is one" if shape.order.exists else "none is found"
+    return f"{verdict}: {shape.order}; thresholds {MIN_LIFT:g} times and z {MIN_Z:g}"
+
+
+def describe_drift(shape: Shape) -> str:
+    """Return what is known of how popularity changes, with the thresholds."""
+    if shape.drift is None:
+        return "no times that all users share show what is popular when"
+    verdict = "what is popular changes" if shape.drift.exists else "what is popular hardly changes"
+    return f"{verdict}: {shape.drift}; thresholds {drift_evidence.MIN_LIFT:g} times and z {drift_evidence.MIN_Z:g}"
+
+
+def _refused(shape: Shape) -> str:
+    if not shape.negatives:
+        return "every row is a positive"
+    share = f"{shape.negatives:.1%} of the rows are negatives (threshold {MIN_NEGATIVES:.0%})"
+    if shape.is_scale:
+        return (
+            f"{share}, on a scale of {shape.label_values} labels: what users chose and rated, not what they were shown"
+        )
+    if shape.is_dense:
+        return f"{share}, and users have {shape.density:.0%} of the items (threshold {DENSE:.0%}): what they were shown"
+    return f"{share}, {shape.undone:.1%} of the rows by taking an earlier choice back" if shape.undone else share
+
+
+def _new(shape: Shape) -> str:
+    lifts = ", ".join(f"'{name}' {lift:.2f}" for name, lift in shape.telling.items()) or "none"
+    rows = "of the latest tenth of the rows" if shape.by_time else "of the rows"
+    return (
+        f"{shape.new_items:.1%} {rows} are of items without {'an earlier' if shape.by_time else 'another'} row "
+        f"(threshold {MIN_NEW:.0%}), and the items have {shape.contents} columns, {shape.texts} of them text; "
+        f"columns of users that predict items: {lifts} (threshold {MIN_USER_LIFT:g}); a user has "
+        f"{shape.rows_of_user}, the median (threshold at most {MAX_FEW}, without an order)"
+    )
+
+
+def _length(shape: Shape) -> str:
+    return f"a user has {shape.rows_of_user}, the median (threshold {MIN_LONG})" if shape.has_order else "no order"
+
+
+def _needs_time(shape: Shape) -> str:
+    return "" if shape.order is not None else "a time: set schema.time"
+
+
+RULES = (
+    RecipeRule(
+        "words", "which item do these words mean?", 36_451,
+        lambda s: s.has_queries and s.length <= MAX_QUERY_LENGTH,
+        lambda s: "" if s.query and s.words else f"a text column of the {'items' if s.query else 'users'}",
+        lambda s: (
+            f"{s.shared[0]:.1%} of the rows share a word of '{s.query}' and '{s.words}' (threshold {MIN_SHARED:.0%}), "
+            f"{s.shared[1]:.1%} with shuffled items (threshold {MIN_TIMES:g} times as many), and a user has "
+            f"{s.rows_of_user}, the median (threshold at most {MAX_QUERY_LENGTH})"
+            if s.query and s.words else "users or items have no column of text"
+        ),
+    ),
+    RecipeRule(
+        "ranking", "would the user like an item that is shown?", 1_000_209,
+        lambda s: not s.is_scale and s.negatives - s.undone >= MIN_NEGATIVES and s.negatives <= 1 - MIN_NEGATIVES,
+        lambda s: "" if s.negatives else "negatives: set schema.label and schema.positive_above",
+        _refused,
+    ),
+    RecipeRule(
+        "cold-start", "what does a user take next, if items or users are new and columns describe them?", 575_281,
+        lambda s: s.has_new_items or s.has_telling_users,
+        lambda s: "" if s.contents or s.telling else "columns of items, or columns of users that predict items",
+        _new, needs_contents=True, reads_users=True,
+    ),
+    RecipeRule(
+        "sequence-long", "what does a user take next?", 1_000_209,
+        lambda s: s.has_order and s.length >= MIN_LONG, _needs_time, _length,
+    ),
+    RecipeRule(
+        "sequence-short", "what does a user take next?", 198_502,
+        lambda s: s.has_order, _needs_time, _length, min_steps=1000, reads_users=True,
+    ),
+    RecipeRule(
+        "collaborative", "what else does a user take, in any order?", 575_281,
+        lambda s: True, lambda s: "", lambda s: "no other recipe fits", ids=6038 + 3533,
+    ),
+)  # fmt: skip
+"""Rules of the recipes; the first that fits is chosen."""
+
+
+def choose(shape: Shape) -> RecipeRule:
+    """Return the first rule that fits a shape."""
+    return next(rule for rule in RULES if rule.fits(shape))

@@ -1,11 +1,15 @@
-"""Tables of the data that a config is suggested for: found by names and contents, and read as a training reads them."""
+"""Tables of a log: files found by their names, and read in the form that DuckDB sniffs."""
 
 from __future__ import annotations
 
+import csv
 import os
 import re
+import tempfile
+import zlib
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from itertools import islice
 from pathlib import Path
 
 import polars as pl
@@ -14,24 +18,35 @@ from pydantic import ValidationError
 from twotower.config.toml import TomlValue
 from twotower.data.datasets import DATASETS
 from twotower.data.datasets.named_dataset import NamedDataset
+from twotower.data.lakes import lake_table
 from twotower.data.parts import PART, PartFiles
 from twotower.data.readers import Reading, TableLike, as_frame, read_file
-from twotower.data.table_path import TABLE_SUFFIXES, ending
+from twotower.data.split import PART_NAMES
+from twotower.data.table_path import TABLE_SUFFIXES, TablePath, ending
 from twotower.data.table_paths import table_files, table_source
-from twotower.data.text_format import SEPARATOR_OF, TextFormat
+from twotower.data.text_encoding import check_line_ends, not_utf8
+from twotower.data.text_format import SEPARATOR_OF, SPACE, TextFormat
 from twotower.errors import ConfigError, DataError, did_you_mean
 from twotower.features.schema import Schema, is_pattern
 from twotower.features.values import with_texts
 from twotower.files.urls import Url, is_url
 from twotower.progress import doing
 from twotower.section import first_problem
-from twotower.suggestion.folder import FolderTables, folder_tables
-from twotower.suggestion.guessed_columns import is_distinct
-from twotower.suggestion.text_form import guess_form, has_decimal_commas, looks_like_scale, looks_like_seconds
-from twotower.suggestion.time_form import has_digits_of_dates, is_dated, time_form
+from twotower.suggestion.roles import plain, role_of_name
 
-USER, ITEM, PLACE = "user_id", "item_id", "place"
-"""Columns of files with one user a line, which have no names."""
+USER, ITEM, PLACE = "user_id", "item_id", "place"  # columns of files with one user a line, which have no names
+SAMPLED_LINES = 200
+MIN_SAME_WIDTH = 0.9  # share of lines that have as many values as the first from which a line is a row
+SEQUENCE_WIDTH = 6  # values of a line from which a file of whole numbers alone has one user a line
+
+_FILES = {
+    "users": "users user customers customer members visitors readers queries",
+    "items": "items item products product movies movie films articles article books songs tracks videos news catalog",
+    "interactions": "interactions interaction ratings rating clicks click events event log logs orders purchases "
+    "transactions views reviews likes sessions behaviors history data train inter",
+}
+_PARTS = {"train": "train training", "validation": "validation valid val dev", "test": "test testing"}
+_DECIMAL_COMMA = r"^\s*[-+]?\d+(,\d+)?\s*$"
 
 
 @dataclass(frozen=True)
@@ -41,19 +56,12 @@ class FoundTables:
     interactions: pl.DataFrame
     users: pl.DataFrame | None = None
     items: pl.DataFrame | None = None
-    section: Mapping[str, TomlValue] | None = None
-    """None: the tables are frames, which no file names."""
-    schema: Schema | None = None
-    """Schema of a data set by name."""
+    section: Mapping[str, TomlValue] | None = None  # None: the tables are frames, which no file names
+    schema: Schema | None = None  # schema of a data set by name
     layout: str = "rows"
-    is_text: bool = False
-    """True if the interactions stand in text files, where ids keep their spelling."""
-    unnamed: frozenset[str] = frozenset()
-    """Tables of users and items whose first line names no columns, as far as its values tell."""
-    notes: tuple[str, ...] = ()
-    """Lines: which files are read and as what, which are not and why, what their form is."""
-    made: tuple[str, ...] = ()
-    """Those of "items" and "users" that have columns of the interactions, which no file or frame has there."""
+    is_text: bool = False  # True if the interactions are in text files, where ids keep their spelling
+    notes: tuple[str, ...] = ()  # lines: which files are read, which are not, what their form is
+    made: tuple[str, ...] = ()  # those of "items" and "users" with columns of the interactions, which no file has there
 
     @property
     def has_parts(self) -> bool:
@@ -63,190 +71,266 @@ class FoundTables:
 
 @doing("looking for the tables")
 def find_tables(
-    interactions: TableLike,
-    users: TableLike | None = None,
-    items: TableLike | None = None,
-    folder: Path = Path(),
+    interactions: TableLike, users: TableLike | None = None, items: TableLike | None = None, folder: Path = Path(),
     form: TextFormat | None = None,
-) -> FoundTables:
-    """Read the tables of frames, of paths, of a folder with one file for each table, or of a data set by name, such as ml-1m, or
-    of its archive. Paths of the section are relative to `folder`; the form of text files is guessed if none is given. Raises
-    DataError or ConfigError."""
+) -> FoundTables:  # fmt: skip
+    """Read frames, paths, a folder with one file for each table, or a data set by name, such as ml-1m, or its archive.
+
+    Paths of the section are relative to `folder`. The form of text files is sniffed if none is given. Raises DataError
+    or ConfigError."""
+    paths = {name: table for name, table in (("users", users), ("items", items)) if table is not None}
     if not isinstance(interactions, str | Path):
         notes = list[str]()
-        of_users = None if users is None else _of_values(as_frame(users, "users", Reading(None)), notes)
-        of_items = None if items is None else _of_values(as_frame(items, "items", Reading(None)), notes)
-        frame = _of_rows(as_frame(interactions, "interactions", Reading(None)), "interactions", notes)
-        return FoundTables(_of_values(frame, notes), of_users, of_items, notes=tuple(notes))
-    for table in (users, items):
-        if table is not None and not isinstance(table, str | Path):
-            raise DataError(
-                "interactions: a path, beside a table that is none; give all tables as frames or all as paths"
-            )
-    paths = {"users": users, "items": items}
+        frames = {name: _usable(as_frame(table, name, Reading(None)), notes) for name, table in paths.items()}
+        frame = _usable(as_frame(interactions, "interactions", Reading(None)), notes)
+        frame = _with_rows(frame, "interactions")
+        return FoundTables(frame, frames.get("users"), frames.get("items"), notes=tuple(notes))
+    if any(not isinstance(table, str | Path) for table in paths.values()):
+        raise DataError("interactions: a path, and a frame for another table; give all tables as frames or as paths")
     if dataset := _named(str(interactions), folder):
-        if given := next((name for name, table in paths.items() if table is not None), ""):
-            raise ConfigError(f"data set '{dataset[1].kind}' has {given} of its own; leave out `{given}`")
         section, kind = dataset
+        if paths:
+            raise ConfigError(
+                f"data set '{kind.kind}' has {next(iter(paths))} of its own; leave out `{next(iter(paths))}`"
+            )
         tables = kind.load()
         return FoundTables(tables.interactions, tables.users, tables.items, section, kind.table_schema)
     files = folder_tables(table_source(interactions))
-    sides = {**files.sides} | {name: table_source(str(table)) for name, table in paths.items() if table is not None}
-    read = _Files(files, sides, folder, form)
-    return read.found()
+    sides = {**files.sides} | {name: table_source(str(table)) for name, table in paths.items()}
+    return _read(replace(files, sides=sides), folder, form)
 
 
-class _Files:
-    """Tables in files: their forms, guessed where none is given, their frames and the section that names them."""
+@dataclass(frozen=True)
+class FolderTables:
+    """Paths of the tables of a folder, or of a file."""
 
-    def __init__(
-        self, files: FolderTables, sides: Mapping[str, Path | Url], folder: Path, form: TextFormat | None
-    ) -> None:
-        self.files, self.sides, self.folder, self.given = files, sides, folder, form
-        first = {name: table_files(path)[0] for name, path in {"interactions": files.log, **sides}.items()}
-        encoding = (form or TextFormat()).encoding
-        self.texts = {name: replace(path, encoding=encoding) for name, path in first.items() if path.is_text}
-        if form and form.model_fields_set == {"encoding"}:  # which tells nothing of the values
-            form = self.given = None
-        own = {name: guess_form(path) for name, path in self.texts.items()} if form is None else {}
-        self.form = (form or own.get("interactions") or TextFormat()).model_copy(update={"encoding": encoding})
-        self.separators = {name: of.separator for name, of in own.items()}
-        self.unnamed = frozenset(name for name in sides if name in own and own[name].columns)
-        self.notes = [f"not read: {line}" for line in files.unread]
+    log: Path | Url  # all interactions, or the part train
+    parts: Mapping[str, Path] = field(default_factory=dict)  # interactions by part, from train on; empty: no parts
+    sides: Mapping[str, Path | Url] = field(default_factory=dict)  # tables of "users" and "items"
+    unread: tuple[str, ...] = ()  # files that are not read, each with the reason
 
-    def found(self) -> FoundTables:
-        """Read the tables. Raises DataError."""
-        frame = self._interactions()
-        frames = {name: self._side(name) for name in self.sides}
-        form = self.form
-        if self.given is None:
-            form = form.model_copy(update=self._separators())
-            comma = self._decimal_commas({"interactions": frame, **frames})
-            if comma:
-                form = self.form = form.model_copy(update={"decimal": ","})
-                frame = self._interactions()
-                frames = {name: self._side(name) for name in self.sides}
-            named = dict[str, str]()
-            if form.columns:
-                given = _column_names(frame, len(form.columns))
-                named = dict(zip(form.columns, given, strict=True))
-                form, frame = form.model_copy(update={"columns": given}), frame.rename(named)
-                elsewhere = [name for name in (USER, ITEM) if name in given[2:]]
-                moved = f" ({' and '.join(elsewhere)} after columns that hold no ids)" if elsewhere else ""
-                self.notes.append(
-                    f"the first line of {self.texts['interactions'].name} names no columns, so these are named by places and values: "
-                    f"{', '.join(form.columns)}{moved}; data.format.columns corrects them"
-                )
-            if comma:
-                shown_as = {("interactions", old): new for old, new in named.items()}
-                listed = ", ".join(f"'{shown_as.get(column, column[1])}'" for column in comma)
-                self.notes.append(f"numbers with a decimal comma are read: {listed}")
-        shown = {**self.sides, **(self.files.parts or {"interactions": self.files.log})}
-        section: dict[str, TomlValue] = {name: _relative(path, self.folder) for name, path in shown.items()}
-        if options := form.model_dump(mode="json", exclude_defaults=True):
-            section["format"] = options
-        if len(shown) > 1 or self.notes:
-            self.notes.insert(0, f"read: {', '.join(f'{name} = {path.name}' for name, path in shown.items())}")
-        return FoundTables(
-            frame, frames.get("users"), frames.get("items"), section, None, form.layout, "interactions" in self.texts, self.unnamed,
-            tuple(self.notes),
-        )  # fmt: skip
 
-    def _interactions(self) -> pl.DataFrame:
-        log = self.files.log
-        reading = replace(
-            Reading(None, dates=False).of_table(self.form), option="data.format.{}", encoding=self.form.encoding
-        )  # times stay text, as in a training
-        if self.form.layout == "sequences":
-            reading = replace(reading, numbers=frozenset([PLACE]), lines=(USER, ITEM, PLACE))
-        if self.files.parts:
-            try:
-                self._check_parts()
-                frame = as_frame(
-                    PartFiles({name: str(path) for name, path in self.files.parts.items()}), "interactions", reading
-                ).drop(PART)
-                return _of_rows(frame, str(log), self.notes)
-            except DataError as e:
-                self.files = self.files.without_parts(f"no part beside {log.name} ({e})")
-                self.notes = [f"not read: {line}" for line in self.files.unread]
-        try:
-            frame = read_file(str(log), reading)
-        except DataError as e:
-            is_folder = isinstance(log, Url) or log.is_dir()
-            hint = "; or name the file of the interactions, and give `users` and `items`" if is_folder else ""
-            raise DataError(f"{e}{hint}") from None
-        return _of_rows(frame, str(log), self.notes)
+def folder_tables(path: Path | Url) -> FolderTables:
+    """Return the tables of a path; of a folder by the names of its files.
 
-    def _check_parts(self) -> None:
-        """Raise DataError if files of the parts have other forms than that of the part train."""
-        first = {name: table_files(path)[0] for name, path in self.files.parts.items()}
-        if self.given is not None or not first["train"].is_text:
-            return  # reading tells of other columns
-        for path in first.values():
-            own = guess_form(replace(path, encoding=self.form.encoding)) if path.is_text else None
-            same = own is not None and own.separator == self.form.separator
-            if self.form.layout == "rows" and own is not None:  # a line of a few items of one user may look like a row
-                same &= (own.layout, len(own.columns)) == (self.form.layout, len(self.form.columns))
-            if not same:
-                raise DataError(f"the form of {path.name} is another: text, separator, header line or columns")
-
-    def _side(self, name: str) -> pl.DataFrame:
-        separator = self.separators.get(name, self.form.separator_of(name)) if name in self.texts else ""
-        comma = self.form.decimal == ","
-        reading = Reading(None, separator=separator, dates=False, decimal_comma=comma, encoding=self.form.encoding)
-        found = read_file(str(self.sides[name]), reading)
-        return _without_reserved(found, self.notes)
-
-    def _separators(self) -> dict[str, TomlValue]:
-        """Return the options of the separators: one for all text files, or one for each table whose own is another."""
-        own = {name: self.separators[name] or SEPARATOR_OF[path.ending] for name, path in self.texts.items()}
-        common = self.form.separator
-        others = {n: s for n, s in own.items() if s != (common or SEPARATOR_OF[self.texts[n].ending])}
-        return {"separators": others} if others else {}
-
-    def _decimal_commas(self, frames: Mapping[str, pl.DataFrame]) -> list[tuple[str, str]]:
-        """Return the tables and columns of numbers with a decimal comma. Where numbers with points stand beside them, there are
-        none, and a note says so."""
-        found, points = list[tuple[str, str]](), list[str]()
-        for name, path in self.texts.items():
-            if (self.separators.get(name, "") or SEPARATOR_OF[path.ending]) == ",":
-                continue
-            points += [f"'{series.name}'" for series in frames[name] if series.dtype.is_float()]
-            texts = [series for series in frames[name] if series.dtype == pl.String]
-            found += [(name, series.name) for series in texts if has_decimal_commas(series)]
-        if found and points:
-            self.notes.append(
-                f"numbers with a decimal comma stay text ({', '.join(repr(column) for _, column in found)}), because others have a point "
-                f"({', '.join(points)}); write all with one mark"
+    A folder without a file of a known name is one table in pieces. Raises DataError if two files have one role, or
+    none is of interactions."""
+    if isinstance(path, Url) or lake_table(path) or not path.is_dir():
+        return FolderTables(path)
+    inside = [p for p in sorted(path.iterdir()) if not p.name.startswith((".", "_"))]
+    by_role = dict[str, list[Path]]()
+    for table in (p for p in inside if p.is_dir() or ending(p) in TABLE_SUFFIXES):
+        if role := _role_of(table):
+            by_role.setdefault(role, []).append(table)
+    found = {role: _one(path, role, files) for role, files in by_role.items()}
+    parts = {name: found[name] for name in PART_NAMES if name in found}
+    sides: dict[str, Path | Url] = {name: found[name] for name in ("users", "items") if name in found}
+    log = found.get("train") or found.get("interactions")
+    if "train" in found and "interactions" in found:
+        raise DataError(
+            f"{path}: {found['interactions'].name} and {found['train'].name} both look like interactions; name one, "
+            "and `users` and `items`"
+        )
+    if log is None and not found:
+        return FolderTables(path)
+    if log is None:
+        left = [p for p in inside if p not in found.values() and ending(p) in TABLE_SUFFIXES]
+        if len(left) != 1 or parts:
+            raise DataError(
+                f"{path}: found {', '.join(p.name for p in found.values())}, and no file of interactions to train on; "
+                "name that file, and `users` and `items`"
             )
-            return []
-        return found
+        log = left[0]
+    parts = parts if {"train", "test"} <= {*parts} else {}
+    read = {log, *sides.values(), *(p for name in parts for p in by_role[name])}
+    why = "its name is none of users, items and interactions, or a part without train and test"
+    return FolderTables(log, parts, sides, tuple(f"{p.name}: {why}" for p in inside if p not in read))
 
 
-def _of_rows(frame: pl.DataFrame, what: str, notes: list[str]) -> pl.DataFrame:
+def _role_of(path: Path) -> str:
+    """Return users, items, interactions or the part of the interactions by the name of a file, "" for none."""
+    words = [word for word in plain(path.name.partition(".")[0]).split("_") if not word.isdigit()] or [""]
+    known = {"_".join(words), words[-1]}
+    if role := next((role for role in ("users", "items") if known & {*_FILES[role].split()}), ""):
+        return role
+    stem = path.name if path.is_dir() else re.sub(r"\.[^.]+(\.gz)?$", "", path.name)  # of log.train.csv, log.train
+    of_part = [word for word in plain(stem).split("_") if not word.isdigit()] or [""]
+    part = next((part for part, of in _PARTS.items() if {of_part[0], of_part[-1]} & {*of.split()}), "")
+    return part or ("interactions" if known & {*_FILES["interactions"].split()} else "")
+
+
+def _one(folder: Path, role: str, files: list[Path]) -> Path:
+    """Return the path of a table: a file, or for a part a pattern of files that differ in a number."""
+    pattern = re.sub(r"\d+", "*", files[0].name)
+    if len(files) > 1 and not (role in PART_NAMES and {*folder.glob(pattern)} == {*files}):
+        raise DataError(
+            f"{folder}: {files[0].name} and {files[1].name} both look like {role}; name one, and `users` and `items`"
+        )
+    return files[0] if len(files) == 1 else folder / pattern
+
+
+def _read(files: FolderTables, folder: Path, given: TextFormat | None) -> FoundTables:
+    """Read tables in files, in a given form or the one that is sniffed. Raises DataError."""
+    encoding = (given or TextFormat()).encoding
+    if given and given.model_fields_set == {"encoding"}:  # the form of the values is open
+        given = None
+    first = {name: table_files(path)[0] for name, path in {"interactions": files.log, **files.sides}.items()}
+    texts = {name: replace(path, encoding=encoding) for name, path in first.items() if path.is_text}
+    own = {name: sniff(path) for name, path in texts.items()} if given is None else {}
+    if unnamed := next((name for name in files.sides if name in own and own[name].columns), ""):
+        raise DataError(f"{unnamed}: the first line of {texts[unnamed]} names no columns; write a header line")
+    form = (given or own.get("interactions") or TextFormat()).model_copy(update={"encoding": encoding})
+    notes = [f"not read: {line}" for line in files.unread]
+    if given is None and "interactions" in own:
+        _check_parts(files, form)
+    separators = {name: of.separator or SEPARATOR_OF[texts[name].ending] for name, of in own.items()}
+    usual = {name: form.separator or SEPARATOR_OF[path.ending] for name, path in texts.items()}
+    if others := {name: separator for name, separator in separators.items() if separator != usual[name]}:
+        form = form.model_copy(update={"separators": others})
+
+    frames = _frames(files, form)
+    if given is None and (comma := _decimal_commas(frames, form, texts)):
+        form = form.model_copy(update={"decimal": ","})
+        frames = _frames(files, form)
+        notes.append(f"numbers with a decimal comma are read: {', '.join(map(repr, comma))}")
+    if form.columns and given is None:
+        notes.append(
+            f"the first line of {texts['interactions'].name} names no columns, so these are {', '.join(form.columns)}; "
+            "data.format.columns gives other names"
+        )
+    shown = {**files.sides, **(files.parts or {"interactions": files.log})}
+    section: dict[str, TomlValue] = {name: _relative(path, folder) for name, path in shown.items()}
+    if options := form.model_dump(mode="json", exclude_defaults=True):
+        section["format"] = options
+    if len(shown) > 1 or notes:
+        notes.insert(0, f"read: {', '.join(f'{name} = {path.name}' for name, path in shown.items())}")
+    kept = {name: _usable(frame, notes) for name, frame in frames.items()}
+    log = _with_rows(kept.pop("interactions"), str(files.log))
+    return FoundTables(
+        log, kept.get("users"), kept.get("items"), section, None, form.layout, "interactions" in texts, tuple(notes)
+    )
+
+
+def _frames(files: FolderTables, form: TextFormat) -> dict[str, pl.DataFrame]:
+    """Return the frames of the tables, in which times stay text, as in a training. Raises DataError."""
+    reading = replace(
+        Reading(None, dates=False).of_table(form), option="data.format.{}", encoding=form.encoding,
+        separator=form.separator_of("interactions"),
+    )  # fmt: skip
+    if form.layout == "sequences":
+        reading = replace(reading, numbers=frozenset([PLACE]), lines=(USER, ITEM, PLACE))
+    if files.parts:
+        parts = PartFiles({name: str(path) for name, path in files.parts.items()})
+        frames = {"interactions": as_frame(parts, "interactions", reading).drop(PART)}
+    else:
+        frames = {"interactions": read_file(str(files.log), reading)}
+    of_side = replace(reading, lines=(), columns=(), numbers=None)
+    for name, path in files.sides.items():
+        frames[name] = read_file(str(path), replace(of_side, separator=form.separator_of(name)))
+    return frames
+
+
+def _check_parts(files: FolderTables, form: TextFormat) -> None:
+    """Raise DataError if files of the parts have another form than the part train."""
+    for name, path in files.parts.items():
+        own = sniff(replace(table_files(path)[0], encoding=form.encoding))
+        if own.separator != form.separator or (form.layout == "rows" and len(own.columns) != len(form.columns)):
+            raise DataError(
+                f"{path}: the part {name} has another separator or header line than train; give all one form"
+            )
+
+
+def _decimal_commas(frames: Mapping[str, pl.DataFrame], form: TextFormat, texts: Mapping[str, TablePath]) -> list[str]:
+    """Return the columns of numbers with a decimal comma, where no number has a point."""
+    found, has_points = list[str](), False
+    for name, path in texts.items():
+        if (form.separator_of(name) or SEPARATOR_OF[path.ending]) != ",":
+            for series in frames[name]:
+                values = series.drop_nulls()
+                has_points |= series.dtype.is_float()
+                if values.dtype == pl.String and len(values) and values.str.contains(_DECIMAL_COMMA).all():
+                    found += [series.name] if values.str.contains(",").any() else []
+    return [] if has_points else found
+
+
+def sniff(path: TablePath) -> TextFormat:
+    """Return the form of a text file: its separator, rows or users in lines, and whether it has a header line.
+
+    `columns` of a file without one are column_1, column_2, …. Raises DataError if it cannot be read."""
+    lines = _first_lines(path)
+    default = SEPARATOR_OF[path.ending]
+    separator, has_header = _sniffed(lines)
+    widths = {s: [len(row) for row in csv.reader(lines, delimiter=s)] for s in (default, separator, SPACE)}
+    regular = [s for s, n in widths.items() if n[0] > 1 and sum(w == n[0] for w in n) >= MIN_SAME_WIDTH * len(n)]
+    separator = separator if separator in regular else next(iter(regular), default)
+    given = "" if separator == default else separator
+    rows = [*csv.reader(lines, delimiter=separator)]
+    if separator not in regular:
+        rows = [line.split() for line in lines] if separator == SPACE else rows  # a tab is a space here
+        # One user a line: the numbers of values differ, and no user has two lines.
+        if min(map(len, rows)) < 1 or max(map(len, rows)) < 2 or len({row[0] for row in rows}) < len(rows):
+            return TextFormat(separator=given)
+        return TextFormat(separator=given, layout="sequences")
+    first, rest = rows[0], [row for row in rows[1:] if len(row) == len(rows[0])]
+    recurs = any(value in column for value, *column in zip(first, *rest, strict=True)) and len({*first}) == len(first)
+    has_number = any(re.fullmatch(r"\s*[-+]?\d+([.,]\d*)?\s*", value) for value in first)
+    if not has_number and (any(map(role_of_name, first)) or (has_header and not recurs)):
+        return TextFormat(separator=given)
+    whole = all(re.fullmatch(r"\d+", value) for row in rows for value in row)
+    if whole and len(first) >= SEQUENCE_WIDTH and len({row[0] for row in rows}) == len(rows):
+        return TextFormat(separator=given, layout="sequences")
+    return TextFormat(separator=given, columns=tuple(f"column_{i}" for i in range(1, len(first) + 1)))
+
+
+def _sniffed(lines: list[str]) -> tuple[str, bool]:
+    """Return the separator of lines, and True if the first one is a header line, as DuckDB sniffs them."""
+    import duckdb
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "lines.csv")
+        path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        with duckdb.connect() as connection:
+            try:
+                found = connection.execute("SELECT Delimiter, HasHeader FROM sniff_csv(?)", [str(path)]).fetchall()
+            except duckdb.Error:
+                return "", True
+    return str(found[0][0]), bool(found[0][1])
+
+
+def _first_lines(path: TablePath) -> list[str]:
+    """Return the first lines of a text file that are not empty. Raises DataError."""
+    try:
+        with path.open() as f:
+            found = [line.decode("utf-8-sig") for line in islice(f, SAMPLED_LINES)]
+    except UnicodeDecodeError:
+        raise not_utf8(path) from None
+    except (OSError, EOFError, zlib.error) as e:
+        raise DataError(f"{path}: cannot be read ({e}); is the file complete?") from None
+    check_line_ends(path, [text.rstrip("\r\n") for text in found[:1]])
+    lines = [line for text in found if (line := text.rstrip("\r\n")).strip()]
+    if not lines:
+        raise DataError(f"{path}: the file is empty; it needs at least one row")
+    if re.fullmatch(r'"?sep=(.|\\t)"?', lines[0], re.IGNORECASE):
+        raise DataError(f"{path}: the first line is {lines[0]!r}, which only spreadsheets read; remove it (tail -n +2)")
+    return lines
+
+
+def _with_rows(frame: pl.DataFrame, what: str) -> pl.DataFrame:
     if not frame.height:
         raise DataError(f"{what}: the table has no rows, expected at least one; fill it")
-    return _without_reserved(frame, notes)
+    return frame
 
 
-def _without_reserved(frame: pl.DataFrame, notes: list[str]) -> pl.DataFrame:
-    """Return a frame without the index that pandas writes, `__index_level_0__`, and columns whose names are patterns,
-    which are noted; dictionaries of texts become text."""
-    for name in filter(is_pattern, frame.columns):
-        note = f"not read: column '{name}', as tables are searched for this name as a pattern; rename it"
-        notes += [] if note in notes else [note]
-    left = {s.name: s for s in frame if not is_pattern(s.name) and not re.fullmatch(r"__index_level_\d+__", s.name)}
-    return with_texts(pl.DataFrame(left))
-
-
-def _of_values(frame: pl.DataFrame, notes: list[str]) -> pl.DataFrame:
-    """Return the columns of a frame without those of Python objects, of which each is noted."""
-    objects = [name for name, dtype in frame.schema.items() if dtype == pl.Object]
-    for name in objects:
-        notes.append(
-            f"not read: column '{name}', whose values are objects of Python; make them numbers, texts or times"
-        )
-    return _without_reserved(frame.drop(objects), notes)
+def _usable(frame: pl.DataFrame, notes: list[str]) -> pl.DataFrame:
+    """Return a frame with dictionaries of texts as text, without the index that pandas writes, and without columns of
+    Python objects or names that are patterns, which are noted."""
+    for name, dtype in frame.schema.items():
+        if dtype == pl.Object:
+            notes.append(f"not read: column '{name}', whose values are objects of Python; make them numbers or texts")
+        elif is_pattern(name):
+            notes.append(f"not read: column '{name}', as tables are searched for this name as a pattern; rename it")
+    kept = [s for s in frame if s.dtype != pl.Object and not is_pattern(s.name)]
+    return with_texts(pl.DataFrame([s for s in kept if not re.fullmatch(r"__index_level_\d+__", s.name)]))
 
 
 def _named(name: str, folder: Path) -> tuple[dict[str, TomlValue], NamedDataset] | None:
@@ -259,8 +343,7 @@ def _named(name: str, folder: Path) -> tuple[dict[str, TomlValue], NamedDataset]
     if name in DATASETS or (":" in name and not is_path):
         kind: type[NamedDataset] = DATASETS.find(name, trust=True)
     elif path.suffix.lower() == ".zip":
-        kind = _of_archive(path)
-        options = {"archive": _relative(path, folder)}
+        kind, options = _of_archive(path), {"archive": _relative(path, folder)}
     elif not path.exists() and not ending(path) and (hint := did_you_mean(name, DATASETS.names)):
         raise DataError(f"{name}: no such file or folder, nor a data set{hint}")
     else:
@@ -281,80 +364,16 @@ def _of_archive(path: Path) -> type[NamedDataset]:
             folders = {name.partition("/")[0] for name in archive.namelist()}
     except (OSError, BadZipFile) as e:
         raise DataError(f"{path}: no zip archive that can be read ({e})") from None
-    for kind in DATASETS:
-        if kind.kind in folders:
-            return kind
-    raise DataError(
-        f"{path}: holds no folder of a data set ({', '.join(DATASETS.names)}); unpack it, and name the tables"
-    )
+    if found := next((kind for kind in DATASETS if kind.kind in folders), None):
+        return found
+    raise DataError(f"{path}: holds no data set ({', '.join(DATASETS.names)}); unpack it, and name the tables")
 
 
 def _relative(path: Path | Url | str, folder: Path) -> str:
-    """Return a path relative to the folder of the config, or absolute where none leads there, with forward slashes; a URL as it is."""
+    """Return a path relative to the folder of the config with forward slashes, or absolute where none leads there."""
     if isinstance(path, Url):
         return str(path)
     try:
         return Path(os.path.relpath(path, folder)).as_posix()
     except ValueError:  # on another drive of Windows
         return Path(path).absolute().as_posix()
-
-
-def _column_names(frame: pl.DataFrame, own: int) -> tuple[str, ...]:
-    """Return names for the `own` first columns, of a file without a header line, none twice; the others are of its folders. The
-    first two that may be ids are, a column of times is a time, one of 0 and 1 a label, one of few steps on a scale a rating."""
-    folders, columns = frame.columns[own:], frame.columns[:own]
-    wanted = [name for name in (USER, ITEM) if name not in folders]
-    left = [name for name in columns if not _is_no_id(frame[name])]
-    others = [name for name in left if _meaning(frame[name]) != "label"]
-    left = others if len(others) >= len(wanted) else left
-    if not any(_tells_time(frame[name]) for name in columns if name not in left):
-        others = [name for name in left if not (frame[name].is_sorted() and _tells_time(frame[name]))]
-        enough = sum(not _meaning(frame[name]) for name in others) >= len(wanted)
-        left = others if enough else left  # the others are times of which many rows share one
-    if ITEM in wanted and any(
-        not is_distinct(frame[name]) for name in left[len(wanted) - 1 :]
-    ):  # each row its own item is none
-        left = left[: len(wanted) - 1] + [name for name in left[len(wanted) - 1 :] if not is_distinct(frame[name])]
-    if len(left) < len(wanted):
-        left = columns
-    ids, given = dict(zip(left, wanted, strict=False)), list[str]()
-    for name in columns:
-        found = ids.get(name) or _meaning(frame[name]) or name
-        given.append(found if found not in (*given, *folders) else name)
-    return tuple(given)
-
-
-def _is_no_id(series: pl.Series) -> bool:
-    """Return True for times, fractions, and numbers of the rows."""
-    values = series.drop_nulls()
-    if not len(values) or is_dated(values) or has_digits_of_dates(values):
-        return True
-    if values.dtype.is_float():
-        return not bool((values == values.round()).all())
-    if not values.dtype.is_integer():
-        return False
-    distinct = values.n_unique()
-    return (looks_like_seconds(values) and 2 * distinct > len(values)) or (
-        distinct == len(series) and values.is_sorted()
-    )
-
-
-def _tells_time(series: pl.Series) -> bool:
-    """Return True for dates, and for seconds."""
-    values = series.drop_nulls()
-    return is_dated(values) or has_digits_of_dates(values) or looks_like_seconds(values)
-
-
-def _meaning(series: pl.Series) -> str:
-    """Return the name of a column by its values, "" for none."""
-    form = time_form(series, strict=False) if not series.null_count() else None
-    if (form is not None and form.unit != "order") or looks_like_seconds(series):
-        return "time"
-    if series.dtype == pl.Boolean:
-        return "label"
-    if not series.dtype.is_numeric():
-        return ""
-    values = [float(value) for value in series.drop_nulls().unique().sort()]
-    if len(values) == 2:
-        return "label" if values in ([0, 1], [-1, 1]) else ""
-    return "rating" if looks_like_scale(series) else ""
