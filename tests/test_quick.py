@@ -19,7 +19,7 @@ def test_a_changed_file_selects_the_tests_of_its_room() -> None:
     assert names(quick.tests_of("src/twotower/index/faiss/setup.py")) == names(
         quick.tests_of("tests/index/test_exact.py")
     )
-    assert names(quick.tests_of("src/twotower/kinds.py")) == {"test_kinds.py"}
+    assert names(quick.tests_of("src/twotower/kinds.py")) == {"test_kinds.py", "test_kinds_code.py"}
     assert {"test_runs.py", "test_runs_shared.py"} <= names(quick.tests_of("src/twotower/runs/shared.py"))
     assert names(quick.tests_of("docs/scale.md")) == {"test_docs.py"} == names(quick.tests_of("README.zh-CN.md"))
     assert quick.tests_of("tests/worlds.py") == quick.tests_of("LICENSE") == []
