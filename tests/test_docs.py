@@ -36,6 +36,7 @@ from twotower.version import __version__
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]
+HOW_TOS = ("own-data", "your-log", "your-lake", "every-day")
 
 
 @cache
@@ -250,27 +251,30 @@ def test_every_module_that_a_page_names_exists(page: Path) -> None:
         assert any(path for root in roots for path in root.glob(pattern)), name
 
 
-TRANSLATED = [("README.md", "README.zh-CN.md"), ("docs/tutorial.md", "docs/tutorial.zh-CN.md")]
+TRANSLATED = [
+    (f"{page}.md", f"{page}.zh-CN.md")
+    for page in ("README", "docs/tutorial", *(f"docs/how-to/{name}" for name in HOW_TOS))
+]
 
 
-@pytest.mark.parametrize("pages", [pair for pair in TRANSLATED if (ROOT / pair[1]).exists()], ids=lambda p: p[0])
+@pytest.mark.parametrize("pages", TRANSLATED, ids=lambda p: p[0])
 def test_both_languages_have_the_same_sections_code_and_numbers(pages: tuple[str, str]) -> None:
     texts = [(ROOT / name).read_text(encoding="utf-8") for name in pages]
     for pattern in (r"^#+ ", r"^```\w*", r"^\|", r"\d\.\d{4}"):
         english, chinese = (re.findall(pattern, text, re.M) for text in texts)
         assert english == chinese, pattern
-    for language in ("python", "toml"):
+    for language in ("python", "toml", "bash"):
         english, chinese = (blocks(name, language) for name in pages)
         for one, other in zip(english, chinese, strict=True):  # the comments are translated
             assert re.sub(r" *#.*", "", one) == re.sub(r" *#.*", "", other)
 
 
 def test_chinese_pages_address_readers_as_ni_and_tell_repository_and_store_apart() -> None:
-    """This repository is 本仓库, and a store of bundles 发布库."""
+    """This repository is 本仓库, a store of bundles 发布库, and a data warehouse 数据仓库."""
     pages = [path for path in tracked(".md", ".ipynb") if ".zh-CN." in path.name]
-    assert len(pages) == 3
+    assert len(pages) == 7
     for page in pages:
-        assert re.findall("您|(?<!本)仓库", page.read_text(encoding="utf-8")) == [], page.name
+        assert re.findall("您|(?<!本)(?<!数据)仓库", page.read_text(encoding="utf-8")) == [], page.name
 
 
 def test_the_notes_of_the_next_release_are_at_most_40_lines() -> None:

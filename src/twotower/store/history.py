@@ -1,4 +1,4 @@
-"""HISTORY.jsonl: a line for each publish, refusal, rollback, removal and recovery of a store."""
+"""HISTORY.jsonl of a store: one JSON line for each publish, refusal, rollback, removal and recovery."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _CURRENT_ACTIONS = ("publish", "rollback", "recover")
 def new_line(
     action: Action, name: str, old: str, reason: str, recall_check: RecallCheck | None = None, forced: bool = False
 ) -> JsonObject:
-    """Return a line about a bundle; `old` is the bundle that was current before."""
+    """Return the line of a change: `name` is the bundle, `old` the bundle that was current before the change."""
     return {
         "time": datetime.now(UTC).isoformat(timespec="seconds"), "action": action, "bundle": name, "from": old,
         "reason": reason, "recall_check": recall_check.model_dump() if recall_check else None, "forced": forced,
@@ -33,13 +33,13 @@ def new_line(
 
 
 def with_line(data: bytes, line: JsonObject) -> bytes:
-    """Return the content of the file, whose last line may lack its end, with one more line."""
+    """Return the bytes of the file with one more line. A line break is added first if the last line lacks one."""
     text = json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n"
     return data + b"\n" * (data[-1:] not in (b"", b"\n")) + text.encode(errors="backslashreplace")
 
 
 def read_lines(data: bytes, at: Path | Url) -> list[JsonObject]:
-    """Return the valid lines of the file `at`, the oldest first, and log the numbers of the others."""
+    """Return the valid lines of the file `at`, oldest first. A warning names the numbers of the damaged lines."""
     texts = data.decode(errors="replace").split("\n")
     lines = {number: parse_line(text) for number, text in enumerate(texts, 1) if text.strip()}
     if invalid := [str(number) for number, line in lines.items() if line is None]:
@@ -49,7 +49,7 @@ def read_lines(data: bytes, at: Path | Url) -> list[JsonObject]:
 
 
 def parse_line(text: str) -> JsonObject | None:
-    """Return a line of the history; None for text without an action and the id of a bundle, which may be empty."""
+    """Parse a line of the history. Return None unless it has an action and a bundle id, which may be empty."""
     with suppress(ValueError, RecursionError):
         line = parse_json(text)
         if isinstance(line, dict) and all(_is_ascii_text(line.get(name)) for name in ("bundle", "action")):
@@ -58,21 +58,22 @@ def parse_line(text: str) -> JsonObject | None:
 
 
 def current_ids(lines: Iterable[JsonObject]) -> list[str]:
-    """Return the ids of the bundles that became current; an empty one for a recovery without a bundle."""
+    """Return the ids of the bundles that became current, oldest first. A recovery without a bundle has the id ""."""
     return [str(line["bundle"]) for line in lines if line["action"] in _CURRENT_ACTIONS]
 
 
 def previous_id(current_ids: list[str], existing: list[str]) -> str | None:
-    """Return the latest existing bundle that was current before the last of `current_ids`.
+    """Return the bundle that a rollback makes current, or None.
 
-    Bundles rolled back from are skipped."""
-    path: list[str] = []
+    It is the latest existing bundle before the last of `current_ids`. Bundles that were rolled back are skipped:
+    after a, b, c and a rollback to b, the previous bundle is a."""
+    remaining: list[str] = []
     for name in current_ids:
-        if name in path:
-            del path[path.index(name) + 1 :]
+        if name in remaining:
+            del remaining[remaining.index(name) + 1 :]
         else:
-            path.append(name)
-    return next((name for name in reversed(path[:-1]) if name in existing), None)
+            remaining.append(name)
+    return next((name for name in reversed(remaining[:-1]) if name in existing), None)
 
 
 def _is_ascii_text(value: JsonValue) -> bool:

@@ -1,4 +1,4 @@
-"""Branch `fm`: the sum of the products of every two fields."""
+"""Branch `fm`: the sum of the elementwise products of all pairs of fields."""
 
 from __future__ import annotations
 
@@ -14,11 +14,13 @@ if TYPE_CHECKING:
 
 
 class FmBranch(ProductBranch):
-    """Sum of the products v_i * v_j of fields i < j, a vector of their width. Fields of one width only.
+    """Sum of the elementwise products v_i * v_j over all pairs of fields i < j.
+
+    All fields need the same width, which is also the width of the output.
 
     This is the bi-interaction pooling ½((Σv)² - Σv²) of NFM (He and Chua 2017, equation 4).
 
-    Use it as the cheapest branch of products: it has no weights.
+    Use it as the cheapest branch that multiplies fields: it has no weights.
     """
 
     kind = "fm"
@@ -35,7 +37,8 @@ class Fm(BranchModule):
 
     def forward(self, x: Float[Tensor, "U N"]) -> Float[Tensor, "U E"]:
         fields = x.view(len(x), self.n_fields, self.width)
-        # Each field times the sum of the fields before it: the difference of squares cancels digits.
+        # Multiply each field by the sum of the fields before it. The formula with squares subtracts two large numbers
+        # and so loses digits.
         return (fields[:, 1:] * fields.cumsum(1)[:, :-1]).sum(1)
 
     def lower(self, g: GraphBuilder, x: str) -> str:

@@ -1,4 +1,4 @@
-"""Pooling `sqrt`."""
+"""Pooling `sqrt`: the sum of n embeddings, divided by sqrt(n)."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ if TYPE_CHECKING:
 
 
 class Sqrt(Pooling):
-    """Sum of the embeddings divided by sqrt(n): the length of the vector grows slowly with their number n.
+    """Sum of n embeddings, divided by sqrt(n). The norm of the result grows slowly with n.
 
-    Use it if a longer history should count a little more.
+    Use it if a longer history should have a slightly larger vector.
     """
 
     kind = "sqrt"
