@@ -179,7 +179,7 @@ def suggest(
         _refuse_closed_form(rule, shape, bool(recipe))
         unsolved = f"no closed form goes with the versions of items of schema.valid_from = '{schema.valid_from}'."
     ordered = parts_follow(tables.interactions, schema) if found.has_parts else None
-    composed, comments = _compose(rule, log, shape, ordered, own, given, unsolved)
+    composed, comments = _compose(rule, log, shape, ordered, options, given, unsolved)
     settings = _with_overrides(composed, log, own, overrides)
     changed = [override.partition("=")[0].strip() for override in overrides]
     comments = {path: said for path, said in comments.items() if not path.startswith((*changed, "\0"))}
