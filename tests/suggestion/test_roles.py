@@ -319,7 +319,7 @@ def test_nonsense_names_lead_to_a_question_and_with_flags_to_the_roles_of_standa
 
 
 def test_flags_lead_to_the_config_of_standard_names() -> None:
-    plain_names = suggest(RATED, overrides=["train.seed=1"])
+    plain_names = suggest(RATED, label="rating", overrides=["train.seed=1"])
     frame = RATED.rename(NONSENSE)
     found_ = suggest(frame, user="kk", item="vv", time="zz", label="ww", overrides=["train.seed=1"])
     text = found_.text
@@ -367,3 +367,48 @@ def test_a_threshold_follows_the_values(values: list[float | None], above: float
 def test_a_label_apart_from_a_scale_stands_for_no_rating(rows: dict[float, int], apart: float | None) -> None:
     labels = pl.Series([float(v) for v, n in rows.items() for _ in range(n)], dtype=pl.Float64)
     assert no_rating(labels) == apart
+
+
+@pytest.mark.parametrize("name", ["Book-Rating", "movie_rating", "user_score", "电影评分"])
+def test_a_rating_of_an_item_or_a_user_is_a_label(name: str) -> None:
+    assert role_of_name(name) == "label"
+
+
+def test_a_label_that_is_given_is_in_the_config() -> None:
+    assert "label" not in tomllib.loads(suggest(RATED).text)["schema"]  # the recipe takes all rows
+    assert tomllib.loads(suggest(RATED, label="rating").text)["schema"]["label"] == "rating"
+
+
+PAGES: dict[str, Sequence[object]] = {
+    "user_id": ROWS["user_id"],
+    "event": [f"page{i * 7 % 11}" for i in range(N)],
+    "timestamp": ROWS["timestamp"],
+}
+
+
+def test_events_are_the_items_if_no_other_column_has_as_many_values() -> None:
+    devices = [f"d{i * i % 4}" for i in range(N)]
+    roles = found({**PAGES, "device": devices, "session_id": [i // 2 for i in range(N)]})
+    assert (roles.options["item_id"], "event" in roles.options) == ("event", False)
+    assert "item: no standard name" in question({**PAGES, "thing": [f"t{i * 5 % 13}" for i in range(N)]})
+    assert "item: no standard name" in question({"event": PAGES["event"], "query": WORDS})
+
+
+def test_an_item_that_is_one_for_each_user_is_put_in_question() -> None:
+    assert "each user has one value" in question({**PAGES, "team": [f"t{i % 12 // 3}" for i in range(N)]})
+
+
+def test_a_standard_name_of_times_comes_before_other_dates() -> None:
+    months = [f"2024-0{1 + i * i % 7}" for i in range(N)]
+    assert found({**ROWS, "cohort": months}).options["time"] == "timestamp"
+    assert "time: 'timestamp' or 'created_at'" in question({**ROWS, "created_at": OTHER["created_at"]})
+
+
+def test_years_are_the_time_of_a_log_without_another() -> None:
+    years = [1990 + i * i % 9 for i in range(N)]
+    ids = {name: ROWS[name] for name in ("user_id", "item_id")}
+    roles = found({**ids, "yearID": years})
+    assert (roles.options["time"], roles.options["time_unit"]) == ("yearID", "order")
+    assert found({**ROWS, "year": years}).options["time"] == "timestamp"
+    assert "'month' too" in question({**ids, "year": years, "month": [1 + i * i % 12 for i in range(N)]})
+    assert "time" not in found({**ids, "year": [i * i % 9 for i in range(N)]}, {"label": ""}).options

@@ -11,9 +11,10 @@ import pytest
 from suggestion_worlds import log
 
 import twotower
+from twotower.config.reference import toml_value
 from twotower.config.toml import parse_config
 from twotower.errors import ConfigError
-from twotower.suggestion.suggest import suggest, toml_value
+from twotower.suggestion.suggest import suggest
 
 Settings = dict[str, Any]
 DEVICE = {"kind": "categorical", "side": "context", "name": "device"}

@@ -1,8 +1,10 @@
-"""Options of a config with their meanings, in three tiers, and the commented template."""
+"""Options of a config with their meanings, in three tiers, the commented template, and the writer of a config."""
 
 from __future__ import annotations
 
 import inspect
+import re
+import textwrap
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache
@@ -12,6 +14,8 @@ import tomli_w
 from pydantic.fields import FieldInfo
 
 from twotower.config.experiment import Config
+from twotower.config.toml import TomlValue
+from twotower.escaping import escape_controls
 from twotower.features.field import PoolingSpec
 from twotower.features.schema import Schema
 from twotower.kinds import Added, ByName, Kind, Kinds
@@ -20,6 +24,8 @@ from twotower.model.pooling.pooling import Pooling
 from twotower.section import Section, Tier
 
 SectionType: TypeAlias = type[Section]
+WIDTH = 110
+"""Width of comments in a config, in characters."""
 
 
 @dataclass(frozen=True)
@@ -137,7 +143,7 @@ def _section_tables(
             default = str(getattr(info.default, "kind", ""))
             named = [word for word, found in inner.kinds.items() if not (inner.added and _is_always_on(found))]
             meaning = f"{', '.join(named)}, or the import path of another kind, `module:Class`."
-            shown = _toml(default) if default or info.default == "" else ""  # "": none
+            shown = toml_value(default) if default or info.default == "" else ""  # "": none
             kind = Option("kind", shown, meaning, section.tier(key))
             yield from _section_tables(path, inner, seen, kind, info.description or "", (key, info) in nested)
 
@@ -166,11 +172,11 @@ def _own_options(section: SectionType, protocol: SectionType | None = None) -> I
             for word, found in inner.kinds.items():
                 about = " ".join(_documentation(found).split()).partition(". ")[0].rstrip(".")
                 yield Option(
-                    word, _toml(word in inner.by_name), f"{about}.", section.tier(word), word not in inner.by_name
+                    word, toml_value(word in inner.by_name), f"{about}.", section.tier(word), word not in inner.by_name
                 )
         elif inner is None or (protocol is not None and inner.kinds):
             default = info.default.kind if isinstance(info.default, PoolingSpec | Kind) else info.default
-            yield Option(key, "" if info.is_required() else _toml(default), _meaning(info), section.tier(key))
+            yield Option(key, "" if info.is_required() else toml_value(default), _meaning(info), section.tier(key))
         elif protocol is not None:
             yield from (replace(o, key=f"{key}.{o.key}") for o in _own_options(inner.section))
 
@@ -183,14 +189,6 @@ def _meaning(info: FieldInfo) -> str:
     choices = get_args(info.annotation) if get_origin(info.annotation) is Literal else ()
     allowed = f" [{', '.join(repr(c) for c in choices)}]" if choices else ""
     return f"{info.description or ''}{allowed}"
-
-
-def _toml(value: str | float | tuple[str | float, ...] | dict[str, str | float]) -> str:
-    if isinstance(value, tuple):
-        return f"[{', '.join(_toml(v) for v in value)}]"
-    if isinstance(value, dict):
-        return f"{{{', '.join(f'{key} = {_toml(v)}' for key, v in value.items())}}}"
-    return tomli_w.dumps({"v": value}, multiline_strings=False).split("=", 1)[1].strip()
 
 
 def config_template(everything: bool = False) -> str:
@@ -213,12 +211,83 @@ def _template_lines(table: OptionTable) -> Iterator[str]:
     if table.same_as:
         yield f"\n# {heading}: as [{table.same_as}]"
     elif table.optional:
-        word = f"{table.kind}, measured always" if table.always else f"kind = {_toml(table.kind)}"
+        word = f"{table.kind}, measured always" if table.always else f"kind = {toml_value(table.kind)}"
         yield f"# {word}: {about}" if table.kind else f"\n# {heading}: {about}"
         yield from (f"#   {o.key} = {o.default or '…'}  # {o.meaning}" for o in table.options)
     elif table.options or table.listed:
         yield f"\n{heading}  # {about}"
         yield from (f"# {o.meaning}\n{'# ' * o.commented}{o.key} = {o.default}" for o in table.options)
+
+
+def write_document(settings: Mapping[str, TomlValue], head: str, comments: Mapping[str, str]) -> str:
+    """Return settings as TOML, after `head` as a comment, with comments by dotted key, such as train.epochs.
+
+    A key without a comment has the first sentence of its meaning in the reference."""
+    lines = [line for part in head.splitlines() for line in _comment(part)]
+    meanings = dict[str, str]()
+    for table in (*schema_tables(), *config_tables()):
+        for option in () if table.kind else table.options:
+            sentence = re.split(r"(?<=\.) |; ", " ".join(option.meaning.split()), maxsplit=1)[0]
+            meanings.setdefault(f"{table.name}.{option.key}", sentence.rstrip(".") + ".")
+    for name, values in settings.items():
+        assert isinstance(values, Mapping)
+        lines += ["", f"[{name}]", *_section_lines(name, values, comments, meanings)]
+    return "\n".join(lines) + "\n"
+
+
+def _section_lines(
+    name: str, values: Mapping[str, TomlValue], comments: Mapping[str, str], meanings: Mapping[str, str]
+) -> Iterator[str]:
+    """Yield the lines of a section: its values, then the tables of its pairs of towers."""
+    for key, value in values.items():
+        said = comments.get(f"{name}.{key}") or meanings.get(f"{name}.{key}", "")
+        if key == "pairs" and isinstance(value, list):
+            continue
+        if not (isinstance(value, list) and value and isinstance(value[0], Mapping)):
+            yield from _commented(f"{_key(key)} = {toml_value(value)}", said)
+            continue
+        yield from [*_comment(said), f"{_key(key)} = ["]
+        for place, entry in enumerate(value):
+            lines = _commented(f"{toml_value(entry)},", comments.get(f"{name}.{key}.{place}", ""))
+            yield from (f"  {line}" for line in lines)
+        yield "]"
+    pairs = values.get("pairs", [])
+    for place, pair in enumerate(pairs if isinstance(pairs, list) else ()):
+        yield from ("", f"[[{name}.pairs]]")
+        for side, options in pair.items():
+            yield f"[{name}.pairs.{side}]"
+            for option, value in options.items():
+                said = "" if place else meanings.get(f"{name}.pairs.user.{option}", "")
+                said = comments.get(f"{name}.pairs.{place}.{side}.{option}") or said
+                yield from _commented(f"{_key(option)} = {toml_value(value)}", said)
+
+
+def _commented(line: str, text: str) -> list[str]:
+    """Return a line with its comment: behind it where both fit, else before it."""
+    both = f"{line}  # {_plain(text)}"
+    return [line] if not text else [both] if len(both) <= WIDTH else [*_comment(text), line]
+
+
+def _comment(text: str) -> list[str]:
+    return [f"# {line}" for line in textwrap.wrap(_plain(text), WIDTH, break_on_hyphens=False)]
+
+
+def _plain(text: str) -> str:
+    """Return a text on one line without control characters, which a comment may not hold."""
+    return escape_controls(" ".join(text.split()))
+
+
+def _key(key: str) -> str:
+    return key if re.fullmatch(r"[A-Za-z0-9_-]+", key) else tomli_w.dumps({key: 0}).partition(" = ")[0]
+
+
+def toml_value(value: TomlValue) -> str:
+    """Return a value as TOML on one line."""
+    if isinstance(value, Mapping):
+        return f"{{ {', '.join(f'{_key(key)} = {toml_value(v)}' for key, v in value.items())} }}" if value else "{}"
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(map(toml_value, value))}]"
+    return tomli_w.dumps({"v": value}, multiline_strings=False).split("=", 1)[1].strip(" \n").replace("\t", "\\t")
 
 
 _FEATURES = """

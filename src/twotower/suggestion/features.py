@@ -41,27 +41,8 @@ MIN_KNOWN = 0.8  # share of the ids of the log that a column of another name hol
 MAX_ROWS, SHUFFLES = 100_000, 5
 TEXT_KINDS = ("text", "vector")
 
-_MEASURES = {
-    *[
-        "year",
-        "age",
-        "price",
-        "cost",
-        "length",
-        "duration",
-        "minutes",
-        "pages",
-        "width",
-        "height",
-        "size",
-        "rooms",
-        "salary",
-        "income",
-    ]
-}
-_CHANGES = {
-    *["last", "latest", "updated", "update", "modified", "changed", "seen", "visited", "reviewed", "sold", "loaded"]
-}
+_MEASURES = "year age price cost length duration minutes pages width height size rooms salary income"
+_CHANGES = "last latest updated update modified changed seen visited reviewed sold loaded"
 _WORDS = r"[\p{L}\p{N}]+"
 
 
@@ -82,9 +63,8 @@ class SideFeatures:
     features: tuple[SideFeature, ...] = ()
     title: str = ""  # column of the titles; empty: none
     notes: tuple[str, ...] = ()  # columns that are left out
-    counted: Mapping[str, float] = field(
-        default_factory=dict
-    )  # columns that follow the number of rows, with correlation
+    counted: Mapping[str, float] = field(default_factory=dict)
+    """Columns that follow the number of rows, with the correlation."""
 
 
 def guess_features(frame: pl.DataFrame, side: SideName, key: str) -> SideFeatures:
@@ -132,14 +112,14 @@ def _of_present(series: pl.Series, present: pl.Series, side: SideName) -> SideFe
         return "it has one value"
     if formats := _formats_of_dates(present):
         form, *others = formats
-        if words & _CHANGES:
+        if words & {*_CHANGES.split()}:
             return "a date that changes with the rows gives the answers away"
         if any(not formats[other].equals(formats[form]) for other in others):
             return f"its dates fit several formats, {' and '.join(formats)}; write them as year-month-day"
         options: dict[str, TomlValue] = {"format": form} if form else {}
         return made("date", f"{formats[form].n_unique():,} days, in buckets", buckets=DATE_BUCKETS, **options)
     if series.dtype.is_numeric():
-        is_measure, is_code = bool(words & _MEASURES), bool(words & {"id", "code", "key"})
+        is_measure, is_code = bool(words & {*_MEASURES.split()}), bool(words & {"id", "code", "key"})
         is_whole = series.dtype.is_integer() or (missing_count(series) and bool((present == present.floor()).all()))
         if is_whole and each and (is_code or distinct <= (MAX_STEPS if is_measure else MAX_NUMBERS)):
             return made("categorical", few)

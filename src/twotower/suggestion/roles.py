@@ -51,7 +51,7 @@ MIN_RATINGS, MIN_APART, MIN_UNRATED = 5, 4, 0.05
 _KNOWN = {
     "user": "user u uid customer visitor client member buyer shopper reader listener viewer reviewer account player",
     "item": "item i iid product article movie film song track book video sku asin parent_asin isbn news game course "
-    "anime page",
+    "anime page team",
     "session": "session visit user_session",
     "query": "query search search_query search_term query_text search_text keyword keywords q",
     "time": "time timestamp ts date datetime",
@@ -60,6 +60,9 @@ _KNOWN = {
     "weight": "weight weights",
 }
 """Standard names by role, in plain form."""
+_RATINGS = ("rating", "ratings", "stars", "score")
+_YEARS, FIRST_YEAR, LAST_YEAR = ("year", "year_id"), 1800, 2200
+"""Names of years that are the time of a log without another time, and the least and the largest of them."""
 _CHINESE = {
     "用户": "user", "会员": "member", "客户": "customer", "顾客": "customer", "买家": "buyer", "商品": "item",
     "物品": "item", "产品": "product", "电影": "movie", "歌曲": "song", "文章": "article", "图书": "book",
@@ -118,7 +121,8 @@ def role_of_name(name: str) -> str:
     for role, words in _KNOWN.items():
         if found in words.split() or (role in ("user", "item", "session", "query") and stem in words.split()):
             return role
-    return ""
+    of, _, last = found.rpartition("_")  # book_rating
+    return "label" if last in _RATINGS and of in (*_KNOWN["item"].split(), "user") else ""
 
 
 def is_title(name: str) -> bool:
@@ -214,10 +218,33 @@ class _Search:
             items = self._shared("items", self._free("item"))
             is_row = len(items) == 1 and len(self.frame) >= MIN_ROWS
             is_row &= bool(items) and self.frame[items[0]].n_unique() >= MAX_DISTINCT * len(self.frame)
-            if len(items) == 1 and not is_row:
+            why = "each row has a value of its own" if is_row else ""
+            why = why or "each user has one value" * (len(items) == 1 and self._is_of_user(items[0]))
+            if len(items) == 1 and not why:
                 roles.put("item_id", items[0], "by its name")
+            elif not items and (event := self._event_as_item()):
+                roles.put("item_id", event, "events are what users take: no other column has as many values")
             else:
-                self.open["item"] = (items, "each row has a value of its own" if is_row else "")
+                self.open["item"] = (items, why)
+
+    def _is_of_user(self, name: str) -> bool:
+        """Return True if each user has one value of a column, which users share, in a log of several rows for a user."""
+        user = str(self.roles.options.get("user_id", ""))
+        n = self.frame[user].n_unique() if user else len(self.frame)
+        is_one = n <= len(self.frame) / 2 and self.frame.select(pl.struct(user, name).n_unique()).item() == n
+        return is_one and self.frame[name].n_unique() < n
+
+    def _event_as_item(self) -> str:
+        """Return the column of events of a log of known users if no other may hold items, "" for none.
+
+        Another column may hold items if it has as many values, is no time and varies for a user."""
+        events = self._free("event")
+        if len(events) != 1 or self.open or role_of_name(str(self.roles.options["user_id"])) != "user":
+            return ""
+        others = [n for n in self._free() if n not in events and _is_id(self.frame[n]) and not self._is_of_user(n)]
+        others = [n for n in others if not is_dated(self.frame[n]) and role_of_name(n) not in ("session", "time")]
+        most = max((self.frame[n].n_unique() for n in others), default=1)
+        return events[0] if _is_id(self.frame[events[0]]) and self.frame[events[0]].n_unique() > most else ""
 
     def _shared(self, table: str, named: list[str]) -> list[str]:
         """Return those of some columns that a table has too, or else the only other one that is a key of the table."""
@@ -236,13 +263,19 @@ class _Search:
             ends = [name for name in seen if plain(name).rpartition("_")[2] in (*_KNOWN["time"].split(), "at")]
             odd = [n for n in exact if frame[n].dtype == pl.String and time_form(frame[n], form) is None]
             times = [n for n in seen if n in exact or is_dated(frame[n]) or (n in ends and time_form(frame[n]))]
+            if len(exact) == 1 and not odd:  # a standard name comes before dates that no name says are times
+                times = [n for n in times if n in exact or n in ends]
+            years = [n for n in seen if plain(n) in _YEARS and _are_years(frame[n])] if not times else []
+            times += years
             like = [n for n in seen if looks_like_seconds(frame[n]) and frame[n].n_unique() > MAX_STEPS]
             found = [n for n in times or like if self._varies(n, "time") and 2 * missing_count(frame[n]) <= len(frame)]
-            if len(found) > 1 or {*found} & {*like} - {*times} or {*found} & {*odd}:
+            parts = [n for n in seen if {*found} & {*years} and plain(n) in ("month", "week", "day")]
+            if len(found) > 1 or {*found} & {*like} - {*times} or {*found} & {*odd} or parts:
                 why = "a text that no form reads; schema.time_format gives one" if odd else ""
+                why = f"a year, and {listed([*map(repr, parts)])} too" if parts else why
                 self.open["time"] = (found, why if times else "its numbers look like times")
             elif found:
-                roles.put("time", found[0], "by its name" if found[0] in (*exact, *ends) else "by its type")
+                roles.put("time", found[0], "by its name" if found[0] in (*exact, *ends, *years) else "by its type")
         if not (name := str(roles.options.get("time", ""))) or "time_unit" in roles.options:
             return
         read = time_form(frame[name], form)
@@ -407,6 +440,10 @@ def _is_scale(series: pl.Series) -> bool:
     values = series.unique().cast(pl.Float64) if _is_number(series) else pl.Series([], dtype=pl.Float64)
     in_steps = (values.abs() <= MAX_STEPS) & (values * 2 == (values * 2).round())
     return 2 <= len(values) <= MAX_STEPS and bool(in_steps.all())
+
+
+def _are_years(series: pl.Series) -> bool:
+    return series.dtype.is_integer() and bool(series.drop_nulls().is_between(FIRST_YEAR, LAST_YEAR).all())
 
 
 def _is_id(series: pl.Series) -> bool:

@@ -61,15 +61,11 @@ class Shape:
     order: OrderEvidence | None  # None: the log has no time
     drift: DriftEvidence | None  # None: the log has no times that all users share
     label_values: int  # distinct labels; 0: no label
-    is_scale: (
-        bool  # users rate what they took: three labels or more, or two from MIN_TOP on, in a log that is not dense
-    )
+    is_scale: bool  # three labels or more, or two from MIN_TOP on, in a log that is not dense
     no_rating: float | None  # label that stands for no rating
     negatives: float  # share of the rows that are negatives, by label or event
     undone: float  # share of the rows that are negatives as they take an earlier choice back, such as a refund
-    new_items: (
-        float  # share of the latest rows whose item is new; without shared times of all rows, of items of one row
-    )
+    new_items: float  # share of the latest rows whose item is new; without shared times, of rows whose item has one
     new_users: float  # share of the latest rows whose user is new; 0 without times that all users share
     by_time: bool  # True if `new_items` is of the latest rows
     query: str  # column of text of the users that shares most words with `words`; empty: none
@@ -313,9 +309,7 @@ class RecipeRule:
     fits: Callable[[Shape], bool]  # True for a shape that the recipe is right for, if no earlier rule fits
     lacks: Callable[[Shape], str]  # column that the recipe needs and the tables lack; empty: none
     reason: Callable[[Shape], str]  # numbers that decided, with their thresholds
-    min_steps: int = (
-        0  # least steps of a training, measured on small logs (docs/log.md); 0: a tenth of the recipe's own
-    )
+    min_steps: int = 0  # least steps of a training, measured on small logs; 0: a tenth of the recipe's own
     ids: int = 0  # users and items of the log on which the settings of a recipe without epochs were chosen
     needs_contents: bool = False  # items are ranked by their contents alone
     reads_users: bool = False  # columns of users that predict items are added to the history

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import re
-import textwrap
 import tomllib
-from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Unpack
 
 import polars as pl
-import tomli_w
 from pydantic import ValidationError
 
 from twotower.config.experiment import Config
-from twotower.config.reference import config_tables, schema_tables
+from twotower.config.reference import toml_value, write_document
 from twotower.config.toml import TomlValue, override_settings, parse_config
 from twotower.data.events import without_ignored
 from twotower.data.parts import PartFiles
@@ -24,7 +21,7 @@ from twotower.data.source import read
 from twotower.data.split import SplitConfig
 from twotower.data.tables import Tables, check, with_present_ids, without_missing
 from twotower.errors import ConfigError, did_you_mean
-from twotower.escaping import escape_controls, representation
+from twotower.escaping import representation
 from twotower.features.schema import Schema
 from twotower.features.side import SIDES, SideName
 from twotower.progress import doing
@@ -64,7 +61,6 @@ MAX_SHARED = 0.1  # share of a user's rows of other items at one time up to whic
 MEASURED_USERS = 20_000  # users who test, where twice as many can: a recall of .05 has the standard error .0015
 MAX_TIES = 0.5  # share of neighbouring rows of a user of equal time, up to which a user has a last row
 MIN_ROWS_OF_SPLIT = 6  # median rows of a user from which a tenth of them, rounded, is a row
-WIDTH = 110  # width of comments in the config
 
 _BY_VALIDATION = {"stacking": "weighs the terms of a score", "cold_item_bias": "shows how high new items rank"}
 """Options of the model that a validation part fits, and what it does."""
@@ -179,7 +175,7 @@ def suggest(
         _refuse_closed_form(rule, shape, bool(recipe))
         unsolved = f"no closed form goes with the versions of items of schema.valid_from = '{schema.valid_from}'."
     ordered = parts_follow(tables.interactions, schema) if found.has_parts else None
-    composed, comments = _compose(rule, log, shape, ordered, own, given, unsolved)
+    composed, comments = _compose(rule, log, shape, ordered, options, given, unsolved)
     settings = _with_overrides(composed, log, own, overrides)
     changed = [override.partition("=")[0].strip() for override in overrides]
     comments = {path: said for path, said in comments.items() if not path.startswith((*changed, "\0"))}
@@ -505,74 +501,3 @@ def _reasons(rule: RecipeRule, shape: Shape, log: _Log, schema: Mapping[str, Tom
         *lines,
         *(f"Left out: {note}." for note in [*log.roles.notes, *(n for s in SIDES for n in log.sides[s].notes)]),
     ]
-
-
-def write_document(settings: Mapping[str, TomlValue], head: str, comments: Mapping[str, str]) -> str:
-    """Return settings as TOML, after `head` as a comment, with comments by dotted key, such as train.epochs.
-
-    A key without a comment has the first sentence of its meaning in the reference."""
-    lines = [line for part in head.splitlines() for line in _comment(part)]
-    meanings = dict[str, str]()
-    for table in (*schema_tables(), *config_tables()):
-        for option in () if table.kind else table.options:
-            sentence = re.split(r"(?<=\.) |; ", " ".join(option.meaning.split()), maxsplit=1)[0]
-            meanings.setdefault(f"{table.name}.{option.key}", sentence.rstrip(".") + ".")
-    for name, values in settings.items():
-        assert isinstance(values, Mapping)
-        lines += ["", f"[{name}]", *_section_lines(name, values, comments, meanings)]
-    return "\n".join(lines) + "\n"
-
-
-def _section_lines(
-    name: str, values: Mapping[str, TomlValue], comments: Mapping[str, str], meanings: Mapping[str, str]
-) -> Iterator[str]:
-    """Yield the lines of a section: its values, then the tables of its pairs of towers."""
-    for key, value in values.items():
-        said = comments.get(f"{name}.{key}") or meanings.get(f"{name}.{key}", "")
-        if key == "pairs" and isinstance(value, list):
-            continue
-        if not (isinstance(value, list) and value and isinstance(value[0], Mapping)):
-            yield from _commented(f"{_key(key)} = {toml_value(value)}", said)
-            continue
-        yield from [*_comment(said), f"{_key(key)} = ["]
-        for place, entry in enumerate(value):
-            lines = _commented(f"{toml_value(entry)},", comments.get(f"{name}.{key}.{place}", ""))
-            yield from (f"  {line}" for line in lines)
-        yield "]"
-    pairs = values.get("pairs", [])
-    for place, pair in enumerate(pairs if isinstance(pairs, list) else ()):
-        yield from ("", f"[[{name}.pairs]]")
-        for side, options in pair.items():
-            yield f"[{name}.pairs.{side}]"
-            for option, value in options.items():
-                said = "" if place else meanings.get(f"{name}.pairs.user.{option}", "")
-                said = comments.get(f"{name}.pairs.{place}.{side}.{option}") or said
-                yield from _commented(f"{_key(option)} = {toml_value(value)}", said)
-
-
-def _commented(line: str, text: str) -> list[str]:
-    """Return a line with its comment: behind it where both fit, else before it."""
-    both = f"{line}  # {_plain(text)}"
-    return [line] if not text else [both] if len(both) <= WIDTH else [*_comment(text), line]
-
-
-def _comment(text: str) -> list[str]:
-    return [f"# {line}" for line in textwrap.wrap(_plain(text), WIDTH, break_on_hyphens=False)]
-
-
-def _plain(text: str) -> str:
-    """Return a text on one line without control characters, which a comment may not hold."""
-    return escape_controls(" ".join(text.split()))
-
-
-def _key(key: str) -> str:
-    return key if re.fullmatch(r"[A-Za-z0-9_-]+", key) else tomli_w.dumps({key: 0}).partition(" = ")[0]
-
-
-def toml_value(value: TomlValue) -> str:
-    """Return a value as TOML on one line."""
-    if isinstance(value, Mapping):
-        return f"{{ {', '.join(f'{_key(key)} = {toml_value(v)}' for key, v in value.items())} }}" if value else "{}"
-    if isinstance(value, list | tuple):
-        return f"[{', '.join(map(toml_value, value))}]"
-    return tomli_w.dumps({"v": value}, multiline_strings=False).split("=", 1)[1].strip(" \n").replace("\t", "\\t")

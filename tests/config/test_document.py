@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from twotower.config.reference import WIDTH, toml_value, write_document
 from twotower.config.toml import TomlValue
-from twotower.suggestion.suggest import WIDTH, toml_value, write_document
 
 VALUES = st.recursive(
     st.booleans() | st.integers(-(2**53), 2**53) | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
