@@ -275,7 +275,9 @@ def test_the_index_aims_above_the_threshold_it_must_reach(
     assert asked == [pytest.approx(0.92)] * 2, "of answers that leave out what was seen, and of new users"
 
 
-def test_rows_that_no_history_of_a_bundle_holds_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_publishing_warns_of_rows_that_are_in_no_history_of_the_bundle(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     users, items, log = checkerboard()
     history = Sequence(name="h", side="user")
     for features, told in (((), False), ((history,), True)):
@@ -285,8 +287,8 @@ def test_rows_that_no_history_of_a_bundle_holds_are_told(tmp_path: Path, caplog:
             api.publish(run, tmp_path / "store")
         n = len(run.dataset.part_indices(VALIDATION)) + len(run.dataset.part_indices(TEST))
         line = (
-            f"the {n:,} rows of the validation and test part are in no history of the bundle, and their items are left "
-            "out of answers; to serve nearly all rows train with a smaller split.validation and split.test"
+            f"the histories of the bundle lack the {n:,} rows of the validation and test part, but answers leave out "
+            "their items; train with a smaller split.validation and split.test to serve with nearly all rows"
         )
         assert (line in caplog.messages) == told
     histories = run.dataset.side_before("user", TEST).columns["h"]

@@ -1,6 +1,6 @@
-"""Inspection of a tower file in a child process, before this process loads the file.
+"""Inspection of a tower file. It runs in a child process with limits, before the parent process loads the file.
 
-The libraries are imported at the top, before the memory limit counts.
+onnx and onnxruntime are imported here, so that the memory limit does not count them.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from twotower.onnx.allow_list import disallowed_content
 from twotower.onnx.tower import TowerError, create_session, read_tower
 
 PROBE_SHAPES = ((1, 1), (4, 128), (1, 1_000))
-"""(rows, codes per bag) of the inputs on which an inspected tower is run."""
+"""(rows, codes per bag) of the inputs on which a tower is run."""
 NOTHING_DECLARED: Operators = MappingProxyType({})
 
 
 def inspect_tower(path: Path, declared: Operators = NOTHING_DECLARED) -> str:
     """Read a tower, check its content, load it, and run it on zeros of `PROBE_SHAPES`; return its SHA-256.
 
-    `declared` are the operators of the kinds outside twotower that the caller has imported. Raises TowerError if it is
-    no tower or fails, MemoryError if it exceeds the memory limit.
+    `declared` are the ONNX operators of user-defined kinds that the caller has imported. Raises TowerError if the file
+    is no tower or the run fails, MemoryError if the run exceeds the memory limit.
     """
     data = read_tower(path)
     if reason := disallowed_content(data, declared):
@@ -40,7 +40,7 @@ def inspect_tower(path: Path, declared: Operators = NOTHING_DECLARED) -> str:
                 shape = [rows, *(n if isinstance(n, int) else length for n in i.shape[1:])]
                 feed[i.name] = np.zeros(shape, np.float32 if i.type == "tensor(float)" else np.int64)
             tower.run(None, feed)
-    except Exception as e:  # onnxruntime's own errors share no other base
+    except Exception as e:  # the errors of onnxruntime have no other common base
         message = first_line(e)
         if isinstance(e, MemoryError) or "bad_alloc" in message or "Failed to allocate memory" in message:
             raise MemoryError from None

@@ -209,7 +209,7 @@ def _check_users(users: Floats) -> None:
 
 
 def _unread_rows(run: Run) -> str:
-    """Return a line about the rows that no history of the bundle has; empty without histories and popularity."""
+    """Return a warning about the rows that are in no history of the bundle; empty if the model reads no history."""
     split = run.config.split
     parts = (TEST,) if split.histories_grow else (VALIDATION, TEST)
     rows = sum(len(run.dataset.part_indices(part)) for part in parts)
@@ -217,9 +217,9 @@ def _unread_rows(run: Run) -> str:
         return ""
     names = [PART_NAMES[part] for part in parts]
     option = "split.users" if split.kind in split.kinds_of_users else " and ".join(f"split.{name}" for name in names)
-    out = ", and their items are left out of answers" if run.config.evaluation.repeats == "exclude" else ""
-    way = "" if split.is_given else f"; to serve nearly all rows train with a smaller {option}"
-    return f"the {rows:,} rows of the {' and '.join(names)} part are in no history of the bundle{out}{way}"
+    out = ", but answers leave out their items" if run.config.evaluation.repeats == "exclude" else ""
+    way = "" if split.is_given else f"; train with a smaller {option} to serve with nearly all rows"
+    return f"the histories of the bundle lack the {rows:,} rows of the {' and '.join(names)} part{out}{way}"
 
 
 def _left_out(run: Run, users: Ints) -> list[Ints] | None:

@@ -4,8 +4,8 @@ bundles/<id>/    a bundle (bundle.py): the publisher's files and the manifest
 CURRENT          the id of the served bundle
 HISTORY.jsonl    the changes of the store (history.py)
 
-A store is a folder (folder.py) or a prefix in an object store (object_place.py). Callables write and probe the content
-of bundles, on which this module does not depend. Readers need no lock.
+A store is a folder (folder.py) or a prefix in an object store (object_place.py). The caller passes the functions that
+write and probe the files of a bundle; this module knows only the manifest. Readers need no lock.
 """
 
 from __future__ import annotations
@@ -30,12 +30,15 @@ from twotower.store.object_place import ObjectPlace
 from twotower.store.place import Change, StorePlace
 
 _PROGRAMMING_ERRORS = (AssertionError, AttributeError, IndexError, KeyError, NameError, TypeError)
-"""Errors of the program, not of input or machine."""
+"""Errors that show a defect of the program, not a mistake in the input or a fault of the machine."""
 
 
 @dataclass(frozen=True)
 class BundleInfo:
-    """Entry in the list of bundles. `damaged` is the reason of an error, None without; checksums are not compared."""
+    """Entry in the list of bundles.
+
+    `damaged` is the reason why the bundle cannot be opened, else None. Names and sizes of its files are compared with
+    the manifest, checksums are not."""
 
     id: str
     created: str | None
@@ -44,7 +47,7 @@ class BundleInfo:
     current: bool
     damaged: str | None
     context: tuple[str, ...] = ()
-    """Columns of the context of a request; empty for a damaged bundle, or one of kinds that are not imported."""
+    """Context columns of a request. Empty if the bundle is damaged or names kinds that are not imported."""
 
 
 def _place(path: Path | Url | str) -> StorePlace:
@@ -57,7 +60,7 @@ class Store:
     """Bundles in a folder or at the URL of an object store. Raises BundleError if there is no store."""
 
     def __init__(self, path: Path | Url | str, place: StorePlace | None = None) -> None:
-        """Open the store at `path`. `place` is the same place with other settings."""
+        """Open the store at `path`. `place` gives access to the same path with settings other than the defaults."""
         self.place = place or _place(path)
         self.at = self.place.path
         if not self.place.exists():
@@ -76,7 +79,7 @@ class Store:
 
     @classmethod
     def create(cls, path: Path | Url | str, place: StorePlace | None = None) -> Store:
-        """Open the store at `path`, or create it in a new or empty place. Raises BundleError for any other place."""
+        """Open the store at `path`, or create it in a new or empty place. Raises BundleError if it has other files."""
         place = place or _place(path)
         if not place.exists():
             place.create()
@@ -85,7 +88,9 @@ class Store:
     # ---- reading
 
     def current(self) -> Bundle:
-        """Return the current bundle, verified. Raises BundleError that names the available bundles and the call."""
+        """Return the current bundle, verified.
+
+        Raises BundleError. Its message lists the available bundles and the call that returns to an earlier one."""
         name = self.place.current()
         while True:
             try:
@@ -100,9 +105,9 @@ class Store:
                 raise BundleError(f"{e}; {self._available()}; {back}" if name else str(e), e.reason) from e
 
     def current_stamp(self, serving: str = "") -> tuple[str, int | str]:
-        """Return the content of CURRENT and a mark that changes with it. Raises BundleError.
+        """Return the id in CURRENT, and a mark that changes with each change of the file. Raises BundleError.
 
-        `serving` is the bundle that the caller serves, which `gc` then keeps; empty: none."""
+        `serving` is the id of the bundle that the caller serves, so that `gc` keeps it. Empty: none."""
         return self.place.stamp(serving)
 
     def touch_current(self) -> None:
@@ -110,7 +115,7 @@ class Store:
         self.place.touch()
 
     def open(self, name: str) -> Bundle:
-        """Return a bundle by id, on the disk and verified. Raises BundleError."""
+        """Return a verified bundle by id, with its files on the local disk. Raises BundleError."""
         self._check_id(name)
         return self.place.open(name)
 
@@ -139,11 +144,11 @@ class Store:
         return [line(name) for name in self.place.ids()]
 
     def history(self) -> list[JsonObject]:
-        """Return the lines of the history, the oldest first, without invalid ones."""
+        """Return the valid lines of the history, the oldest first."""
         return self.place.lines()
 
     def recent_ids(self, n: int) -> list[str]:
-        """Return the last `n` current bundles of the history, the latest first."""
+        """Return the ids of the last `n` bundles that were current, each once, the latest first."""
         return list(dict.fromkeys(name for name in reversed(current_ids(self.place.lines())) if name))[:n]
 
     def _check_id(self, name: str) -> None:
@@ -157,7 +162,7 @@ class Store:
         return f"available: {', '.join(self.place.ids()) or 'none'}"
 
     def _previous(self) -> str | None:
-        """Return the id to which a rollback returns, None without one."""
+        """Return the id of the bundle that a rollback makes current, None if there is none."""
         return previous_id([*current_ids(self.place.lines()), self.place.current()], self.place.ids())
 
     # ---- changing
@@ -172,9 +177,9 @@ class Store:
     ) -> Bundle:
         """Create a bundle of the files that `write` puts into a folder, verify it, probe it, and make it current.
 
-        `write` returns the facts of the manifest. `force` publishes a recall below its threshold. On a failure CURRENT
-        is unchanged and no file remains. Raises BundleError for errors of input or machine; interrupts and errors of
-        the program pass through."""
+        `write` returns the facts of the manifest. `force` publishes although the recall is below its threshold. On a
+        failure CURRENT is unchanged and no file remains. Raises BundleError for mistakes in the input and faults of
+        the machine. Interrupts and defects of the program keep their exceptions."""
         with self.place.changing("publish") as change:
             stage, name = "write", ""
             try:
@@ -196,7 +201,7 @@ class Store:
                 change.make_current(name, line)
             except BaseException as e:
                 change.discard()
-                if name and self._reads(name):  # it is current already: only the sync of the folder failed
+                if name and self._is_current(name):  # only the sync of the folder failed
                     raise
                 if _passes_through(e):
                     raise
@@ -208,16 +213,16 @@ class Store:
             self._log(change, line)
             return bundle
 
-    def _reads(self, name: str) -> bool:
-        """Return True if CURRENT is known to name a bundle."""
+    def _is_current(self, name: str) -> bool:
+        """Return True if CURRENT can be read and names this bundle."""
         with suppress(BundleError):
             return self.place.current() == name
         return False
 
     def rollback(self, to: str | None = None, *, reason: str = "") -> Bundle:
-        """Make bundle `to`, by default the previously current one, current again. Raises BundleError.
+        """Make bundle `to` current again. Default: the bundle that was current before. Raises BundleError.
 
-        Another rollback goes further back. The bundle rolled back from is reached only by its id."""
+        A second rollback returns to the bundle before that one. To undo a rollback, pass the id of the newer bundle."""
         with self.place.changing("rollback") as change:
             name = to or self._previous()
             if name is None or name not in self.place.ids():
@@ -234,9 +239,10 @@ class Store:
     def gc(self, keep: int = 2, also: Callable[[], None] = lambda: None) -> list[str]:
         """Remove old bundles and the remains of killed publishers; return the removed ids.
 
-        It keeps the `keep` newest bundles (without strays), the current one, the one to which a rollback returns, and
-        all with a lease. A reader without a lease keeps its open files. `also` is called at the end, within the change.
-        Raises ConfigError if `keep` is below 2."""
+        The `keep` newest bundles stay, and the current one, the one to which a rollback returns, and all with a lease.
+        A stray, a folder put there by hand with an invalid or future time, does not count as new. Files that a
+        reader has open stay readable. `also` is called last, before other processes may change the store. Raises
+        ConfigError if `keep` is below 2."""
         if keep < 2:
             raise ConfigError(f"keep is {keep}, expected at least 2: the current bundle and one for a rollback")
         with self.place.changing("gc") as change:
@@ -260,20 +266,22 @@ class Store:
 
 
 def _passes_through(error: BaseException) -> bool:
-    """Return True for interrupts, errors of the program, and errors with an exit code of their own."""
+    """Return True for interrupts, defects of the program, and errors with an exit code other than 2."""
     program = not isinstance(error, Exception) or isinstance(error, _PROGRAMMING_ERRORS)
     return program or getattr(error, "exit_code", 2) != 2
 
 
 def _reason(error: BaseException, stage: str) -> str:
-    """Return the label of a publisher's error: its own, "recall" for a recall that is no number, else the stage."""
+    """Return the reason of a failed publish.
+
+    It is the reason of the error itself, "recall" if the recall is not a number, else the stage that failed."""
     if isinstance(error, ValidationError) and {"recall", "recall_check"} & {*error.errors()[0]["loc"]}:
         return "recall"
     return getattr(error, "reason", stage)
 
 
 def _message(error: BaseException) -> str:
-    """Return the message of an error of a publisher in one line, its type if it has none."""
+    """Return the message of a failed publish on one line; the name of the error's type if it has no message."""
     if isinstance(error, ValidationError):
         return first_problem(error)
     what = str(error)

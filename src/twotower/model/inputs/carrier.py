@@ -1,4 +1,4 @@
-"""Protocol of the carriers: the ways of an encoded column into a tower. Only `build` needs torch."""
+"""Protocol of carriers: a carrier turns an encoded column into an input of a tower. Only `build` needs torch."""
 
 from __future__ import annotations
 
@@ -20,31 +20,32 @@ if TYPE_CHECKING:
 
 
 class Carrier(Kind):
-    """Way of a field into a tower, named by `kind` in the field, without options.
+    """Path of a field from its column into a tower. `InputField.kind` names it; it has no options.
 
-    A carrier of one's own without a table returns arrays (U, …) of float32 and the module that embeds them."""
+    A user-defined carrier has no embedding table: `feed` returns an array (U, …) of float32, and `build` returns the
+    module that turns it into vectors."""
 
     has_table: ClassVar[bool] = False
-    """True for codes of rows of an embedding table."""
+    """True if the values are codes, which are rows of an embedding table."""
     is_stacked: ClassVar[bool] = False
-    """True for one code a row. The codes of all such fields are the columns of `Inputs.lookup`."""
+    """True if each row has one code. `Inputs.lookup` has a column of codes for each such field."""
     label: ClassVar[str] = "field"
-    """Word before the index of a field in the names of inputs, tables and modules."""
+    """Beginning of the names of inputs, tables and modules; the index of the field follows, as in `field0`."""
 
     @abstractmethod
     def feed(self, rows: RowSource, field: InputField) -> Shaped[Array, "U *_"]:
-        """Return the values of U rows as an array, the input of an exported tower."""
+        """Return the values of U rows as an array, in the form that an exported tower takes."""
 
     @abstractmethod
     def declare(self, g: GraphBuilder, name: str, field: InputField) -> str:
-        """Add the input `name` for this array to an ONNX graph; return its name."""
+        """Add the input `name`, of the form of the array of `feed`, to an ONNX graph; return the name."""
 
     @abstractmethod
     def sample(self, field: InputField, n: int, rng: np.random.Generator) -> Column:
-        """Return a random column of `n` rows, to compare an exported tower with its model."""
+        """Return a random column of `n` rows, on which an exported tower is compared with its model."""
 
     def build(self, field: InputField) -> nn.Module:
-        """Return a fresh module from the tensor of `feed` to vectors (U, field.width), for a carrier without a table.
+        """Return a new module that maps the tensor of `feed` to vectors (U, field.width).
 
-        A module of one's own is a `LoweredModule`."""
+        Only carriers without a table have it. A user-defined module must be a subclass of `LoweredModule`."""
         raise NotImplementedError
