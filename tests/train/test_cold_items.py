@@ -46,7 +46,8 @@ SCHEMA = Schema(
 
 
 def log_of_tags() -> tuple[pl.DataFrame, pl.DataFrame]:
-    """Items with a tag, and users of one tag who take most of its items. Every fifth item is in the validation and test part alone."""
+    """Items with a tag, and users of one tag who take most of its items. Every fifth item is in the validation and test
+    part alone."""
     rng = np.random.default_rng(0)
     tag = np.arange(N_ITEMS) % N_TAGS
     takes = rng.random((N_USERS, N_ITEMS)) < np.where(tag == np.arange(N_USERS)[:, None] % N_TAGS, 0.7, 0.05)
@@ -66,7 +67,8 @@ def world() -> Dataset:
 def config(fitted: bool = True, **model: Any) -> Config:
     return settings(
         model={
-            "cold_item_bias": fitted, "similarity": "dot", "bias": False, "temperature": 1.0, "unknown_rate": 0.0, "width": 8,
+            "cold_item_bias": fitted, "similarity": "dot", "bias": False, "temperature": 1.0, "unknown_rate": 0.0,
+            "width": 8,
             "pairs": [{"user": {"layers": []}, "item": {"join": "sum", "layers": []}}],
         } | model,
         loss={"kind": "softmax"},
@@ -245,7 +247,8 @@ def test_items_that_nobody_takes_get_no_bias_that_costs_validation(caplog: pytes
 
 @pytest.mark.parametrize(
     ("kind", "are_there"),
-    [("column", False), ("files", False), ("time", False), ("last", False), ("user_ratio", False), ("random", True), ("user_random", True)],
+    [("column", False), ("files", False), ("time", False), ("last", False), ("user_ratio", False), ("random", True),
+        ("user_random", True)],
 )  # fmt: skip
 def test_items_of_the_test_part_alone_are_there_on_validation_if_the_split_is_in_no_order(
     kind: str, are_there: bool
@@ -293,8 +296,8 @@ def test_too_few_cold_positives_change_nothing_and_are_told(caplog: pytest.LogCa
     with caplog.at_level(logging.WARNING, "twotower"):
         trainer.run()
     assert (
-        "the bias stays 0: cold items have 49 of the 50 validation positives that are needed, and known items that read so have 0"
-        in caplog.text
+        "the bias stays 0: cold items have 49 of the 50 validation positives that are needed, and known items that "
+        "read so have 0" in caplog.text
     )
     assert not trainer.model.cold_items.values.any()
 

@@ -35,7 +35,8 @@ def _weighted_mean(values: Shaped[Bools, "n"], weight: Shaped[Floats, "n"]) -> f
 
 def bias_baseline(train: Pairs, n_users: int, n_items: int, strength: float = 10.0, rounds: int = 10) -> Factors:
     """Return the bias baseline: score = mean + user bias + item bias, ridge-regularised least squares on the labels,
-    weighted if the pairs have weights, by `rounds` of alternation (Koren 2010, "Factor in the Neighbors", section 2.1)."""
+    weighted if the pairs have weights, by `rounds` of alternation (Koren 2010, "Factor in the Neighbors", section
+    2.1)."""
     weight = train.weight
     mean = float(train.positive.mean()) if weight is None else _weighted_mean(train.positive, weight)
 

@@ -41,7 +41,8 @@ class Comparison:
     higher_is_better: bool = True
     names: tuple[str, str] = ("A", "B")
     of: str = ""
-    """Slice of the test part, as new_user; empty of all. A slice of few users has a difference, and NaN for its interval and p-value."""
+    """Slice of the test part, as new_user; empty of all. A slice of few users has a difference, and NaN for its
+    interval and p-value."""
 
     @property
     def has_interval(self) -> bool:
@@ -98,9 +99,9 @@ def compare_factors(
     slices: Iterable[TableSlice] = (),
     slice_min_users: int = 1,
 ) -> list[Comparison]:
-    """Compare the vectors of A and B, whose rows are the users and items of `data`, by `metrics`, by default the registered
-    ones. `slices` of these users and items follow, by the metrics that have slices, at the first cut-off; a slice of fewer than
-    `slice_min_users` users has no interval."""
+    """Compare the vectors of A and B, whose rows are the users and items of `data`, by `metrics`, by default the
+    registered ones. `slices` of these users and items follow, by the metrics that have slices, at the first cut-off; a
+    slice of fewer than `slice_min_users` users has no interval."""
     metrics = metrics or MetricSet()
     scores = [f.scores(data.pairs) for f in (a, b)]
     scored = [ScoredPairs.of(s, data.pairs, data.weighted) for s in scores]
@@ -135,7 +136,8 @@ def compare_rankings(
     k: Sequence[int],
     resamples: int = 1000,
 ) -> list[Comparison]:
-    """Compare the rankings A and B of the users of `data.queries`, item rows with the best first, as `compare_factors` does."""
+    """Compare the rankings A and B of the users of `data.queries`, item rows with the best first, as `compare_factors`
+    does."""
     metrics = MetricSet()
     first, second = (_of_rankings(best, data, k, metrics) for best in (a, b))
     return _compare_per_user(first, second, data.n_users, metrics, resamples, 0)
@@ -189,7 +191,8 @@ def _per_user(
     metrics: MetricSet,
     of: TableSlice | None = None,
 ) -> ByUser:
-    """Return the values and weights of every metric over users: of scored pairs and of rankings, None without; of those in a slice."""
+    """Return the values and weights of every metric over users: of scored pairs and of rankings, None without; of those
+    in a slice."""
     by_user = {m.name: m.by_user(scored) for m in metrics.of_pairs if of is None or of.side in m.slices}
     out = {name: _scatter(data.n_users, *found) for name, found in by_user.items() if found and len(found.users)}
     return out if best is None else out | _of_rankings(best, data, k, metrics, of)
@@ -198,8 +201,8 @@ def _per_user(
 def _of_rankings(
     best: Shaped[Ints, "Q K"], data: ComparisonData, k: Sequence[int], metrics: MetricSet, of: TableSlice | None = None
 ) -> ByUser:
-    """Return the values and weights of every metric of rankings over users; of the users in a slice, or with its items as the only
-    targets."""
+    """Return the values and weights of every metric of rankings over users; of the users in a slice, or with its items
+    as the only targets."""
     queries, out = data.queries, ByUser()
     if of and of.side == "user":
         kept = of.rows[queries.users]

@@ -28,8 +28,8 @@ log = logging.getLogger(__name__)
 def check_buckets(
     folder: Path | str, schema: Schema | None = None, *, block_rows: int = 2**17, window_rows: int = 2**30
 ) -> list[str]:
-    """Return the problems of a folder of buckets, one line each: file, rule of docs/prepared-format.md, the first record that
-    breaks it, and what is expected. A folder that meets the contract has none.
+    """Return the problems of a folder of buckets, one line each: file, rule of docs/prepared-format.md, the first
+    record that breaks it, and what is expected. A folder that meets the contract has none.
 
     With a schema, the tables and buckets need the columns that it names. `block_rows` records are read at a time, and
     `window_rows` rows of the log are searched at a time for repeated ones. Raises RunError if there is no such folder.

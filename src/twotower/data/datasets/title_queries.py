@@ -1,7 +1,8 @@
 """Synthetic search queries made from the titles of a catalogue, as typed by people who remember a title in part.
 
-No public log of queries and clicks on titles has a licence that allows its use. The queries are drawn with a fixed seed:
-words are left out, shuffled or cut short, letters omitted, inserted, replaced or swapped, articles moved, years added.
+No public log of queries and clicks on titles has a licence that allows its use. The queries are drawn with a fixed
+seed: words are left out, shuffled or cut short, letters omitted, inserted, replaced or swapped, articles moved, years
+added.
 """
 
 from __future__ import annotations
@@ -46,11 +47,12 @@ _LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
 
 def make_title_queries(items: pl.DataFrame, each: int = QUERIES_PER_FILM, seed: int = 2013) -> Tables:
-    """Return queries as users (query_id, query), the items, and the item of each query as interactions (query_id, item_id,
-    arrived). `items` have the columns item_id and title.
+    """Return queries as users (query_id, query), the items, and the item of each query as interactions (query_id,
+    item_id, arrived). `items` have the columns item_id and title.
 
     Texts are distinct; a text made from the titles of two items is left out. `arrived` is an order: all queries for a
-    share LATE_ITEM_SHARE of the items are in its last tenth, so that split.kind = "time" tests items without training queries.
+    share LATE_ITEM_SHARE of the items are in its last tenth, so that split.kind = "time" tests items without training
+    queries.
     """
     rng = random.Random(seed)
     meant: dict[str, int] = {}
