@@ -56,7 +56,7 @@ class Slit(Start):
     max_items: int = Field(
         10_000,
         ge=0,
-        description="Number of items N above which the start `transitions` stands in. 10,000 items take 2.8 GB.",
+        description="Number of items N above which the start `transitions` replaces this one; 10,000 items take 2.8 GB.",
     )
 
     def check(self, dataset: Dataset, model: ModelConfig) -> None:

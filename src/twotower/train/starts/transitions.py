@@ -56,7 +56,7 @@ class TransitionFactors(Start):
     max_transitions: int = Field(
         24_000_000,
         ge=1,
-        description="Number of counted transitions above which span is lowered. 24 million take about a gigabyte.",
+        description="Number of counted transitions above which span is lowered; 24 million take about a gigabyte.",
     )
     dense_cells: int = Field(
         16,
