@@ -157,7 +157,7 @@ def test_a_pair_that_is_weighed_last_is_so_beside_the_best_bias_of_cold_items(ca
     assert isinstance(cold, ColdItems)
     assert cold.inputs is None
     assert np.flatnonzero(cold.rows).tolist() == [*range(0, N_ITEMS, 5)]
-    lines = [line for line in caplog.messages if "beside the trained ones" in line]
+    lines = [line for line in caplog.messages if "added to the trained ones" in line]
     found = {m[1]: (float(m[2]), float(m[3])) for line in lines if (m := LINE.search(line))}
     assert len(found) == len(lines) >= 3
     assert all(raised > 0 for raised, _ in found.values())
@@ -184,7 +184,7 @@ def test_without_cold_positives_a_pair_is_weighed_without_a_bias_and_known_items
     assert isinstance(cold, ColdItems)
     assert cold.inputs
     assert cold.which.sum() == 4
-    lines = [line for line in caplog.messages if "beside the trained ones" in line]
+    lines = [line for line in caplog.messages if "added to the trained ones" in line]
     assert lines
     assert not any("raised by" in line for line in lines)
     assert any(

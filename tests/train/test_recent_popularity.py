@@ -362,7 +362,7 @@ def test_a_pair_that_is_weighed_last_is_so_beside_what_is_popular(caplog: pytest
     trainer = Trainer(world(schema=schema), chosen)
     with caplog.at_level(logging.INFO, "twotower"):
         trainer.run()
-    lines = [line for line in caplog.messages if "beside the trained ones: blend = 0:" in line]
+    lines = [line for line in caplog.messages if "added to the trained ones: blend = 0:" in line]
     without = float(lines[0].rpartition(" = ")[2])
     assert without > trainer.best.score + 0.1, "the trained pairs alone find less than with what is popular"
     alone = [float(line.rpartition(" = ")[2]) for line in caplog.messages if "popularity = 0: validation" in line]

@@ -121,7 +121,7 @@ def test_the_weight_that_is_best_on_validation_is_kept(caplog: pytest.LogCapture
         trainer = Trainer(data, config(given))
         trainer.run()
     assert each[0.0] < max(each.values()) <= trainer.best.score + 1e-9
-    asked = [line.split("blend = ")[1].split(": ") for line in caplog.messages if "beside those before it" in line]
+    asked = [line.split("blend = ")[1].split(": ") for line in caplog.messages if "added to those before it" in line]
     tried = {float(weight): float(metric.split(" = ")[1]) for weight, metric in asked}
     assert [*tried][: len(given)] == given, "then those beside the best"
     assert len(tried) > len(given)
@@ -270,7 +270,7 @@ def test_a_pair_beside_trained_ones_is_weighed_after_the_last_epoch(
     with caplog.at_level(logging.INFO, "twotower"):
         trainer = Trainer(data, beside_trained(pairs, place, given))
         done = trainer.run()
-    asked = [line.split("blend = ")[1].split(": ") for line in caplog.messages if "beside the trained ones" in line]
+    asked = [line.split("blend = ")[1].split(": ") for line in caplog.messages if "added to the trained ones" in line]
     tried = {float(weight): float(metric.split(" = ")[1]) for weight, metric in asked}
     assert [*tried][: len(given)] == given
     assert tried[0.0] == pytest.approx(trainer.best.score, abs=1e-4)
@@ -430,7 +430,7 @@ def test_what_is_weighed_last_needs_a_score_that_no_context_changes() -> None:
     )
     with_context = build_dataset(check(None, None, frame, schema), schema, SplitConfig(kind="column", column="part"))
     with pytest.raises(
-        ConfigError, match="a weight beside trained pairs, and their vectors depend on the context; give scale"
+        ConfigError, match="a weight relative to trained pairs, and their vectors depend on the context; give scale"
     ):
         Trainer(with_context, beside_trained("apart", 2, [1.0]))
 

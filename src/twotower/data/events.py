@@ -38,7 +38,7 @@ def event_counts(actions: pl.DataFrame, schema: Schema) -> Counter[str]:
 
 def event_notes(counts: Mapping[str, int], schema: Schema) -> list[str]:
     """Return messages about the numbers of interactions of each type: those that are left out, those that the rule of
-    all others is for, and beside it the rules that no row has. Raises DataError if all are left out."""
+    all others is for, and with it the rules that no row has. Raises DataError if all are left out."""
     others = {name: n for name, n in counts.items() if name not in schema.events}
     first = sorted(others.items(), key=lambda entry: (-entry[1], entry[0]))[:LISTED_TYPES]
     listed = ", ".join(f"'{name}' {n:,}" for name, n in first)

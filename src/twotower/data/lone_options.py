@@ -1,5 +1,5 @@
 """Options of the schema and of the split that lack another: refused where the data would be other than they say, and
-told where nothing changes."""
+reported where nothing changes."""
 
 from __future__ import annotations
 

@@ -54,8 +54,8 @@ def _pandas_column(name: str, column: pd.Series) -> pl.Series:
 
 
 def _series(name: str, values: Iterable[Cell]) -> pl.Series:
-    """Return any values as a series. Beside a text all numbers are texts, a whole one that of its integer: an id 7 that
-    a missing value beside it made 7.0 stays 7."""
+    """Return any values as a series. If one is text, all numbers become text, a whole number the text of its integer:
+    an id 7 that a missing value made 7.0 stays 7."""
     plain = plain_values(values)
     if any(isinstance(value, str) for value in plain):
         plain = [str(v) if isinstance(v, float | Decimal) and not _is_whole(v) else v for v in plain]

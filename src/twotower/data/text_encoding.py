@@ -41,7 +41,7 @@ _ALPHABETS = {
     "WINDOWS-1251": "Cyrillic", "KOI8-R": "Cyrillic", "ISO-8859-5": "Cyrillic", "WINDOWS-1253": "Greek",
     "MACCYRILLIC": "Cyrillic",
 }  # fmt: skip
-"""Encodings of one byte a letter that are told apart, the more usual first -> their letters."""
+"""Encodings of one byte a letter that are distinguished, the more usual first -> their letters."""
 _IF = {"GB18030": " if it is Chinese", **{name: f" if its letters are {of}" for name, of in _ALPHABETS.items()}}
 _SMALL, _CAPITAL = "а-яёіїєґўά-ώ", "А-ЯЁІЇЄҐЎΆΈ-ΏΑ-Ϋ"
 _MISREAD = re.compile(

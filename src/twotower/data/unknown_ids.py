@@ -1,4 +1,4 @@
-"""Ids of the interactions beside the table of their side: one type, their rows, and ids that the table lacks.
+"""Ids of the interactions compared with the table of their side: one type, their rows, and ids that the table lacks.
 
 Tables in memory and prepared data call the same functions; of the interactions these see distinct ids with their
 counts.
@@ -13,7 +13,7 @@ from twotower.features.schema import Schema
 from twotower.features.side import SideName
 
 COUNT = "__count"
-"""Column of the number of interactions, beside a distinct id. Names that begin with '__' are reserved."""
+"""Column of the number of interactions of a distinct id. Names that begin with '__' are reserved."""
 MAX_UNKNOWN_SHARE = 1 / 5
 """Largest share of unknown ids that "auto" adds."""
 

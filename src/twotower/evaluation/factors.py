@@ -50,7 +50,7 @@ class Scorer(CatalogueScorer):
 
     @abstractmethod
     def are_finite(self) -> bool:
-        """Return True if all vectors are finite, of those that are computed when they are asked for some."""
+        """Return True if all vectors are finite; of vectors that are computed on request, if some are."""
 
     def _added(
         self, scores: Float[Tensor, "B I"], users: Shaped[Ints, "B"], interactions: Shaped[Ints, "B"] | None = None

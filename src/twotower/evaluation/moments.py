@@ -24,7 +24,7 @@ def asked_times(dataset: Dataset, part: int) -> Shaped[Ints, "U"]:
 
 
 def users_during(dataset: Dataset, part: int) -> pl.DataFrame:
-    """Return the table of the users, of each the version that holds when it is asked in a part."""
+    """Return the table of the users, of each the version that holds at its ranking in a part."""
     return dataset.users.frame if dataset.users.versions is None else _held(dataset.users, asked_times(dataset, part))
 
 

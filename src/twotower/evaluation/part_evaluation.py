@@ -40,7 +40,7 @@ log = logging.getLogger(__name__)
 
 
 MODEL = "model"
-"""Name of the model beside those of BASELINES."""
+"""Name of the model, added to the names of BASELINES."""
 MAX_RESAMPLED_PAIRS = 2**20
 """Pairs up to which a metric that is no mean over users, such as `auc`, has an interval of a difference."""
 
@@ -194,7 +194,7 @@ class PartEvaluation:
         return {name: value for name, value in out.items() if value == value}
 
     def _column_slices(self, column: str) -> Metrics:
-        """Return `recall@10.gender=F`, … for the values of a column of the users when they are asked, `users.gender=F`,
+        """Return `recall@10.gender=F`, … for the values of a column of the users at their ranking, `users.gender=F`,
         the number of ranked users, `users.gender.left_out`, those of the values with too few, and
         `recall@10.gender.gap`, the largest value minus the smallest."""
         sliced, k = UserSlices.of(users_during(self.dataset, self.part), column), self.config.k[0]
@@ -308,7 +308,7 @@ def _baselines(
 
 
 def _alone(recent: RecentScores) -> Factors:
-    """Return the scores of recent popularity beside nothing."""
+    """Return the scores of recent popularity alone."""
     n_users, n_items = len(recent.asked), len(recent.held)
     terms = PopularityTerms(recent.terms.half_life, 1.0)
     scores = replace(recent, terms=terms, held=np.zeros_like(recent.held), cold=None)

@@ -61,15 +61,15 @@ class VersionFactors(Factors):
     def catalogue_scores(
         self, users: Shaped[Ints, "B"], interactions: Shaped[Ints, "B"] | None = None
     ) -> Float[Tensor, "B I"]:
-        """Return the scores of all items for some user rows, each with the versions that hold when the user is
-        asked."""
+        """Return the scores of all items for some user rows, each with the versions that hold at the time
+        of the user's ranking."""
         asked = self.asked[users]
         scores = scores_at(self.products(_at(self.user_side, users, asked)), self.item_side, asked)
         return self._added(scores, users, interactions)
 
     def at_once(self) -> Factors:
-        """Return one vector for each user and item: users as they are asked, items as they were at the first of these
-        times."""
+        """Return one vector for each user and item: users at the time of their ranking, items at the first of
+        these times."""
         user = _at(self.user_side, np.arange(len(self.user_side)), self.asked)
         n_items = len(self.item_side)
         item = _at(self.item_side, np.arange(n_items), np.broadcast_to(self.asked.min(), n_items))

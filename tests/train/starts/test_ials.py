@@ -151,7 +151,7 @@ def test_what_the_item_tower_may_read() -> None:
     for item, message in (
         (
             BESIDE | {"fields": COLUMNS},
-            r"beside the id of the items; add its feature to model.pairs.0.item.fields, or name it alone",
+            r"in addition to the id of the items; add its feature to model.pairs.0.item.fields, or name it alone",
         ),
         (BESIDE | {"activation": "ReLU"}, r"join = 'sum', activation = 'Identity'"),
     ):

@@ -60,7 +60,8 @@ def _check_facts(path: Path, facts: BucketFacts, schema: Schema | None, problems
 
 
 def _check_names(buckets: Buckets, problems: Problems) -> None:
-    """Add the files beside the buckets that are none; names that begin with '_' or '.' belong to engines."""
+    """Add the files in the folder of the buckets that are no bucket; names that begin with '_' or '.' belong to
+    engines."""
     place, names = buckets.folder / layout.BUCKET_FOLDER, {b.file for b in buckets.facts.buckets}
     for path in sorted(place.iterdir()) if place.is_dir() else ():
         if path.name not in names and path.name[0] not in "._":

@@ -31,7 +31,7 @@ class LakeTable(TablePath):
     @classmethod
     @abstractmethod
     def finds(cls, place: Path | Url) -> bool:
-        """Return True if a place is a table of this kind. Raises DataError for one that cannot be told."""
+        """Return True if a place is a table of this kind. Raises DataError for one whose kind is unclear."""
 
     @classmethod
     @abstractmethod

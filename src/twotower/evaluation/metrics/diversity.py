@@ -27,7 +27,7 @@ class Diversity(RankingMetric):
     both items in `column` that only one of them has. It is not computed from the model's vectors. Two items without a
     value are equal. Items with versions have the values that hold at the first row of the part.
 
-    Use it where a list of one genre tires, beside a ranking metric.
+    Use it together with a ranking metric, where a list of one genre tires.
     """
 
     kind = "diversity"

@@ -14,7 +14,7 @@ class Gini(CatalogueMetric):
     items are shown equally often, near 1 if all users are shown the same few (Fleder and Hosanagar 2009, "Blockbuster
     Culture's Next Rise or Fall").
 
-    Use it beside coverage, which does not tell an item that is shown once from one that is shown to all.
+    Use it together with coverage, which counts an item that is shown once as one that is shown to all.
     """
 
     kind = "gini"

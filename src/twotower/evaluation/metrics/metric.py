@@ -27,7 +27,7 @@ class Prominence(IntEnum):
     SERVED = 2
     """The table of a bundle's metrics by way of search."""
     REPORT = 3
-    """The table of a run's metrics beside the baselines."""
+    """The table of a run's metrics and of the baselines."""
     FILE = 4
     """metrics.json only."""
 

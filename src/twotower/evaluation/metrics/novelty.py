@@ -14,7 +14,7 @@ class Novelty(RankingMetric):
     interacted with the item (Zhou et al. 2010, "Solving the Apparent Diversity-Accuracy Dilemma of Recommender
     Systems"). An item without a training user counts as one of a single user.
 
-    Use it beside a ranking metric, to see if a model finds more than what everybody knows.
+    Use it together with a ranking metric, to see if a model finds more than what everybody knows.
     """
 
     kind = "novelty"

@@ -131,7 +131,7 @@ class Ease(Start):
         return side == "user"
 
     def _of_negatives(self, dataset: Dataset, model: ModelConfig) -> Feature | None:
-        """Return the history of negatives that the user tower reads beside another one; None without."""
+        """Return the history of negatives that the user tower reads in addition to another one; None without."""
         _, found = super()._fields("user", dataset, model)
         spec = found[1].history if len(found) == 2 else None
         return found[1] if spec and not spec.feature and spec.interactions == "negative" else None
