@@ -85,8 +85,7 @@ class Pairs:
 
 @dataclass(frozen=True)
 class GroupedPairs:
-    """Pairs of U users, grouped by user: those of user u are `starts[u]` to `starts[u] + lengths[u]` of (n,)
-    arrays."""
+    """Pairs of U users, grouped by user: those of user u are `starts[u]` to `starts[u] + lengths[u]` of (n,) arrays."""
 
     columns: Columns
     """Columns of the pairs by name, without `user`."""

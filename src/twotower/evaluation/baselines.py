@@ -18,8 +18,7 @@ SUM_ROWS = 2**22
 
 
 def popularity_baseline(train: Pairs, n_users: int, n_items: int) -> Factors:
-    """Return the popularity baseline: score = number of training positives of the item, or the sum of
-    their weights."""
+    """Return the popularity baseline: score = number of training positives of the item, or the sum of their weights."""
     positives: Shaped[Numbers, "items"] = counts(train.item, n_items, train.positive)
     if train.weight is not None:
         positives = weight_sums(train.item, n_items, train.weight, train.positive)
