@@ -94,7 +94,6 @@ def compare_factors(
     data: ComparisonData,
     k: Sequence[int],
     resamples: int = 1000,
-    seed: int = 0,
     metrics: MetricSet | None = None,
     slices: Iterable[TableSlice] = (),
     slice_min_users: int = 1,
@@ -105,12 +104,10 @@ def compare_factors(
     metrics = metrics or MetricSet()
     scores = [f.scores(data.pairs) for f in (a, b)]
     scored = [ScoredPairs.of(s, data.pairs, data.weighted) for s in scores]
-    out = [
-        c for m in metrics.of_pairs if (c := compare_resampled(m, scored[0], scored[1], data.n_users, resamples, seed))
-    ]
+    out = [c for m in metrics.of_pairs if (c := compare_resampled(m, scored[0], scored[1], data.n_users, resamples))]
     best = [data.queries.top_k(f, max(k)) if k else None for f in (a, b)]
     first, second = (_per_user(s, found, data, k, metrics) for s, found in zip(scored, best, strict=True))
-    out += _compare_per_user(first, second, data.n_users, metrics, resamples, seed)
+    out += _compare_per_user(first, second, data.n_users, metrics, resamples)
     for of in slices:
         keep = gathered(of.rows, data.pairs.user if of.side == "user" else data.pairs.item)
         pairs = data.pairs.take(keep)
@@ -119,10 +116,10 @@ def compare_factors(
         found = [
             replace(c, users=n_users)
             for m in metrics.of_pairs
-            if of.side in m.slices and (c := compare_resampled(m, parts[0], parts[1], data.n_users, resamples, seed))
+            if of.side in m.slices and (c := compare_resampled(m, parts[0], parts[1], data.n_users, resamples))
         ]
         by_user = [_per_user(s, b, data, k[:1], metrics, of) for s, b in zip(parts, best, strict=True)]
-        found += _compare_per_user(by_user[0], by_user[1], data.n_users, metrics, resamples, seed)
+        found += _compare_per_user(by_user[0], by_user[1], data.n_users, metrics, resamples)
         few = [c.users < slice_min_users for c in found]
         found = [replace(c, low=np.nan, high=np.nan, p=np.nan) if f else c for c, f in zip(found, few, strict=True)]
         out += [replace(c, of=of.name) for c in found]
@@ -140,18 +137,16 @@ def compare_rankings(
     does."""
     metrics = MetricSet()
     first, second = (_of_rankings(best, data, k, metrics) for best in (a, b))
-    return _compare_per_user(first, second, data.n_users, metrics, resamples, 0)
+    return _compare_per_user(first, second, data.n_users, metrics, resamples)
 
 
-def _compare_per_user(
-    a: ByUser, b: ByUser, n_users: int, metrics: MetricSet, resamples: int, seed: int
-) -> list[Comparison]:
+def _compare_per_user(a: ByUser, b: ByUser, n_users: int, metrics: MetricSet, resamples: int) -> list[Comparison]:
     """Compare the values over users of every metric of A, which B has too, with the weights of A."""
     names, n = list(a), n_users
     weights = np.stack([a[m][1] for m in names], 1) if names else np.zeros((n, 0))
     values = [np.stack([v[m][0] for m in names], 1) if names else np.zeros((n, 0)) for v in (a, b)]
     means = [(values[i] * weights).sum(0) / weights.sum(0) for i in (0, 1)]
-    low, high, p = paired_bootstrap(values[0], values[1], weights, resamples, seed)
+    low, high, p = paired_bootstrap(values[0], values[1], weights, resamples)
     return [
         Comparison(
             m, float(means[0][i]), float(means[1][i]), float(means[1][i] - means[0][i]), float(low[i]), float(high[i]),
@@ -162,10 +157,10 @@ def _compare_per_user(
 
 
 def compare_resampled(
-    metric: PairMetric, a: ScoredPairs, b: ScoredPairs, n_users: int, resamples: int, seed: int = 0
+    metric: PairMetric, a: ScoredPairs, b: ScoredPairs, n_users: int, resamples: int
 ) -> Comparison | None:
     """Compare by a metric that resamples itself; None for another, or where it is undefined."""
-    first, second = (metric.resampled(s, bootstrap_counts(n_users, resamples, seed)) for s in (a, b))
+    first, second = (metric.resampled(s, bootstrap_counts(n_users, resamples, 0)) for s in (a, b))
     if first is None or second is None:
         return None
     low, high, p = (float(x[0]) for x in percentile_interval((second - first)[:, None]))

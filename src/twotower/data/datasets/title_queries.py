@@ -46,7 +46,7 @@ _MOVED = re.compile(rf"^(.+), ({'|'.join(_ARTICLES)}|l')$", re.I)
 _LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
 
-def make_title_queries(items: pl.DataFrame, each: int = QUERIES_PER_FILM, seed: int = 2013) -> Tables:
+def make_title_queries(items: pl.DataFrame, seed: int = 2013) -> Tables:
     """Return queries as users (query_id, query), the items, and the item of each query as interactions (query_id,
     item_id, arrived). `items` have the columns item_id and title.
 
@@ -57,7 +57,7 @@ def make_title_queries(items: pl.DataFrame, each: int = QUERIES_PER_FILM, seed: 
     rng = random.Random(seed)
     meant: dict[str, int] = {}
     for row, title in enumerate(items["title"].to_list()):
-        for text in _queries(title or "", each, rng):
+        for text in _queries(title or "", rng):
             meant[text] = -1 if meant.get(text, row) != row else row
     texts = [text for text, row in meant.items() if row >= 0]
     rows = np.array([meant[text] for text in texts], np.int64)
@@ -92,12 +92,12 @@ def title_words(title: str) -> tuple[list[list[str]], str]:
     return out, year
 
 
-def _queries(title: str, n: int, rng: random.Random) -> list[str]:
-    """Return at most `n` distinct queries for a title."""
+def _queries(title: str, rng: random.Random) -> list[str]:
+    """Return at most QUERIES_PER_FILM distinct queries for a title."""
     known, year = title_words(title)
     found: dict[str, None] = {}
-    for _ in range(3 * n):
-        if known and len(found) < n:
+    for _ in range(3 * QUERIES_PER_FILM):
+        if known and len(found) < QUERIES_PER_FILM:
             words = known[0] if len(known) == 1 or rng.random() < 0.7 else rng.choice(known[1:])
             found[_query(words, year, rng)] = None
     return list(found)
