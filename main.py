@@ -1,4 +1,5 @@
-"""The teaching project's command: train DSSM on MovieLens features, or test a saved model. See `twotower.legacy.training_script`."""
+"""The teaching project's command: train DSSM on MovieLens features, or test a saved model. See
+`twotower.legacy.training_script`."""
 
 import sys
 

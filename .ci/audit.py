@@ -1,5 +1,5 @@
-"""Asks for known vulnerabilities of the packages that are installed here: `make audit`. The argument is a Python that has
-pip-audit, which asks pypi.org.
+"""Asks for known vulnerabilities of the packages that are installed here: `make audit`. The argument is a Python that
+has pip-audit, which asks pypi.org.
 
 Exit code 0: none is known; 1: some are, a line each; 2: not every package could be asked for, so nothing is known.
 """
@@ -45,12 +45,13 @@ def audit(python: str) -> int:
         for known in one["vulns"]:
             fixed = ", ".join(known["fix_versions"]) or "no version yet"
             print(
-                f"{one['name']} {one['version']}: {known['id']} ({', '.join(known['aliases']) or '–'}), fixed in {fixed}"
+                f"{one['name']} {one['version']}: {known['id']} ({', '.join(known['aliases']) or '–'}), fixed in "
+                f"{fixed}"
             )
     if len(asked) < len(installed):
         print(
-            f"error: advisories were found for {len(asked)} of {len(installed)} packages; the index that answers here may have "
-            "none: run this where pypi.org can be reached",
+            f"error: advisories were found for {len(asked)} of {len(installed)} packages; the index that answers here "
+            "may have none: run this where pypi.org can be reached",
             file=sys.stderr,
         )
         return 2

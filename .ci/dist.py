@@ -1,9 +1,9 @@
 """Checks the wheel of dist/ in clean environments: `make dist`.
 
-The base installation is made for each Python of this machine that the package allows: it has no torch, duckdb or pyarrow, stays
-below LIMIT_MB, says its version, and a verb of training names the extra. With the first, whose torch is at hand, the quickstart
-of the README is run from the wheel with the extra `train`: its config, its commands, its request. The store that it publishes is
-asked by the base of every Python.
+The base installation is made for each Python of this machine that the package allows: it has no torch, duckdb or
+pyarrow, stays below LIMIT_MB, says its version, and a verb of training names the extra. With the first, whose torch is
+at hand, the quickstart of the README is run from the wheel with the extra `train`: its config, its commands, its
+request. The store that it publishes is asked by the base of every Python.
 """
 
 from __future__ import annotations
@@ -43,7 +43,8 @@ def main(arguments: Sequence[str]) -> int:
             begun = time.monotonic()
             store = quickstart(environment(folder / "train", sys.executable, f"{wheel}[train]"), folder / "quickstart")
             print(
-                f"quickstart of the README from {wheel.name}: {time.monotonic() - begun:.0f} s, the installation included"
+                f"quickstart of the README from {wheel.name}: {time.monotonic() - begun:.0f} s, the installation "
+                "included"
             )
         for python in pythons():
             check_base(wheel, folder / Path(python).name, python, store)
@@ -51,7 +52,8 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def pythons() -> list[str]:
-    """Return the interpreters of this machine that the package allows and that make environments, one of each version."""
+    """Return the interpreters of this machine that the package allows and that make environments, one of each
+    version."""
     found = [shutil.which(f"python3.{minor}") for minor in VERSIONS]
     works = [
         p
@@ -94,8 +96,8 @@ def check_base(wheel: Path, folder: Path, python: str, store: Path | None) -> No
 
 
 def quickstart(binary: Path, folder: Path) -> Path:
-    """Run the quickstart of the README with a table of clicks and the programs in `binary`, then train with the config that the README
-    shows; return the published store."""
+    """Run the quickstart of the README with a table of clicks and the programs in `binary`, then train with the config
+    that the README shows; return the published store."""
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     config = next(block for block in blocks(text, "toml") if "clicks.parquet" in block)
     commands = next(block for block in blocks(text, "") if "twotower train mine.toml" in block).splitlines()

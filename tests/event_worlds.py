@@ -1,4 +1,5 @@
-"""Worlds whose right item depends on what a history says beside its items: the types of its events, or the time between them."""
+"""Worlds whose right item depends on what a history says beside its items: the types of its events, or the time between
+them."""
 
 from __future__ import annotations
 
@@ -20,14 +21,16 @@ from twotower.features.sequence import Sequence
 BROWSED, USERS, ROUNDS = 8, 160, 5
 """Items to look at; item BROWSED + i is what somebody buys who wants item i."""
 MINUTE, DAY = 60, 86_400
-ATTENTION = PoolingSpec.model_validate({"kind": "transformer", "window": 400, "heads": 2, "blocks": 2, "dropout": 0.0, "input_dropout": 0.0})  # fmt: skip
+ATTENTION = PoolingSpec.model_validate({"kind": "transformer", "window": 400, "heads": 2, "blocks": 2, "dropout": 0.0,
+    "input_dropout": 0.0})  # fmt: skip
 TYPES = EventSequence(name="how", side="user")
 GAPS = GapSequence(name="gaps", side="user")
 
 
 def shopping(by: str) -> tuple[pl.DataFrame, pl.DataFrame, pl.DataFrame]:
-    """Rounds of two items, then the purchase of one of them: with `by` "type" of the one in the cart, with "gap" of the first if the second
-    followed within a minute, else of the second. The last purchase of each user is the test part."""
+    """Rounds of two items, then the purchase of one of them: with `by` "type" of the one in the cart, with "gap" of the
+    first if the second followed within a minute, else of the second. The last purchase of each user is the test
+    part."""
     rng, rows = np.random.default_rng(0), list[tuple[Any, ...]]()
     for user in range(USERS):
         at = 1_700_000_000 + int(rng.integers(0, 1000))
@@ -53,7 +56,8 @@ def shop_schema(*beside: Feature, **options: Any) -> Schema:
         Sequence(name="history", side="user", pooling=ATTENTION, beside=tuple(f.name for f in beside)),
     )
     return Schema.model_validate(
-        {"time": "at", "event": "type", "events": {"view": "input", "cart": "input", "buy": 1}, "duplicates": "keep", "features": features}
+        {"time": "at", "event": "type", "events": {"view": "input", "cart": "input", "buy": 1}, "duplicates": "keep",
+            "features": features}
         | options
     )  # fmt: skip
 

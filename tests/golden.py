@@ -161,13 +161,16 @@ TRAININGS: dict[str, tuple[str, dict[str, Any]]] = {
     "two pairs": ("board", {"model": {"pairs": [{"user": {"layers": [8]}, "item": {"layers": [8]}}] * 2}}),
     "similarity dot": ("everything", {"model": {"similarity": "dot"}}),
     "similarity cosine, no bias": ("everything", {"model": {"bias": False, "learn_temperature": False}}),
-    **{f"split {kind}": (f"split {kind}", {"loss": SOFTMAX}) for kind in ("random", "user_random", "last", "time", "user_ratio")},
-    **{f"optimizer {o}": ("board", {"train": {"optimizer": o, "lr": 0.02}}) for o in ("Adam", "AdamW", "SGD", "Adagrad")},
+    **{f"split {kind}": (f"split {kind}", {"loss": SOFTMAX}) for kind in ("random", "user_random", "last", "time",
+        "user_ratio")},
+    **{f"optimizer {o}": ("board", {"train": {"optimizer": o, "lr": 0.02}}) for o in ("Adam", "AdamW", "SGD",
+        "Adagrad")},
     "schedules, decay, average": (
         "board",
         {
             "train": {
-                "epochs": 2, "optimizer": "Adam", "lr": 0.02, "schedule": "cosine", "warmup_steps": 3, "weight_decay": 0.01, "clip_norm": 0.5,
+                "epochs": 2, "optimizer": "Adam", "lr": 0.02, "schedule": "cosine", "warmup_steps": 3,
+                "weight_decay": 0.01, "clip_norm": 0.5,
                 "embedding_weight_decay": 0.02, "bias_weight_decay": 0.01, "ema_decay": 0.9,
             }
         },
@@ -297,7 +300,8 @@ def replies() -> Arrays:
 
 
 FORMER_FIELDS = {"recent_events": "live"}
-"""Present name of a field of a reply -> the one it had when the numbers were kept, which is its place among the others."""
+"""Present name of a field of a reply -> the one it had when the numbers were kept, which is its place among the
+others."""
 
 
 def _former(item: tuple[str, Any]) -> str:
@@ -340,7 +344,8 @@ PORTABLE = [case for case in CASES if not case.startswith(("index ivf", "index h
 
 
 def digest(array: np.ndarray[Any, Any]) -> dict[str, Any]:
-    """Shape, hash of the bits, and a few numbers: sums of values and of their sizes, and values spread over the array."""
+    """Shape, hash of the bits, and a few numbers: sums of values and of their sizes, and values spread over the
+    array."""
     made: dict[str, Any] = {
         "shape": list(array.shape),
         "sha256": hashlib.sha256(f"{array.dtype}".encode() + np.ascontiguousarray(array).tobytes()).hexdigest()[:24],

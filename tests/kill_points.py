@@ -53,7 +53,8 @@ def install(where: str) -> None:
 
 
 def in_a_fork(act: Callable[[], Any], point: int | str | None = None, after: float | None = None) -> tuple[bool, Any]:
-    """Run `act` in a fork that is killed at a point or after a time: whether it came to its end, and what it returned, as JSON.
+    """Run `act` in a fork that is killed at a point or after a time: whether it came to its end, and what it returned,
+    as JSON.
 
     The process must have no threads but its own, as those that `preloaded.start_in` starts: a fork has the objects of a
     library's threads without the threads, and ends where it destroys one."""

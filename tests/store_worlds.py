@@ -21,7 +21,8 @@ FACTS: dict[str, Any] = {
     "split": SplitConfig(), "similarity": "cosine", "bias": False, "keep_seen": False, "own_counts": None,
     "recent_popularity": False, "recall_check": {"recall": 0.97, "threshold": 0.95, "k": 10, "queries": 5},
     "index": {"kind": "exact", "params": {}, "search_params": {}, "rejected": 0},
-    "parity": {"user": 1e-7, "item": 1e-7}, "schema_hash": "abc", "vocab_hash": "def", "versions": {"twotower": "0.1.0"},
+    "parity": {"user": 1e-7, "item": 1e-7}, "schema_hash": "abc", "vocab_hash": "def",
+    "versions": {"twotower": "0.1.0"},
 }  # fmt: skip
 
 

@@ -10,7 +10,8 @@ START = 1_600_000_000
 
 
 def log(n_users: int = 60, length: int = 12, strength: float = 0.9, n_items: int = 40, seed: int = 0) -> pl.DataFrame:
-    """Return interactions, the users in turn: with a probability `strength` an item is followed by its successor, else by any."""
+    """Return interactions, the users in turn: with a probability `strength` an item is followed by its successor, else
+    by any."""
     rng = np.random.default_rng(seed)
     items = np.empty((length, n_users), np.int64)
     items[0] = rng.integers(n_items, size=n_users)
@@ -27,7 +28,8 @@ def log(n_users: int = 60, length: int = 12, strength: float = 0.9, n_items: int
 
 
 def with_label(actions: pl.DataFrame, negatives: float, scale: int = 2) -> pl.DataFrame:
-    """Return a log with a label: 0 in a share `negatives` of the rows and 1 in others, or ratings 1 to `scale` of such halves."""
+    """Return a log with a label: 0 in a share `negatives` of the rows and 1 in others, or ratings 1 to `scale` of such
+    halves."""
     n = actions.height
     refused = np.random.default_rng(1).permutation(n) < round(negatives * n)
     if scale == 2:
@@ -37,7 +39,8 @@ def with_label(actions: pl.DataFrame, negatives: float, scale: int = 2) -> pl.Da
 
 
 def with_new_items(actions: pl.DataFrame, share: float) -> tuple[pl.DataFrame, pl.DataFrame]:
-    """Return a log of whose latest tenth a share of the rows is of new items, and its items with a category and a brand."""
+    """Return a log of whose latest tenth a share of the rows is of new items, and its items with a category and a
+    brand."""
     n = actions.height
     late = n - n // 10
     new = np.arange(n) >= n - round(share * (n - late))
@@ -50,8 +53,8 @@ def with_new_items(actions: pl.DataFrame, share: float) -> tuple[pl.DataFrame, p
 
 
 def sessions(n: int = 300, length: int = 6, returning: int = 0) -> pl.DataFrame:
-    """Return a log of sessions, one after the other, each of `length` rows of one of four groups of so many items, in no order, with
-    repeats. The `returning` last ones are of the users of the first."""
+    """Return a log of sessions, one after the other, each of `length` rows of one of four groups of so many items, in
+    no order, with repeats. The `returning` last ones are of the users of the first."""
     rng = np.random.default_rng(4)
     user = np.arange(n) % (n - returning)
     item = rng.integers(4, size=(n, 1)) + 4 * rng.integers(length, size=(n, length))
@@ -63,8 +66,8 @@ def sessions(n: int = 300, length: int = 6, returning: int = 0) -> pl.DataFrame:
 def with_columns(
     share: float, each: int = 2, n_users: int = 600, n_items: int = 40
 ) -> tuple[pl.DataFrame, pl.DataFrame]:
-    """Return a log without times of `each` rows of a user, and users with a city and a shoe size. A share of the rows is of the items of the
-    city, of which there are four, each with a quarter of the items; others are of any."""
+    """Return a log without times of `each` rows of a user, and users with a city and a shoe size. A share of the rows
+    is of the items of the city, of which there are four, each with a quarter of the items; others are of any."""
     rng = np.random.default_rng(2)
     city, item = rng.integers(4, size=n_users), np.empty((n_users, each), np.int64)
     for user in range(n_users):

@@ -1,4 +1,5 @@
-"""The package as a house: light to import, imports in one direction, one word per thing; tests stand where modules do."""
+"""The package as a house: light to import, imports in one direction, one word per thing; tests stand where modules
+do."""
 
 from __future__ import annotations
 
@@ -46,7 +47,8 @@ WHOLE = {
 
 @cache
 def nodes(path: Path) -> list[ast.AST]:
-    """The nodes of a file, parsed and walked once for all tests, without garbage being looked for, which takes as long again."""
+    """The nodes of a file, parsed and walked once for all tests, without garbage being looked for, which takes as long
+    again."""
     gc.disable()
     try:
         return list(ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
@@ -76,8 +78,8 @@ def test_importing_the_package_loads_nothing_heavy() -> None:
 
 def test_schema_tables_and_retriever_work_without_torch() -> None:
     code = (
-        "import sys\nsys.modules['torch'] = None\n"
-        "import twotower.features.schema, twotower.features.encoders, twotower.retrieval.retriever, twotower.data.tables, twotower.data.datasets.movielens"
+        "import sys\nsys.modules['torch'] = None\nimport twotower.features.schema, twotower.features.encoders, "
+        "twotower.retrieval.retriever, twotower.data.tables, twotower.data.datasets.movielens"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
 
@@ -197,7 +199,8 @@ def test_the_root_of_the_package_holds_few_modules_and_the_house_few_layers() ->
 
 
 def untyped(path: Path) -> int:
-    """Number of parameters, results and fields of a module that are Any or object, and of casts. An array may hold any number."""
+    """Number of parameters, results and fields of a module that are Any or object, and of casts. An array may hold any
+    number."""
     n = 0
     for node in nodes(path):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):

@@ -386,7 +386,8 @@ def test_later_repeats_of_training_positives_are_those_that_a_mask_excludes() ->
     assert found[-1].evidence["later_positives"] == pytest.approx(_share_of_a_loop(run, liked[1] - liked[0]), abs=1e-6)
 
 
-@pytest.mark.parametrize(("scope", "mask", "severity"), [("causal", False, "ok"), ("leave_batch_out", False, "error"), ("causal", True, "ok")])  # fmt: skip
+@pytest.mark.parametrize(("scope", "mask", "severity"), [("causal", False, "ok"), ("leave_batch_out", False, "error"),
+    ("causal", True, "ok")])  # fmt: skip
 def test_what_comes_next_has_the_users_other_items_as_negatives(scope: str, mask: bool, severity: str) -> None:
     data = world(REPLAYED_SCHEMA, None, None, replayed(), kind="last")
     run = untrained(
@@ -935,7 +936,8 @@ def test_a_log_of_which_an_epoch_has_three_steps_takes_more_of_them() -> None:
     rng = np.random.default_rng(0)
     rows = [(u, int(i), t) for u in range(150) for t, i in enumerate(rng.permutation(np.arange(u % 4, 80, 4))[:12])]
     schema = Schema(user_id="user_id", item_id="item_id", time="at", time_unit="order", features=(
-        Categorical(name="user_id", side="user"), Sequence(name="clicked", side="user"), Categorical(name="item_id", side="item"),
+        Categorical(name="user_id", side="user"), Sequence(name="clicked", side="user"),
+        Categorical(name="item_id", side="item"),
     ))  # fmt: skip
     tables = check(None, None, pl.DataFrame(rows, schema=["user_id", "item_id", "at"], orient="row"), schema)
     sections = {"split": {"kind": "last"}, "loss": {"kind": "softmax"}, "negatives": {"uniform": 200}}

@@ -1,4 +1,5 @@
-"""The doctor finds an order that does not exist, user vectors of few directions, and names the causes of a poor ranking in turn."""
+"""The doctor finds an order that does not exist, user vectors of few directions, and names the causes of a poor ranking
+in turn."""
 
 from __future__ import annotations
 
@@ -76,7 +77,8 @@ def test_many_rows_of_one_time_are_found_where_the_split_takes_the_last() -> Non
     run = run_of(of_means, history_scope="leave_batch_out", epochs=1)
     finding = named(run, "order")
     assert finding is not None
-    said = f"split.kind = 'last' needs an order, and {finding.evidence['ties']:.0%} of the adjacent interactions of a user have equal times"
+    ties = f"{finding.evidence['ties']:.0%} of the adjacent interactions of a user"
+    said = f"split.kind = 'last' needs an order, and {ties} have equal times"
     assert said in finding.text
     assert finding.evidence["ties"] > 0.7
     by_time = replace(run, config=run.config.model_copy(update={"split": SplitConfig(kind="time")}))
@@ -203,7 +205,8 @@ def of_groups(groups: int, seed: int = 0) -> Dataset:
     n_users, n_items = 600, 20 * groups
     user = np.repeat(np.arange(n_users), 10)
     item = np.where(
-        rng.random(len(user)) < 0.9, user % groups + groups * rng.integers(20, size=len(user)), rng.integers(n_items, size=len(user))
+        rng.random(len(user)) < 0.9, user % groups + groups * rng.integers(20, size=len(user)),
+        rng.integers(n_items, size=len(user))
     )  # fmt: skip
     schema = Schema(user_id="user", item_id="item", features=(Categorical(name="user", side="user"), FEATURES[1]))
     return build_dataset(check(None, None, pl.DataFrame({"user": user, "item": item}), schema), schema, SplitConfig())

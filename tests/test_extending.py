@@ -1,4 +1,5 @@
-"""Kinds of one's own, examples/mykinds: they train, evaluate, export, publish and serve, as instances and by import path."""
+"""Kinds of one's own, examples/mykinds: they train, evaluate, export, publish and serve, as instances and by import
+path."""
 
 from __future__ import annotations
 
@@ -65,7 +66,8 @@ def settings() -> Config:
             "loss": Focal(gamma=1.5),
             "negatives": {"sources": (Recent(n=20),)},
             "train": {
-                "optimizer": RmsProp(alpha=0.9), "epochs": 2, "batch_size": 256, "history_scope": "causal", "device": "cpu",
+                "optimizer": RmsProp(alpha=0.9), "epochs": 2, "batch_size": 256, "history_scope": "causal",
+                "device": "cpu",
                 "monitor": "validation.tail_share@5",
             },
             "evaluation": {"k": [5], "bootstrap": 0, "metrics": [TailShare(), Herfindahl()]},

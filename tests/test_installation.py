@@ -145,8 +145,8 @@ def test_every_verb_that_asks_works_in_the_base(store: Path, tmp_path: Path) -> 
         ["gc", "--store", store, "--keep", 2],
     ]
     code = (
-        "import json\nfrom twotower.cli.app import run_command\n"
-        "for words in json.loads(sys.argv[1]):\n    print(words, file=sys.stderr)\n    assert run_command(words) == 0, words\n"
+        "import json\nfrom twotower.cli.app import run_command\nfor words in "
+        "json.loads(sys.argv[1]):\n    print(words, file=sys.stderr)\n    assert run_command(words) == 0, words\n"
         f"import twotower\nasked = twotower.retriever({str(store)!r}).recommend(twotower.Request('u1'), k=3)\n"
         "assert len(asked.items) == 3\n"
     )

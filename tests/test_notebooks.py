@@ -24,7 +24,8 @@ def cells(name: str, kind: str) -> list[str]:
 
 
 def run(name: str, more: str = "") -> list[Any]:
-    """Run a notebook, and a cell `more` after it; an error in a cell is raised. Returns the cells with their outputs."""
+    """Run a notebook, and a cell `more` after it; an error in a cell is raised. Returns the cells with their
+    outputs."""
     nbformat: Any = import_module("nbformat")  # without types
     client_of: Any = import_module("nbclient").NotebookClient
     book = nbformat.read(FOLDER / name, as_version=4)

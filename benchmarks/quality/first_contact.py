@@ -56,7 +56,8 @@ def metrics(found: dict[str, float], monitored: str) -> Numbers:
 
 
 def obey(words: list[object], given: list[list[str]], settings: list[str]) -> subprocess.CompletedProcess[str]:
-    """Run a command with settings and flags; after a refusal `given` gets a list of those of `settings` that it names."""
+    """Run a command with settings and flags; after a refusal `given` gets a list of those of `settings` that it
+    names."""
     while True:
         flags = ([setting] if setting.startswith("--") else ["--set", setting] for named in given for setting in named)
         done = call([*words, *(word for flag in flags for word in flag)], may_refuse=True)

@@ -1,4 +1,5 @@
-"""Write the train, val and test splits into dataset/ml-1m/feature of this project. See `twotower.legacy.movielens_scripts.process`."""
+"""Write the train, val and test splits into dataset/ml-1m/feature of this project. See
+`twotower.legacy.movielens_scripts.process`."""
 
 import sys
 from pathlib import Path

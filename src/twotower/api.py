@@ -149,7 +149,8 @@ def fit(
             raise RunError(f"{folder}: holds a run already; pass `resume=True` to go on, or choose another `folder`")
         if ((overrides := [*overrides]) or columns) and (schema is not None or isinstance(tables, Dataset)):
             raise ConfigError(
-                "`overrides` are settings for what is suggested without a schema, as names of columns are; change the config"
+                "`overrides` are settings for what is suggested without a schema, as names of columns are; change the "
+                "config"
             )
         if isinstance(tables, Dataset):
             schema = schema or tables.schema

@@ -34,7 +34,8 @@ WORDS = ["red shoes", "blue sky", "green tea", "old books", "new music", "warm c
 
 @pytest.fixture(scope="module")
 def published(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    """A bundle whose model reads the hour, and a query that says the hour in words; and the last line of its publishing."""
+    """A bundle whose model reads the hour, and a query that says the hour in words; and the last line of its
+    publishing."""
     folder = tmp_path_factory.mktemp("answers")
     users, items, actions = hourly()
     actions = actions.with_columns(query=pl.Series([WORDS[h] for h in actions["hour"].to_list()]))

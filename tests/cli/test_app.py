@@ -213,7 +213,8 @@ def addresses(tmp_path_factory: pytest.TempPathFactory) -> Path:
             "codes": [("7", "07", "7|12")[i % 3] for i in n],
         },
         "items": {
-            "iid": m, "version": [("1.10", "1.1")[i % 2] for i in m], "sku": [("01000", "1000", "1e3")[i % 3] for i in m],
+            "iid": m, "version": [("1.10", "1.1")[i % 2] for i in m],
+            "sku": [("01000", "1000", "1e3")[i % 3] for i in m],
         },
         "interactions": actions.rename({"user_id": "uid", "item_id": "iid"}).drop("at").to_dict(as_series=False),
     }  # fmt: skip
@@ -284,7 +285,8 @@ def test_fault_G10_a_csv_that_is_embedded_is_read_as_in_training(addresses: Path
     ("override", "shown"),
     [
         (
-            "schema.features.0={kind='categorical', name='user_id', side='user', hash_buckets=2147483647, width=1000000}",
+            "schema.features.0={kind='categorical', name='user_id', side='user', hash_buckets=2147483647, "
+            "width=1000000}",
             "2,147,483,648 x 1,000,000",
         ),
         ("model.width=4294967295", "x 4,294,967,295"),

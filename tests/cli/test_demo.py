@@ -24,8 +24,8 @@ VERBS = {"evaluate", "recommend", "doctor", "train", "suggest", "serve"}
 
 
 def archive(folder: Path) -> Path:
-    """A MovieLens 100K of users who watch a circle of films in its order, and rate those of their own genre above 3. The last films
-    are known by the last rating of one user alone."""
+    """A MovieLens 100K of users who watch a circle of films in its order, and rate those of their own genre above 3.
+    The last films are known by the last rating of one user alone."""
     rng, rows = np.random.default_rng(1), []
     for user in range(1, USERS + 1):
         first = int(rng.integers(FILMS - COLD))
@@ -123,8 +123,10 @@ def test_the_commands_name_the_program_as_a_shell_here_finds_it(
     [
         (r"C:\venv\Scripts\twotower", "Next:", r"C:\venv\Scripts\twotower evaluate"),
         (r"C:\PROGRA~1\twotower", "Next:", r"C:\PROGRA~1\twotower evaluate"),
-        (r"C:\My Tools\twotower", "Next in cmd (in PowerShell, put & and a space before a command):", r'"C:\My Tools\twotower" evaluate'),
-        (r"C:\src\__main__.py", "Next in cmd (in PowerShell, put & and a space before a command):", r'"C:\a python" -m twotower evaluate'),
+        (r"C:\My Tools\twotower", "Next in cmd (in PowerShell, put & and a space before a command):",
+            r'"C:\My Tools\twotower" evaluate'),
+        (r"C:\src\__main__.py", "Next in cmd (in PowerShell, put & and a space before a command):",
+            r'"C:\a python" -m twotower evaluate'),
     ],
 )  # fmt: skip
 def test_the_commands_are_those_of_both_shells_of_windows_or_say_of_which(

@@ -49,7 +49,8 @@ OTHER_PROGRAMS = {"--quiet", "--no-deps", "--dest", "--data-dir", "--port"}  # o
 
 @cache
 def library_texts() -> list[tuple[str, str]]:
-    """Texts of the library's code but docstrings and descriptions: where, and the text with 'x' for what is formatted."""
+    """Texts of the library's code but docstrings and descriptions: where, and the text with 'x' for what is
+    formatted."""
     found, source = [], Path(twotower.__file__).parent
     for path in source.rglob("*.py"):
         if {"cli", "legacy"} & set(path.relative_to(source).with_suffix("").parts) or path.stem == "terminal":

@@ -399,8 +399,8 @@ def test_a_source_of_candidates_goes_with_a_contrastive_loss_and_not_with_the_wh
     contrastive = "loss.kind=gbce"
     assert [s.kind for s in load_config(path, [contrastive, one])[1].negatives.sources] == ["in_batch", source]
     words = (
-        f"negatives.{source} gives candidates, and loss.kind = 'bce' takes pairs; leave it out, or set loss.kind to one "
-        "of softmax, gbce, bpr"
+        f"negatives.{source} gives candidates, and loss.kind = 'bce' takes pairs; leave it out, or set loss.kind to "
+        "one of softmax, gbce, bpr"
     )
     refused(path, [one], words)
     words = f"negatives.full makes every item a candidate, so negatives.{source} adds none; drop one of the two"

@@ -58,10 +58,16 @@ def test_a_month_or_a_year_is_its_first_day_and_whole_numbers_have_a_format() ->
 @pytest.mark.parametrize(
     ("values", "form", "told"),
     [
-        (["2024-02-29", "soon", "never"], "", "column 'd': the first of 2 values that are no dates is 'soon', expected a date whose year is first"),
+        (["2024-02-29", "soon", "never"], "", "column 'd': the first of 2 values that are no dates is 'soon', expected "
+            "a date whose year is first"),
         (["2023-02-29"], "", "is '2023-02-29'"),
-        (["31.12.2019"], "%m.%d.%Y", "expected a date of the format '%m.%d.%Y'; name another format, or make them empty"),
-        ([2024], "", "column 'd': found Int64, expected dates, or text of them; make it numeric, or name a format of whole numbers such as '%Y%m%d'"),
+        (
+            ["31.12.2019"],
+            "%m.%d.%Y",
+            "expected a date of the format '%m.%d.%Y'; name another format, or make them empty",
+        ),
+        ([2024], "", "column 'd': found Int64, expected dates, or text of them; make it numeric, or name a format of "
+            "whole numbers such as '%Y%m%d'"),
         ([1.5], "%Y", "column 'd': found Float64"),
     ],
 )  # fmt: skip

@@ -104,15 +104,18 @@ KNOWN: dict[str, tuple[list[Any], dict[str, Any]]] = {
     "none": (["x"], {}),
 }
 ONE = st.one_of(
-    st.tuples(st.sampled_from([pl.Int64, pl.UInt64, pl.Int8, pl.Float64, pl.Float32, pl.String]), st.sampled_from([0, 7])),
-    st.tuples(st.just(pl.Int64), st.one_of(st.none(), st.sampled_from([-3, 2**53, 2**63 - 1]), st.integers(-(2**63), 2**63 - 1))),
+    st.tuples(st.sampled_from([pl.Int64, pl.UInt64, pl.Int8, pl.Float64, pl.Float32, pl.String]),
+        st.sampled_from([0, 7])),
+    st.tuples(st.just(pl.Int64), st.one_of(st.none(), st.sampled_from([-3, 2**53, 2**63 - 1]),
+        st.integers(-(2**63), 2**63 - 1))),
     st.tuples(st.just(pl.UInt64), st.sampled_from([2**63, 2**64 - 1])),
     st.tuples(
         st.just(pl.Float64), st.one_of(st.sampled_from([7.0, 7.5, -0.0, 1e300, float("nan"), 2.0**53]), st.floats())
     ),
     st.tuples(
         st.just(pl.String),
-        st.one_of(st.sampled_from(["7", "007", "7.0", "-0", "-3", "+7", "９", "--3", "9" * 5_000, "true", "", "漢"]), PLAIN_TEXT),
+        st.one_of(st.sampled_from(["7", "007", "7.0", "-0", "-3", "+7", "９", "--3", "9" * 5_000, "true", "", "漢"]),
+            PLAIN_TEXT),
     ),
     st.tuples(st.just(pl.Boolean), st.sampled_from([True, False, None])),
     st.tuples(st.just(pl.Null), st.none()),

@@ -302,14 +302,16 @@ def test_texts_that_share_have_one_vocabulary_of_both_columns_and_one_table(tmp_
 @pytest.mark.parametrize(
     ("features", "message"),
     [
-        ([{"share_with": "name"}], "text 'q' shares the grams of 'name', which is no text feature of the item side with grams "
+        ([{"share_with": "name"}], "text 'q' shares the grams of 'name', which is no text feature of the item side "
+            "with grams "
                                r"of its own \(allowed: t\)"),
         ([{"share_with": "t", "n": 4}], "'n' is that of 't', whose grams it shares; set it there"),
         ([{"share_with": "t", "hash_buckets": 4}], "'hash_buckets' is that of 't'"),
         ([{"n": 1}], "greater than or equal to 2, got 1"),
         ([{"n": 9}], "less than or equal to 8, got 9"),
         ([{"max_length": 2**31}], "less than 2147483648, got 2147483648"),
-        ([{"pooling": "decay"}], r"pooling: 'q' is no history, and the pooling 'decay' needs the order of time \(allowed: mean, sqrt, sum, power, ridge\)"),
+        ([{"pooling": "decay"}], r"pooling: 'q' is no history, and the pooling 'decay' needs the order of time "
+            r"\(allowed: mean, sqrt, sum, power, ridge\)"),
         ([{"max_gram": 9}], "unknown key.*did you mean 'max_grams'"),
     ],
 )  # fmt: skip

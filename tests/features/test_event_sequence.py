@@ -1,4 +1,5 @@
-"""Histories of the types of events: what they hold, in memory, prepared, in a bundle and over HTTP, and what they are good for."""
+"""Histories of the types of events: what they hold, in memory, prepared, in a bundle and over HTTP, and what they are
+good for."""
 
 from __future__ import annotations
 
@@ -80,7 +81,8 @@ def test_prepared_histories_are_those_in_memory(schema: Schema, tmp_path: Path) 
     frames = shopping("type")
     for name, table in zip(("users", "items", "log"), frames, strict=True):
         table.write_parquet(tmp_path / f"{name}.parquet")
-    files = DataConfig(users=str(tmp_path / "users.parquet"), items=str(tmp_path / "items.parquet"), interactions=str(tmp_path / "log.parquet"))  # fmt: skip
+    files = DataConfig(users=str(tmp_path / "users.parquet"), items=str(tmp_path / "items.parquet"),
+        interactions=str(tmp_path / "log.parquet"))  # fmt: skip
     prepare.write_buckets(files, schema, tmp_path / "buckets", split=SPLIT)
     assert not check_buckets(tmp_path / "buckets", schema)
     disk = prepare.write_prepared(files, schema, SPLIT, tmp_path / "out")

@@ -150,7 +150,8 @@ def test_days_since_previous_sees_the_times_of_events(tmp_path: Path) -> None:
     assert found[0] == found[1] == found[3] != found[2]
 
 
-@pytest.mark.parametrize(("options", "words"), [({"time": ""}, "needs times; name their column"), ({"time_unit": "order"}, "time_unit = 'order' has none")])  # fmt: skip
+@pytest.mark.parametrize(("options", "words"), [({"time": ""}, "needs times; name their column"),
+    ({"time_unit": "order"}, "time_unit = 'order' has none")])  # fmt: skip
 def test_gaps_need_times(options: dict[str, Any], words: str) -> None:
     with pytest.raises(ValidationError, match=words):
         shop_schema(GAPS, **options)

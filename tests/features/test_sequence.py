@@ -32,7 +32,8 @@ from twotower.retrieval.user_inputs import UserInputs
 
 SIDE_INFORMATION = (
     Sequence(name="brands", side="user", feature="brand"),
-    Sequence(name="liked_brands", side="user", feature="brand", interactions="positive", share_embedding=False, max_length=3),
+    Sequence(name="liked_brands", side="user", feature="brand", interactions="positive", share_embedding=False,
+        max_length=3),
     Sequence(name="prices", side="user", feature="price"),
     Sequence(name="cities", side="item", feature="city", share_embedding=False),
 )  # fmt: skip
@@ -128,8 +129,10 @@ def test_a_sequence_of_hashed_ids_holds_their_buckets() -> None:
 @pytest.mark.parametrize(
     ("feature", "words"),
     [
-        (Sequence(name="s", side="user", feature="brnd"), "reads feature 'brnd', which the items do not have; did you mean 'brand'?"),
-        (Sequence(name="s", side="user", feature="tags"), "reads feature 'tags', which has not one code a row; name a categorical"),
+        (Sequence(name="s", side="user", feature="brnd"), "reads feature 'brnd', which the items do not have; did you "
+            "mean 'brand'?"),
+        (Sequence(name="s", side="user", feature="tags"), "reads feature 'tags', which has not one code a row; name a "
+            "categorical"),
         (Sequence(name="s", side="item", feature="age"), "or a numeric one with buckets"),
         (Sequence(name="s", side="user", feature="city"), "which the items do not have"),
     ],
@@ -148,7 +151,8 @@ def test_prepared_sequences_are_those_in_memory(tmp_path: Path, hashed: bool) ->
     )
     for name, table in zip(("users", "items", "log"), tables(), strict=True):
         table.write_parquet(tmp_path / f"{name}.parquet")
-    files = DataConfig(**{k: str(tmp_path / f"{f}.parquet") for k, f in (("users", "users"), ("items", "items"), ("interactions", "log"))})  # fmt: skip
+    files = DataConfig(**{k: str(tmp_path / f"{f}.parquet") for k,
+        f in (("users", "users"), ("items", "items"), ("interactions", "log"))})  # fmt: skip
     split = SplitConfig(kind="last")
     disk = prepare.write_prepared(files, schema, split, tmp_path / "out")
     memory = build_dataset(check(*tables(), schema), schema, split)

@@ -1,4 +1,5 @@
-"""Sequences beside a sequence: their embeddings added up at each interaction, in every layout, in a bundle and in diagnoses."""
+"""Sequences beside a sequence: their embeddings added up at each interaction, in every layout, in a bundle and in
+diagnoses."""
 
 from __future__ import annotations
 
@@ -98,7 +99,8 @@ def test_the_exported_tower_gives_what_the_model_gives(pooling: str, tmp_path: P
 @pytest.mark.parametrize(
     ("changed", "words"),
     [
-        ({"beside": ("brnds",)}, "names 'brnds', which is no other sequence of the users; did you mean 'brands'? (found: brands)"),
+        ({"beside": ("brnds",)}, "names 'brnds', which is no other sequence of the users; did you mean 'brands'? "
+            "(found: brands)"),
         ({"beside": ("history",)}, "which is no other sequence of the users"),
         ({"beside": ("city",)}, "which is no other sequence of the users"),
         ({"beside": ("brands", "brands")}, "names 'brands' twice; name it once"),

@@ -671,7 +671,8 @@ def test_the_unknown_rate_is_the_share_of_lookups_that_read_the_unknown_row() ->
 
 @pytest.mark.parametrize("side", ["user", "item"])
 def test_id_dropout_makes_whole_rows_unknown_in_all_towers_and_biases(side: str) -> None:
-    """A row's vector is that of its known id, or that of the same row with an unknown id: never a mixture of towers and bias."""
+    """A row's vector is that of its known id, or that of the same row with an unknown id: never a mixture of towers and
+    bias."""
     pairs = [(tower(layers=[5]), tower(layers=[5])), (tower(layers=[4]), tower(layers=[4]))]
     options: dict[str, Any] = {f"{side}_id_dropout": 0.4}
     model = build(*pairs, unknown_rate=0.0, **options)

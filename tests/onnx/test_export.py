@@ -157,7 +157,8 @@ MODELS: dict[str, dict[str, Any]] = {
     "layer_norm": {"pairs": both(layer_norm=True, layers=[12, 8])},
     "output_norm": {"pairs": both(output_norm=True), "bias": True},
     "output_norm, no bias": {"pairs": both(output_norm=True, layers=[12, 8]), "bias": False},
-    "dropout": {"pairs": both(dropout=0.5, field_dropout=0.5, layers=[12, 8]), "unknown_rate": 0.5, "user_id_dropout": 0.3, "item_id_dropout": 0.3},
+    "dropout": {"pairs": both(dropout=0.5, field_dropout=0.5, layers=[12, 8]), "unknown_rate": 0.5,
+        "user_id_dropout": 0.3, "item_id_dropout": 0.3},
     **{
         a: {"pairs": both(activation=a, layers=[12, 8])}
         for a in ("LeakyReLU", "ReLU", "GELU", "SiLU", "Tanh", "Sigmoid", "Identity")
@@ -178,7 +179,8 @@ MODELS: dict[str, dict[str, Any]] = {
     "gates": {
         "bias": True,
         "pairs": [
-            pair({"senet": {"enabled": True}, "branches": [{"kind": "mlp"}, {"kind": "identity", "senet": {"enabled": True}}]}),
+            pair({"senet": {"enabled": True}, "branches": [{"kind": "mlp"}, {"kind": "identity",
+                "senet": {"enabled": True}}]}),
             pair(
                 {"fields": ["liked", "age", "uid"], "branches": [{"kind": "cross", "senet": {"enabled": True}}]},
                 {"fields": ["tags", "iid"], "senet": {"enabled": True, "squeeze": "sum"}},
@@ -677,10 +679,12 @@ from twotower.features.field import InputField
 from twotower.arrays.ragged import Ragged
 from twotower.onnx.tower import OnnxTower
 tower = OnnxTower(sys.argv[1])
-fields = (InputField("uid", "lookup"), InputField("city", "lookup"), InputField("age", "dense"), InputField("income", "lookup"),
+fields = (InputField("uid", "lookup"), InputField("city", "lookup"), InputField("age", "dense"),
+          InputField("income", "lookup"),
           InputField("liked", "bag"), InputField("disliked", "bag"), InputField("motto", "bag"))
 codes, none = np.zeros(2, np.int32), Ragged(np.zeros(0, np.int32), np.zeros(3, np.int64))
-columns = dict(uid=codes, city=codes, age=np.zeros((2, 1), np.float32), income=codes, liked=none, disliked=none, motto=none)
+columns = dict(uid=codes, city=codes, age=np.zeros((2, 1), np.float32), income=codes,
+               liked=none, disliked=none, motto=none)
 print(tower(feed(fields, columns, slice(None))).tolist())
 assert "torch" not in sys.modules
 """
@@ -736,7 +740,8 @@ def test_new_rows_have_no_history(run: Run, tmp_path: Path) -> None:
     frame.write_parquet(tmp_path / "t.parquet")
     data = run.dataset
     columns = data.encoders.transform(
-        "item", frame.with_columns(pl.lit(0.0).alias("__count:shown"), pl.lit(None, pl.Float64).alias("__mean:mean_stars"))
+        "item", frame.with_columns(pl.lit(0.0).alias("__count:shown"),
+            pl.lit(None, pl.Float64).alias("__mean:mean_stars"))
     )  # fmt: skip
     columns["fans"] = Ragged(np.zeros(0, np.int32), np.zeros(len(frame) + 1, np.int64))
     inputs = SideTensors(Side(frame, columns, "iid"), data.encoders.fields("item")).take(np.arange(len(frame)))

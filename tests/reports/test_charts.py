@@ -108,11 +108,14 @@ def test_the_spectrum_is_that_of_the_singular_values(shape: tuple[int, int]) -> 
 
 def test_each_source_of_negatives_is_a_line_over_the_epochs_in_which_it_drew() -> None:
     history = [
-        {"epoch": 1, "train.negatives.uniform.share": 1.0, "train.negatives.uniform.above": 0.3, "train.negatives.uniform.n": 99.4},
+        {"epoch": 1, "train.negatives.uniform.share": 1.0, "train.negatives.uniform.above": 0.3,
+            "train.negatives.uniform.n": 99.4},
         {"epoch": 2},
         {
-            "epoch": 3, "train.negatives.uniform.share": 0.75, "train.negatives.uniform.above": 0.2, "train.negatives.uniform.n": 98.0,
-            "train.negatives.my.kinds:Near.share": 0.25, "train.negatives.my.kinds:Near.above": 0.5, "train.negatives.my.kinds:Near.n": 2.5,
+            "epoch": 3, "train.negatives.uniform.share": 0.75, "train.negatives.uniform.above": 0.2,
+            "train.negatives.uniform.n": 98.0,
+            "train.negatives.my.kinds:Near.share": 0.25, "train.negatives.my.kinds:Near.above": 0.5,
+            "train.negatives.my.kinds:Near.n": 2.5,
         },
     ]  # fmt: skip
     run: Any = SimpleNamespace(history=history)

@@ -143,7 +143,8 @@ def test_without_a_terminal_phases_epochs_and_values_are_lines(
     assert capsys.readouterr().out.splitlines() == [
         "phase 1 of 5: reading",
         "phase 2 of 5: epochs",
-        "epoch   3 of 5  loss 0.2500  auc 0.7500 (without recent popularity, the bias of cold items and pair 1)  80.0 s, at most 1:00 of epochs left",
+        "epoch   3 of 5  loss 0.2500  auc 0.7500 (without recent popularity, the bias of cold items and pair 1)  80.0 "
+        "s, at most 1:00 of epochs left",
         "phase 3 of 5: closed forms after the epochs",
     ]
     assert messages == [f"{n} values compared on validation, 0.067 a second" for n in (4, 8)]

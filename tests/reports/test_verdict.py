@@ -25,7 +25,8 @@ def test_a_model_that_is_better_than_its_best_baseline_is_published() -> None:
     assert found.is_better
     assert found.sentences == (
         "The best simple baseline by ndcg@5, the monitored metric, is transition counts: 0.2500 on the test part.",
-        "The model has 0.3000, a difference of +0.0500 (95 % interval +0.0100 to +0.0900, paired by test user): the model is better.",
+        "The model has 0.3000, a difference of +0.0500 (95 % interval +0.0100 to +0.0900, paired by test user): the "
+        "model is better.",
         "Publish the model, or compare it with a run of other settings.",
     )
     assert found.text == " ".join(found.sentences)

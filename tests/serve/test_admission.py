@@ -284,7 +284,8 @@ def test_fault_G16_clients_that_all_wait_have_equal_shares(clients: list[tuple[i
                 await world.run(name, cost, weight)
 
         # With two connections there is always one that waits.
-        tasks = [asyncio.create_task(busy(str(n), cost, weight)) for n, (connections, cost, weight) in enumerate(clients)
+        tasks = [asyncio.create_task(busy(str(n), cost, weight)) for n,
+            (connections, cost, weight) in enumerate(clients)
                  for _ in range(connections + 1)]  # fmt: skip
         while world.clock.now < 105.0:
             await asyncio.sleep(0)
@@ -428,7 +429,8 @@ def test_fault_G33_after_long_work_arrivals_are_queued_before_the_next_permit() 
 def test_fault_G33_a_small_request_is_not_refused_for_the_one_that_is_next(
     clients: str, lag: float, refusals: list[bool]
 ) -> None:
-    """While arrivals are queued, the next large request counts as one that holds a permit, and a second one does not."""
+    """While arrivals are queued, the next large request counts as one that holds a permit, and a second one does
+    not."""
     clock = Clock()
 
     async def world() -> list[bool]:

@@ -166,7 +166,8 @@ def searched(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
 
 
 def check_refused(case: str, at_url: tuple[Make, Store, list[str]], searched: Bundle, two_bundles: Path) -> None:
-    """Check that a service answers on by the first bundle when another one, of matching digests, is put into its bucket."""
+    """Check that a service answers on by the first bundle when another one, of matching digests, is put into its
+    bucket."""
     make, store, names = at_url
     change, reason, words = REFUSED[case]
     first = Store(two_bundles).open(Store(two_bundles).bundles()[0].id).folder

@@ -234,8 +234,8 @@ def connections(served: Served) -> float:
 
 
 def ended(served: Served) -> dict[str, float]:
-    """Return the connections that were closed or refused, by reason, without those that ask for it and are refused because others are
-    still being closed."""
+    """Return the connections that were closed or refused, by reason, without those that ask for it and are refused
+    because others are still being closed."""
     own, until = 0, time.monotonic() + 60
     while (answer := httpx.get(served.url + "/metrics")).status_code == 503 and time.monotonic() < until:
         own += 1
@@ -358,9 +358,8 @@ def test_fault_G4_no_file_left_to_accept_with_is_no_work(serve: Start, tmp_path:
         "    while not start.exists(): time.sleep(0.05)\n"
         "    try:\n"
         "        while True: os.open('/dev/null', os.O_RDONLY)\n"
-        "    except OSError: full()\n"
-        f"threading.Thread(target=eat, args=(pathlib.Path({str(tmp_path / 'eat')!r}), lambda: print('full', flush=True)),"
-        " daemon=True).start()\n"
+        "    except OSError: full()\nthreading.Thread(target=eat, "
+        f"args=(pathlib.Path({str(tmp_path / 'eat')!r}), lambda: print('full', flush=True)), daemon=True).start()\n"
         "sys.argv[0] = 'twotower'\nmain()"
     )
     served = serve("--poll", "100", code=hungry, limits={resource.RLIMIT_NOFILE: (200, 200)}).wait()

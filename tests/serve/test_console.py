@@ -294,7 +294,8 @@ def test_a_list_is_one_stop_of_the_tab_key_and_the_arrows_go_through_it(visit: C
         page.keyboard.press(key)
         assert page.evaluate(
             "() => { const li = document.activeElement.closest('li');"
-            " return [[...li.parentElement.children].indexOf(li), [...li.querySelectorAll('button')].indexOf(document.activeElement)]; }"
+            " return [[...li.parentElement.children].indexOf(li), "
+            "[...li.querySelectorAll('button')].indexOf(document.activeElement)]; }"
         ) == place  # fmt: skip
 
 
@@ -407,11 +408,17 @@ def test_the_map_is_drawn_with_the_user_in_it(visit: Callable[..., Visit]) -> No
     canvas = page.locator("#map")
     assert canvas.get_attribute("data-points") == "40"
     assert canvas.get_attribute("data-best") == "10"
-    drawn = "() => { const c = document.getElementById('map'), d = c.getContext('2d').getImageData(0, 0, c.width, c.height).data;"
+    drawn = (
+        "() => { const c = document.getElementById('map'), d = c.getContext('2d').getImageData(0, 0, c.width, "
+        "c.height).data;"
+    )
     assert page.evaluate(drawn + " let n = 0; for (let i = 3; i < d.length; i += 4) n += d[i] > 0; return n; }") > 400
     x, y = map(int, canvas.get_attribute("data-user").split(","))
     accent = "getComputedStyle(document.querySelector('.link')).color.match(/\\d+/g).map(Number)"
-    pixel = f"() => [[...document.getElementById('map').getContext('2d').getImageData({x}, {y}, 1, 1).data].slice(0, 3), {accent}]"
+    pixel = (
+        "() => [[...document.getElementById('map').getContext('2d')"
+        f".getImageData({x}, {y}, 1, 1).data].slice(0, 3), {accent}]"
+    )
     seen, wanted = page.evaluate(pixel)
     assert seen == wanted
     assert it.texts("#column option")
@@ -557,7 +564,8 @@ def test_dark_and_light(visit: Callable[..., Visit]) -> None:
 
 CONTRASTS = """() => {
   const numbers = (c) => c.match(/[\\d.]+/g).map(Number);
-  const light = ([r, g, b]) => [r, g, b].map((v) => v / 255).map((v) => (v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4))
+  const light = ([r, g, b]) => [r, g, b].map((v) => v / 255)
+    .map((v) => (v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4))
     .reduce((sum, v, i) => sum + v * [0.2126, 0.7152, 0.0722][i], 0);
   const behind = (e) => {
     for (; e; e = e.parentElement) {
@@ -571,7 +579,8 @@ CONTRASTS = """() => {
   let seen = 0;
   while (walk.nextNode()) {
     const e = walk.currentNode.parentElement;
-    if (!walk.currentNode.data.trim() || !e.checkVisibility({ opacityProperty: true, visibilityProperty: true })) continue;
+    if (!walk.currentNode.data.trim()) continue;
+    if (!e.checkVisibility({ opacityProperty: true, visibilityProperty: true })) continue;
     if (e.closest("script, style, noscript, option")) continue;
     const [a, b] = [light(numbers(getComputedStyle(e).color)), light(behind(e))].sort((x, y) => y - x);
     const ratio = (a + 0.05) / (b + 0.05);
@@ -595,9 +604,11 @@ def test_texts_stand_out_from_what_is_behind_them(visit: Callable[..., Visit], s
 ACCESS = """() => {
   const shown = (e) => e.checkVisibility();
   const text = (e) => (e ? e.textContent.trim() : "");
-  const name = (e) => e.getAttribute("aria-label") || (e.getAttribute("aria-labelledby") || "").split(" ").map((i) => text(document.getElementById(i))).join(" ").trim()
+  const name = (e) => e.getAttribute("aria-label") || (e.getAttribute("aria-labelledby") || "").split(" ")
+    .map((i) => text(document.getElementById(i))).join(" ").trim()
     || [...(e.labels || [])].map(text).join(" ") || (e.matches("input, select, canvas") ? "" : text(e));
-  const controls = [...document.querySelectorAll("button, input, select, a[href], summary, canvas, [role=listbox], [role=option]")].filter(shown);
+  const interactive = "button, input, select, a[href], summary, canvas, [role=listbox], [role=option]";
+  const controls = [...document.querySelectorAll(interactive)].filter(shown);
   const ids = [...document.querySelectorAll("[id]")].map((e) => e.id);
   return {
     controls: controls.length,
@@ -605,11 +616,16 @@ ACCESS = """() => {
     headings: [...document.querySelectorAll("h1, h2, h3, h4, h5, h6")].filter(shown).map((e) => Number(e.tagName[1])),
     tabs: [...document.querySelectorAll("[tabindex]")].filter((e) => e.tabIndex > 0).length,
     twice: ids.filter((id, n) => ids.indexOf(id) !== n),
-    dangling: [...document.querySelectorAll("[aria-labelledby], [aria-describedby], [aria-controls]")].flatMap((e) => ["aria-labelledby", "aria-describedby", "aria-controls"]
-      .flatMap((a) => (e.getAttribute(a) || "").split(" ").filter(Boolean))).filter((id) => !document.getElementById(id)),
+    dangling: [...document.querySelectorAll("[aria-labelledby], [aria-describedby], [aria-controls]")]
+      .flatMap((e) => ["aria-labelledby", "aria-describedby", "aria-controls"]
+      .flatMap((a) => (e.getAttribute(a) || "").split(" ").filter(Boolean)))
+      .filter((id) => !document.getElementById(id)),
     regions: ["banner", "main"].map((r) => document.querySelectorAll(r === "banner" ? "body > header" : "main").length),
     live: document.querySelectorAll("[aria-live]").length,
-    small: controls.filter((e) => { const b = e.getBoundingClientRect(); return b.width && (b.width < 20 || b.height < 20) && !e.matches(".skip"); }).map((e) => e.outerHTML.slice(0, 80)),
+    small: controls.filter((e) => {
+      const b = e.getBoundingClientRect();
+      return b.width && (b.width < 20 || b.height < 20) && !e.matches(".skip");
+    }).map((e) => e.outerHTML.slice(0, 80)),
   };
 }"""
 
@@ -780,7 +796,8 @@ def test_the_page_is_strict_and_small(visit: Callable[..., Visit], service: Serv
 ATTACK = """async ([url, user]) => {
   const told = JSON.stringify({ user_id: user, events: ["i1", "i2"] });
   const failed = [];
-  const send = (path, more) => fetch(url + path, more).then((r) => r.type === "opaque" || failed.push([path, r.status]), (e) => failed.push([path, String(e)]));
+  const send = (path, more) => fetch(url + path, more).then(
+    (r) => r.type === "opaque" || failed.push([path, r.status]), (e) => failed.push([path, String(e)]));
   const post = (body, headers = {}) => send("v1/events", { method: "POST", mode: "no-cors", body, headers });
   await post(new Blob([told]));
   await post(new Blob([told], { type: "application/json" }));
@@ -793,12 +810,17 @@ ATTACK = """async ([url, user]) => {
     await send("v1/events", { method: "POST", mode, body: told, headers: { "Content-Type": "application/json" } });
   await send("v1/events/keep", { method: "DELETE", mode: "cors" });
   const request = new XMLHttpRequest();
-  await new Promise((done) => { request.onloadend = done; request.open("POST", url + "v1/events"); request.send(new Blob([told])); });
+  await new Promise((done) => {
+    request.onloadend = done;
+    request.open("POST", url + "v1/events");
+    request.send(new Blob([told]));
+  });
   for (const enctype of ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data"]) {
     const frame = document.createElement("iframe");
     frame.name = enctype;
     document.body.append(frame);
-    const form = Object.assign(document.createElement("form"), { action: url + "v1/events", method: "POST", enctype, target: enctype });
+    const form = Object.assign(
+      document.createElement("form"), { action: url + "v1/events", method: "POST", enctype, target: enctype });
     form.append(Object.assign(document.createElement("input"), { name: told.slice(0, -1) + ', "x": "', value: '"}' }));
     document.body.append(form);
     await new Promise((done) => { frame.onload = done; form.submit(); });

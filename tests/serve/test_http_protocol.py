@@ -43,7 +43,8 @@ def test_fault_D7_a_body_that_does_not_come_is_408(impatient: Served) -> None:
     served = impatient
     with served.connect() as s:
         s.sendall(
-            b"POST /v1/recommend HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 50\r\n\r\n{"
+            b"POST /v1/recommend HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: "
+            b"50\r\n\r\n{"
         )
         assert httpx.post(served.url + "/v1/recommend", json={}).status_code == 200
         assert b"408 Request Timeout" in s.recv(1000)
@@ -53,7 +54,8 @@ def test_fault_D7_a_body_in_drips_is_408(impatient: Served) -> None:
     served = impatient
     with served.connect() as s:
         s.sendall(
-            b"POST /v1/recommend HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 50\r\n\r\n"
+            b"POST /v1/recommend HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: "
+            b"50\r\n\r\n"
         )
         started = time.monotonic()
         with contextlib.suppress(ConnectionResetError, BrokenPipeError):

@@ -58,7 +58,8 @@ def test_fault_D8_a_client_that_goes_away_before_its_body_has_come_is_nobody(cli
 
 
 @pytest.mark.parametrize("kind", [None, "text/plain;charset=UTF-8", "application/x-www-form-urlencoded",
-                                  "multipart/form-data; boundary=x", "text/plain; application/json", "application/json-seq"])  # fmt: skip
+                                  "multipart/form-data; boundary=x", "text/plain; application/json",
+                                  "application/json-seq"])  # fmt: skip
 def test_fault_G5_every_body_says_that_it_is_json(
     make: Make, key_file: tuple[Path, str, str], kind: str | None
 ) -> None:

@@ -290,7 +290,8 @@ def test_fault_F1_a_store_and_a_valkey_are_used_behind_slow_links_and_done_witho
 
 
 def test_fault_F1_a_milvus_whose_host_is_cut_off_is_done_without_and_comes_back(site: Site) -> None:
-    """The publisher, the service and Milvus are on hosts of their own; two services fall back to popular items and to 503."""
+    """The publisher, the service and Milvus are on hosts of their own; two services fall back to popular items and to
+    503."""
     server = site.milvus.start(
         MILVUS, "server", "--data-dir", HOME / "vectors", "--host", site.milvus.address, "--port", 19530
     )

@@ -167,7 +167,8 @@ def open_files() -> Iterator[None]:
 def test_fault_G28_a_module_of_kinds_that_does_not_exist_ends_the_service_before_it_listens(
     store: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    said = "error: --kinds no_such_kinds: No module named 'no_such_kinds'; name an installed module, such as mypackage.losses\n"
+    reason = "No module named 'no_such_kinds'; name an installed module, such as mypackage.losses"
+    said = f"error: --kinds no_such_kinds: {reason}\n"
     for words in (["serve"], ["recommend", "--user", "1"], ["evaluate"], ["search", "x"]):
         at = [str(store)] if words[0] == "evaluate" else ["--store", str(store)]
         assert run_command([*words, *at, "--kinds", "json", "--kinds", "no_such_kinds"]) == 2
@@ -192,7 +193,8 @@ def test_fault_G29_a_bundle_that_names_code_imports_nothing(
     ):
         name = hostile_towers.forged(mine, {}, minute, **changed)
         (mine / "CURRENT").write_text(name + "\n")
-        said = f"kind '{module}:Mine' is code outside twotower, and {module} is not imported; import it, or pass --kinds {module}"
+        outside = f"kind '{module}:Mine' is code outside twotower"
+        said = f"{outside}, and {module} is not imported; import it, or pass --kinds {module}"
         for words in (["serve"], ["recommend", "--user", "u1"]):
             assert run_command([*words, "--store", str(mine)]) == 2
             assert capsys.readouterr().err == f"error: bundle {name}: {said}\n"

@@ -1,4 +1,5 @@
-"""One worker as a process: answers, swaps, drains and ends (rows A8, A10, D8, E3, G7, G13, G16 and G33 of the faults)."""
+"""One worker as a process: answers, swaps, drains and ends (rows A8, A10, D8, E3, G7, G13, G16 and G33 of the
+faults)."""
 
 from __future__ import annotations
 

@@ -1164,8 +1164,9 @@ def test_rows_without_an_id_are_one_refusal_that_names_the_setting(tmp_path: Pat
     with pytest.raises(DataError) as caught:
         suggest(tmp_path / "clicks.parquet", folder=tmp_path)
     assert str(caught.value) == (
-        f"interactions: column 'user_id' has {missing} missing ids in {rows.height} rows; fill them, or set schema.missing = 'drop' to leave these "
-        "rows out, or set schema.user_id = 'session' for visits in place of users"
+        f"interactions: column 'user_id' has {missing} missing ids in {rows.height} rows; fill them, or set "
+        "schema.missing = 'drop' to leave these rows out, "
+        "or set schema.user_id = 'session' for visits in place of users"
     )
     found = suggest(tmp_path / "clicks.parquet", folder=tmp_path, overrides=["schema.missing=drop"])
     assert found.shape.users == rows["user_id"].drop_nulls().n_unique()

@@ -18,7 +18,8 @@ UNIT = 2.0
 
 
 def blend(of: Callable[[float, float], float], cold: bool = True) -> Blend:
-    """A pair in column 1 of two items, the second of which is cold; a score by the pair's weight and by the bias of the cold item."""
+    """A pair in column 1 of two items, the second of which is cold; a score by the pair's weight and by the bias of the
+    cold item."""
     items = torch.tensor([[1.0, 1.0, 1.0, 0.5], [1.0, 0.0, 1.0, 0.5]])
 
     def measure(factors: Factors) -> Mapping[str, float]:

@@ -88,7 +88,8 @@ def test_a_run_with_memory_and_mined_candidates_stopped_at_any_step_ends_in_the_
         loss={"kind": "softmax"},
         train={"epochs": 3, "batch_size": 100, "checkpoint_steps": 1, "ema_decay": 0.9, "history_scope": history_scope},
         negatives={
-            "uniform": 20, "popularity": 20, "cross_batch_memory": 150, "disliked": 1, "hard": {"n": 2, "ranks": [2, 9], "ratio": 30, "every": 3}, "attribute": "brand",
+            "uniform": 20, "popularity": 20, "cross_batch_memory": 150, "disliked": 1,
+            "hard": {"n": 2, "ranks": [2, 9], "ratio": 30, "every": 3}, "attribute": "brand",
         },
     )  # fmt: skip
     whole = Trainer(data, config)
@@ -331,7 +332,8 @@ def test_fault_B5_codes_are_those_of_the_fields_that_a_model_has(tmp_path: Path)
     users = users.with_columns(group=pl.col("user_id") % 2)
     items = items.with_columns(price=pl.col("item_id") * 1.5, kind=pl.col("item_id") % 2)
     features = (
-        Categorical(name="group", side="user"), Categorical(name="kind", side="item"), Numeric(name="price", side="item", buckets=4),
+        Categorical(name="group", side="user"), Categorical(name="kind", side="item"),
+        Numeric(name="price", side="item", buckets=4),
     )  # fmt: skip
     schema = CHECKERBOARD_SCHEMA.model_copy(update={"features": features})
     config, folder = settings(train={"epochs": 1}), tmp_path / "run"

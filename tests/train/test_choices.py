@@ -24,7 +24,8 @@ N_ITEMS = 40
 
 
 def log(n_users: int, n_items: int = N_ITEMS) -> Dataset:
-    """Two rows of training and one of validation of each user, at the times of the rows; some users take again what they have."""
+    """Two rows of training and one of validation of each user, at the times of the rows; some users take again what
+    they have."""
     rng = np.random.default_rng(0)
     items = rng.integers(0, n_items, (n_users, 3))
     items[::7, 2] = items[::7, 0]

@@ -46,7 +46,8 @@ SCHEMA = Schema(
 
 
 def log_of_tags() -> tuple[pl.DataFrame, pl.DataFrame]:
-    """Items with a tag, and users of one tag who take most of its items. Every fifth item is in the validation and test part alone."""
+    """Items with a tag, and users of one tag who take most of its items. Every fifth item is in the validation and test
+    part alone."""
     rng = np.random.default_rng(0)
     tag = np.arange(N_ITEMS) % N_TAGS
     takes = rng.random((N_USERS, N_ITEMS)) < np.where(tag == np.arange(N_USERS)[:, None] % N_TAGS, 0.7, 0.05)
@@ -66,7 +67,8 @@ def world() -> Dataset:
 def config(fitted: bool = True, **model: Any) -> Config:
     return settings(
         model={
-            "cold_item_bias": fitted, "similarity": "dot", "bias": False, "temperature": 1.0, "unknown_rate": 0.0, "width": 8,
+            "cold_item_bias": fitted, "similarity": "dot", "bias": False, "temperature": 1.0, "unknown_rate": 0.0,
+            "width": 8,
             "pairs": [{"user": {"layers": []}, "item": {"join": "sum", "layers": []}}],
         } | model,
         loss={"kind": "softmax"},
@@ -155,7 +157,7 @@ def test_a_pair_that_is_weighed_last_is_so_beside_the_best_bias_of_cold_items(ca
     assert isinstance(cold, ColdItems)
     assert cold.inputs is None
     assert np.flatnonzero(cold.rows).tolist() == [*range(0, N_ITEMS, 5)]
-    lines = [line for line in caplog.messages if "beside the trained ones" in line]
+    lines = [line for line in caplog.messages if "added to the trained ones" in line]
     found = {m[1]: (float(m[2]), float(m[3])) for line in lines if (m := LINE.search(line))}
     assert len(found) == len(lines) >= 3
     assert all(raised > 0 for raised, _ in found.values())
@@ -182,7 +184,7 @@ def test_without_cold_positives_a_pair_is_weighed_without_a_bias_and_known_items
     assert isinstance(cold, ColdItems)
     assert cold.inputs
     assert cold.which.sum() == 4
-    lines = [line for line in caplog.messages if "beside the trained ones" in line]
+    lines = [line for line in caplog.messages if "added to the trained ones" in line]
     assert lines
     assert not any("raised by" in line for line in lines)
     assert any(
@@ -245,7 +247,8 @@ def test_items_that_nobody_takes_get_no_bias_that_costs_validation(caplog: pytes
 
 @pytest.mark.parametrize(
     ("kind", "are_there"),
-    [("column", False), ("files", False), ("time", False), ("last", False), ("user_ratio", False), ("random", True), ("user_random", True)],
+    [("column", False), ("files", False), ("time", False), ("last", False), ("user_ratio", False), ("random", True),
+        ("user_random", True)],
 )  # fmt: skip
 def test_items_of_the_test_part_alone_are_there_on_validation_if_the_split_is_in_no_order(
     kind: str, are_there: bool
@@ -293,8 +296,8 @@ def test_too_few_cold_positives_change_nothing_and_are_told(caplog: pytest.LogCa
     with caplog.at_level(logging.WARNING, "twotower"):
         trainer.run()
     assert (
-        "the bias stays 0: cold items have 49 of the 50 validation positives that are needed, and known items that read so have 0"
-        in caplog.text
+        "the bias stays 0: cold items have 49 of the 50 validation positives that are needed, and known items that "
+        "read so have 0" in caplog.text
     )
     assert not trainer.model.cold_items.values.any()
 

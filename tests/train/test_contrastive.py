@@ -61,7 +61,8 @@ class ContrastiveCase:
 def contrastive_case(
     seed: int, rows: int = 40, memory: int = 6, per_positive: int = 3, hard: int = 2, excluded: bool = True
 ) -> ContrastiveCase:
-    """Random vectors, columns drawn 0 to 3 times, per-positive negatives with holes, exclusions that may hit the positive."""
+    """Random vectors, columns drawn 0 to 3 times, per-positive negatives with holes, exclusions that may hit the
+    positive."""
     rng = np.random.default_rng(seed)
     shared, extra, groups = 9, 4, 5
     n = shared + memory

@@ -1,4 +1,5 @@
-"""A table of clicks alone is loaded, split and trained by three lines, and the way out of an error is no other error."""
+"""A table of clicks alone is loaded, split and trained by three lines, and the way out of an error is no other
+error."""
 
 from __future__ import annotations
 
@@ -203,7 +204,8 @@ def test_what_is_given_stays_beside_the_model_of_clicks(folder: Path) -> None:
     left = with_defaults(Config(), dataset)
     assert (left.model.width, left.model.similarity, left.train.epochs, left.train.patience) == (64, "dot", 30, 3)
     given = load_config(
-        folder / "shop.toml", ["model.width=12", "model.pairs=[{item={layers=[12]}, user={layers=[12]}}]", "train.epochs=4"]
+        folder / "shop.toml", ["model.width=12", "model.pairs=[{item={layers=[12]}, user={layers=[12]}}]",
+            "train.epochs=4"]
     )[1]  # fmt: skip
     found = with_defaults(given, dataset)
     assert (found.loss.kind, found.model.width, found.model.pairs[0].user.layers) == ("softmax", 12, (12,))
@@ -241,7 +243,8 @@ STARTS: list[tuple[str, ...]] = [
     *((f"train.monitor=validation.{name}",) for name in ("auc", "gauc", "log_loss", "recall@10", "mrr@50")),
     ("negatives.random=false",), ("negatives.random=0",),
     ("negatives.random=2", "train.monitor=validation.auc"),
-    *((f"negatives.{source}",) for source in ("random=3", "uniform=16", "popularity=16", "hard={n=2,ranks=[3,9]}", "full=true", "disliked=1")),
+    *((f"negatives.{source}",) for source in ("random=3", "uniform=16", "popularity=16", "hard={n=2,ranks=[3,9]}",
+        "full=true", "disliked=1")),
     *((f"negatives.{source}", "loss.kind=softmax") for source in (
         "random=3", "uniform=16", "popularity=16", "full=true", "disliked=1", "in_batch=false", "cross_batch_memory=64",
     )),
@@ -251,9 +254,11 @@ STARTS: list[tuple[str, ...]] = [
     ("evaluation.repeats=only", "schema.duplicates=keep"),
     ("schema.time_format=%Y",), ("train.embedding_sharding=row_wise",),
 ]  # fmt: skip
-HISTORY = ['schema.features=[{kind="categorical",name="customer",side="user"},{kind="categorical",name="product",side="item"},'
+HISTORY = ['schema.features=[{kind="categorical",name="customer",side="user"},'
+           '{kind="categorical",name="product",side="item"},'
            '{kind="sequence",name="before",side="user",pooling={kind="POOLING"}}]']  # fmt: skip
-STARTS += [(HISTORY[0].replace('"POOLING"', p), *loss) for p in ('"mean"', '"decay"', '"attention",window=9', '"transformer",window=9')
+STARTS += [(HISTORY[0].replace('"POOLING"', p), *loss)
+           for p in ('"mean"', '"decay"', '"attention",window=9', '"transformer",window=9')
            for loss in ((), ("loss.kind=softmax",))]  # fmt: skip
 
 
@@ -264,7 +269,8 @@ ORDER = ("loss.kind=softmax", "negatives.full=true", "train.history_scope=causal
 @pytest.mark.parametrize(
     ("start", "way"),
     [
-        (("split.kind=last", DECAY, *ORDER), ["split.kind='random'", "train.history_scope='leave_batch_out'", "schema.features.2.pooling='mean'"]),
+        (("split.kind=last", DECAY, *ORDER), ["split.kind='random'", "train.history_scope='leave_batch_out'",
+            "schema.features.2.pooling='mean'"]),
         ((DECAY, *ORDER), ["train.history_scope='leave_batch_out'", "schema.features.2.pooling='mean'"]),
         ((DECAY,), ["schema.features.2.pooling='mean'"]),
         (("split.kind=time",), ["split.kind='random'"]),

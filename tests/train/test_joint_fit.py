@@ -40,8 +40,8 @@ PARTS = [torch.tensor([2, 3]), torch.tensor([4]), torch.tensor([5])]
 
 
 def drawn(terms: PopularityTerms, has_new: bool = True, untaken: int = 0) -> tuple[Factors, Dataset]:
-    """Vectors, and two rows of each user at random, then one by the scores under known weights. New items come one by one, or are there from the start, but
-    for the first ones, which nobody takes."""
+    """Vectors, and two rows of each user at random, then one by the scores under known weights. New items come one by
+    one, or are there from the start, but for the first ones, which nobody takes."""
     generator, rng = torch.Generator().manual_seed(1), np.random.default_rng(1)
     found = Factors(*(torch.randn(n, 6, generator=generator) for n in (USERS, ITEMS)))
     n = USERS * ROWS
@@ -119,7 +119,8 @@ def test_where_no_item_is_new_such_ones_gain_by_no_age() -> None:
 
 @pytest.mark.parametrize("of_test", [False, True])
 def test_items_that_nobody_took_yet_are_not_held_behind_all(of_test: bool) -> None:
-    """Some are in the catalogue and in no row, or in the test part alone; what users took of others tells nothing of them."""
+    """Some are in the catalogue and in no row, or in the test part alone; what users took of others tells nothing of
+    them."""
     half_life = half_lives_of(USERS * ROWS)[4]
     found, data = drawn(PopularityTerms(half_life, 2.0, 0.0, -0.8), has_new=False, untaken=0 if of_test else 4)
     if of_test:
@@ -195,11 +196,13 @@ def colours(bias: bool = False) -> tuple[Dataset, Config]:
         },
     ]
     chosen = settings(
-        model={"recent_popularity": True, "bias": bias, "similarity": "dot", "temperature": 1.0, "unknown_rate": 0.0, "pairs": pairs},
+        model={"recent_popularity": True, "bias": bias, "similarity": "dot", "temperature": 1.0, "unknown_rate": 0.0,
+            "pairs": pairs},
         loss={"kind": "softmax"},
         negatives={"full": True},
         train={
-            "epochs": 1, "batch_size": 256, "lr": 0.02, "monitor": "validation.ndcg@5", "device": "cpu", "pairs": "together" if bias else "apart",
+            "epochs": 1, "batch_size": 256, "lr": 0.02, "monitor": "validation.ndcg@5", "device": "cpu",
+            "pairs": "together" if bias else "apart",
             "start": [{"kind": "next_content", "pair": 1, "learn": False, "blend": [0.0, 1.0]}],
         },
         evaluation={"k": [5], "bootstrap": 0},
@@ -231,7 +234,8 @@ def test_a_model_has_the_scores_of_the_fit(bias: bool, caplog: pytest.LogCapture
     users = np.unique(data.validation.user).astype(np.int64)
     found = factors_during(trainer.model.eval(), data, VALIDATION).catalogue_scores(users)
     wanted = joint.scorer.catalogue_scores(users)
-    torch.testing.assert_close(found - found.mean(1, keepdim=True), wanted - wanted.mean(1, keepdim=True), rtol=1e-3, atol=1e-3)  # fmt: skip
+    torch.testing.assert_close(found - found.mean(1, keepdim=True), wanted - wanted.mean(1, keepdim=True), rtol=1e-3,
+        atol=1e-3)  # fmt: skip
 
 
 def test_without_columns_what_is_popular_has_the_weights_of_the_fit(caplog: pytest.LogCaptureFixture) -> None:

@@ -1,4 +1,5 @@
-"""Weights of interactions: weight 2 is the row twice, and weight 0 is no target, in every loss and source of negatives."""
+"""Weights of interactions: weight 2 is the row twice, and weight 0 is no target, in every loss and source of
+negatives."""
 
 from __future__ import annotations
 
@@ -209,7 +210,8 @@ def test_pairs_apart_have_the_gradients_that_each_has_alone(board: Dataset, loss
         model = {"pairs": pairs, "similarity": "dot", "bias": False, "unknown_rate": 0.0, "embedding_std": 1.0}
         train = {"shuffle": False, "batch_size": 64, "monitor": "validation.auc", "pairs": how}
         made = Trainer(
-            board, settings(model=model, loss=loss.model_dump(), negatives={"hard": {"n": 2, "ranks": [1, 9]}, "uniform": 7}, train=train)
+            board, settings(model=model, loss=loss.model_dump(),
+                negatives={"hard": {"n": 2, "ranks": [1, 9]}, "uniform": 7}, train=train)
         ).objective  # fmt: skip
         made.begin_epoch(lambda: Factors(torch.ones(40, 1), torch.ones(30, 1)), 0)
         return made

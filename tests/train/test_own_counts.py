@@ -43,8 +43,8 @@ SCHEMA = Schema(
 
 
 def log_of_favourites(again: float = 0.8) -> pl.DataFrame:
-    """Each user has four favourites of the lower half of the items, drawn apart from all others', and takes one of them or any item of
-    the upper half, which nobody takes twice."""
+    """Each user has four favourites of the lower half of the items, drawn apart from all others', and takes one of them
+    or any item of the upper half, which nobody takes twice."""
     rng, rows = np.random.default_rng(0), list[tuple[int, int, int]]()
     for user in range(N_USERS):
         mine = rng.choice(N_ITEMS // 2, 4, replace=False)
@@ -163,9 +163,12 @@ def test_a_log_without_repeats_gets_none(caplog: pytest.LogCaptureFixture) -> No
 @pytest.mark.parametrize(
     ("own", "sections", "split", "says"),
     [
-        ("take", {}, {}, "model.own_counts = 'take' is no history of the users .found: taken.; name a feature of kind 'sequence'"),
-        ("taken", {"evaluation": {"k": [5], "repeats": "exclude"}}, {}, "evaluation.repeats = 'exclude' ranks none of it; set"),
-        ("taken", {"train": {"epochs": 1}}, {"kind": "random", "validation": 0.0}, "fitted to the validation part, and the split has none"),
+        ("take", {}, {}, "model.own_counts = 'take' is no history of the users .found: taken.; name a feature of kind "
+            "'sequence'"),
+        ("taken", {"evaluation": {"k": [5], "repeats": "exclude"}}, {}, "evaluation.repeats = 'exclude' ranks none of "
+            "it; set"),
+        ("taken", {"train": {"epochs": 1}}, {"kind": "random", "validation": 0.0}, "fitted to the validation part, and "
+            "the split has none"),
     ],
 )  # fmt: skip
 def test_what_it_needs_is_said(own: str, sections: dict[str, Any], split: dict[str, Any], says: str) -> None:
@@ -199,7 +202,8 @@ def test_a_start_is_chosen_beside_them(caplog: pytest.LogCaptureFixture) -> None
 
 
 def test_known_items_that_stand_for_cold_ones_have_no_score_of_their_own(caplog: pytest.LogCaptureFixture) -> None:
-    """Nobody has taken a cold item before, so a bias that is fitted to stand-ins is above 0, though users take these again."""
+    """Nobody has taken a cold item before, so a bias that is fitted to stand-ins is above 0, though users take these
+    again."""
     base = config().model.model_dump() | {"cold_item_bias": True}
     data = world(kind="user_ratio", test=0.2, validation=0.2)
     trainer = Trainer(data, config(model=base))
@@ -228,8 +232,8 @@ def test_what_users_disliked_is_not_taken() -> None:
     [("binges", "validation.ndcg@5"), ("binges", "validation.recall@20"), ("all alike", "validation.ndcg@5")],
 )
 def test_how_lately_an_item_was_taken_counts_where_it_tells(kind: str, monitor: str) -> None:
-    """In binges the next item is one of the user's last three; else one of all that the user has taken. Of the first 20 items, which hold all of them, the
-    order tells."""
+    """In binges the next item is one of the user's last three; else one of all that the user has taken. Of the first 20
+    items, which hold all of them, the order tells."""
     rng, rows = np.random.default_rng(0), list[tuple[int, int, int]]()
     for user in range(N_USERS):
         past = rng.choice(N_ITEMS, 12, replace=False).tolist()

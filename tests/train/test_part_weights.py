@@ -46,8 +46,8 @@ def vectors(n_users: int, n_items: int) -> Factors:
 def taken(
     found: Factors, weights: list[float], again: bool = False, best_first: bool = False, has_times: bool = False
 ) -> Dataset:
-    """A row of each user in training, drawn at random or that of the best second part, and another one in validation drawn by the scores under these
-    weights; or that of training `again`."""
+    """A row of each user in training, drawn at random or that of the best second part, and another one in validation
+    drawn by the scores under these weights; or that of training `again`."""
     of_items = found.items.clone()
     for part, weight in zip(PARTS, weights, strict=True):
         of_items[:, part] *= weight

@@ -35,7 +35,8 @@ from twotower.train.trainer import Trainer
     [
         ([Sequence(name="s", side="user", pooling="decay")], "at", "leave_batch_out",
          "feature 's': pooling = 'decay' needs the order of time; set train.history_scope = 'causal'"),
-        ([Sequence(name="s", side="item")], "at", "causal", "feature 's': a sequence on the item side does not go with"),
+        ([Sequence(name="s", side="item")], "at", "causal",
+            "feature 's': a sequence on the item side does not go with"),
         ([Sequence(name="s", side="user", max_length=5)], "at", "causal", "feature 's': a sequence with max_length"),
         ([Sequence(name="s", side="user")], "", "causal", "'causal' needs a time; name its column in schema.time"),
         ([], "", "causal", "'causal' needs a time"),
@@ -54,7 +55,8 @@ def test_sequences_that_cannot_be_had_as_asked_are_refused(
     ("tower", "names"),
     [
         ({"layers": [8], "dropout": 0.2}, "dropout changes nothing"),
-        ({"layers": [8], "dropout": 0.2, "layer_norm": True, "activation": "GELU"}, "dropout and layer_norm and activation change nothing"),
+        ({"layers": [8], "dropout": 0.2, "layer_norm": True, "activation": "GELU"}, "dropout and layer_norm and "
+            "activation change nothing"),
         ({"layers": [8], "activation": "GELU", "activate_last": True}, ""),
         ({"layers": [8], "activation": "GELU", "join": "sum", "dropout": 0.2}, ""),
         ({"layers": [8, 8], "dropout": 0.2, "layer_norm": True}, ""),
@@ -302,9 +304,9 @@ def test_without_a_time_all_that_needs_one_is_named() -> None:
     with pytest.raises(ConfigError) as found:
         check_times(timeless, SplitConfig(kind="last"), config())
     assert str(found.value) == (
-        "split.kind = 'last', train.history_scope = 'causal' and the pooling 'decay' of feature 'met' need a time, and schema.time is "
-        "empty; name its column in schema.time, or set split.kind = 'random', train.history_scope = 'leave_batch_out' and "
-        "schema.features.0.pooling = 'mean'"
+        "split.kind = 'last', train.history_scope = 'causal' and the pooling 'decay' of feature 'met' need a time, and "
+        "schema.time is empty; name its column in schema.time, or set split.kind = 'random', train.history_scope = "
+        "'leave_batch_out' and schema.features.0.pooling = 'mean'"
     )
     with pytest.raises(ConfigError, match="split.kind = 'time' needs a time"):
         check_times(Schema(user_id="user", item_id="item"), SplitConfig(kind="time"), Config())

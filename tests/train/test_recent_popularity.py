@@ -289,8 +289,8 @@ def test_a_score_that_does_not_rise_adds_nothing(caplog: pytest.LogCaptureFixtur
     with caplog.at_level(logging.INFO):
         trainer = fitted(lambda _: 0.5)
     assert (
-        "recent popularity adds nothing: by its best weight the monitored metric of validation changes by 0.0000 from 0.5000"
-        in caplog.text
+        "recent popularity adds nothing: by its best weight the monitored metric of validation changes by 0.0000 from "
+        "0.5000" in caplog.text
     )
     assert recent_scores(trainer.model, trainer.dataset, TEST) is None
     assert not trainer.model.recent_popularity.values.any()
@@ -362,7 +362,7 @@ def test_a_pair_that_is_weighed_last_is_so_beside_what_is_popular(caplog: pytest
     trainer = Trainer(world(schema=schema), chosen)
     with caplog.at_level(logging.INFO, "twotower"):
         trainer.run()
-    lines = [line for line in caplog.messages if "beside the trained ones: blend = 0:" in line]
+    lines = [line for line in caplog.messages if "added to the trained ones: blend = 0:" in line]
     without = float(lines[0].rpartition(" = ")[2])
     assert without > trainer.best.score + 0.1, "the trained pairs alone find less than with what is popular"
     alone = [float(line.rpartition(" = ")[2]) for line in caplog.messages if "popularity = 0: validation" in line]
@@ -498,9 +498,12 @@ def test_terms_that_gain_a_hundredth_join_it(name: str, sign: float) -> None:
 @pytest.mark.parametrize(
     ("update", "sections", "split", "says"),
     [
-        ({"time": ""}, {}, {"kind": "random"}, "the latest rows of the log, and they have no time; name its column in schema.time, or set"),
-        ({}, {"train": {"epochs": 1}}, {"kind": "random", "validation": 0.0}, "fitted to the validation part, and the split has none; set"),
-        ({"features": (SCHEMA.features[0], Categorical(name="item_id", side="item", hash_buckets=8))}, {}, {}, "without hash_buckets; add one"),
+        ({"time": ""}, {}, {"kind": "random"}, "the latest rows of the log, and they have no time; name its column in "
+            "schema.time, or set"),
+        ({}, {"train": {"epochs": 1}}, {"kind": "random", "validation": 0.0}, "fitted to the validation part, and the "
+            "split has none; set"),
+        ({"features": (SCHEMA.features[0], Categorical(name="item_id", side="item", hash_buckets=8))}, {}, {},
+            "without hash_buckets; add one"),
     ],
 )  # fmt: skip
 def test_what_it_needs_is_said(

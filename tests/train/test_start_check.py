@@ -1,4 +1,5 @@
-"""Starts that do not go with the tables: a config of `suggest` that gets versions of items or a context, and the way out of its error."""
+"""Starts that do not go with the tables: a config of `suggest` that gets versions of items or a context, and the way
+out of its error."""
 
 from __future__ import annotations
 
@@ -86,11 +87,16 @@ def refused(settings: Settings) -> str:
 @pytest.mark.parametrize(
     ("recipe", "what", "named"),
     [
-        ("cold-start", "versions", "leave out train.start.0, train.start.1, model.pairs.1, model.pairs.2 and the features 'tastes' and 'contents', or"),
-        ("cold-start", "context", "leave out train.start.0, train.start.1, model.pairs.1, model.pairs.2 and the features 'tastes' and 'contents', or"),
-        ("sequence-short", "versions", "leave out train.start.0, train.start.1, train.start.2, model.pairs.4, model.pairs.5, model.pairs.6 and the features 'tastes', 'recent', 'contents' and 'tag', or"),
-        ("sequence-short", "context", "leave out train.start.0, train.start.1, train.start.2, model.pairs.4, model.pairs.5, model.pairs.6 and the features 'tastes', 'recent', 'contents' and 'tag', or"),
-        ("sequence-long", "versions", "leave out train.start.0, train.start.1, train.start.2, model.pairs.2, model.pairs.3, model.pairs.4 and the features 'recent', 'taken', 'contents' and 'tag', or"),
+        ("cold-start", "versions", "leave out train.start.0, train.start.1, model.pairs.1, model.pairs.2 and the "
+            "features 'tastes' and 'contents', or"),
+        ("cold-start", "context", "leave out train.start.0, train.start.1, model.pairs.1, model.pairs.2 and the "
+            "features 'tastes' and 'contents', or"),
+        ("sequence-short", "versions", "leave out train.start.0, train.start.1, train.start.2, model.pairs.4, "
+            "model.pairs.5, model.pairs.6 and the features 'tastes', 'recent', 'contents' and 'tag', or"),
+        ("sequence-short", "context", "leave out train.start.0, train.start.1, train.start.2, model.pairs.4, "
+            "model.pairs.5, model.pairs.6 and the features 'tastes', 'recent', 'contents' and 'tag', or"),
+        ("sequence-long", "versions", "leave out train.start.0, train.start.1, train.start.2, model.pairs.2, "
+            "model.pairs.3, model.pairs.4 and the features 'recent', 'taken', 'contents' and 'tag', or"),
     ],
 )  # fmt: skip
 def test_the_entries_that_an_error_names_are_all_that_stands_in_the_way(recipe: str, what: str, named: str) -> None:
@@ -122,8 +128,8 @@ def test_starts_that_stay_are_told_their_numbers() -> None:
     advice = message.partition("leave out ")[2].partition(", or leave out")[0]
     assert (
         advice
-        == "train.start.0, train.start.2, model.pairs.4, model.pairs.6 and the features 'tastes', 'contents' and 'tag', "
-        f"name pair 4 in the start of kind '{second['kind']}'"
+        == "train.start.0, train.start.2, model.pairs.4, model.pairs.6 and the features 'tastes', 'contents' and "
+        f"'tag', name pair 4 in the start of kind '{second['kind']}'"
     )
     assert trained(without(settings, advice))
 

@@ -1,4 +1,5 @@
-"""Pairs that are weighed beside those that start before them; the search for a start's own values is tested with the starts."""
+"""Pairs that are weighed beside those that start before them; the search for a start's own values is tested with the
+starts."""
 
 from __future__ import annotations
 
@@ -45,8 +46,8 @@ ITEMS, GROUP = 60, 3
 
 
 def log(others: float, validates: bool = True, share: float = 0.0) -> Dataset:
-    """Users take two of the three items of each of four groups, and `others` further ones of chance for each of these. A `share` of train validates
-    where no part is given."""
+    """Users take two of the three items of each of four groups, and `others` further ones of chance for each of these.
+    A `share` of train validates where no part is given."""
     rng, rows = np.random.default_rng(5), list[tuple[int, int]]()
     for user in range(200):
         groups = rng.choice(ITEMS // GROUP, 4, replace=False)
@@ -120,7 +121,7 @@ def test_the_weight_that_is_best_on_validation_is_kept(caplog: pytest.LogCapture
         trainer = Trainer(data, config(given))
         trainer.run()
     assert each[0.0] < max(each.values()) <= trainer.best.score + 1e-9
-    asked = [line.split("blend = ")[1].split(": ") for line in caplog.messages if "beside those before it" in line]
+    asked = [line.split("blend = ")[1].split(": ") for line in caplog.messages if "added to those before it" in line]
     tried = {float(weight): float(metric.split(" = ")[1]) for weight, metric in asked}
     assert [*tried][: len(given)] == given, "then those beside the best"
     assert len(tried) > len(given)
@@ -214,7 +215,8 @@ def test_several_weights_need_a_validation_part() -> None:
 
 
 def beside_trained(pairs: str, place: int, blend: list[float] | None, epochs: int = 3, **train: Any) -> Config:
-    """One or two pairs that are trained, and with `blend` a pair number `place` that starts by `ials` and is weighed after the last epoch."""
+    """One or two pairs that are trained, and with `blend` a pair number `place` that starts by `ials` and is weighed
+    after the last epoch."""
     item = {"fields": ["item_id"], "layers": []}
     trained = {"user": {"fields": ["two"], "layers": [], "width": 1}, "item": item | {"width": 1}}
     others = [trained] * (1 if pairs == "together" else 2)
@@ -268,7 +270,7 @@ def test_a_pair_beside_trained_ones_is_weighed_after_the_last_epoch(
     with caplog.at_level(logging.INFO, "twotower"):
         trainer = Trainer(data, beside_trained(pairs, place, given))
         done = trainer.run()
-    asked = [line.split("blend = ")[1].split(": ") for line in caplog.messages if "beside the trained ones" in line]
+    asked = [line.split("blend = ")[1].split(": ") for line in caplog.messages if "added to the trained ones" in line]
     tried = {float(weight): float(metric.split(" = ")[1]) for weight, metric in asked}
     assert [*tried][: len(given)] == given
     assert tried[0.0] == pytest.approx(trainer.best.score, abs=1e-4)
@@ -428,7 +430,7 @@ def test_what_is_weighed_last_needs_a_score_that_no_context_changes() -> None:
     )
     with_context = build_dataset(check(None, None, frame, schema), schema, SplitConfig(kind="column", column="part"))
     with pytest.raises(
-        ConfigError, match="a weight beside trained pairs, and their vectors depend on the context; give scale"
+        ConfigError, match="a weight relative to trained pairs, and their vectors depend on the context; give scale"
     ):
         Trainer(with_context, beside_trained("apart", 2, [1.0]))
 
@@ -441,7 +443,8 @@ def test_a_first_blend_that_learns_names_the_way_out() -> None:
 
 
 def courses(users: int, stage: str | None = "by number") -> Dataset:
-    """Users take a course of each of six stages in turn; sizes tell nothing. Both columns may have one value, or none."""
+    """Users take a course of each of six stages in turn; sizes tell nothing. Both columns may have one value, or
+    none."""
     told = stage == "by number"
     rng, rows = np.random.default_rng(7), list[tuple[int, int, int]]()
     stages, sizes = np.arange(ITEMS) % 6, rng.permutation(ITEMS) % 4
@@ -591,7 +594,8 @@ def test_popularity_that_is_fitted_beside_columns_is_a_bias_of_the_items(weight:
 def test_popularity_that_no_bias_can_hold_is_not_fitted(
     of_id: dict[str, Any] | None, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Validation is measured with the model that is kept, also where items have no code, or share one, or none of them has a feature."""
+    """Validation is measured with the model that is kept, also where items have no code, or share one, or none of them
+    has a feature."""
     data = courses(300)
     features = [f for f in data.schema.features if f.name != "item_id"]
     if of_id is not None:
@@ -628,7 +632,8 @@ def test_popularity_that_no_bias_can_hold_is_not_fitted(
 def test_columns_that_are_the_same_for_all_items_add_nothing(
     values: str | None, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """With columns of one value, or of none, the pair has the weight 0; without a weight that may be 0 it is refused."""
+    """With columns of one value, or of none, the pair has the weight 0; without a weight that may be 0 it is
+    refused."""
     data, message = courses(300, stage=values), "finds no column of several values at the items of the positives"
     with caplog.at_level(logging.INFO, "twotower"):
         trained = Trainer(data, by_columns([0.0, 1.0])).run()
@@ -697,7 +702,8 @@ def test_starts_that_are_solved_again_from_the_same_rows_are_as_they_were(what: 
 def test_what_validation_chooses_is_solved_again_on_all_of_train(
     epochs: int, messages: list[str], tmp_path: Path
 ) -> None:
-    """The starts are those of a split without validation by the chosen values; the metrics of validation are of before."""
+    """The starts are those of a split without validation by the chosen values; the metrics of validation are of
+    before."""
     whole, data = log(1.0, validates=False), log(1.0, validates=False, share=0.1)
     assert (len(data.train) + len(data.validation), len(whole.validation)) == (len(whole.train), 0)
     chosen = beside_trained("together", 1, [0.3, 1.0], epochs) if epochs else config([0.3, 1.0])

@@ -85,7 +85,8 @@ CANDIDATES: dict[str, dict[str, Any]] = {
     "popularity": {"in_batch": False, "popularity": 20},
     "full": {"full": True},
     "all": {
-        "uniform": 10, "popularity": 10, "cross_batch_memory": 64, "disliked": 1, "hard": {"n": 1, "ranks": [2, 6], "ratio": 20, "margin": 0.1}, "attribute": "item_id",
+        "uniform": 10, "popularity": 10, "cross_batch_memory": 64, "disliked": 1,
+        "hard": {"n": 1, "ranks": [2, 6], "ratio": 20, "margin": 0.1}, "attribute": "item_id",
     },
 }  # fmt: skip
 

@@ -1,4 +1,5 @@
-"""A training that is stopped in the search for the values of a start goes on behind what it has tried, to the same bits."""
+"""A training that is stopped in the search for the values of a start goes on behind what it has tried, to the same
+bits."""
 
 from __future__ import annotations
 
@@ -103,7 +104,8 @@ class After(logging.Handler):
 
 
 def tried(n: int, data: Dataset, config: Config, **options: Any) -> tuple[int, Run | None]:
-    """Train, stop with the n-th value, and return the number of values that were tried, and the run unless it was stopped."""
+    """Train, stop with the n-th value, and return the number of values that were tried, and the run unless it was
+    stopped."""
     told, after = logging.getLogger("twotower"), After(n)
     before = told.level
     told.setLevel(logging.INFO)

@@ -79,7 +79,9 @@ def recommend(
     shard_rows: Annotated[
         int | None,
         typer.Option(
-            "--shard-rows", min=1, help=f"Users of a shard of --out. Default {SHARD_USERS:,}, fewer with a large -k."
+            "--shard-rows",
+            min=1,
+            help=f"Users of a shard of --out; by default {SHARD_USERS:,}, or fewer with a large -k.",
         ),
     ] = None,
     overwrite: Annotated[
@@ -156,7 +158,7 @@ def search(
     text: Annotated[str, typer.Argument(metavar="TEXT", help="Text to search for, in quotes.")],
     k: ItemCount = 10,
     feature: Annotated[
-        str, typer.Option("--feature", help="Text feature of the user tower. Required if the model has several.")
+        str, typer.Option("--feature", help="Text feature of the user tower, required if the model has several.")
     ] = "",
     where: Conditions = None,
     context: ContextValues = None,

@@ -32,7 +32,7 @@ SortEngine = Annotated[
     ),
 ]
 Memory = Annotated[
-    str, typer.Option("--memory", help="Memory for interactions, such as 500MB or 4GB. Users and items need more.")
+    str, typer.Option("--memory", help="Memory for interactions, such as 500MB or 4GB, in addition to users and items.")
 ]
 Threads = Annotated[int, typer.Option("--threads", min=0, max=1024, help="Threads. 0: the cores of this machine.")]
 

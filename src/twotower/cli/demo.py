@@ -150,7 +150,7 @@ def demo(
         Path,
         typer.Option(
             "--run",
-            help="Folder for the first run; PATH-like and PATH-store hold the rest. Earlier demos are replaced.",
+            help="Folder for the first run, in place of an earlier demo; PATH-like and PATH-store hold the rest.",
         ),
     ] = Path("runs/demo"),
     serve_it: Annotated[bool, typer.Option("--serve", help="Serve the bundle at the end, with the console.")] = False,

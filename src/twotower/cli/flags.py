@@ -45,7 +45,7 @@ Overrides = Annotated[
     typer.Option(
         "--set",
         metavar="KEY=VALUE",
-        help="Setting of the config, such as train.epochs=3. Repeatable. Paths are relative to the config.",
+        help="Setting of the config, such as train.epochs=3, with paths relative to the config. Repeatable.",
     ),
 ]
 ItemCount = Annotated[int, typer.Option("-k", help="Number of items.")]

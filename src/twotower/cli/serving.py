@@ -59,7 +59,7 @@ serve.__signature__ = inspect.Signature([*_options()])  # type: ignore[attr-defi
 
 
 def key(
-    name: Annotated[str, typer.Argument(help="Name of the client. Appears in the log of requests.")],
+    name: Annotated[str, typer.Argument(help="Name of the client in the log of requests.")],
     admin: Annotated[bool, typer.Option("--admin", help="Scope admin: the key may roll back and reload.")] = False,
 ) -> None:
     """Make an API key. Prints the key on standard error, once, and the lines for `serve --keys` on standard output."""

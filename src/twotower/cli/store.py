@@ -25,7 +25,7 @@ def publish(
     force: Annotated[
         bool,
         typer.Option(
-            "--force", help="Publish below the recall threshold, or an unfinished training. The history records it."
+            "--force", help="Publish below the recall threshold, or an unfinished training; the history records it."
         ),
     ] = False,
     reason: Annotated[str, typer.Option("--reason", help="Note for the history.")] = "",

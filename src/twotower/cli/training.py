@@ -42,7 +42,7 @@ Threads = Annotated[
 def train(
     config: Annotated[Path, typer.Argument(help="TOML file. `twotower config` prints a template.")],
     # The argparse of Python 3.11, which torchrun uses, takes --run for its own --run-path.
-    folder: Annotated[Path, typer.Option("--run", "-r", help="Folder for the run. Under torchrun, give it as -r.")],
+    folder: Annotated[Path, typer.Option("--run", "-r", help="Folder for the run; under torchrun, give it as -r.")],
     overrides: Overrides = None,
     resume: Annotated[bool, typer.Option("--resume", help="Resume from the newest undamaged checkpoint.")] = False,
     override: Annotated[

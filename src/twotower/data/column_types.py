@@ -1,4 +1,5 @@
-"""Columns of a table of many Parquet files, whose types differ or which older files lack, as in a lake that grows for years."""
+"""Columns of a table of many Parquet files, whose types differ or which older files lack, as in a lake that grows for
+years."""
 
 from __future__ import annotations
 
@@ -12,7 +13,8 @@ from twotower.features.values import TEXT_TYPES
 
 
 def common_types(paths: Sequence[TablePath], schemas: Sequence[pl.Schema]) -> dict[str, pl.DataType]:
-    """Return the columns of all files, in the order in which they come, each with a type that holds the values of every file.
+    """Return the columns of all files, in the order in which they come, each with a type that holds the values of every
+    file.
 
     Raises DataError for a column whose types have none, such as text and numbers, with the files that hold them."""
     found, first = dict[str, pl.DataType](), dict[str, TablePath]()
@@ -21,7 +23,8 @@ def common_types(paths: Sequence[TablePath], schemas: Sequence[pl.Schema]) -> di
             common = _common(found[name], dtype) if name in found else dtype
             if common is None:
                 raise DataError(
-                    f"{path}: column '{name}' holds {dtype}, and {found[name]} in {first[name]}; give all files one type"
+                    f"{path}: column '{name}' holds {dtype}, and {found[name]} in {first[name]}; give all files one "
+                    "type"
                 )
             if found.get(name, pl.Null()) == pl.Null:
                 first[name] = path  # a column of nulls says nothing about the type
@@ -53,8 +56,8 @@ def _common(one: pl.DataType, other: pl.DataType) -> pl.DataType | None:
 
 
 def with_types(path: TablePath, frame: pl.DataFrame, types: Mapping[str, pl.DataType]) -> pl.DataFrame:
-    """Return the columns `types` of a file as these types, without values where it lacks them. Raises DataError for a number
-    that another type does not hold, such as 2**53 + 1 among fractions."""
+    """Return the columns `types` of a file as these types, without values where it lacks them. Raises DataError for a
+    number that another type does not hold, such as 2**53 + 1 among fractions."""
     return pl.DataFrame([_as_type(path, frame, name, dtype) for name, dtype in types.items()])
 
 
@@ -82,13 +85,14 @@ def _as_type(path: TablePath, frame: pl.DataFrame, name: str, dtype: pl.DataType
         lost = given.filter(~cast.cast(given.dtype, strict=False).eq_missing(given))
         if lost.len():
             raise DataError(
-                f"{path}: column '{name}' holds {lost[0]}, which is no {dtype}, as other files have it; give all files one type"
+                f"{path}: column '{name}' holds {lost[0]}, which is no {dtype}, as other files have it; give all files "
+                "one type"
             )
     return cast
 
 
 def _widened(number: pl.Expr) -> pl.Expr:
-    """Return numbers of 32 bits as the numbers of 64 bits that are spelled alike, so that 0.1 of both is one category. Whole
-    numbers, such as ids, keep their value."""
+    """Return numbers of 32 bits as the numbers of 64 bits that are spelled alike, so that 0.1 of both is one category.
+    Whole numbers, such as ids, keep their value."""
     wide = number.cast(pl.Float64)
     return pl.when(wide == wide.floor()).then(wide).otherwise(number.cast(pl.String).cast(pl.Float64))

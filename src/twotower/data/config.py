@@ -139,8 +139,8 @@ class DatasetConfig(Section):
             raise ValueError(f"data.train goes with split.kind = 'files', not '{self.split.kind}'; set that too")
         if self.data.format.layout == "sequences" and self.split.kind == "time":
             raise ValueError(
-                "split.kind = 'time' compares times of all users, and data.format.layout = 'sequences' gives the order of one "
-                "user's items; set split.kind = 'last', 'user_ratio' or 'random'"
+                "split.kind = 'time' compares times of all users, and data.format.layout = 'sequences' gives the order "
+                "of one user's items; set split.kind = 'last', 'user_ratio' or 'random'"
             )
         if self.split.kind == "files" and (self.data.interactions or self.data.dataset):
             raise ValueError("split.kind = 'files' reads data.train, data.validation and data.test; name these instead")

@@ -18,8 +18,8 @@ from twotower.features.values import TEXT_TYPES, is_unknown, missing_count
 
 
 def context_frame(columns: pl.DataFrame, schema: Schema, user: Codes, times: Ints | None) -> pl.DataFrame:
-    """Return the values of all features of the context by their sources: columns of n interactions, and values that features
-    compute of their users (n,) and times (n,)."""
+    """Return the values of all features of the context by their sources: columns of n interactions, and values that
+    features compute of their users (n,) and times (n,)."""
     made, before = [], times_before(user, times, schema)
     for feature in schema.side("context"):
         if feature.reads_time:
@@ -30,8 +30,8 @@ def context_frame(columns: pl.DataFrame, schema: Schema, user: Codes, times: Int
 
 
 def times_before(user: Codes, times: Ints | None, schema: Schema) -> Ints | None:
-    """Return the time (n,) of the latest interaction of the same user that is earlier than each, -1 if none is: interactions of one
-    time have the same. None if no feature of the context reads times."""
+    """Return the time (n,) of the latest interaction of the same user that is earlier than each, -1 if none is:
+    interactions of one time have the same. None if no feature of the context reads times."""
     if times is None or not any(f.reads_time for f in schema.side("context")):
         return None
     order = np.lexsort((times, user))
@@ -51,8 +51,8 @@ def refuse_missing(frame: pl.DataFrame, schema: Schema) -> None:
     for f in schema.side("context"):
         if f.refuses_missing and not f.reads_time and (n := missing_count(frame[f.source])):
             raise DataError(
-                f"interactions: column '{f.source}' has {n} missing values and feature '{f.name}' has missing = 'error'; fill "
-                "them or set missing = 'impute'"
+                f"interactions: column '{f.source}' has {n} missing values and feature '{f.name}' has missing = "
+                "'error'; fill them or set missing = 'impute'"
             )
 
 
@@ -87,8 +87,8 @@ def numbered(column: Column, rows: Ints) -> Ints:
 
 
 def check_defaults(encoders: Encoders, frame: pl.DataFrame) -> None:
-    """Raise DataError if a default of a feature of the context is no value of its column, or none that training has; `frame` has
-    the columns' types."""
+    """Raise DataError if a default of a feature of the context is no value of its column, or none that training has;
+    `frame` has the columns' types."""
     features = [f for f in encoders.schema.side("context") if f.defaults is not None]
     values = GivenValues(encoders, features, frame)
     for f in features:
@@ -112,13 +112,13 @@ def _nearest(value: JsonValue, known: Sequence[JsonValue]) -> str:
 
 
 def default_context(encoders: Encoders, frame: pl.DataFrame) -> dict[str, Column]:
-    """Return the encoded defaults of all features of the context, as columns of one row; `frame` has the columns' types. Raises
-    ConfigError if a feature has none."""
+    """Return the encoded defaults of all features of the context, as columns of one row; `frame` has the columns'
+    types. Raises ConfigError if a feature has none."""
     features = encoders.schema.side("context")
     if without := [f.name for f in features if f.defaults is None]:
         raise ConfigError(
-            f"the model reads the context, and feature '{without[0]}' has no default: a user has a vector for each context, not "
-            "one; use method 2 (online user tower), or declare a default for each feature of the context"
+            f"the model reads the context, and feature '{without[0]}' has no default: a user has a vector for each "
+            "context, not one; use method 2 (online user tower), or declare a default for each feature of the context"
         )
     values, out = GivenValues(encoders, features, frame), dict[str, Column]()
     for f in features:

@@ -70,7 +70,8 @@ class Dataset:
         return self.split.histories_grow
 
     def with_schema(self, schema: Schema) -> Self:
-        """Return the dataset with another schema of the same data; itself, with all that it keeps, if the schema is the same."""
+        """Return the dataset with another schema of the same data; itself, with all that it keeps, if the schema is the
+        same."""
         if schema == self.schema:
             return self
         return replace(self, schema=schema, encoders=self.encoders.with_schema(schema))
@@ -99,7 +100,8 @@ class Dataset:
         parts = np.where(self.parts == VALIDATION, np.int8(TRAIN), self.parts)
         frame = self.context_frame
         users, items = (self.side_before(side, TEST) for side in SIDES)
-        return Dataset(self.schema, self.encoders, users, items, self.pairs, parts, self.times, self.split, context_frame=frame)  # fmt: skip
+        return Dataset(self.schema, self.encoders, users, items, self.pairs, parts, self.times, self.split,
+            context_frame=frame)  # fmt: skip
 
     def part(self, part: int) -> Pairs:
         """Return the pairs of TRAIN, VALIDATION or TEST, in the table's order."""
@@ -158,8 +160,8 @@ class Dataset:
         return self.users.versions is not None or self.items.versions is not None
 
     def input_rows(self, side: SideName, rows: WholeNumbers, interactions: Ints) -> WholeNumbers:
-        """Return the rows (n,) of `side(side).by_version()` that hold for some rows (n,) at the times of interactions (n,), by
-        index or its complement; the rows themselves without versions."""
+        """Return the rows (n,) of `side(side).by_version()` that hold for some rows (n,) at the times of interactions
+        (n,), by index or its complement; the rows themselves without versions."""
         versions = self.side(side).versions
         if versions is None:
             return rows
@@ -167,7 +169,8 @@ class Dataset:
         return versions.at(rows, self.times[np.maximum(interactions, ~interactions)])
 
     def rows_after_training(self, side: SideName) -> Ints | None:
-        """Return the rows of `side(side).by_version()` that hold at the latest training interaction; None without versions."""
+        """Return the rows of `side(side).by_version()` that hold at the latest training interaction; None without
+        versions."""
         versions, n = self.side(side).versions, len(self.side(side))
         if versions is None:
             return None
@@ -194,7 +197,8 @@ class Dataset:
         return history_of(self, history, among)
 
     def sort_by_time(self, among: Bools) -> Ints:
-        """Return the indices of the interactions in the mask `among` (n,), oldest first; ties keep the table's order."""
+        """Return the indices of the interactions in the mask `among` (n,), oldest first; ties keep the table's
+        order."""
         keep = np.flatnonzero(among)
         return keep if self.times is None else keep[np.argsort(self.times[keep], kind="stable")]
 
@@ -300,8 +304,8 @@ class Dataset:
         return f"{len(self.users):,} users, {len(self.items):,} items, {len(self.parts):,} interactions ({sizes})"
 
     def reports(self, side: SideName) -> dict[str, Report]:
-        """Return the reports of the features of a side whose encoders make one, over the rows with training interactions,
-        by feature name."""
+        """Return the reports of the features of a side whose encoders make one, over the rows with training
+        interactions, by feature name."""
         trained = np.flatnonzero(self.user_counts if side == "user" else self.item_counts)
         return self.encoders.reports(side, self.side(side).frame, trained)
 
@@ -379,9 +383,9 @@ def assemble_dataset(
     versions: Mapping[SideName, Versions] | None = None,
     context: pl.DataFrame | None = None,
 ) -> Dataset:
-    """Return the dataset of tables whose interactions are rows already, with fitted encoders; only the sides in `encode`
-    get columns. `versions` are those of the sides that have some, without columns. `context` has the columns of the
-    interactions that features of the context read."""
+    """Return the dataset of tables whose interactions are rows already, with fitted encoders; only the sides in
+    `encode` get columns. `versions` are those of the sides that have some, without columns. `context` has the columns
+    of the interactions that features of the context read."""
     schema = encoders.schema
     train = parts == TRAIN
     if not pairs.target[train].any():

@@ -1,9 +1,9 @@
 """Evidence that what is popular changes: rows near in time, compared with rows at random.
 
-The statistic is the number of agreements, two rows of one item and of different users, within each of BLOCKS parts of the log of equally many
-rows, one after another. If popularity does not change, a part has its share of the agreements of the whole log. How far chance is off is measured by
-histories that are moved as wholes, each by any number of rows, beyond the end from the beginning on: a session of one kind of item makes
-agreements come in clumps.
+The statistic is the number of agreements, two rows of one item and of different users, within each of BLOCKS parts of
+the log of equally many rows, one after another. If popularity does not change, a part has its share of the agreements
+of the whole log. How far chance is off is measured by histories that are moved as wholes, each by any number of rows,
+beyond the end from the beginning on: a session of one kind of item makes agreements come in clumps.
 Rows of one user count for nothing, as they follow one another. Rows of equal time have no order and are shuffled.
 """
 
@@ -21,12 +21,13 @@ BLOCKS = 100
 MAX_ROWS = 200_000
 """Interactions that are read; more are cut to those of users drawn at random."""
 MIN_LIFT = 1.2
-"""Lift from which what is popular changes. Logs of films and sessions have 1.0 to 1.2, of seasons 1.5 to 2.4, of news and ads 8 and more (docs/log.md)."""
+"""Lift from which what is popular changes. Logs of films and sessions have 1.0 to 1.2, of seasons 1.5 to 2.4, of news
+and ads 8 and more (docs/log.md)."""
 MIN_Z = 5.0
 """Deviations above chance from which what is popular changes."""
 MIN_APART = 0.05
-"""Share of the range of numbers that order a log. Numbers of which half of the users begin later than that are those of all rows; else they may be places in
-the list of each user."""
+"""Share of the range of numbers that order a log. Numbers of which half of the users begin later than that are those of
+all rows; else they may be places in the list of each user."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,8 @@ class DriftEvidence:
     expected: float
     """Those within the same numbers of rows drawn from the whole log."""
     deviation: float = 1.0
-    """Standard deviation of agreements less those expected, of moved histories; at least that of a Poisson variable, and at least 1."""
+    """Standard deviation of agreements less those expected, of moved histories; at least that of a Poisson variable,
+    and at least 1."""
 
     @property
     def lift(self) -> float:
@@ -51,16 +53,18 @@ class DriftEvidence:
 
     @property
     def exists(self) -> bool:
-        """True if rows near in time agree more than chance has it: a lift of MIN_LIFT or more, and a z of MIN_Z or more."""
+        """True if rows near in time agree more than chance has it: a lift of MIN_LIFT or more, and a z of MIN_Z or
+        more."""
         return self.lift >= MIN_LIFT and self.z >= MIN_Z
 
     def __str__(self) -> str:
-        return f"rows of different users within a hundredth of the log are of one item {self.lift:.2f} times as often as any two, z {self.z:.1f}"
+        share = f"{self.lift:.2f} times as often as any two, z {self.z:.1f}"
+        return f"rows of different users within a hundredth of the log are of one item {share}"
 
 
 def drift_evidence(users: Ints, items: Ints, times: Ints, max_rows: int = MAX_ROWS) -> DriftEvidence:
-    """Measure how what is popular changes, of interactions (n,) by the codes of their users and items, 0 or more, and by times of any unit. The same
-    arguments give the same evidence."""
+    """Measure how what is popular changes, of interactions (n,) by the codes of their users and items, 0 or more, and
+    by times of any unit. The same arguments give the same evidence."""
     rng = np.random.default_rng(0)
     if len(users) > max_rows:
         kept = some_users(users, max_rows, rng)
@@ -84,8 +88,8 @@ def drift_evidence(users: Ints, items: Ints, times: Ints, max_rows: int = MAX_RO
 
 
 def begin_apart(users: Ints, times: Ints) -> bool:
-    """Return False if times may be places in each user's list: half of the users (n,) begin within MIN_APART of the range after its beginning.
-    The range holds all times but the lowest and the highest hundredth."""
+    """Return False if times may be places in each user's list: half of the users (n,) begin within MIN_APART of the
+    range after its beginning. The range holds all times but the lowest and the highest hundredth."""
     first = np.full(int(users.max(initial=-1)) + 1, np.iinfo(np.int64).max)
     np.minimum.at(first, users, times)
     begins = first[first < np.iinfo(np.int64).max]

@@ -19,7 +19,8 @@ LISTED_TYPES = 5
 
 
 def without_ignored(actions: pl.DataFrame, schema: Schema) -> pl.DataFrame:
-    """Return the interactions without those of ignored events. Raises DataError for an event that the schema does not name."""
+    """Return the interactions without those of ignored events. Raises DataError for an event that the schema does not
+    name."""
     if not schema.event:
         return actions
     rules = _rules(actions[schema.event], schema)
@@ -36,8 +37,8 @@ def event_counts(actions: pl.DataFrame, schema: Schema) -> Counter[str]:
 
 
 def event_notes(counts: Mapping[str, int], schema: Schema) -> list[str]:
-    """Return messages about the numbers of interactions of each type: those that are left out, those that the rule of all others
-    is for, and beside it the rules that no row has. Raises DataError if all are left out."""
+    """Return messages about the numbers of interactions of each type: those that are left out, those that the rule of
+    all others is for, and with it the rules that no row has. Raises DataError if all are left out."""
     others = {name: n for name, n in counts.items() if name not in schema.events}
     first = sorted(others.items(), key=lambda entry: (-entry[1], entry[0]))[:LISTED_TYPES]
     listed = ", ".join(f"'{name}' {n:,}" for name, n in first)
@@ -75,8 +76,8 @@ def event_factors(events: pl.Series, schema: Schema) -> pl.Series:
 
 
 def event_types(events: pl.Series, schema: Schema) -> pl.Series:
-    """Return (n,) the codes of the types of events in histories, of type Int32: 0 for those that the rule of all others is for.
-    Raises DataError for a type without a rule."""
+    """Return (n,) the codes of the types of events in histories, of type Int32: 0 for those that the rule of all others
+    is for. Raises DataError for a type without a rule."""
     _rules(events, schema)
     codes = {name: code for code, name in enumerate(schema.event_types, 1)}
     return _names(events).replace_strict(codes, default=0, return_dtype=pl.Int32)
@@ -88,7 +89,8 @@ def type_names(events: pl.Series) -> pl.Series:
 
 
 def _rules(events: pl.Series, schema: Schema) -> dict[str, EventRule]:
-    """Return the rule of each type among events. Raises DataError for one without, missing types, or a column of others."""
+    """Return the rule of each type among events. Raises DataError for one without, missing types, or a column of
+    others."""
     what = f"interactions: event '{schema.event}'"
     if not (events.dtype.is_integer() or events.dtype in (*TEXT_TYPES, pl.Boolean, pl.Null)):
         raise DataError(f"{what} holds {events.dtype}, expected text or whole numbers; cast it")

@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 
 
 def history_of(dataset: Dataset, history: HistorySpec, among: Bools) -> Ragged:
-    """Return the history of each row of its side, oldest first, from the interactions of a dataset in the mask `among` (n,)."""
+    """Return the history of each row of its side, oldest first, from the interactions of a dataset in the mask `among`
+    (n,)."""
     keep = dataset.sort_by_time(among & history.holds(dataset.pairs.positive))
     own, other = dataset.pairs.user, dataset.pairs.item
     if history.side == "item":
@@ -35,7 +36,8 @@ def history_of(dataset: Dataset, history: HistorySpec, among: Bools) -> Ragged:
 
 
 def facts_of(histories: Ragged, places: Ints, types: Codes | None, times: Ints | None) -> HistoryFacts:
-    """Return the facts of the interactions of some histories, which stand at `places` (L,) of `types` (n,) and `times` (n,)."""
+    """Return the facts of the interactions of some histories, which stand at `places` (L,) of `types` (n,) and `times`
+    (n,)."""
     first = np.zeros(len(places), bool)
     first[histories.offsets[:-1][histories.lengths > 0]] = True
     return HistoryFacts(

@@ -52,7 +52,8 @@ class IdColumn(TextColumn[Text], Generic[Text, Row]):
         row_type: Callable[[int], Row],
         hash_ids: Callable[[pl.Series], npt.NDArray[np.uint64]] | None = None,
     ) -> None:
-        """Index the ids of a column, in rows of `row_type`. `hash_ids` maps texts (n,) to hashes (n,); None: polars' hashes."""
+        """Index the ids of a column, in rows of `row_type`. `hash_ids` maps texts (n,) to hashes (n,); None: polars'
+        hashes."""
         super().__init__(column)
         self._unknown = row_type(-1)
         self._hash_ids = hash_ids or _hashes

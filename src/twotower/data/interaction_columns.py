@@ -1,4 +1,5 @@
-"""Columns of the interactions: what a bucket and prepared data hold of each, and the option of the schema that asks for it.
+"""Columns of the interactions: what a bucket and prepared data hold of each, and the option of the schema that asks for
+it.
 
 The contract of buckets, its reader, the writer of arrays and the prepared dataset read this table.
 """
@@ -32,8 +33,8 @@ class InteractionColumn:
     stored: str = ""
     """Type of the array of prepared data, as numpy names it. Empty: there is none."""
     option: str = ""
-    """Option or property of the schema that is empty or False if the log has no such column. Empty: every bucket has the column,
-    or the split asks for it."""
+    """Option or property of the schema that is empty or False if the log has no such column. Empty: every bucket has
+    the column, or the split asks for it."""
     of_split: bool = False
     """True for a column that the split may ask for, and no schema does."""
 

@@ -23,8 +23,8 @@ TYPE = "__type"
 
 
 def labelled(actions: pl.DataFrame, schema: Schema, some: bool = True) -> pl.DataFrame:
-    """Add the boolean column POSITIVE, from the label or the events, and TYPE if a history reads it. Raises DataError for an unusable label, and if `some` and
-    no row is positive."""
+    """Add the boolean column POSITIVE, from the label or the events, and TYPE if a history reads it. Raises DataError
+    for an unusable label, and if `some` and no row is positive."""
     if schema.event:
         positive = event_positives(actions[schema.event], schema).alias(POSITIVE)
         types = [event_types(actions[schema.event], schema).alias(TYPE)] if schema.reads_types else []
@@ -34,8 +34,8 @@ def labelled(actions: pl.DataFrame, schema: Schema, some: bool = True) -> pl.Dat
     series = actions[schema.label]
     if not (series.dtype.is_numeric() or series.dtype == pl.Boolean):
         raise DataError(
-            f"interactions: label '{schema.label}' holds {series.dtype}, expected numbers or booleans; {advice_on_text(series)}; "
-            "a column of words, such as yes and no, belongs in schema.event"
+            f"interactions: label '{schema.label}' holds {series.dtype}, expected numbers or booleans; "
+            f"{advice_on_text(series)}; a column of words, such as yes and no, belongs in schema.event"
         )
     if n := missing_count(series):
         raise DataError(f"interactions: label '{schema.label}' has {n} missing values; fill them or drop the rows")
@@ -49,8 +49,8 @@ def labelled(actions: pl.DataFrame, schema: Schema, some: bool = True) -> pl.Dat
 
 
 def weighted(actions: pl.DataFrame, schema: Schema, what: str = "interactions") -> pl.DataFrame:
-    """Add the column WEIGHT, if the interactions have weights: the column of the schema on its scale, times those of the
-    events. Raises DataError for weights that are neither 0 nor in WEIGHT_RANGE."""
+    """Add the column WEIGHT, if the interactions have weights: the column of the schema on its scale, times those of
+    the events. Raises DataError for weights that are neither 0 nor in WEIGHT_RANGE."""
     if not schema.weighted:
         return actions
     factors = event_factors(actions[schema.event], schema) if schema.event else None
@@ -77,8 +77,8 @@ def weighted(actions: pl.DataFrame, schema: Schema, what: str = "interactions") 
 
 
 def averaged_values(actions: pl.DataFrame, column: str, schema: Schema) -> pl.Series:
-    """Return (n,) the values of a column that a statistic averages, of type Float64. Labels of rows of weight 0 are missing, as
-    these are no targets."""
+    """Return (n,) the values of a column that a statistic averages, of type Float64. Labels of rows of weight 0 are
+    missing, as these are no targets."""
     values = actions[column].cast(pl.Float64)
     if schema.weighted and column in (schema.label, POSITIVE):
         return actions.select(pl.when(pl.col(WEIGHT) > 0).then(values)).to_series().alias(column)

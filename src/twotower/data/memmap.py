@@ -101,7 +101,8 @@ class _Arrays:
         return self._checked(name, "biu", 1)
 
     def _checked(self, name: str, kinds: str, max_ndim: int) -> npt.NDArray[Any]:
-        """Return an array of 1 to `max_ndim` dimensions whose numpy kind is in `kinds`. Raises RunError for any other."""
+        """Return an array of 1 to `max_ndim` dimensions whose numpy kind is in `kinds`. Raises RunError for any
+        other."""
         path, found = self._folder / f"{name}.npy", self._found.get(name)
         if found is None:
             raise RunError(f"{path}: no such file; the folder is not complete")
@@ -318,8 +319,8 @@ def save(dataset: Dataset, folder: Path) -> None:
 def load(
     folder: Path, schema: Schema, split: SplitConfig, encode: tuple[SideName, ...] = SIDES, newest: bool = False
 ) -> Dataset:
-    """Read the files of `save`; only the sides in `encode` get columns, and with `newest` versions may be missing. Raises RunError
-    as `load_tables` does."""
+    """Read the files of `save`; only the sides in `encode` get columns, and with `newest` versions may be missing.
+    Raises RunError as `load_tables` does."""
     if (folder / layout.PREPARED).is_dir():
         return MemmapDataset.open(folder / layout.PREPARED, encode).with_schema(schema)
     return load_tables(folder, schema, split, encode, newest)

@@ -1,11 +1,12 @@
 """Evidence that the order of a log exists: adjacent items of users, compared with shuffled histories.
 
-A pair is two adjacent interactions of one user and of different times, (item, next item). The statistic is the number of
-agreements, two pairs that are equal: n (n - 1) / 2 for each pair that occurs n times. Under the null hypothesis every order of a
-user's interactions is as likely as any other, so shuffling each history gives draws of it, as a permutation test (Good,
-"Permutation, Parametric and Bootstrap Tests of Hypotheses", 2005, chapter 3). Histories keep their items, so a popular item, or two items of one taste, count
-for nothing. Rows of equal time have no order and are shuffled in the log too. They stay together in shuffled histories, so a row
-that was logged twice, or the items of one basket, count for nothing either.
+A pair is two adjacent interactions of one user and of different times, (item, next item). The statistic is the number
+of agreements, two pairs that are equal: n (n - 1) / 2 for each pair that occurs n times. Under the null hypothesis
+every order of a user's interactions is as likely as any other, so shuffling each history gives draws of it, as a
+permutation test (Good, "Permutation, Parametric and Bootstrap Tests of Hypotheses", 2005, chapter 3). Histories keep
+their items, so a popular item, or two items of one taste, count for nothing. Rows of equal time have no order and are
+shuffled in the log too. They stay together in shuffled histories, so a row that was logged twice, or the items of one
+basket, count for nothing either.
 """
 
 from __future__ import annotations
@@ -47,7 +48,8 @@ class OrderEvidence:
 
     @property
     def lift(self) -> float:
-        """Mean over all adjacent pairs of the ratio, which is 1 for those of equal time. 1: the order does not exist."""
+        """Mean over all adjacent pairs of the ratio, which is 1 for those of equal time. 1: the order does not
+        exist."""
         return 1 + (1 - self.ties) * (self.ratio - 1)
 
     @property
@@ -57,7 +59,8 @@ class OrderEvidence:
 
     @property
     def exists(self) -> bool:
-        """True if the log has more agreements than chance gives: a lift of MIN_LIFT or more, and a z of MIN_Z or more."""
+        """True if the log has more agreements than chance gives: a lift of MIN_LIFT or more, and a z of MIN_Z or
+        more."""
         return self.lift >= MIN_LIFT and self.z >= MIN_Z
 
     def __str__(self) -> str:

@@ -36,8 +36,8 @@ class OwnItems(NamedTuple):
 def own_items(
     histories: Ragged, rows: Shaped[Ints, "codes"], weights: Shaped[Floats, "codes"], recency: Recency, n_items: int
 ) -> tuple[Shaped[Ints, "_"], OwnItems]:
-    """Return offsets (U + 1,) and items of the histories of U users, rows of codes, oldest first: an interaction adds the weight of its
-    code times that of its `recency` to the score of the item of its code in `rows`, -1 for none."""
+    """Return offsets (U + 1,) and items of the histories of U users, rows of codes, oldest first: an interaction adds
+    the weight of its code times that of its `recency` to the score of the item of its code in `rows`, -1 for none."""
     codes, lengths = histories.values, histories.lengths
     places = run_indices(np.zeros(len(lengths), np.int64), lengths)
     later = (np.repeat(lengths, lengths) - places - 1).astype(np.float64)  # 0 for the latest

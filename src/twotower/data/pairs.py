@@ -16,8 +16,8 @@ from twotower.data.interaction_columns import Columns
 
 @dataclass(frozen=True)
 class Pairs:
-    """Aligned (n,) arrays: user row, item row, whether the user liked the item, and weights and types of events if the schema
-    names them."""
+    """Aligned (n,) arrays: user row, item row, whether the user liked the item, and weights and types of events if the
+    schema names them."""
 
     user: Codes
     item: Codes
@@ -61,7 +61,8 @@ class Pairs:
         return cls(**{name: np.concatenate([p.arrays[name] for p in parts]) for name in parts[0].arrays})
 
     def renumbered(self, user: Ints, item: Ints) -> Pairs:
-        """Return the pairs with rows mapped by `user` (n_users,) and `item` (n_items,), without pairs that map to -1."""
+        """Return the pairs with rows mapped by `user` (n_users,) and `item` (n_items,), without pairs that map to
+        -1."""
         n, end = sum(len(p) for p in self._renumbered(user, item)), 0
         types = {name: column.dtype.type for name, column in self.arrays.items()} | {"user": np.int32, "item": np.int32}
         out = Pairs(**{name: temporary_array(n, dtype) for name, dtype in types.items()})
@@ -84,8 +85,7 @@ class Pairs:
 
 @dataclass(frozen=True)
 class GroupedPairs:
-    """Pairs of U users, grouped by user: those of user u are `starts[u]` to `starts[u] + lengths[u]` of (n,)
-    arrays."""
+    """Pairs of U users, grouped by user: those of user u are `starts[u]` to `starts[u] + lengths[u]` of (n,) arrays."""
 
     columns: Columns
     """Columns of the pairs by name, without `user`."""
@@ -120,7 +120,8 @@ class GroupedPairs:
         return replace(found, item=self.item_rows[found.item].astype(np.int32)).known()
 
     def renumbered(self, users: Ints, items: Ints) -> GroupedPairs:
-        """Return the pairs of some user rows, which become rows 0, 1, …; `items` is the new row of each item, -1 for none."""
+        """Return the pairs of some user rows, which become rows 0, 1, …; `items` is the new row of each item, -1 for
+        none."""
         return replace(self, starts=self.starts[users], lengths=self.lengths[users], item_rows=items)
 
 

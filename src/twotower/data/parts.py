@@ -19,12 +19,14 @@ from twotower.features.schema import Schema
 log = logging.getLogger(__name__)
 
 PART = "__part"
-"""The column of part codes that reading of `PartFiles` adds to the interactions. Names that begin with '__' are reserved."""
+"""The column of part codes that reading of `PartFiles` adds to the interactions. Names that begin with '__' are
+reserved."""
 
 
 @dataclass(frozen=True)
 class PartFiles:
-    """Interactions whose parts are files: for "train", "test" and if wanted "validation" a file, a folder or a pattern."""
+    """Interactions whose parts are files: for "train", "test" and if wanted "validation" a file, a folder or a
+    pattern."""
 
     sources: Mapping[str, str | Path]
 
@@ -35,7 +37,8 @@ class PartFiles:
 
 
 def given_parts(interactions: pl.DataFrame, split: SplitConfig) -> pl.Series | None:
-    """Return the part codes (n,) Int8 that the interactions give, or None if a rule makes the parts. Raises DataError."""
+    """Return the part codes (n,) Int8 that the interactions give, or None if a rule makes the parts. Raises
+    DataError."""
     if split.kind == "files":
         if PART not in interactions.columns:
             raise DataError(
@@ -67,9 +70,9 @@ def check_gap(schema: Schema, split: SplitConfig) -> None:
 def tell_of_repeats(
     left_out: pl.DataFrame | None, kept: pl.DataFrame, parts: npt.NDArray[np.int8], schema: Schema, split: SplitConfig
 ) -> None:
-    """Log a warning about interactions that are `left_out` because their pair of user and item is `kept` in a later one of the `parts` (n,) of the rows kept: a
-    training row is missing because the test part has its pair, which a model can tell from what else the user has. A rule that splits by time puts later rows
-    into later parts."""
+    """Log a warning about interactions that are `left_out` because their pair of user and item is `kept` in a later one
+    of the `parts` (n,) of the rows kept: a training row is missing because the test part has its pair, which a model
+    can tell from what else the user has. A rule that splits by time puts later rows into later parts."""
     if left_out is None or not (split.follows_time or split.is_given):
         return
     pair = [schema.user_id, schema.item_id]
@@ -90,9 +93,10 @@ def tell_of_repeats_at_most(n: int, schema: Schema, split: SplitConfig) -> None:
 
 def _repeats_line(n: str, split: SplitConfig) -> str:
     return (
-        f"schema.duplicates = 'last' leaves out {n} rows whose pair of user and item comes again later, and split.kind = '{split.kind}' tests the later "
-        "ones: an item is missing in a history because the test part has it, so metrics are too high; set schema.duplicates = 'keep', under which "
-        "rankings leave out what a user has taken before (evaluation.repeats)"
+        f"schema.duplicates = 'last' leaves out {n} rows whose pair of user and item comes again later, and split.kind "
+        f"= '{split.kind}' tests the later ones: an item is missing in a history because the test part has it, so "
+        "metrics are too high; set schema.duplicates = 'keep', under which rankings leave out what a user has taken "
+        "before (evaluation.repeats)"
     )
 
 

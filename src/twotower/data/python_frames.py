@@ -15,7 +15,10 @@ import polars as pl
 if TYPE_CHECKING:
     import pandas as pd
 
-Cell: TypeAlias = "str | bytes | float | Decimal | date | timedelta | UUID | np.generic | npt.NDArray[np.generic] | Sequence[Cell] | None"
+Cell: TypeAlias = (
+    "str | bytes | float | Decimal | date | timedelta | UUID | np.generic"
+    " | npt.NDArray[np.generic] | Sequence[Cell] | None"
+)
 """Value of a row, of one column."""
 _MISSING = ("NAType", "NaTType")
 """Types of pandas' missing values, which this module does not import."""
@@ -51,8 +54,8 @@ def _pandas_column(name: str, column: pd.Series) -> pl.Series:
 
 
 def _series(name: str, values: Iterable[Cell]) -> pl.Series:
-    """Return any values as a series. Beside a text all numbers are texts, a whole one that of its integer: an id 7 that a missing value
-    beside it made 7.0 stays 7."""
+    """Return any values as a series. If one is text, all numbers become text, a whole number the text of its integer:
+    an id 7 that a missing value made 7.0 stays 7."""
     plain = plain_values(values)
     if any(isinstance(value, str) for value in plain):
         plain = [str(v) if isinstance(v, float | Decimal) and not _is_whole(v) else v for v in plain]
@@ -68,8 +71,8 @@ def _is_whole(value: float | Decimal) -> bool:
 
 
 def plain_values(values: Iterable[Cell]) -> list[Cell]:
-    """Return values of Python: numbers and times of numpy as such, of which polars would make all others one type, or takes none;
-    a UUID as its text; NaN, also a decimal one, NaT and NA as None."""
+    """Return values of Python: numbers and times of numpy as such, of which polars would make all others one type, or
+    takes none; a UUID as its text; NaN, also a decimal one, NaT and NA as None."""
     return [_plain(value) for value in values]
 
 
@@ -92,7 +95,8 @@ def _plain(value: Cell) -> Cell:
 
 
 def _time(value: np.datetime64 | np.timedelta64) -> Cell:
-    """Return a time or duration of numpy as one of Python, NaT as None. Raises ValueError for one that Python has not."""
+    """Return a time or duration of numpy as one of Python, NaT as None. Raises ValueError for one that Python has
+    not."""
     if np.isnat(value):
         return None
     given = np.asarray(value)

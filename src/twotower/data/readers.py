@@ -35,8 +35,8 @@ if TYPE_CHECKING:
 TableLike: TypeAlias = (
     "pl.DataFrame | pl.LazyFrame | pd.DataFrame | pa.Table | Mapping[str, Sequence[Any]] | str | Path | PartFiles"
 )
-"""A table: a frame, an Arrow table (or any other producer of an Arrow stream), columns, the path or URL of a file, or interactions
-in files by part."""
+"""A table: a frame, an Arrow table (or any other producer of an Arrow stream), columns, the path or URL of a file, or
+interactions in files by part."""
 
 MAX_COMMENTS = 1000
 """Lines, the first ones, that are looked at for comments."""
@@ -46,9 +46,9 @@ MAX_COMMENTS = 1000
 class Reading:
     """Types of the columns of a CSV, which has none of its own, and the form of text files.
 
-    `numbers` are columns whose type (dates too) polars infers, `text` are columns of text. Any other column is text, unless
-    all its values are spelled as whole numbers or booleans are: "007" and "7", or "1.10" and "1.1", stay two values.
-    `numbers` None infers every type."""
+    `numbers` are columns whose type (dates too) polars infers, `text` are columns of text. Any other column is text,
+    unless all its values are spelled as whole numbers or booleans are: "007" and "7", or "1.10" and "1.1", stay two
+    values. `numbers` None infers every type."""
 
     numbers: frozenset[str] | None
     text: frozenset[str] = frozenset()
@@ -57,7 +57,8 @@ class Reading:
     columns: tuple[str, ...] = ()
     """Names of the columns of a file without a header line. Empty: the first line names them."""
     lines: tuple[str, ...] = ()
-    """Names of the columns of the users, the items and, if any, the order, of files with one user a line. Empty: one row a line."""
+    """Names of the columns of the users, the items and, if any, the order, of files with one user a line. Empty: one
+    row a line."""
     option: str = "data.format.{}"
     """Name of an option of the form in messages."""
     dates: bool = True
@@ -69,7 +70,8 @@ class Reading:
 
     @classmethod
     def of(cls, schema: Schema, side: SideName | None = None, form: TextFormat | None = None) -> Reading:
-        """Return the types that a schema requires for the table of a side, or for the interactions, in files of a form."""
+        """Return the types that a schema requires for the table of a side, or for the interactions, in files of a
+        form."""
         form = form or TextFormat()
         comma = form.decimal == ","
         ids = {schema.user_id, schema.item_id, schema.table_id(side or "user")}
@@ -110,8 +112,8 @@ def _columns_of_lines(schema: Schema) -> tuple[str, ...]:
     """Return the columns that files with one user a line give. Raises DataError if the schema wants times."""
     if schema.time and schema.time_unit != "order":
         raise DataError(
-            f"data.format.layout = 'sequences' gives '{schema.time}' an order, and schema.time_unit = '{schema.time_unit}' wants "
-            "times; set schema.time_unit = 'order'"
+            f"data.format.layout = 'sequences' gives '{schema.time}' an order, and schema.time_unit = "
+            f"'{schema.time_unit}' wants times; set schema.time_unit = 'order'"
         )
     return (schema.user_id, schema.item_id, *filter(None, [schema.time]))
 
@@ -135,8 +137,8 @@ def first_file(table: TableLike | None) -> TablePath | None:
 
 
 def as_frame(table: TableLike, what: str, reading: Reading | None = None) -> pl.DataFrame:
-    """Return a polars frame of a polars or pandas frame, any Arrow producer, a mapping of columns, or a path or URL of CSV or
-    Parquet."""
+    """Return a polars frame of a polars or pandas frame, any Arrow producer, a mapping of columns, or a path or URL of
+    CSV or Parquet."""
     if isinstance(table, pl.DataFrame):
         return table
     if isinstance(table, str | Path):
@@ -169,11 +171,12 @@ CANONICAL_INTEGER, CANONICAL_BOOLEAN = r"^(0|-?[1-9]\d*)$", r"^(?i:true|false)$"
 def read_file(
     source: Path | str, reading: Reading | None = None, wanted: Collection[str] | None = None
 ) -> pl.DataFrame:
-    """Read a text (UTF-8, header line) or Parquet file, by its ending, or all files of a folder or pattern as one table. Folders
-    named `name=value` are columns, unless the files have them.
+    """Read a text (UTF-8, header line) or Parquet file, by its ending, or all files of a folder or pattern as one
+    table. Folders named `name=value` are columns, unless the files have them.
 
-    Without a `reading`, or with its `numbers` None, polars infers the types of a CSV, but a column stays text if its spelling is not that of whole
-    numbers. Of a Parquet file only the `wanted` columns are read, or all columns if one of them is missing.
+    Without a `reading`, or with its `numbers` None, polars infers the types of a CSV, but a column stays text if its
+    spelling is not that of whole numbers. Of a Parquet file only the `wanted` columns are read, or all columns if one
+    of them is missing.
     """
     return _read_paths(table_files(source), reading, wanted)
 
@@ -257,16 +260,16 @@ def table_errors(path: TablePath) -> Iterator[None]:
         if path.is_text and "more fields" in str(e):
             _check_comments(path)
             raise DataError(
-                f"{path}: a line has more values than the first line; put a value that holds the separator between double quotes, and "
-                "remove lines above the header and separators at the ends of lines"
+                f"{path}: a line has more values than the first line; put a value that holds the separator between "
+                "double quotes, and remove lines above the header and separators at the ends of lines"
             ) from None
         kind = path.ending[1:] if path.is_text else "parquet"
         raise DataError(f"{path}: cannot be read as {kind} ({first_line(e)}); is the file complete?") from None
 
 
 def scan_text(path: TablePath, reading: Reading, first: int | None = None) -> pl.LazyFrame:
-    """Scan a text file. Of files with one user a line, the column of the order begins at `first`; None leaves it out. Call it
-    within `table_errors`. Raises DataError as `column_names` does."""
+    """Scan a text file. Of files with one user a line, the column of the order begins at `first`; None leaves it out.
+    Call it within `table_errors`. Raises DataError as `column_names` does."""
     if not reading.lines:
         return path.with_folder_columns(path.scan_csv(**csv_options(path, reading)), _texts(path, reading))
     column_names(path, reading)
@@ -281,7 +284,8 @@ def csv_options(path: TablePath, reading: Reading) -> CsvOptions:
     text = [] if reading.numbers is None else [name for name in names if name not in reading.numbers]
     unnamed, separator = bool(reading.columns), _separator(path, reading)
     return {
-        "separator": separator, "decimal_comma": reading.decimal_comma and separator != ",", "has_header": not unnamed, "new_columns": names if unnamed else None, "infer_schema_length": None, "try_parse_dates": reading.dates,
+        "separator": separator, "decimal_comma": reading.decimal_comma and separator != ",", "has_header": not unnamed,
+        "new_columns": names if unnamed else None, "infer_schema_length": None, "try_parse_dates": reading.dates,
         "schema_overrides": dict.fromkeys(text, pl.String),
     }  # fmt: skip
 
@@ -300,8 +304,9 @@ def column_names(path: TablePath, reading: Reading) -> list[str]:
 
 
 def _own_names(path: TablePath, reading: Reading) -> list[str]:
-    """Return the columns within a text file. Raises DataError if its header names one twice, if the file has another number of
-    columns than `reading` names, or a header line of these names, or if it looks separated by another character."""
+    """Return the columns within a text file. Raises DataError if its header names one twice, if the file has another
+    number of columns than `reading` names, or a header line of these names, or if it looks separated by another
+    character."""
     separator = _separator(path, reading)
     if reading.lines:
         values = read_first_values(path, separator)
@@ -320,7 +325,8 @@ def _own_names(path: TablePath, reading: Reading) -> list[str]:
             )
         if [(name or "").strip().casefold() for name in header] == [name.casefold() for name in reading.columns]:
             raise DataError(
-                f"{path}: its first line holds the names of {option}, which are for files without a header line; leave {option} out, or remove the line"
+                f"{path}: its first line holds the names of {option}, which are for files without a header line; leave "
+                f"{option} out, or remove the line"
             )
         return [*reading.columns]
     twice = next((name for name in header if name and header.count(name) > 1), None)
@@ -339,7 +345,8 @@ def _check_separator(path: TablePath, header: Sequence[str | None], separator: s
     _check_comments(path)
     other = max(found, key=lambda s: found[s])
     what = (
-        f"set {reading.option.format('separator')} = {json.dumps(other)}{'' if '`' in reading.option else ', for one table alone in separators'}"
+        f"set {reading.option.format('separator')} = "
+        f"{json.dumps(other)}{'' if '`' in reading.option else ', for one table alone in separators'}"
         if len(other) == 1
         else "replace it in the file by a tab"
     )
@@ -347,8 +354,8 @@ def _check_separator(path: TablePath, header: Sequence[str | None], separator: s
 
 
 def _check_comments(path: TablePath) -> None:
-    """Raise DataError if a file begins with lines of comments: they begin with '#', and a separator stands more often in the line after them
-    than in the first."""
+    """Raise DataError if a file begins with lines of comments: they begin with '#', and a separator stands more often
+    in the line after them than in the first."""
     with path.open() as f:
         lines = [line.decode(errors="replace") for line in islice(f, MAX_COMMENTS)]
     n = next((i for i, line in enumerate(lines) if not line.startswith("#")), 0)
@@ -357,21 +364,21 @@ def _check_comments(path: TablePath) -> None:
         if str(path).endswith(".gz"):
             others = f"gzip -dc OLD | tail -n +{n + 1} | gzip > NEW"
         raise DataError(
-            f"{path}: the lines above line {n + 1} begin with '#', as comments do, and are no rows; remove such lines above the header "
-            f"(`{others}` writes the others)"
+            f"{path}: the lines above line {n + 1} begin with '#', as comments do, and are no rows; remove such lines "
+            f"above the header (`{others}` writes the others)"
         )
 
 
 def _check_values(path: TablePath, values: Sequence[str], separator: str) -> None:
-    """Raise DataError if another character separates the user of a file's first line from the items, or its items: the user
-    alone holds it, or the only item does."""
+    """Raise DataError if another character separates the user of a file's first line from the items, or its items: the
+    user alone holds it, or the only item does."""
     for place in (0, 1) if len(values) == 2 else (0,) if values[1:] else ():
         value, rest = values[place], [*values[:place], *values[place + 1 :]]
         for other in () if value.startswith('"') else _others(separator):
             if other in value and not any(other in v for v in rest):
                 raise DataError(
-                    f"{path}: {separator!r} separates the values, and in the first line '{value[:40]}' holds {other!r}; separate all "
-                    "values by one character, or put this one between double quotes"
+                    f"{path}: {separator!r} separates the values, and in the first line '{value[:40]}' holds "
+                    f"{other!r}; separate all values by one character, or put this one between double quotes"
                 )
 
 
@@ -386,7 +393,8 @@ def _separator(path: TablePath, reading: Reading) -> str:
 
 
 def columns_and_rows(path: TablePath, reading: Reading) -> tuple[pl.Schema, int]:
-    """Return the columns of a file, of a text file without their types, and its number of rows. Call it within `table_errors`."""
+    """Return the columns of a file, of a text file without their types, and its number of rows. Call it within
+    `table_errors`."""
     if path.is_text:
         table = scan_text(path, replace(reading, numbers=frozenset()), first=0)
     else:

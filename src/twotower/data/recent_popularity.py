@@ -24,8 +24,8 @@ ALL_ALIKE = 1e18
 
 
 class PopularityTerms(NamedTuple):
-    """Weights by which what a log knows of an item before a time makes a score. An item without a row has no count and no age; by a weight of all
-    rows below 0 it has what the item with most of them has, so that it gains by none."""
+    """Weights by which what a log knows of an item before a time makes a score. An item without a row has no count and
+    no age; by a weight of all rows below 0 it has what the item with most of them has, so that it gains by none."""
 
     half_life: float
     recent: float
@@ -35,13 +35,15 @@ class PopularityTerms(NamedTuple):
     age: float = 0.0
     """Of log(1 + n), n the number of rows since the item's first."""
     new: float = 0.0
-    """Of log(1 + n), n the number of all rows, of an item without one: the weight of the age, if it is to have what the first item has."""
+    """Of log(1 + n), n the number of all rows, of an item without one: the weight of the age, if it is to have what the
+    first item has."""
 
 
 @dataclass(frozen=True)
 class RecentPopularity:
-    """The N positives of a log, oldest first. Of those before a time the latest counts 1, and each other half as much for each half-life, a number
-    of rows, by which it is older (exponential smoothing; Ji et al. 2020, "A Re-visit of the Popularity Baseline in Recommender Systems")."""
+    """The N positives of a log, oldest first. Of those before a time the latest counts 1, and each other half as much
+    for each half-life, a number of rows, by which it is older (exponential smoothing; Ji et al. 2020, "A Re-visit of
+    the Popularity Baseline in Recommender Systems")."""
 
     items: Shaped[Codes | Ints, "N"]
     times: Shaped[Ints, "N"]
@@ -59,7 +61,8 @@ class RecentPopularity:
         return cls(dataset.pairs.item[rows], dataset.times[rows], weights, len(dataset.items))
 
     def at(self, times: Shaped[Ints, "T"], half_life: float) -> Shaped[Floats, "T I"]:
-        """Return log(1 + n), n the count of each item by the positives before each time; those at the time itself do not count."""
+        """Return log(1 + n), n the count of each item by the positives before each time; those at the time itself do
+        not count."""
         places, which = np.unique(self._places(times), return_inverse=True)
         found = np.empty((len(places), self.n_items), np.float32)
         for row, counted in zip(found, self._counts(places, half_life), strict=True):
@@ -122,7 +125,8 @@ class RecentPopularity:
         return np.array([int(self.times[-1]) + 1 if len(self.times) else 0])
 
     def _scores(
-        self, places: Shaped[Ints, "*_"], first: Shaped[Ints, "*_"], counts: Callable[[float], Floats], terms: PopularityTerms
+        self, places: Shaped[Ints, "*_"], first: Shaped[Ints, "*_"], counts: Callable[[float], Floats],
+        terms: PopularityTerms
     ) -> Shaped[Floats, "*_"]:  # fmt: skip
         """Return the scores after so many rows, of items by their first row and by log(1 + count) of a half-life."""
         found = np.zeros(np.broadcast_shapes(places.shape, first.shape), np.float32)
@@ -145,7 +149,8 @@ class RecentPopularity:
 
     @cached_property
     def _first(self) -> Shaped[Ints, "I"]:
-        """The row of the first positive of each item; their number for an item without one. One of the weight 0 is none."""
+        """The row of the first positive of each item; their number for an item without one. One of the weight 0 is
+        none."""
         first, rows = np.full(self.n_items, len(self.items)), np.arange(len(self.items))
         counts = slice(None) if self.weights is None else self.weights > 0
         np.minimum.at(first, self.items[counts], rows[counts])
@@ -182,8 +187,8 @@ class RecentPopularity:
     def _after_each(self, half_life: float) -> Shaped[Doubles, "N"]:
         """Return the count of the item of each row by `_by_item` at that row, which counts 1.
 
-        Rows of an item are summed in blocks of READ_HALF_LIVES, in which powers of 2 neither overflow nor lose the latest row; of the blocks before
-        one the last alone counts."""
+        Rows of an item are summed in blocks of READ_HALF_LIVES, in which powers of 2 neither overflow nor lose the
+        latest row; of the blocks before one the last alone counts."""
         keys, rows = self._by_item
         block = READ_HALF_LIVES * half_life
         number = np.floor(rows / block)

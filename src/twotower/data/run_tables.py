@@ -83,8 +83,8 @@ def load_tables(
 
 
 def read_side(path: Path, schema: Schema, side: SideName) -> pl.DataFrame:
-    """Read the table of a side. Raises ValueError if a column that the schema names is missing, or the ids are incomplete.
-    A reader for `read_checked`."""
+    """Read the table of a side. Raises ValueError if a column that the schema names is missing, or the ids are
+    incomplete. A reader for `read_checked`."""
     frame, key = read_parquet(path), schema.id_column(side)
     features = [f.source for f in schema.columns(side)]
     for column in [key, *features, *([schema.title] if schema.title and side == "item" else [])]:

@@ -1,9 +1,12 @@
-"""Results in shards: a folder on a disk, or below a prefix of an object store, into which the processes of a job write a file a shard.
+"""Results in shards: a folder on a disk, or below a prefix of an object store, into which the processes of a job write
+a file a shard.
 
-part-00000-0123456789abcdef.parquet   rows of a shard, with its plan and facts in the metadata. The name ends with the SHA-256 of the file:
+part-00000-0123456789abcdef.parquet   rows of a shard, with its plan and facts in the metadata. The name ends with the
+SHA-256 of the file:
                                       what is damaged is no shard, and what a lost host sends late replaces none
 _plan_RESULT.json, _lock              what the shards are made of; kernel lock of the call, on a disk
-_RESULT.json                          plan, facts and names of all shards, written last; the kind of result gives both names
+_RESULT.json                          plan, facts and names of all shards, written last; the kind of result gives both
+names
 """
 
 from __future__ import annotations
@@ -51,8 +54,9 @@ class ShardedResult:
 
     @contextmanager
     def writing(self, overwrite: bool) -> Iterator[None]:
-        """Begin or continue within the block. Raises RunError if the folder holds other files, or shards of another plan, which `overwrite`
-        removes, or, on a disk, if another call is writing into it. A plan without a shard gives way."""
+        """Begin or continue within the block. Raises RunError if the folder holds other files, or shards of another
+        plan, which `overwrite` removes, or, on a disk, if another call is writing into it. A plan without a shard gives
+        way."""
         known = re.compile(rf"{_SHARD.pattern}|{self._plan_file}|{self.list_file}|[._](?!.*\.json$).*", re.DOTALL)
         if other := [name for name in places.names(self.place) if not known.fullmatch(name)]:
             raise RunError(f"{self.place}: not a folder of {self.noun} (it holds {other[0]}); choose another folder")
@@ -76,15 +80,17 @@ class ShardedResult:
             self._there.setdefault(name.rpartition("-")[0] or name, []).append(name)
 
     def check(self) -> None:
-        """Raise RunError if this process sees another plan than its call: on another host, or after another call began."""
+        """Raise RunError if this process sees another plan than its call: on another host, or after another call
+        began."""
         if places.read(self.place / self._plan_file) != self._plan_bytes:
             raise RunError(
-                f"{self.place}: the host {platform.node()} sees another folder of that name, or one of another call; name one that all hosts share"
+                f"{self.place}: the host {platform.node()} sees another folder of that name, or one of another call; "
+                "name one that all hosts share"
             )
 
     def make(self, number: int, rows: Callable[[], tuple[pl.DataFrame, JsonObject]]) -> MadeShard:
-        """Return the shard `number`. Unless it was there, it is made of the rows and facts that `rows` returns. Any number of processes may
-        make a shard. Raises RunError."""
+        """Return the shard `number`. Unless it was there, it is made of the rows and facts that `rows` returns. Any
+        number of processes may make a shard. Raises RunError."""
         for name in self._there.get(f"part-{number:05d}", ()):
             if (facts := self._facts(name)) is not None:
                 return MadeShard(number, name, facts, is_new=False)
@@ -102,7 +108,8 @@ class ShardedResult:
         return MadeShard(number, name, facts, is_new=True)
 
     def finish(self, shards: list[MadeShard], about: JsonObject) -> None:
-        """Remove files of no shard, and write the list of all. Raises RunError if the folder is of another call by now, or a shard is gone."""
+        """Remove files of no shard, and write the list of all. Raises RunError if the folder is of another call by now,
+        or a shard is gone."""
         self.check()
         there, listed = set(filter(_SHARD.fullmatch, places.names(self.place))), {shard.file for shard in shards}
         if lost := [name for name in sorted(listed - there) if places.read(self.place / name) is None]:

@@ -50,7 +50,8 @@ def read(config: DatasetConfig, schema: Schema | None) -> tuple[Tables | Dataset
 
 
 def _tell_of_later_tables(data: DataConfig) -> None:
-    """Log a warning if files on the disk of the tables that `data` names too were changed after the prepared dataset was written."""
+    """Log a warning if files on the disk of the tables that `data` names too were changed after the prepared dataset
+    was written."""
     prepared = Path(data.prepared)
     written = (prepared / layout.PREPARED_FACTS).stat().st_mtime
     named = {data.users, data.items, data.interactions, *data.parts.values()} - {""}
@@ -63,5 +64,6 @@ def _tell_of_later_tables(data: DataConfig) -> None:
         if later:
             others = f" and {len(later) - 1:,} more" if later[1:] else ""
             log.warning(
-                f"data.prepared: {prepared} is older than {later[0]}{others}, whose changes it lacks; prepare the tables again"
+                f"data.prepared: {prepared} is older than {later[0]}{others}, whose changes it lacks; prepare the "
+                "tables again"
             )

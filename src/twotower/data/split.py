@@ -125,7 +125,8 @@ class SplitConfig(Section):
 
     @property
     def histories_grow(self) -> bool:
-        """True if histories of the test part hold the validation part too: it is earlier, or of the rows that train in no order."""
+        """True if histories of the test part hold the validation part too: it is earlier, or of the rows that train in
+        no order."""
         return self.follows_time or self.kind == "user_random" or bool(self.from_train)
 
     @property

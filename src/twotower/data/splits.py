@@ -54,7 +54,8 @@ def split_interactions(
       validation, rounded to the nearest number, but every user keeps a train row. Ties keep the table's order.
     - `column`, `files`: `given` (n,).
 
-    By `last`, `user_random` and `user_ratio` all rows of users who are not `measured` (U,) are train; None: all are measured.
+    By `last`, `user_random` and `user_ratio` all rows of users who are not `measured` (U,) are train; None: all are
+    measured.
 
     Raises DataError if a part would be empty or if the split needs times and there are none.
     """
@@ -67,7 +68,8 @@ def split_interactions(
         parts = given
     elif times is None:
         raise DataError(
-            f"split.kind = '{config.kind}' needs a time; name its column in schema.time, or set split.kind = 'user_random'"
+            f"split.kind = '{config.kind}' needs a time; name its column in schema.time, or set split.kind = "
+            "'user_random'"
         )
     elif config.kind == "time":
         parts = time_parts(times, part_starts(times.copy(), config), config)
@@ -78,8 +80,8 @@ def split_interactions(
 
 
 def given_facts(times: Ints | None, given: Parts) -> Ints:
-    """Return (3,) of given parts (n,): 1 if a row validates, the latest time of the training rows, and minus the earliest of the test rows. The facts
-    of all rows are the maxima of those of some."""
+    """Return (3,) of given parts (n,): 1 if a row validates, the latest time of the training rows, and minus the
+    earliest of the test rows. The facts of all rows are the maxima of those of some."""
     validates = (given == VALIDATION).any()
     if times is None:
         return np.array([validates, 1, 0])
@@ -87,8 +89,8 @@ def given_facts(times: Ints | None, given: Parts) -> Ints:
 
 
 def with_source(config: SplitConfig, facts: Ints) -> SplitConfig:
-    """Return the split of given parts with `from_train` where no row validates, by `given_facts`: as the test part follows the training rows. Raises
-    ConfigError."""
+    """Return the split of given parts with `from_train` where no row validates, by `given_facts`: as the test part
+    follows the training rows. Raises ConfigError."""
     if facts[0] and config.from_train:
         raise ConfigError(
             "split.from_train takes a validation part from train, and one is given; leave one of them out"
@@ -97,8 +99,8 @@ def with_source(config: SplitConfig, facts: Ints) -> SplitConfig:
         return config
     kind = "random" if not config.ordered else "time" if int(facts[1]) <= -int(facts[2]) else "last"
     log.info(
-        f"no given row validates, so some training rows do (split.from_train = '{kind}', split.validation = {config.validation:g}); "
-        "histories of the test part hold them"
+        f"no given row validates, so some training rows do (split.from_train = '{kind}', split.validation = "
+        f"{config.validation:g}); histories of the test part hold them"
     )
     return config.model_copy(update={"from_train": kind})
 
@@ -106,17 +108,19 @@ def with_source(config: SplitConfig, facts: Ints) -> SplitConfig:
 def split_train(
     rule: SplitConfig, users: npt.NDArray[np.int32], times: Ints | None, targets: Bools, given: Parts
 ) -> Parts:
-    """Return given parts (n,) in which training rows validate by `SplitConfig.rule_of_train`; `targets` (n,) are rows that can be measured."""
+    """Return given parts (n,) in which training rows validate by `SplitConfig.rule_of_train`; `targets` (n,) are rows
+    that can be measured."""
     start = part_starts(times[given == TRAIN], rule)[1] if rule.kind == "time" and times is not None else 0
     is_drawn = random_parts(len(users), rule) == TEST if rule.kind == "random" else None
     return part_of_train(rule, start, users, times, targets, is_drawn, given)
 
 
 def part_of_train(
-    rule: SplitConfig, start: int, users: npt.NDArray[np.int32], times: Ints | None, targets: Bools, is_drawn: Bools | None, given: Parts
+    rule: SplitConfig, start: int, users: npt.NDArray[np.int32], times: Ints | None, targets: Bools,
+    is_drawn: Bools | None, given: Parts
 ) -> Parts:  # fmt: skip
-    """Return given parts (n,) in which training rows validate: those from the time `start` on, those that are drawn but for users whose rows all are,
-    or the last target of each user of two and what follows it."""
+    """Return given parts (n,) in which training rows validate: those from the time `start` on, those that are drawn but
+    for users whose rows all are, or the last target of each user of two and what follows it."""
     parts, train = given.copy(), np.flatnonzero(given == TRAIN)
     own, is_target = users[train], targets[train]
     if is_drawn is not None:
@@ -169,8 +173,8 @@ def random_parts(n: int, config: SplitConfig, scratch: Scratch = np.empty) -> Pa
 
 
 def random_order(n: int, config: SplitConfig, scratch: Scratch = np.empty) -> Ints:
-    """Return for each row (n,) its place in a random order of all, as `numpy.random.RandomState(seed).permutation(n)` draws it.
-    Arrays of n numbers are made by `scratch`."""
+    """Return for each row (n,) its place in a random order of all, as `numpy.random.RandomState(seed).permutation(n)`
+    draws it. Arrays of n numbers are made by `scratch`."""
     places, order = scratch(n, np.int64), _permutation(n, config.seed, scratch)
     for start in range(0, n, BLOCK_ROWS):
         some = order[start : start + BLOCK_ROWS]
@@ -203,8 +207,8 @@ def _split_users(users: npt.NDArray[np.int32], times: Ints, config: SplitConfig,
 def measured_users(ids: pl.Series, config: SplitConfig) -> Bools | None:
     """Return for each user of some ids (U,) whether its rows may test and validate, None if all may.
 
-    A hash of seed and id draws them, the MD5 (RFC 1321) of both as text, so that a user is measured or not whatever other users there
-    are, and in whatever order."""
+    A hash of seed and id draws them, the MD5 (RFC 1321) of both as text, so that a user is measured or not whatever
+    other users there are, and in whatever order."""
     if config.users == 1:
         return None
     seed, measured = f"{config.seed} ", np.empty(len(ids), np.bool_)

@@ -52,8 +52,8 @@ class _ServerOptions(TypedDict, total=False):
 
 @dataclass(frozen=True)
 class FolderColumn:
-    """A column whose value is that of the folder `name=value` around a file. `type` is common to all files of a table: whole
-    numbers, dates (2026-11-01) or text."""
+    """A column whose value is that of the folder `name=value` around a file. `type` is common to all files of a table:
+    whole numbers, dates (2026-11-01) or text."""
 
     name: str
     text: str | None

@@ -1,4 +1,5 @@
-"""Files of tables: a file, a folder of files or a pattern, on the disk or at a URL, and the columns that their folders give."""
+"""Files of tables: a file, a folder of files or a pattern, on the disk or at a URL, and the columns that their folders
+give."""
 
 from __future__ import annotations
 
@@ -41,7 +42,8 @@ def result_place(out: Path | str) -> Path | Url:
     place = table_source(out)
     if isinstance(place, Url) and not place.is_object_store:
         raise ConfigError(
-            f"{place}: a server of {place.scheme}:// cannot be written; name a folder, or an object store, such as s3://BUCKET/FOLDER"
+            f"{place}: a server of {place.scheme}:// cannot be written; name a folder, or an object store, such as "
+            "s3://BUCKET/FOLDER"
         )
     return place
 
@@ -62,8 +64,8 @@ def exists(place: Path | Url) -> bool:
 def table_files(source: Path | str | Url, endings: tuple[str, ...] = TABLE_SUFFIXES) -> list[TablePath]:
     """Return the files of a table (a file, a folder of files or a pattern) in the order of their names.
 
-    In a folder, and around files, folders named `name=value` are columns. A table of a lake is one file. Raises DataError if there is no file, or one with
-    another ending."""
+    In a folder, and around files, folders named `name=value` are columns. A table of a lake is one file. Raises
+    DataError if there is no file, or one with another ending."""
     place = source if isinstance(source, Url) else table_source(source)
     if table := lake_table(place):
         return [table]
@@ -89,7 +91,8 @@ def _refuse_files_of_a_lake(paths: list[TablePath]) -> None:
     for folder in dict.fromkeys(_folder_above(p.place) for p in paths):
         if DeltaLakeTable.finds(folder):
             raise DataError(
-                f"{paths[0]}: lies in a table of {DeltaLakeTable.what}, whose log tells which files are in it; name the folder {folder}"
+                f"{paths[0]}: lies in a table of {DeltaLakeTable.what}, whose log tells which files are in it; name "
+                f"the folder {folder}"
             )
 
 
@@ -167,7 +170,8 @@ def _is_file(found: ObjectInfo) -> bool:
 
 
 def _is_visible_match(key: str, pattern: Sequence[str]) -> bool:
-    """Return True if a pattern, as the shell reads it, matches a key: * and ** stand for no name that begins with a dot."""
+    """Return True if a pattern, as the shell reads it, matches a key: * and ** stand for no name that begins with a
+    dot."""
     parts = key.split("/")
     hidden = [p for p in parts if p.startswith(".")]
     return _matches(parts, pattern) and all(any(q.startswith(".") for q in pattern) for _ in hidden)
@@ -181,7 +185,8 @@ def _with_columns_of_folders(paths: list[TablePath]) -> list[TablePath]:
         if list(values) != names:
             shown = ["/".join(f"{name}=…" for name in of) or "no such folder" for of in (names, values)]
             raise DataError(
-                f"{path}: lies in {shown[1]}, and {paths[0]} in {shown[0]}; the folders of all files of a table must have the same names"
+                f"{path}: lies in {shown[1]}, and {paths[0]} in {shown[0]}; the folders of all files of a table must "
+                "have the same names"
             )
     types = {name: _type([values[name] for values in given]) for name in names}
     return [
@@ -216,7 +221,8 @@ def _is_date(text: str) -> bool:
 
 
 def takes_in(source: Path | Url, path: Path | Url) -> bool:
-    """Return True if `path`, once it exists, is read with the table `source`: below a folder, or one that a pattern matches."""
+    """Return True if `path`, once it exists, is read with the table `source`: below a folder, or one that a pattern
+    matches."""
     if isinstance(source, Url) and isinstance(path, Url):
         below = path.parts[len(source.parts) :]
         is_below = path.parts[: len(source.parts)] == source.parts and not any(

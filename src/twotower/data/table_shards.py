@@ -26,8 +26,8 @@ from twotower.files.urls import Url
 
 @dataclass(frozen=True)
 class TableFile:
-    """A file of a table: its path, its name within the table, its number of rows, 0 until they are counted, and its size and time of
-    change, or tag, as they were before it was first read."""
+    """A file of a table: its path, its name within the table, its number of rows, 0 until they are counted, and its
+    size and time of change, or tag, as they were before it was first read."""
 
     path: TablePath
     name: str
@@ -68,8 +68,8 @@ class TableShard:
 
 
 def check_apart(source: Path | Url, made: Path | Url, rows: str) -> None:
-    """Raise RunError if a later call would read the file `made` as rows of the table `source`, or if the folder of `made` holds a file
-    of the table. `rows` is what the rows are called, such as "users"."""
+    """Raise RunError if a later call would read the file `made` as rows of the table `source`, or if the folder of
+    `made` holds a file of the table. `rows` is what the rows are called, such as "users"."""
     out = made.parent
     if takes_in(source, made):
         raise RunError(
@@ -108,8 +108,8 @@ def names_within(paths: list[TablePath]) -> list[str]:
 
 
 def read_slices(table: pl.LazyFrame, source: TablePath, start: int, rows: int, step: int) -> Iterator[pl.DataFrame]:
-    """Yield rows `start` to `start + rows` of a scanned Parquet file, `step` at a time. Raises DataError, which names `source`, if
-    fewer are there."""
+    """Yield rows `start` to `start + rows` of a scanned Parquet file, `step` at a time. Raises DataError, which names
+    `source`, if fewer are there."""
     for first in range(0, rows, step):
         wanted = min(step, rows - first)
         with table_errors(source):
@@ -123,21 +123,23 @@ def read_slices(table: pl.LazyFrame, source: TablePath, start: int, rows: int, s
 def text_as_parquet(
     source: TablePath, columns: Collection[str], reading: Reading, to: Path, first: int = 0
 ) -> pl.LazyFrame:
-    """Write columns of a text file as Parquet, with types inferred from all rows, and scan it. `first` is the row of the table
-    at which the file begins. Call it within `table_errors`."""
-    # All columns are parsed: else a line of too many values, as of a comma without quotes, would give values of other columns.
+    """Write columns of a text file as Parquet, with types inferred from all rows, and scan it. `first` is the row of
+    the table at which the file begins. Call it within `table_errors`."""
+    # All columns are parsed: else a line of too many values, as of a comma without quotes, would give values of other
+    # columns.
     whole = pl.QueryOptFlags(projection_pushdown=False)
     scan_text(source, reading, first).select(columns).sink_parquet(to, optimizations=whole)
     return pl.scan_parquet(to, glob=False)
 
 
 class ShardedTable:
-    """Columns of a table, read a slice at a time. A process copies a text file as Parquet into its temporary folder, where one such copy is at a
+    """Columns of a table, read a slice at a time. A process copies a text file as Parquet into its temporary folder,
+    where one such copy is at a
     time: the shards of a file come one after the other."""
 
     def __init__(self, source: Path | Url, reading: Reading, form: TextFormat, known: pl.Schema) -> None:
-        """Look at the columns of all files, and count their rows. `reading` has the types of text files in a form, and `known` those of the
-        training, whose booleans are parsed from text. Raises DataError."""
+        """Look at the columns of all files, and count their rows. `reading` has the types of text files in a form, and
+        `known` those of the training, whose booleans are parsed from text. Raises DataError."""
         paths = table_files(source)
         form.check_table(paths)
         self.files, self.schemas = list[TableFile](), list[pl.Schema]()
@@ -158,7 +160,8 @@ class ShardedTable:
         return vars(self) | {"_copies": None}
 
     def select(self, columns: list[str], rows: str) -> None:
-        """Choose the columns that are read. Raises DataError if a file lacks one, or if there are no rows, such as "users"."""
+        """Choose the columns that are read. Raises DataError if a file lacks one, or if there are no rows, such as
+        "users"."""
         for schema in self.schemas:
             need(pl.DataFrame(schema=schema), columns, rows)
         if not self.rows:
@@ -170,8 +173,8 @@ class ShardedTable:
         return cut_into_shards(self.files, rows)
 
     def slices(self, shard: TableShard, step: int, columns: Sequence[str] = ()) -> Iterator[pl.DataFrame]:
-        """Yield the rows of a shard, at most `step` at a time, with some of the columns, or all. Raises DataError, also if the file has
-        changed since it was looked at."""
+        """Yield the rows of a shard, at most `step` at a time, with some of the columns, or all. Raises DataError, also
+        if the file has changed since it was looked at."""
         is_text, table = shard.file.path.is_text, self._scan(shard.file).select(columns or self.columns)
         for frame in read_slices(table, shard.file.path, shard.start, shard.rows, step):
             parsed = frame.select(name for name in frame.columns if self._known.get(name) == pl.Boolean)

@@ -141,8 +141,8 @@ def with_ids(frame: pl.DataFrame, key: str, what: str, or_else: str = " or drop 
     series = frame[key]
     if series.dtype.is_nested():
         raise DataError(
-            f"{what}: column '{key}' holds {series.dtype}, expected one id a row (text or integer); give each id a row of its "
-            "own, or name another column in [schema]"
+            f"{what}: column '{key}' holds {series.dtype}, expected one id a row (text or integer); give each id a row "
+            "of its own, or name another column in [schema]"
         )
     ids = canonical_ids(series)
     if n := int(lacks_id(series).sum()):
@@ -203,8 +203,8 @@ def _way_out(columns: Sequence[str], key: str, what: str, schema: Schema) -> str
 
 
 def with_known_ids(frame: pl.DataFrame, key: str, what: str, dtype: pl.DataType) -> pl.DataFrame:
-    """Return the table with the id column of the type of the ids of a training. Raises DataError as `with_ids` does, and for an id that
-    has no such type."""
+    """Return the table with the id column of the type of the ids of a training. Raises DataError as `with_ids` does,
+    and for an id that has no such type."""
     frame = with_ids(frame, key, what)
     if (given := frame[key]).dtype == dtype:
         return frame
@@ -253,7 +253,8 @@ def check_versions(
     ids: pl.DataFrame | None = None,
     from_text: bool = False,
 ) -> tuple[pl.DataFrame, pl.DataFrame | None]:
-    """Return the table of a side as `check_side`, and the same columns of all its versions, with TIME; None if it has none."""
+    """Return the table of a side as `check_side`, and the same columns of all its versions, with TIME; None if it has
+    none."""
     newest, versions = _checked_side(frame, side, schema, notes, ids, from_text)
     columns = side_columns(side, schema)
     return newest.select(columns), None if versions is None else versions.select(*columns, TIME)
@@ -318,8 +319,8 @@ def imputed_note(what: str, column: str, missing: int, rows: int) -> str:
 
 
 def averaged_gaps(actions: pl.DataFrame, schema: Schema) -> dict[str, int]:
-    """Return the number of missing values of each column of the interactions that features name to average. Raises DataError
-    if one has no numbers."""
+    """Return the number of missing values of each column of the interactions that features name to average. Raises
+    DataError if one has no numbers."""
     gaps = dict[str, int]()
     for statistic in schema.statistics():
         if not (column := statistic.column) or column in gaps:
@@ -345,8 +346,8 @@ def averaged_notes(gaps: Mapping[str, int], rows: int) -> list[str]:
 def no_known_rows() -> DataError:
     """Return the error of interactions of which none is left when those of unknown ids are dropped."""
     return DataError(
-        "interactions: no row has both an id of users and an id of items; give the tables of these interactions, or set "
-        "schema.unknown_users and schema.unknown_items = 'add'"
+        "interactions: no row has both an id of users and an id of items; give the tables of these interactions, or "
+        "set schema.unknown_users and schema.unknown_items = 'add'"
     )
 
 

@@ -24,10 +24,11 @@ def check_utf8(path: TablePath) -> None:
 _COMMON = (*range(0xA1, 0xA4), *range(0xB0, 0xD8))
 """First bytes of the punctuation and of the 3,755 common characters of GB 2312."""
 _COMMON_SHARE = 0.6
-"""Share of common characters above which text may be Chinese. Small letters of one byte each make pairs of other bytes, capitals the same."""
+"""Share of common characters above which text may be Chinese. Small letters of one byte each make pairs of other bytes,
+capitals the same."""
 _ODD_SHARE = 0.2
-"""Share of odd counts of bytes beyond ASCII in a row up to which text may be Chinese, whose characters have two; about half of the words of
-an alphabet have an odd count."""
+"""Share of odd counts of bytes beyond ASCII in a row up to which text may be Chinese, whose characters have two; about
+half of the words of an alphabet have an odd count."""
 _LETTERS = re.compile(rb"[\xa8\xaa\xaf\xb2\xb3\xb8\xba\xbf-\xff]")
 """Letters of WINDOWS-1251, Ukrainian ones included. About 60 % of the bytes of Chinese text are among them."""
 _LETTER_SHARE = 0.95
@@ -37,20 +38,23 @@ _LETTER_SHARE = 0.95
 _WORDS = re.compile(rb"(?<![A-Za-z\x80-\xff])[\x80-\xff]{2,}(?![A-Za-z\x80-\xff])")
 """Words without a letter of ASCII. Western letters beyond ASCII stand among those of ASCII."""
 _ALPHABETS = {
-    "WINDOWS-1251": "Cyrillic", "KOI8-R": "Cyrillic", "ISO-8859-5": "Cyrillic", "WINDOWS-1253": "Greek", "MACCYRILLIC": "Cyrillic",
+    "WINDOWS-1251": "Cyrillic", "KOI8-R": "Cyrillic", "ISO-8859-5": "Cyrillic", "WINDOWS-1253": "Greek",
+    "MACCYRILLIC": "Cyrillic",
 }  # fmt: skip
-"""Encodings of one byte a letter that are told apart, the more usual first -> their letters."""
+"""Encodings of one byte a letter that are distinguished, the more usual first -> their letters."""
 _IF = {"GB18030": " if it is Chinese", **{name: f" if its letters are {of}" for name, of in _ALPHABETS.items()}}
 _SMALL, _CAPITAL = "а-яёіїєґўά-ώ", "А-ЯЁІЇЄҐЎΆΈ-ΏΑ-Ϋ"
 _MISREAD = re.compile(
     rf"[{_SMALL}](?=[{_CAPITAL}])|[ЂЃЅЈЉЊЋЌЏђѓѕјљњћќџΐΰ]|ς(?=[ά-ώ])|σ(?![ά-ώ])|[¬√ƒ≈∆÷\u2500-\u259f\ufffd]"
 )
-"""Signs of a wrong alphabet: capitals after small letters, rare letters, a sigma at the wrong place of a word, and characters of no word."""
+"""Signs of a wrong alphabet: capitals after small letters, rare letters, a sigma at the wrong place of a word, and
+characters of no word."""
 _CAPITALS = re.compile(f"[{_CAPITAL}]{{2,}}")
 
 
 def _likely_alphabets(start: bytes) -> list[str]:
-    """Return the encoding whose letters make the most usual words of the bytes, and WINDOWS-1251 too if it makes capitals alone of them."""
+    """Return the encoding whose letters make the most usual words of the bytes, and WINDOWS-1251 too if it makes
+    capitals alone of them."""
     texts = {name: start.decode(name, errors="replace") for name in _ALPHABETS}
     odd = {name: (len(_MISREAD.findall(text)), len(_CAPITALS.findall(text))) for name, text in texts.items()}
     best, usual = min(odd, key=odd.__getitem__), next(iter(_ALPHABETS))
@@ -58,7 +62,8 @@ def _likely_alphabets(start: bytes) -> list[str]:
 
 
 def _likely_encodings(start: bytes) -> list[str]:
-    """Return the encodings that the bytes look like: GB18030, those of an alphabet, both where few bytes tell no difference, or none."""
+    """Return the encodings that the bytes look like: GB18030, those of an alphabet, both where few bytes tell no
+    difference, or none."""
     rows = re.findall(rb"[\x80-\xff]+", start)
     beyond = b"".join(rows)
     if not beyond:
@@ -76,7 +81,8 @@ def _likely_encodings(start: bytes) -> list[str]:
 
 _NOT_TEXT = {
     b"\x1f\x8b": "is gzipped, and its name does not say so; add .gz to the name",
-    b"PK\x03\x04": "is no text but a workbook of a spreadsheet, or a zip; open it there and save it as 'CSV UTF-8', or unpack it",
+    b"PK\x03\x04": "is no text but a workbook of a spreadsheet, or a zip; open it there and save it as 'CSV UTF-8', or "
+    "unpack it",
     b"\xd0\xcf\x11\xe0": "is no text but a workbook of a spreadsheet; open it there and save it as 'CSV UTF-8'",
     b"PAR1": "is no text but Parquet; name it .parquet",
 }
@@ -84,16 +90,18 @@ _NOT_TEXT = {
 
 
 def check_line_ends(path: TablePath, first_line: Iterable[str | None]) -> None:
-    """Raise DataError if a value of a file's first line holds ends of lines of one character, as old spreadsheets write them."""
+    """Raise DataError if a value of a file's first line holds ends of lines of one character, as old spreadsheets write
+    them."""
     if any(re.search(r"\r(?!\n)", value or "") for value in first_line):
         raise DataError(
-            f"{path}: its lines end with a carriage return alone; convert it with `tr '\\r' '\\n' < OLD > NEW`, or save it from a "
-            "spreadsheet as 'CSV UTF-8'"
+            f"{path}: its lines end with a carriage return alone; convert it with `tr '\\r' '\\n' < OLD > NEW`, or "
+            "save it from a spreadsheet as 'CSV UTF-8'"
         )
 
 
 def not_utf8(path: TablePath, where: str = "it is") -> DataError:
-    """Return the error of a text file that is not UTF-8, with the command that converts it where its first bytes tell from what."""
+    """Return the error of a text file that is not UTF-8, with the command that converts it where its first bytes tell
+    from what."""
     with path.open() as f:
         start = f.read(2**16)
     if other := next((what for mark, what in _NOT_TEXT.items() if start.startswith(mark)), ""):

@@ -33,8 +33,8 @@ class TextFormat(Section):
     )
     separators: dict[TableName, str] = Field(
         {},
-        description="Character between the values in the files of one table, by its name: users, items or interactions. "
-        "Empty: none.",
+        description="Character between the values in the files of one table, by its name: users, items or "
+        "interactions. Empty: none.",
     )
     encoding: str = Field(
         "utf-8",
@@ -107,8 +107,8 @@ class TextFormat(Section):
             raise ConfigError(message.replace(f"{where[0]}:", f"`{where[0]}`:", 1) if where else message) from None
 
     def check_used(self, has_text: bool, is_text: bool, option: str = "data.format.{}") -> None:
-        """Raise DataError if an option has no effect: `has_text` tells whether a table is text, `is_text` whether the interactions,
-        or the only table, are. `option` is the name of an option in the message."""
+        """Raise DataError if an option has no effect: `has_text` tells whether a table is text, `is_text` whether the
+        interactions, or the only table, are. `option` is the name of an option in the message."""
         unread: tuple[str, ...] = () if has_text else ("separator", "decimal", "encoding")
         unread += () if is_text else ("columns", "layout")
         if unused := [name for name in unread if getattr(self, name) != type(self).model_fields[name].default]:
@@ -117,13 +117,14 @@ class TextFormat(Section):
             )
 
     def check_table(self, paths: Sequence[TablePath]) -> None:
-        """Raise DataError if an option has no effect on the files of the only table; options are arguments of a call."""
+        """Raise DataError if an option has no effect on the files of the only table; options are arguments of a
+        call."""
         texts = [path for path in paths if path.is_text]
         self.check_used(bool(texts), bool(texts), "`{}`")
         if self.decimal == "," and all((self.separator or SEPARATOR_OF[path.ending]) == "," for path in texts):
             raise DataError(
-                "`decimal` is ',', which reads files whose values no comma separates, and commas separate those of all files; set `separator`, or "
-                "leave it out"
+                "`decimal` is ',', which reads files whose values no comma separates, and commas separate those of all "
+                "files; set `separator`, or leave it out"
             )
 
     def separator_of(self, table: str) -> str:
@@ -131,7 +132,8 @@ class TextFormat(Section):
         return next((separator for name, separator in self.separators.items() if name == table), self.separator)
 
     def check_tables(self, first: Mapping[str, TablePath | None]) -> None:
-        """Raise DataError if an option has no effect on tables, of which the first file is given, None for no table in files."""
+        """Raise DataError if an option has no effect on tables, of which the first file is given, None for no table in
+        files."""
         texts = {name: path for name, path in first.items() if path is not None and path.is_text}
         self.check_used(bool(texts), "interactions" in texts)
         if unused := next((name for name in self.separators if name not in texts), ""):
@@ -141,12 +143,13 @@ class TextFormat(Section):
             (self.separator_of(n) or SEPARATOR_OF[p.ending]) == "," for n, p in texts.items()
         ):
             raise DataError(
-                "data.format.decimal = ',' reads files whose values no comma separates, and commas separate those of all tables; set "
-                "data.format.separator, or leave decimal out"
+                "data.format.decimal = ',' reads files whose values no comma separates, and commas separate those of "
+                "all tables; set data.format.separator, or leave decimal out"
             )
 
     @property
     def given(self) -> list[str] | None:
-        """The separator and the columns of a table, after a word for a decimal comma; None if they are those of the files."""
+        """The separator and the columns of a table, after a word for a decimal comma; None if they are those of the
+        files."""
         comma = ["decimal comma"] if self.decimal == "," else []
         return [*comma, self.separator, *self.columns] if comma or self.separator or self.columns else None

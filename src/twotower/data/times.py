@@ -39,7 +39,8 @@ _DIGITS = {
 _ZONE_NAME = re.compile(r"%%|%Z")
 """A zone by its letters, of a format, or an escaped %."""
 _ZONES_OF_ZERO = ("UTC", "GMT", "Z")
-"""Letters of a zone that are read. Those of all others stand for no offset of their own: CST is one of America and one of Asia."""
+"""Letters of a zone that are read. Those of all others stand for no offset of their own: CST is one of America and one
+of Asia."""
 _MONTH, _DAY_OF_MONTH = (re.compile(f"%[-_0]?[{letters}]") for letters in ("mbBh", "de"))
 """Parts of a format. A month without a day is its first."""
 SAMPLED_TEXTS = 200
@@ -55,7 +56,8 @@ _DATE = re.compile(
 
 
 def plausible_range() -> tuple[int, int]:
-    """Return the earliest and the latest plausible time, in microseconds since 1970: the start of 1990, and tomorrow."""
+    """Return the earliest and the latest plausible time, in microseconds since 1970: the start of 1990, and
+    tomorrow."""
     return _EARLIEST_SECOND * MICROSECONDS, int((clock.time() + _DAY) * MICROSECONDS)
 
 
@@ -148,14 +150,15 @@ class Times:
     # ---- text
 
     def _is_text(self, column: pl.Series) -> bool:
-        """Return True for a column that is read by a format: text, or whole numbers such as 20231105 if the schema has a
-        time_format."""
+        """Return True for a column that is read by a format: text, or whole numbers such as 20231105 if the schema has
+        a time_format."""
         if not self.schema.time_format or not column.dtype.is_numeric():
             return column.dtype in TEXT_TYPES
         return bool((column.cast(pl.Int64, strict=False) == column).fill_null(self.drops).all())
 
     def _texts(self, column: pl.Series) -> pl.Series:
-        """Read a piece of text in a format that fits all rows so far. Raises DataError if none does, or the format is refused."""
+        """Read a piece of text in a format that fits all rows so far. Raises DataError if none does, or the format is
+        refused."""
         text = _as_text(column)
         if self.drops:
             return self._most(text)
@@ -172,9 +175,9 @@ class Times:
             row, value, given = self.rows + at, text[at], self.schema.time_format
             if _spell_zone(given, "") != given and not _read(text[at : at + 1], given, any_zone=True).null_count():
                 raise DataError(
-                    f"{self.what}: row {row + 1:,} holds '{value}', and %Z of schema.time_format = '{given}' reads the zones "
-                    f"{', '.join(_ZONES_OF_ZERO[:-1])} and {_ZONES_OF_ZERO[-1]} alone, as names of others say no offset; write offsets, such as "
-                    "+0100, and %z in its place"
+                    f"{self.what}: row {row + 1:,} holds '{value}', and %Z of schema.time_format = '{given}' reads the "
+                    f"zones {', '.join(_ZONES_OF_ZERO[:-1])} and {_ZONES_OF_ZERO[-1]} alone, as names of others say no "
+                    "offset; write offsets, such as +0100, and %z in its place"
                 )
             if given or row:
                 what = f"schema.time_format = '{given}'" if given else "the format of the rows before"
@@ -209,8 +212,8 @@ class Times:
             return _read(text, form)
         except pl.exceptions.PolarsError:
             raise DataError(
-                f"{self.what}: schema.time_format = '{form}' is not read; give hours with minutes, as in '%H:%M', and hours of 1 to 12 "
-                "with AM or PM, as in '%I:%M %p'"
+                f"{self.what}: schema.time_format = '{form}' is not read; give hours with minutes, as in '%H:%M', and "
+                "hours of 1 to 12 with AM or PM, as in '%I:%M %p'"
             ) from None
 
     # ---- plausibility
@@ -335,7 +338,8 @@ def _as_text(column: pl.Series) -> pl.Series:
 
 
 def _formats(text: str) -> list[str]:
-    """Return the formats that a text may have: those of a date with a year of four digits, one or two; else a number's."""
+    """Return the formats that a text may have: those of a date with a year of four digits, one or two; else a
+    number's."""
     found = _DATE.fullmatch(text)
     if found is None or (len(found["a"]) == 4) == (len(found["c"]) == 4):
         return [_NUMBER]
@@ -354,8 +358,8 @@ def _spell_zone(form: str, zone: str) -> str:
 
 
 def _read(text: pl.Series, form: str, any_zone: bool = False) -> pl.Series:
-    """Return datetimes or numbers; null where the text does not have this format, or a zone that it names is not UTC. `any_zone`: the
-    name of a zone is skipped. Raises PolarsError for a format that is not read."""
+    """Return datetimes or numbers; null where the text does not have this format, or a zone that it names is not UTC.
+    `any_zone`: the name of a zone is skipped. Raises PolarsError for a format that is not read."""
     if not any_zone and (forms := [_spell_zone(form, zone) for zone in _ZONES_OF_ZERO])[0] != form:
         found, *others = (_read(text, each) for each in forms)
         for other in others:

@@ -1,6 +1,7 @@
-"""Ids of the interactions beside the table of their side: one type, their rows, and ids that the table lacks.
+"""Ids of the interactions compared with the table of their side: one type, their rows, and ids that the table lacks.
 
-Tables in memory and prepared data call the same functions; of the interactions these see distinct ids with their counts.
+Tables in memory and prepared data call the same functions; of the interactions these see distinct ids with their
+counts.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from twotower.features.schema import Schema
 from twotower.features.side import SideName
 
 COUNT = "__count"
-"""Column of the number of interactions, beside a distinct id. Names that begin with '__' are reserved."""
+"""Column of the number of interactions of a distinct id. Names that begin with '__' are reserved."""
 MAX_UNKNOWN_SHARE = 1 / 5
 """Largest share of unknown ids that "auto" adds."""
 
@@ -42,10 +43,11 @@ def rows_of_ids(ids: pl.Series, side_ids: pl.Series) -> pl.Series:
 def with_unknown_ids(
     frame: pl.DataFrame, ids: pl.DataFrame, side: SideName, schema: Schema, notes: list[str], from_text: bool
 ) -> pl.DataFrame:
-    """Return the table of a side with its ids in the type that fits the `counted_ids` of the interactions, and with rows for
-    those that it lacks, sorted, after its own; without them if they are to be dropped.
+    """Return the table of a side with its ids in the type that fits the `counted_ids` of the interactions, and with
+    rows for those that it lacks, sorted, after its own; without them if they are to be dropped.
 
-    `from_text` is True if the ids of a table were read from a CSV. Raises DataError if ids are refused or of two types."""
+    `from_text` is True if the ids of a table were read from a CSV. Raises DataError if ids are refused or of two
+    types."""
     what, key, option = f"{side}s", schema.id_column(side), f"schema.unknown_{side}s"
     frame, ids = of_one_type(frame, ids, key)
     if {frame[key].dtype, ids[key].dtype} == {pl.Int64, pl.String} and from_text:
@@ -89,10 +91,9 @@ def with_unknown_ids(
 
 def spelled_alike(unknown: pl.Series, known: pl.Series) -> tuple[int | str, int | str] | None:
     """Return an unknown and a known id that differ in leading zeros, case or spaces alone; None without."""
-    one, other = (
-        pl.DataFrame({name: ids, "plain": ids.cast(pl.String).str.strip_chars().str.to_lowercase().str.strip_chars_start("0")})
-        for name, ids in (("one", unknown), ("other", known))
-    )  # fmt: skip
+    sides = (("one", unknown), ("other", known))
+    spellings = [(name, ids, ids.cast(pl.String).str.strip_chars().str.to_lowercase()) for name, ids in sides]
+    one, other = (pl.DataFrame({name: ids, "plain": text.str.strip_chars_start("0")}) for name, ids, text in spellings)
     pairs = one.join(other, on="plain", how="inner", maintain_order="left").head(1).select("one", "other").rows()
     return pairs[0] if pairs else None
 

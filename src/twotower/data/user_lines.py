@@ -13,9 +13,9 @@ _NO_SEPARATOR = "\x1f"
 
 
 def scan_user_lines(path: TablePath, user: str, item: str, separator: str) -> pl.LazyFrame:
-    """Return the interactions of a file, in its order, as text in the columns `user` and `item`. A line of a user alone has
-    none; a separator at the end of a line, and repeated ones, count as one. With a space as separator a tab is one too.
-    Double quotes around a value are not part of it, and a separator between them is."""
+    """Return the interactions of a file, in its order, as text in the columns `user` and `item`. A line of a user alone
+    has none; a separator at the end of a line, and repeated ones, count as one. With a space as separator a tab is one
+    too. Double quotes around a value are not part of it, and a separator between them is."""
     values = pl.col("line").str.extract_all(_value(separator))
     return (
         _scan_lines(path)

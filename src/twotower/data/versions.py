@@ -21,7 +21,8 @@ from twotower.features.side import SideName
 from twotower.files.readers import read_parquet
 
 ROW, SINCE = "__row", "__since"
-"""Columns of a table of versions: row of the side, and first time, as in `Times`. Names that begin with '__' are reserved."""
+"""Columns of a table of versions: row of the side, and first time, as in `Times`. Names that begin with '__' are
+reserved."""
 _PLACE = "__place"
 BEGINNING = int(np.iinfo(np.int64).min)
 """Time of the first version of each row, which stands for all times before the table has the row."""
@@ -31,8 +32,8 @@ BEGINNING = int(np.iinfo(np.int64).min)
 class Versions:
     """V versions of the n rows of a side: those of row r are `offsets[r]` to `offsets[r + 1]`, oldest first.
 
-    The first version of a row has its id and statistics alone: it holds before the earliest version of the table. In its place
-    stands the row of the table without a time, if there is one."""
+    The first version of a row has its id and statistics alone: it holds before the earliest version of the table. In
+    its place stands the row of the table without a time, if there is one."""
 
     frame: pl.DataFrame
     """Raw features (V rows), with ROW and SINCE."""
@@ -65,7 +66,8 @@ class Versions:
         return self.owners * len(self._times) + np.searchsorted(self._times, self.since)
 
     def at(self, rows: npt.NDArray[np.integer], times: Ints) -> Ints:
-        """Return the version (n,) of each of some rows (n,) that holds at its time (n,), the latest not later than it."""
+        """Return the version (n,) of each of some rows (n,) that holds at its time (n,), the latest not later than
+        it."""
         wanted = rows.astype(np.int64) * len(self._times) + np.searchsorted(self._times, times, side="right") - 1
         return np.searchsorted(self._keys, wanted, side="right") - 1
 
@@ -76,9 +78,9 @@ class Versions:
 def newest_and_all(
     frame: pl.DataFrame, side: SideName, key: str, schema: Schema, notes: list[str]
 ) -> tuple[pl.DataFrame, pl.DataFrame | None]:
-    """Return the newest row of each id of a table, the ids in their order, and all rows with their TIME, BEGINNING for a row
-    without a time; the table and None if it has no versions. `notes` receive what was found. Raises DataError for unusable times,
-    or an id with two rows of one time."""
+    """Return the newest row of each id of a table, the ids in their order, and all rows with their TIME, BEGINNING for
+    a row without a time; the table and None if it has no versions. `notes` receive what was found. Raises DataError for
+    unusable times, or an id with two rows of one time."""
     if not schema.valid_from:
         return frame, None
     if schema.valid_from not in frame.columns:
@@ -88,8 +90,8 @@ def newest_and_all(
     if n := frame.height - frame.select(pl.struct(key, TIME).n_unique()).item():
         first = frame.filter(pl.struct(key, TIME).is_duplicated()).select(key, schema.valid_from).row(0)
         raise DataError(
-            f"{side}s: {n} rows repeat an id of '{key}' and its '{schema.valid_from}' (the first: {first[0]}, {first[1]}), "
-            "so that two versions hold at once; drop one of them"
+            f"{side}s: {n} rows repeat an id of '{key}' and its '{schema.valid_from}' (the first: {first[0]}, "
+            f"{first[1]}), so that two versions hold at once; drop one of them"
         )
     newest = frame.sort(TIME).unique(key, keep="last")
     ids = frame.select(pl.col(key).unique(maintain_order=True))
@@ -100,8 +102,8 @@ def newest_and_all(
 def no_versions(schema: Schema) -> DataError:
     """Return the error of tables without versions, where the schema names their time column."""
     return DataError(
-        f"schema.valid_from names column '{schema.valid_from}', and neither users nor items have it; name their time column, or "
-        "leave it out"
+        f"schema.valid_from names column '{schema.valid_from}', and neither users nor items have it; name their time "
+        "column, or leave it out"
     )
 
 
@@ -127,8 +129,8 @@ def _timed(frame: pl.DataFrame, side: SideName, schema: Schema) -> pl.DataFrame:
 def version_tables(
     given: Mapping[SideName, pl.DataFrame], newest: Mapping[SideName, pl.DataFrame], schema: Schema
 ) -> dict[SideName, Versions]:
-    """Return the versions, without columns, of the sides with columns whose rows with a TIME are `given`; `newest` are the rows of both
-    sides, with the statistics that all versions of a row share."""
+    """Return the versions, without columns, of the sides with columns whose rows with a TIME are `given`; `newest` are
+    the rows of both sides, with the statistics that all versions of a row share."""
     return {
         side: Versions(
             _version_table(newest[side], rows, schema.id_column(side), [s.source for s in schema.statistics(side)])
@@ -139,7 +141,8 @@ def version_tables(
 
 
 def _version_table(newest: pl.DataFrame, given: pl.DataFrame, key: str, shared: list[str]) -> pl.DataFrame:
-    """Return the table of `Versions`: the given rows, and before those of each row, if none always held, one with its id alone."""
+    """Return the table of `Versions`: the given rows, and before those of each row, if none always held, one with its
+    id alone."""
     given = given.with_columns(pl.col(key).cast(newest[key].dtype)).rename({TIME: SINCE})
     given = given.with_columns(rows_of_ids(given[key], newest[key]).cast(pl.Int64).alias(ROW))
     first = newest.select(key).with_columns(
@@ -153,8 +156,8 @@ def _version_table(newest: pl.DataFrame, given: pl.DataFrame, key: str, shared: 
 def check_first_versions(
     versions: Mapping[SideName, Versions], counts: Mapping[SideName, Ints], schema: Schema
 ) -> None:
-    """Raise DataError if a feature refuses missing values, and an interaction is older than the versions of its row. `counts`
-    (V,) are the interactions that see each version, of each side that has some."""
+    """Raise DataError if a feature refuses missing values, and an interaction is older than the versions of its row.
+    `counts` (V,) are the interactions that see each version, of each side that has some."""
     for side, of_side in versions.items():
         seen_first = np.where(of_side.since == BEGINNING, counts[side], 0)
         if not seen_first.any():
@@ -173,14 +176,16 @@ def check_first_versions(
 
 
 def stored_versions(versions: Versions, side: SideName, schema: Schema, more: Iterable[str] = ()) -> pl.DataFrame:
-    """Return the columns of a table of versions that prepared data keep, and those of `more` that it has, which a run keeps too."""
+    """Return the columns of a table of versions that prepared data keep, and those of `more` that it has, which a run
+    keeps too."""
     named = [schema.id_column(side), *(f.source for f in schema.columns(side))]
     named += [name for name in more if name in versions.frame.columns]
     return versions.frame.select(ROW, SINCE, *dict.fromkeys(named))
 
 
 def check_version_table(table: pl.DataFrame, newest: pl.DataFrame, schema: Schema, side: SideName) -> pl.DataFrame:
-    """Return a table of `Versions` unchanged. Raises ValueError if it is not of the side whose newest rows are given."""
+    """Return a table of `Versions` unchanged. Raises ValueError if it is not of the side whose newest rows are
+    given."""
     for name in (ROW, SINCE, schema.id_column(side), *(f.source for f in schema.columns(side))):
         if name not in table.columns:
             raise ValueError(f"column '{name}' is missing")
@@ -195,6 +200,6 @@ def check_version_table(table: pl.DataFrame, newest: pl.DataFrame, schema: Schem
 
 
 def read_versions(path: Path, newest: pl.DataFrame, schema: Schema, side: SideName) -> pl.DataFrame:
-    """Read the table of `Versions` of a side whose newest rows are given. Raises ValueError if it is not of this side. A reader
-    for `read_checked`."""
+    """Read the table of `Versions` of a side whose newest rows are given. Raises ValueError if it is not of this side.
+    A reader for `read_checked`."""
     return check_version_table(read_parquet(path), newest, schema, side)

@@ -127,8 +127,8 @@ class RayEngine(JobEngine):
                 elif (silent := now - last) >= self._timeout:
                     raise Unavailable(
                         f"engine 'ray': no shard is finished within {silent:,.0f} seconds, with {_free_cpus()}; see "
-                        "that the cluster has free ones, or choose smaller shards (`shard_rows`), then call again to go "
-                        "on"
+                        "that the cluster has free ones, or choose smaller shards (`shard_rows`), then call again to "
+                        "go on"
                     )
                 elif now - reported >= REPORT:
                     reported = now

@@ -40,8 +40,9 @@ def match_ids(
 def check_same_tests(
     a: Dataset, b: Dataset, names: Sequence[str], block: int = BLOCK_USERS, weighted: bool = False
 ) -> None:
-    """Raise RunError unless the test parts hold the same pairs of ids with the same labels, and the same pairs have a weight
-    above 0, or if `weighted` the same weights. They are compared `block` users at a time. `names` are those of the runs.
+    """Raise RunError unless the test parts hold the same pairs of ids with the same labels, and the same pairs have a
+    weight above 0, or if `weighted` the same weights. They are compared `block` users at a time. `names` are those of
+    the runs.
     """
     for data, name in zip((a, b), names, strict=True):
         if not len(data.test):
@@ -73,8 +74,8 @@ def check_same_tests(
     for one, other in ((0, 1), (1, 0)):
         if n_missing[one]:
             raise RunError(
-                f"{names[other]} was not tested on the pairs of {names[one]}: {n_missing[one]:,} of {n_pairs[one]:,} are "
-                f"missing, such as {first[one]}; train both on the same tables with the same [split]"
+                f"{names[other]} was not tested on the pairs of {names[one]}: {n_missing[one]:,} of {n_pairs[one]:,} "
+                f"are missing, such as {first[one]}; train both on the same tables with the same [split]"
             )
     if relabelled:
         of_events = a.schema.event or b.schema.event
@@ -85,8 +86,8 @@ def check_same_tests(
     if reweighed:
         how = "weigh" if weighted else "give a weight above 0 to"
         raise RunError(
-            f"{names[0]} and {names[1]} {how} {reweighed:,} of {n_pairs[0]:,} test pairs differently; train both with the "
-            "same schema.weight and schema.events"
+            f"{names[0]} and {names[1]} {how} {reweighed:,} of {n_pairs[0]:,} test pairs differently; train both with "
+            "the same schema.weight and schema.events"
         )
 
 

@@ -18,8 +18,7 @@ SUM_ROWS = 2**22
 
 
 def popularity_baseline(train: Pairs, n_users: int, n_items: int) -> Factors:
-    """Return the popularity baseline: score = number of training positives of the item, or the sum of
-    their weights."""
+    """Return the popularity baseline: score = number of training positives of the item, or the sum of their weights."""
     positives: Shaped[Numbers, "items"] = counts(train.item, n_items, train.positive)
     if train.weight is not None:
         positives = weight_sums(train.item, n_items, train.weight, train.positive)
@@ -35,7 +34,8 @@ def _weighted_mean(values: Shaped[Bools, "n"], weight: Shaped[Floats, "n"]) -> f
 
 def bias_baseline(train: Pairs, n_users: int, n_items: int, strength: float = 10.0, rounds: int = 10) -> Factors:
     """Return the bias baseline: score = mean + user bias + item bias, ridge-regularised least squares on the labels,
-    weighted if the pairs have weights, by `rounds` of alternation (Koren 2010, "Factor in the Neighbors", section 2.1)."""
+    weighted if the pairs have weights, by `rounds` of alternation (Koren 2010, "Factor in the Neighbors", section
+    2.1)."""
     weight = train.weight
     mean = float(train.positive.mean()) if weight is None else _weighted_mean(train.positive, weight)
 

@@ -35,8 +35,8 @@ class SomeItems(CatalogueScorer):
 
 
 def among_cold_items(evaluation: PartEvaluation, factors: CatalogueScorer) -> Metrics:
-    """Return `recall@10.cold_item_alone`, … at the first cut-off: the metrics sliced by users, of rankings of the cold items
-    alone, for the users with a target among them. Empty without such a user."""
+    """Return `recall@10.cold_item_alone`, … at the first cut-off: the metrics sliced by users, of rankings of the cold
+    items alone, for the users with a target among them. Empty without such a user."""
     config, queries, k = evaluation.config, evaluation.queries, evaluation.config.k[0]
     rows = evaluation.dataset.item_counts == 0
     n_targets = queries.count_targets(rows)

@@ -41,7 +41,8 @@ class Comparison:
     higher_is_better: bool = True
     names: tuple[str, str] = ("A", "B")
     of: str = ""
-    """Slice of the test part, as new_user; empty of all. A slice of few users has a difference, and NaN for its interval and p-value."""
+    """Slice of the test part, as new_user; empty of all. A slice of few users has a difference, and NaN for its
+    interval and p-value."""
 
     @property
     def has_interval(self) -> bool:
@@ -93,23 +94,20 @@ def compare_factors(
     data: ComparisonData,
     k: Sequence[int],
     resamples: int = 1000,
-    seed: int = 0,
     metrics: MetricSet | None = None,
     slices: Iterable[TableSlice] = (),
     slice_min_users: int = 1,
 ) -> list[Comparison]:
-    """Compare the vectors of A and B, whose rows are the users and items of `data`, by `metrics`, by default the registered
-    ones. `slices` of these users and items follow, by the metrics that have slices, at the first cut-off; a slice of fewer than
-    `slice_min_users` users has no interval."""
+    """Compare the vectors of A and B, whose rows are the users and items of `data`, by `metrics`, by default the
+    registered ones. `slices` of these users and items follow, by the metrics that have slices, at the first cut-off; a
+    slice of fewer than `slice_min_users` users has no interval."""
     metrics = metrics or MetricSet()
     scores = [f.scores(data.pairs) for f in (a, b)]
     scored = [ScoredPairs.of(s, data.pairs, data.weighted) for s in scores]
-    out = [
-        c for m in metrics.of_pairs if (c := compare_resampled(m, scored[0], scored[1], data.n_users, resamples, seed))
-    ]
+    out = [c for m in metrics.of_pairs if (c := compare_resampled(m, scored[0], scored[1], data.n_users, resamples))]
     best = [data.queries.top_k(f, max(k)) if k else None for f in (a, b)]
     first, second = (_per_user(s, found, data, k, metrics) for s, found in zip(scored, best, strict=True))
-    out += _compare_per_user(first, second, data.n_users, metrics, resamples, seed)
+    out += _compare_per_user(first, second, data.n_users, metrics, resamples)
     for of in slices:
         keep = gathered(of.rows, data.pairs.user if of.side == "user" else data.pairs.item)
         pairs = data.pairs.take(keep)
@@ -118,10 +116,10 @@ def compare_factors(
         found = [
             replace(c, users=n_users)
             for m in metrics.of_pairs
-            if of.side in m.slices and (c := compare_resampled(m, parts[0], parts[1], data.n_users, resamples, seed))
+            if of.side in m.slices and (c := compare_resampled(m, parts[0], parts[1], data.n_users, resamples))
         ]
         by_user = [_per_user(s, b, data, k[:1], metrics, of) for s, b in zip(parts, best, strict=True)]
-        found += _compare_per_user(by_user[0], by_user[1], data.n_users, metrics, resamples, seed)
+        found += _compare_per_user(by_user[0], by_user[1], data.n_users, metrics, resamples)
         few = [c.users < slice_min_users for c in found]
         found = [replace(c, low=np.nan, high=np.nan, p=np.nan) if f else c for c, f in zip(found, few, strict=True)]
         out += [replace(c, of=of.name) for c in found]
@@ -135,21 +133,20 @@ def compare_rankings(
     k: Sequence[int],
     resamples: int = 1000,
 ) -> list[Comparison]:
-    """Compare the rankings A and B of the users of `data.queries`, item rows with the best first, as `compare_factors` does."""
+    """Compare the rankings A and B of the users of `data.queries`, item rows with the best first, as `compare_factors`
+    does."""
     metrics = MetricSet()
     first, second = (_of_rankings(best, data, k, metrics) for best in (a, b))
-    return _compare_per_user(first, second, data.n_users, metrics, resamples, 0)
+    return _compare_per_user(first, second, data.n_users, metrics, resamples)
 
 
-def _compare_per_user(
-    a: ByUser, b: ByUser, n_users: int, metrics: MetricSet, resamples: int, seed: int
-) -> list[Comparison]:
+def _compare_per_user(a: ByUser, b: ByUser, n_users: int, metrics: MetricSet, resamples: int) -> list[Comparison]:
     """Compare the values over users of every metric of A, which B has too, with the weights of A."""
     names, n = list(a), n_users
     weights = np.stack([a[m][1] for m in names], 1) if names else np.zeros((n, 0))
     values = [np.stack([v[m][0] for m in names], 1) if names else np.zeros((n, 0)) for v in (a, b)]
     means = [(values[i] * weights).sum(0) / weights.sum(0) for i in (0, 1)]
-    low, high, p = paired_bootstrap(values[0], values[1], weights, resamples, seed)
+    low, high, p = paired_bootstrap(values[0], values[1], weights, resamples)
     return [
         Comparison(
             m, float(means[0][i]), float(means[1][i]), float(means[1][i] - means[0][i]), float(low[i]), float(high[i]),
@@ -160,10 +157,10 @@ def _compare_per_user(
 
 
 def compare_resampled(
-    metric: PairMetric, a: ScoredPairs, b: ScoredPairs, n_users: int, resamples: int, seed: int = 0
+    metric: PairMetric, a: ScoredPairs, b: ScoredPairs, n_users: int, resamples: int
 ) -> Comparison | None:
     """Compare by a metric that resamples itself; None for another, or where it is undefined."""
-    first, second = (metric.resampled(s, bootstrap_counts(n_users, resamples, seed)) for s in (a, b))
+    first, second = (metric.resampled(s, bootstrap_counts(n_users, resamples, 0)) for s in (a, b))
     if first is None or second is None:
         return None
     low, high, p = (float(x[0]) for x in percentile_interval((second - first)[:, None]))
@@ -189,7 +186,8 @@ def _per_user(
     metrics: MetricSet,
     of: TableSlice | None = None,
 ) -> ByUser:
-    """Return the values and weights of every metric over users: of scored pairs and of rankings, None without; of those in a slice."""
+    """Return the values and weights of every metric over users: of scored pairs and of rankings, None without; of those
+    in a slice."""
     by_user = {m.name: m.by_user(scored) for m in metrics.of_pairs if of is None or of.side in m.slices}
     out = {name: _scatter(data.n_users, *found) for name, found in by_user.items() if found and len(found.users)}
     return out if best is None else out | _of_rankings(best, data, k, metrics, of)
@@ -198,8 +196,8 @@ def _per_user(
 def _of_rankings(
     best: Shaped[Ints, "Q K"], data: ComparisonData, k: Sequence[int], metrics: MetricSet, of: TableSlice | None = None
 ) -> ByUser:
-    """Return the values and weights of every metric of rankings over users; of the users in a slice, or with its items as the only
-    targets."""
+    """Return the values and weights of every metric of rankings over users; of the users in a slice, or with its items
+    as the only targets."""
     queries, out = data.queries, ByUser()
     if of and of.side == "user":
         kept = of.rows[queries.users]

@@ -67,7 +67,7 @@ class EvaluationConfig(Section):
     )
     metrics: Annotated[tuple[Annotated[Metric, METRICS], ...], Added] = Field(
         (),
-        description="Further metrics than those that are always measured: names, or sections of a kind and its options.",
+        description="Metrics added to those that are always measured: names, or sections of a kind and its options.",
     )
     repeats: Repeats = Field(
         "exclude",

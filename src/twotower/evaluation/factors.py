@@ -18,8 +18,8 @@ from twotower.evaluation.own_scores import OwnScores, added_own_of_pairs
 from twotower.evaluation.recent_scores import RecentScores
 
 SINGLE_DIMENSIONS = 512
-"""Number of dimensions in which one item alone is not zero, as in a table with an axis for each item, from which they are added to the
-scores of that item: a product of matrices would multiply with the zeros of all others."""
+"""Number of dimensions in which one item alone is not zero, as in a table with an axis for each item, from which they
+are added to the scores of that item: a product of matrices would multiply with the zeros of all others."""
 MIN_ZEROS = 8
 """Numbers of the item vectors for each that is not zero, from which their zeros are looked for."""
 
@@ -31,7 +31,8 @@ class CatalogueScorer(ABC):
     def catalogue_scores(
         self, users: Shaped[Ints, "B"], interactions: Shaped[Ints, "B"] | None = None
     ) -> Float[Tensor, "B I"]:
-        """Return the scores of all items for some user rows, of a model that reads the context in that of some interactions."""
+        """Return the scores of all items for some user rows, of a model that reads the context in that of some
+        interactions."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,12 +50,13 @@ class Scorer(CatalogueScorer):
 
     @abstractmethod
     def are_finite(self) -> bool:
-        """Return True if all vectors are finite, of those that are computed when they are asked for some."""
+        """Return True if all vectors are finite; of vectors that are computed on request, if some are."""
 
     def _added(
         self, scores: Float[Tensor, "B I"], users: Shaped[Ints, "B"], interactions: Shaped[Ints, "B"] | None = None
     ) -> Float[Tensor, "B I"]:
-        """Return the products of some user rows and all items, in place, with what is added to them; with `interactions` at the times of these."""
+        """Return the products of some user rows and all items, in place, with what is added to them; with
+        `interactions` at the times of these."""
         if self.own is not None:
             scores = self.own.added_to(scores, users)
         return scores if self.recent is None else self.recent.added_to(scores, users, interactions)
@@ -62,7 +64,8 @@ class Scorer(CatalogueScorer):
     def _added_of_pairs(
         self, scores: Shaped[Floats, "n"], pairs: Pairs, interactions: Shaped[Ints, "n"] | None = None
     ) -> Shaped[Floats, "n"]:
-        """Return the products of pairs, in place, with what is added to them; with `interactions` at the times of these."""
+        """Return the products of pairs, in place, with what is added to them; with `interactions` at the times of
+        these."""
         if self.recent is not None:
             scores += self.recent.of_pairs(pairs.user, pairs.item, interactions)
         return added_own_of_pairs(self.own, scores, pairs)
@@ -83,8 +86,8 @@ class _Split:
 
 @dataclass(frozen=True)
 class Factors(Scorer):
-    """Vectors of a model or baseline: the score of a pair (u, i) is users[u] . items[i], what u's own history adds to i, and what recent popularity
-    adds."""
+    """Vectors of a model or baseline: the score of a pair (u, i) is users[u] . items[i], what u's own history adds to
+    i, and what recent popularity adds."""
 
     users: Float[Tensor, "U D"]
     items: Float[Tensor, "I D"]
@@ -111,8 +114,8 @@ class Factors(Scorer):
 
     @cached_property
     def _split(self) -> _Split | None:
-        """The dimensions of one item apart from the others; None for fewer than SINGLE_DIMENSIONS, for items with many numbers that are
-        not zero, and for vectors that are not finite."""
+        """The dimensions of one item apart from the others; None for fewer than SINGLE_DIMENSIONS, for items with many
+        numbers that are not zero, and for vectors that are not finite."""
         items, n_dimensions = self.items, self.items.shape[1]
         if n_dimensions < SINGLE_DIMENSIONS or int(items.count_nonzero()) > items.numel() // MIN_ZEROS:
             return None

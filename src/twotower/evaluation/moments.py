@@ -12,7 +12,8 @@ from twotower.data.side import Side
 
 
 def asked_times(dataset: Dataset, part: int) -> Shaped[Ints, "U"]:
-    """Return the time of the ranking of each user, of its first pair of a part; of a user without one, of the first pair of all."""
+    """Return the time of the ranking of each user, of its first pair of a part; of a user without one, of the first
+    pair of all."""
     pairs, times = dataset.pairs_of(part), dataset.times_of(part)
     assert times is not None
     asked = np.full(len(dataset.users), int(times.min()) if len(times) else 0)
@@ -23,7 +24,7 @@ def asked_times(dataset: Dataset, part: int) -> Shaped[Ints, "U"]:
 
 
 def users_during(dataset: Dataset, part: int) -> pl.DataFrame:
-    """Return the table of the users, of each the version that holds when it is asked in a part."""
+    """Return the table of the users, of each the version that holds at its ranking in a part."""
     return dataset.users.frame if dataset.users.versions is None else _held(dataset.users, asked_times(dataset, part))
 
 
@@ -35,7 +36,8 @@ def items_during(dataset: Dataset, part: int) -> pl.DataFrame:
 
 
 def _held(side: Side, times: Shaped[Ints, "n"]) -> pl.DataFrame:
-    """Return the table of a side (n rows) at a time for each row; columns that its versions lack are those of the newest rows."""
+    """Return the table of a side (n rows) at a time for each row; columns that its versions lack are those of the
+    newest rows."""
     assert side.versions is not None
     held = side.versions.frame[side.versions.at(np.arange(len(side)), times)]
     return held.with_columns(side.frame[name] for name in side.frame.columns if name not in held.columns)

@@ -15,8 +15,9 @@ BLOCK_USERS = 4096
 def own_counts(
     dataset: Dataset, part: int, users: Shaped[Ints, "Q"], k: int, block: int = BLOCK_USERS
 ) -> Shaped[Ints, "Q k"]:
-    """Return the item rows that each user took most often as positives before a part: the most frequent first, equal counts
-    by the latest time, then by item row; -1 after a user's last item. With weights a count is the sum of theirs."""
+    """Return the item rows that each user took most often as positives before a part: the most frequent first, equal
+    counts by the latest time, then by item row; -1 after a user's last item. With weights a count is the sum of
+    theirs."""
     best = np.full((len(users), k), -1, np.int64)
     for some in pieces(len(users), block):
         best[some] = _of_block(dataset, part, users[some], k)

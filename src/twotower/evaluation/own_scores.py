@@ -18,7 +18,8 @@ from twotower.data.pairs import Pairs
 
 @dataclass(frozen=True)
 class OwnScores:
-    """A sparse matrix (users, items) that is added to the products of vectors: zero but for the items of each user's history."""
+    """A sparse matrix (users, items) that is added to the products of vectors: zero but for the items of each user's
+    history."""
 
     offsets: Shaped[Ints, "_"]  # (U + 1,)
     items: Shaped[Ints, "L"]
@@ -28,7 +29,8 @@ class OwnScores:
 
     @classmethod
     def of(
-        cls, histories: Ragged, rows: Shaped[Ints, "codes"], weights: Shaped[Floats, "codes"], recency: Recency, n_items: int
+        cls, histories: Ragged, rows: Shaped[Ints, "codes"], weights: Shaped[Floats, "codes"], recency: Recency,
+        n_items: int
     ) -> OwnScores:  # fmt: skip
         """Return the scores of `own_items`, of a history of each user."""
         offsets, own = own_items(histories, rows, weights, recency, n_items)

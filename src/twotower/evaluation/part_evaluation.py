@@ -40,15 +40,15 @@ log = logging.getLogger(__name__)
 
 
 MODEL = "model"
-"""Name of the model beside those of BASELINES."""
+"""Name of the model, added to the names of BASELINES."""
 MAX_RESAMPLED_PAIRS = 2**20
 """Pairs up to which a metric that is no mean over users, such as `auc`, has an interval of a difference."""
 
 
 @dataclass(frozen=True)
 class Ranked:
-    """The queries of a part, and the best items of each as `EvaluationQueries.top_k` returns them, by the name of what scores: MODEL, or
-    one of BASELINES."""
+    """The queries of a part, and the best items of each as `EvaluationQueries.top_k` returns them, by the name of what
+    scores: MODEL, or one of BASELINES."""
 
     queries: EvaluationQueries
     best: Mapping[str, Shaped[Ints, "Q K"]]
@@ -87,14 +87,16 @@ class PartEvaluation:
         queries: EvaluationQueries | None = None,
         best: Shaped[Ints, "Q K"] | None = None,
     ) -> PartEvaluation:
-        """Evaluate vectors by exact search. `queries` are those of the part, if they are computed already, and `best` what they find."""
+        """Evaluate vectors by exact search. `queries` are those of the part, if they are computed already, and `best`
+        what they find."""
         queries = queries or evaluation_queries(dataset, part, config)
         best = queries.top_k(factors, max(config.k)) if best is None else best
         return cls._of(queries, best, factors.part_scores(dataset, part), dataset, part, config)
 
     @classmethod
     def from_search(
-        cls, search: Callable[[EvaluationQueries, int], Shaped[Ints, "Q K"]], scores: Shaped[Floats, "n"], dataset: Dataset, part: int,
+        cls, search: Callable[[EvaluationQueries, int], Shaped[Ints, "Q K"]], scores: Shaped[Floats, "n"],
+        dataset: Dataset, part: int,
         config: EvaluationConfig,
     ) -> PartEvaluation:  # fmt: skip
         """Evaluate any search: `search(queries, k)` returns the best item rows; `scores` are those of the part's
@@ -105,7 +107,8 @@ class PartEvaluation:
 
     @classmethod
     def _of(
-        cls, queries: EvaluationQueries, best: Shaped[Ints, "Q K"], scores: Shaped[Floats, "n"], dataset: Dataset, part: int,
+        cls, queries: EvaluationQueries, best: Shaped[Ints, "Q K"], scores: Shaped[Floats, "n"], dataset: Dataset,
+        part: int,
         config: EvaluationConfig,
     ) -> PartEvaluation:  # fmt: skip
         pairs = dataset.pairs_of(part)
@@ -118,7 +121,8 @@ class PartEvaluation:
         return cls(dataset, config, pairs, scored, queries, rankings, part)
 
     def metrics(self) -> Metrics:
-        """Return all metrics of the config: of pairs over all rows, of rankings as means over users, of the catalogue."""
+        """Return all metrics of the config: of pairs over all rows, of rankings as means over users, of the
+        catalogue."""
         measured = self.config.metric_set
         out = {m.name: m.value(self.scored) for m in measured.of_pairs}
         for k in self.config.k:
@@ -170,7 +174,8 @@ class PartEvaluation:
         return float("nan"), float("nan")
 
     def slices(self) -> Metrics:
-        """Return `auc.new_user`, `recall@10.tail`, `recall@10.cold_item`, `recall@10.gender=F`, … for the slices on which the metric is defined."""
+        """Return `auc.new_user`, `recall@10.tail`, `recall@10.cold_item`, `recall@10.gender=F`, … for the slices on
+        which the metric is defined."""
         config, k, out = self.config, self.config.k[0], Metrics()
         rankings = self.rankings.at(k)
         for name, side, rows in fixed_slices(self.dataset, config, self.pairs.item):
@@ -189,8 +194,9 @@ class PartEvaluation:
         return {name: value for name, value in out.items() if value == value}
 
     def _column_slices(self, column: str) -> Metrics:
-        """Return `recall@10.gender=F`, … for the values of a column of the users when they are asked, `users.gender=F`, the number of ranked users,
-        `users.gender.left_out`, those of the values with too few, and `recall@10.gender.gap`, the largest value minus the smallest."""
+        """Return `recall@10.gender=F`, … for the values of a column of the users at their ranking, `users.gender=F`,
+        the number of ranked users, `users.gender.left_out`, those of the values with too few, and
+        `recall@10.gender.gap`, the largest value minus the smallest."""
         sliced, k = UserSlices.of(users_during(self.dataset, self.part), column), self.config.k[0]
         rankings, place = self.rankings.at(k), sliced.places[self.users]
         by_user = {f"{m.name}@{k}": m.values(rankings) for m in self._sliced_rankings("user")}
@@ -222,16 +228,16 @@ class PartEvaluation:
 def _by_user(
     users: Shaped[Ints, "Q"], values: Shaped[Doubles, "Q M"]
 ) -> tuple[Shaped[Doubles, "U M"], Shaped[Doubles, "U"]]:
-    """Return the means of the values of each user's queries, and the numbers of these, whose weighted mean is that of all
-    queries."""
+    """Return the means of the values of each user's queries, and the numbers of these, whose weighted mean is that of
+    all queries."""
     _, place, n = np.unique(users, return_inverse=True, return_counts=True)
     sums = np.stack([np.bincount(place, column, len(n)) for column in values.T], 1)
     return sums / n[:, None], n.astype(np.float64)
 
 
 def part_of_vectors(dataset: Dataset, part: int) -> int:
-    """Return the part before whose data the vectors are that evaluate a part: validation and test have the same ones, unless the parts
-    follow one another in time or rows have versions."""
+    """Return the part before whose data the vectors are that evaluate a part: validation and test have the same ones,
+    unless the parts follow one another in time or rows have versions."""
     return part if dataset.time_ordered or dataset.has_versions else VALIDATION
 
 
@@ -243,8 +249,9 @@ def evaluate_model(
     ranked: Mapping[int, Ranked] | None = None,
     monitor: str = "",
 ) -> Metrics:
-    """Return the metrics of a run by name: validation, if it has rows, and test, intervals and slices of test, baselines on
-    test. With `monitor`, such as validation.ndcg@10, also the interval of the difference to the best baseline by it.
+    """Return the metrics of a run by name: validation, if it has rows, and test, intervals and slices of test,
+    baselines on test. With `monitor`, such as validation.ndcg@10, also the interval of the difference to the best
+    baseline by it.
 
     `factors_of(part)` returns the vectors from the data before that part, by which it is evaluated. `validated` are the
     metrics of validation, if they are known; `ranked` are rankings by part, if other processes have made them.
@@ -301,7 +308,7 @@ def _baselines(
 
 
 def _alone(recent: RecentScores) -> Factors:
-    """Return the scores of recent popularity beside nothing."""
+    """Return the scores of recent popularity alone."""
     n_users, n_items = len(recent.asked), len(recent.held)
     terms = PopularityTerms(recent.terms.half_life, 1.0)
     scores = replace(recent, terms=terms, held=np.zeros_like(recent.held), cold=None)
@@ -311,8 +318,8 @@ def _alone(recent: RecentScores) -> Factors:
 def _rankings_of_baselines(
     dataset: Dataset, queries: EvaluationQueries, config: EvaluationConfig, recent: RecentScores | None = None
 ) -> Iterator[tuple[str, Shaped[Ints, "Q K"]]]:
-    """Yield the baselines that rank items and score no pairs, by name: the best item rows of each query of the test part. `recent` is the recent
-    popularity of a model that has it."""
+    """Yield the baselines that rank items and score no pairs, by name: the best item rows of each query of the test
+    part. `recent` is the recent popularity of a model that has it."""
     k = min(max(config.k), len(dataset.items))
     if config.repeats != "exclude" and dataset.schema.duplicates == "keep":
         yield "own_counts", own_counts(dataset, TEST, queries.users, k)

@@ -73,8 +73,8 @@ class Contexts:
 
 @dataclass(frozen=True)
 class EvaluationQueries:
-    """Evaluation queries: the Q users with at least one held-out positive, ranked over N items. With a context each user has a
-    query for each context of a held-out positive, whose targets are the positives in that context.
+    """Evaluation queries: the Q users with at least one held-out positive, ranked over N items. With a context each
+    user has a query for each context of a held-out positive, whose targets are the positives in that context.
 
     The pairs of a block of users are read when the block is ranked, so that memory does not grow with the pairs.
     """
@@ -103,12 +103,12 @@ class EvaluationQueries:
         repeats: Repeats = "exclude",
         contexts: Contexts | None = None,
     ) -> EvaluationQueries:
-        """Make the positives of `pairs` with a weight above 0 the targets, and by `repeats` exclude the items of `seen`, rank them
-        as all others, or rank them alone.
+        """Make the positives of `pairs` with a weight above 0 the targets, and by `repeats` exclude the items of
+        `seen`, rank them as all others, or rank them alone.
 
-        `n_positives` counts these positives of each user in `pairs`. With more than `max_users` users that have one, a fixed
-        random sample of that size is ranked; 0 ranks all. A block holds at most `block` users and `max_scores` scores,
-        but at least 8 users. With `contexts` the rows of `pairs` are users in a context, and queries.
+        `n_positives` counts these positives of each user in `pairs`. With more than `max_users` users that have one, a
+        fixed random sample of that size is ranked; 0 ranks all. A block holds at most `block` users and `max_scores`
+        scores, but at least 8 users. With `contexts` the rows of `pairs` are users in a context, and queries.
         """
         noun = "users" if contexts is None else "users in their contexts"
         summary = Summary(noun, read=int(np.count_nonzero(pairs.lengths)))
@@ -176,7 +176,8 @@ class EvaluationQueries:
         return hit
 
     def count_targets(self, items: Shaped[Bools, "I"] | None = None) -> Shaped[Ints, "Q"]:
-        """Return the number of distinct items of each user, of all or those in a mask, that are positives and may be ranked."""
+        """Return the number of distinct items of each user, of all or those in a mask, that are positives and may be
+        ranked."""
         found = np.zeros(len(self.users), np.int64)
         is_seen = np.zeros(self.block * self.n_items, bool)
         for part in self._blocks():
@@ -237,8 +238,9 @@ class EvaluationQueries:
 
 
 def evaluation_queries(dataset: Dataset, part: int, config: EvaluationConfig) -> EvaluationQueries:
-    """Return the queries of a part. Rankings exclude the items of earlier parts (train for validation, train and validation
-    for test), unless `config.repeats` says otherwise. With more than `config.max_users` users a fixed random sample of that size is ranked."""
+    """Return the queries of a part. Rankings exclude the items of earlier parts (train for validation, train and
+    validation for test), unless `config.repeats` says otherwise. With more than `config.max_users` users a fixed random
+    sample of that size is ranked."""
     pairs = dataset.pairs_of(part)
     positives = counts(pairs.user, len(dataset.users), pairs.target)
     if dataset.schema.side("context"):
@@ -256,8 +258,8 @@ def evaluation_queries(dataset: Dataset, part: int, config: EvaluationConfig) ->
 def _in_contexts(
     dataset: Dataset, part: int, positives: Shaped[Ints, "U"], max_users: int
 ) -> tuple[GroupedPairs, Shaped[Ints, "G"], Contexts]:
-    """Return the targets of a part by user and context, their numbers, and these users and contexts. With more than `max_users`
-    users that have a target, those of a fixed random sample of users; 0 takes all."""
+    """Return the targets of a part by user and context, their numbers, and these users and contexts. With more than
+    `max_users` users that have a target, those of a fixed random sample of users; 0 takes all."""
     users = np.flatnonzero(positives)
     if max_users and len(users) > max_users:
         users = np.sort(np.random.default_rng(0).choice(users, max_users, replace=False))

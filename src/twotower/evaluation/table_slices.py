@@ -26,7 +26,8 @@ class TableSlice(NamedTuple):
 
 
 def fixed_slices(data: Dataset, config: EvaluationConfig, items: Shaped[WholeNumbers, "n"]) -> Iterator[TableSlice]:
-    """Yield the slices by activity and popularity; that of cold items if some of `items`, the rows of a part's pairs, are cold."""
+    """Yield the slices by activity and popularity; that of cold items if some of `items`, the rows of a part's pairs,
+    are cold."""
     user_n, item_n = data.user_counts, data.item_counts
     head = np.zeros(len(data.items), bool)
     head[np.argsort(-item_n, kind="stable")[: max(1, int(config.head_share * len(data.items)))]] = True
@@ -39,8 +40,8 @@ def fixed_slices(data: Dataset, config: EvaluationConfig, items: Shaped[WholeNum
 
 
 def column_slices(data: Dataset, config: EvaluationConfig, part: int, users: Shaped[Ints, "Q"]) -> Iterator[TableSlice]:
-    """Yield the slices by the columns of evaluation.slices: the values of at least evaluation.slice_min_users of `users`, the rows of
-    those with a ranking, by what their table says during a part."""
+    """Yield the slices by the columns of evaluation.slices: the values of at least evaluation.slice_min_users of
+    `users`, the rows of those with a ranking, by what their table says during a part."""
     for column in config.slices:
         sliced = UserSlices.of(users_during(data, part), column)
         for i in sliced.measured(users, config.slice_min_users):

@@ -27,26 +27,29 @@ LAG = 0.75
 RECENCY = 1.0
 """Exponent r: the n-th latest item of a query weighs n^-r."""
 FREQUENCY = 0.2
-"""Exponent q: the transitions to an item are divided by their sum^q, which takes a part of its popularity away. The exponents
-are the best on the validation part of MovieLens 1M (`benchmarks/quality/baselines.toml`)."""
+"""Exponent q: the transitions to an item are divided by their sum^q, which takes a part of its popularity away. The
+exponents are the best on the validation part of MovieLens 1M (`benchmarks/quality/baselines.toml`)."""
 MAX_INTERACTIONS = 1_200_000
 """Training positives above which the baseline is left out: it holds up to `SPAN` transitions of each, up to 2.5 GB."""
 MAX_CELLS = 1 << 24
-"""Pairs of items up to which every pair has a count in memory, 128 MiB, which is faster than to sort the transitions."""
+"""Pairs of items up to which every pair has a count in memory, 128 MiB, which is faster than to sort the
+transitions."""
 UNIT = 2.0**-16
 """Weights are counted in multiples of this, so that no sum depends on its order."""
 
 
 @dataclass(frozen=True)
 class TransitionCounts:
-    """Transitions from item `before[t]` to item `after[t]`, each pair once, in the order of these, and their weighted numbers."""
+    """Transitions from item `before[t]` to item `after[t]`, each pair once, in the order of these, and their weighted
+    numbers."""
 
     before: Shaped[Ints, "T"]
     after: Shaped[Ints, "T"]
     count: Shaped[Floats, "T"]
 
     def shares(self, n_items: int, frequency: float) -> Shaped[Floats, "T"]:
-        """Return the numbers over the sum of their row, and over the sum of their column to the power of `frequency`."""
+        """Return the numbers over the sum of their row, and over the sum of their column to the power of
+        `frequency`."""
         from_item, to_item = (np.bincount(rows, self.count, n_items) for rows in (self.before, self.after))
         shares: Floats = (self.count / (from_item[self.before] * to_item[self.after] ** frequency)).astype(np.float32)
         return shares
@@ -54,16 +57,17 @@ class TransitionCounts:
 
 @dataclass(frozen=True)
 class Transitions(CatalogueScorer):
-    """Transition counts: how often item j follows item i within `SPAN` interactions of a user, by the gap between them. Each
-    row of counts is scaled to sum 1. The score of j for a user is the sum over the latest items i."""
+    """Transition counts: how often item j follows item i within `SPAN` interactions of a user, by the gap between them.
+    Each row of counts is scaled to sum 1. The score of j for a user is the sum over the latest items i."""
 
     table: F32[Tensor, "I I"]  # sparse: the item before, the item that follows
     latest: Shaped[Codes, "U L"]  # latest item of each user first, -1 where there are fewer
 
     @classmethod
     def of(cls, dataset: Dataset, part: int, max_interactions: int = MAX_INTERACTIONS) -> Self | None:
-        """Count the transitions of the training positives, for users as they are before `part`; None for users of whom `part` has
-        rows before others, without times, and, with a line in the log, above `max_interactions` positives."""
+        """Count the transitions of the training positives, for users as they are before `part`; None for users of whom
+        `part` has rows before others, without times, and, with a line in the log, above `max_interactions`
+        positives."""
         if not _follow(dataset, part):
             return None
         histories = dataset.positives_by_user
@@ -99,9 +103,10 @@ def count_transitions(
     items: Shaped[Ints, "n"], lengths: Shaped[Ints, "U"], n_items: int, span: int = SPAN, lag: float = LAG,
     weights: Shaped[Floats, "n"] | None = None, max_cells: int = MAX_CELLS,
 ) -> TransitionCounts:  # fmt: skip
-    """Return the transitions within histories, which stand one after another, the oldest item first. A transition of gap g, at
-    most `span`, weighs g^-lag, times the weight of the interaction that follows over the mean weight. Up to `max_cells` pairs of items
-    each has a count in memory; the transitions of more are sorted. The counts are the same."""
+    """Return the transitions within histories, which stand one after another, the oldest item first. A transition of
+    gap g, at most `span`, weighs g^-lag, times the weight of the interaction that follows over the mean weight. Up to
+    `max_cells` pairs of items each has a count in memory; the transitions of more are sorted. The counts are the
+    same."""
     user = np.repeat(np.arange(len(lengths)), lengths)
     counted, mean = [], 1.0 if weights is None else float(weights.mean())
     whole = np.zeros(n_items**2 if n_items**2 <= max_cells else 0)  # of whole numbers, which float64 adds exactly
@@ -125,7 +130,8 @@ def count_transitions(
 
 
 def _shares(items: Shaped[Ints, "n"], lengths: Shaped[Ints, "U"], n_items: int) -> F32[Tensor, "I I"]:
-    """Return the sparse table of the transitions within histories, which stand one after another, the oldest item first."""
+    """Return the sparse table of the transitions within histories, which stand one after another, the oldest item
+    first."""
     found = count_transitions(items, lengths, n_items)
     share, places = found.shares(n_items, FREQUENCY), torch.from_numpy(np.stack([found.before, found.after]))
     return torch.sparse_coo_tensor(

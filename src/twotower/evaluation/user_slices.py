@@ -31,8 +31,8 @@ class UserSlices:
 
     @classmethod
     def of(cls, users: pl.DataFrame, column: str) -> UserSlices:
-        """Slice the users by a column, rising by value; the range 18..25 is from 18 to below 25. Raises ConfigError if the table
-        lacks the column, or it does not hold one value a row."""
+        """Slice the users by a column, rising by value; the range 18..25 is from 18 to below 25. Raises ConfigError if
+        the table lacks the column, or it does not hold one value a row."""
         if column not in users.columns:
             raise ConfigError(
                 f"evaluation.slices: the users have no column '{column}'{did_you_mean(column, users.columns)} "
@@ -65,7 +65,8 @@ class UserSlices:
         return cls([*names, MISSING], np.where(known, np.searchsorted(cuts, x, side="right"), len(names)))
 
     def measured(self, users: Shaped[Ints, "Q"], fewest: int) -> dict[int, int]:
-        """Return the places of the slices with at least `fewest` of some users, rising, and their numbers of these users."""
+        """Return the places of the slices with at least `fewest` of some users, rising, and their numbers of these
+        users."""
         n = np.bincount(self.places[users], minlength=len(self.values))
         largest = np.argsort(-n, kind="stable")[:MAX_SLICES]
         return {int(i): int(n[i]) for i in np.sort(largest) if n[i] >= fewest}

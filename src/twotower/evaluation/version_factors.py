@@ -24,8 +24,8 @@ S = TypeVar("S", bound=Scorer)
 class VersionFactors(Factors):
     """Vectors of all versions of users and items, for the pairs and the users of one part.
 
-    A pair is scored by the versions that hold at its time. A user ranks the catalogue by those that hold at the time of its
-    first pair of the part, so that nothing is later than what it predicts."""
+    A pair is scored by the versions that hold at its time. A user ranks the catalogue by those that hold at the time of
+    its first pair of the part, so that nothing is later than what it predicts."""
 
     users: Float[Tensor, "VU D"]
     items: Float[Tensor, "VI D"]
@@ -38,8 +38,8 @@ class VersionFactors(Factors):
 
     @classmethod
     def of_part(cls, factors: S, dataset: Dataset, part: int) -> S | VersionFactors:
-        """Return the vectors for a part, from those of all rows of both sides `by_version`; unchanged without versions, and if the scores of an
-        interaction read its versions already."""
+        """Return the vectors for a part, from those of all rows of both sides `by_version`; unchanged without versions,
+        and if the scores of an interaction read its versions already."""
         if not dataset.has_versions or not isinstance(factors, Factors):
             return factors
         pairs, times = dataset.pairs_of(part), dataset.times_of(part)
@@ -61,13 +61,15 @@ class VersionFactors(Factors):
     def catalogue_scores(
         self, users: Shaped[Ints, "B"], interactions: Shaped[Ints, "B"] | None = None
     ) -> Float[Tensor, "B I"]:
-        """Return the scores of all items for some user rows, each with the versions that hold when the user is asked."""
+        """Return the scores of all items for some user rows, each with the versions that hold at the time
+        of the user's ranking."""
         asked = self.asked[users]
         scores = scores_at(self.products(_at(self.user_side, users, asked)), self.item_side, asked)
         return self._added(scores, users, interactions)
 
     def at_once(self) -> Factors:
-        """Return one vector for each user and item: users as they are asked, items as they were at the first of these times."""
+        """Return one vector for each user and item: users at the time of their ranking, items at the first of
+        these times."""
         user = _at(self.user_side, np.arange(len(self.user_side)), self.asked)
         n_items = len(self.item_side)
         item = _at(self.item_side, np.arange(n_items), np.broadcast_to(self.asked.min(), n_items))

@@ -179,8 +179,8 @@ class IndexConfig(Kind):
 
     min_recall: float = Field(
         0.95, gt=0, le=1,
-        description="Minimum recall against exact search that publishing accepts, over held-out users. Search "
-        "parameters are tuned to it.",
+        description="Minimum recall over held-out users, against exact search, that search parameters are tuned to and "
+        "publishing accepts.",
     )  # fmt: skip
     k: int = Field(100, ge=1, description="Cut-off of min_recall.")
     queries: int = Field(

@@ -231,8 +231,9 @@ class _Search:
         """Return True if each user has one value of a column, which users share, in a log of several rows for a user."""
         user = str(self.roles.options.get("user_id", ""))
         n = self.frame[user].n_unique() if user else len(self.frame)
-        is_one = n <= len(self.frame) / 2 and self.frame.select(pl.struct(user, name).n_unique()).item() == n
-        return is_one and self.frame[name].n_unique() < n
+        if n > len(self.frame) / 2 or self.frame.select(pl.struct(user, name).n_unique()).item() != n:
+            return False
+        return self.frame[name].n_unique() < n
 
     def _event_as_item(self) -> str:
         """Return the column of events of a log of known users if no other may hold items, "" for none.

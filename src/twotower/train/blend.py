@@ -1,4 +1,4 @@
-"""Weight of a pair beside others, the best on validation, with the bias of cold items that is best beside it."""
+"""Weight of a pair added to others, the best on validation, with the bias of cold items that is best for it."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from twotower.train.cold_items import best_bias
 from twotower.train.starts.search import best_weight
 
 RAISE = 2.5
-"""Highest of the biases of cold items that are tried first beside each weight, from 0, in standard deviations of a
-user's scores; all of them, as those that lift cold items into no list are equally good, and then finer ones beside the
+"""Highest of the biases of cold items that are tried first with each weight, from 0, in standard deviations of a
+user's scores; all of them, as those that lift cold items into no list are equally good, and then finer ones around the
 best, as a weight looks worse by a bias that is not its own."""
 ENOUGH = 0.03
-"""Share of the best score within which the least weight is taken beside cold items: what is gained beyond is lost to
+"""Share of the best score within which the least weight is taken with cold items: what is gained beyond is lost to
 these on some seeds (docs/log.md)."""
 
 
 @dataclass
 class Blend:
-    """Vectors of several pairs, one of which is weighed beside the others."""
+    """Vectors of several pairs, one of which is added to the others by a weight."""
 
     factors: Factors
     part: slice
@@ -53,7 +53,7 @@ class Blend:
     """Score by the weights that were tried."""
 
     def metrics(self, weight: float) -> Mapping[str, float]:
-        """Return the metrics by a weight, with the bias of the cold items that is best beside it."""
+        """Return the metrics by a weight, with the bias of the cold items that is best for it."""
         found = dict[float, Mapping[str, float]]()
 
         def score(bias: float) -> float:

@@ -26,7 +26,7 @@ MAX_ITEMS, FEWEST_ITEMS = 1000, 100
 """Items that a row's own is compared with, drawn once from more; fewer of them, before fewer rows are read, where there
 are many terms."""
 MAX_NUMBERS = 2**25
-"""Numbers of the terms of all rows and items: some 128 MiB of float32, and three times that beside them."""
+"""Numbers of the terms of all rows and items: some 128 MiB of float32, and three times that in addition."""
 PRIOR_DEVIATION = 1.0
 """Standard deviation of the factor of a term before any row is seen. The scores of a discriminant are logarithms of
 odds, so that a value that few items have cannot weigh as much as one of many."""
@@ -38,7 +38,7 @@ ITERATIONS = 100
 
 
 class ChoiceWeights(NamedTuple):
-    """Weights of terms, beside a weight 1 of the first one."""
+    """Weights of terms. The first term has the weight 1."""
 
     factors: list[float]
     """Factor of each other term."""

@@ -25,13 +25,13 @@ from twotower.train.starts.search import CLOSE
 log = logging.getLogger(__name__)
 
 MIN_POSITIVES = 50
-"""Validation positives of cold items below which a bias is not told from chance."""
+"""Validation positives of cold items below which a bias is not distinguished from chance."""
 STAND_INS = 0.1
 """Share of the known items that stand for cold ones where validation has too few positives of these."""
 LOWEST, HIGHEST, STEP = -2.0, 3.0, 0.5
 """Biases that are tried first, in standard deviations of a user's scores."""
 FINER = (0.25, 0.125)
-"""Steps beside the best of them."""
+"""Steps around the best of them."""
 MAX_BEYOND = 8
 """Steps beyond the outermost."""
 IN_NO_ORDER = ("random", "user_random")
@@ -173,7 +173,7 @@ def best_bias(
     beyond: int = MAX_BEYOND,
 ) -> float:  # fmt: skip
     """Return the bias of the highest score: of multiples of `spread` from `lowest` to `highest`, then of at most
-    `beyond` more while the outermost is the best, at last of finer ones beside it. Of equal ones it is the nearest to
+    `beyond` more while the outermost is the best, at last of finer ones around it. Of equal ones it is the nearest to
     0."""
     tried = dict[float, float]()
 

@@ -1,4 +1,4 @@
-"""Joint fit of the columns of several pairs and of what is popular, which were weighed one beside the other."""
+"""Joint fit of the columns of several pairs and of what is popular, whose weights were fitted one after the other."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Fits of what stands beside the trained scores after the last epoch to the validation part."""
+"""Fits to the validation part, after the last epoch, of what is added to the trained scores."""
 
 from __future__ import annotations
 
@@ -42,9 +42,9 @@ class LastFits:
     validation: Validation
 
     def popularity(self, check_stop: Callable[[], None]) -> RecentScores | None:
-        """Return what is popular at the times of validation, as is best beside the present scores, and change no model;
-        None of a model without recent popularity, and if it adds nothing. Raises what `check_stop` raises, which all
-        ranks call."""
+        """Return what is popular at the times of validation, as is best added to the present scores, and change no
+        model; None of a model without recent popularity, and if it adds nothing. Raises what `check_stop` raises, which
+        all ranks call."""
         if not self.recipe.model.recent_popularity:
             return None
         measured = self._score(SCORES_BESIDE)
@@ -57,7 +57,7 @@ class LastFits:
 
     def fit(self, scores_of_pairs: Callable[[], Shaped[Floats, "n"]], joint: JointFit | None = None) -> WeighedPairs:
         """Overwrite stacking, recent popularity, own counts and the bias of cold items, each of a model that has it,
-        one beside the other. `scores_of_pairs` returns the present scores of the pairs of validation, on rank 0. Where
+        one after the other. `scores_of_pairs` returns the present scores of the pairs of validation, on rank 0. Where
         the fit of columns and popularity together, or without columns that of popularity, is not clearly worse than
         they are, it replaces them. Return its columns by pair."""
         model, dataset, recipe, context = self.model, self.dataset, self.recipe, self.context
@@ -82,7 +82,7 @@ class LastFits:
 
     def _fit_jointly(self, found: Factors, joint: JointFit | None, some: EvaluationConfig) -> WeighedPairs:
         """Give columns and recent popularity the weights of a fit of both together, or without one that of popularity
-        alone, beside the scores `found` without it, unless the metric by `some` options is lower by more than CLOSE;
+        alone, added to the scores `found` without it, unless the metric by `some` options is lower by more than CLOSE;
         each with the best bias of cold items, which is fitted later."""
         model, dataset, seed = self.model, self.dataset, self.recipe.train.seed
         cold = cold_items(model, dataset, seed, ends=True, stand_in=False) if model.config.cold_item_bias else ""

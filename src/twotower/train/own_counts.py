@@ -1,4 +1,5 @@
-"""Own counts: the score that items of a user's own history have beside the product, fitted to the validation part."""
+"""Own counts: the score that items of a user's own history have in addition to the product, fitted to the validation
+part."""
 
 from __future__ import annotations
 
@@ -32,16 +33,16 @@ F = TypeVar("F", bound=Factors | ContextFactors)
 PRIOR = 10.0
 """Interactions with an item at which its own share of repeats weighs as much as that of all items."""
 HALF_LIVES, EXPONENTS = (400, 200, 100, 50, 25, 12, 6, 3, 1), (0.1, 0.25, 0.5, 1.0, 2.0)
-"""Numbers of interactions after which one counts half, and exponents of their places, which are tried beside all alike:
-where the log has times."""
+"""Numbers of interactions after which one counts half, and exponents of their places, which are tried in addition
+to equal counts where the log has times."""
 WEIGHTS = (0.0, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0)
 """Root mean squares of the added scores that are tried, in standard deviations of a user's scores."""
 OWN_SCORES = 500_000_000
 """Scores of users and items of a comparison at most, of which a fit makes some fifty."""
 FIRST_WEIGHTS = (1.0, 300.0)
-"""Weights by which the recencies are compared at first: beside the other scores, and before them."""
+"""Weights by which the recencies are compared at first: comparable to the other scores, and above them."""
 USUAL_WEIGHT, USUAL_EXPONENT = 3.0, 0.1
-"""Those beside which the values of a start are chosen, before these are fitted."""
+"""Weight and exponent with which the values of a start are chosen, before own counts are fitted."""
 
 
 def own_scores(model: TwoTower, dataset: Dataset, part: int) -> OwnScores | None:
@@ -92,7 +93,7 @@ def check_own_counts(dataset: Dataset, name: str, repeats: str) -> None:
 
 
 class OwnCountsFit:
-    """Own counts beside other scores, and their fit to validation.
+    """Own counts as an addition to other scores, and their fit to validation.
 
     An item weighs as the share of its training interactions that repeat an earlier one of their user (Hu et al. 2020,
     "Modeling Personalized Item Frequency Information for Next-basket Recommendation").

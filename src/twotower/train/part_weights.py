@@ -1,5 +1,5 @@
-"""Weights of the parts of a pair's vectors beside the other pairs: a conditional logit of what users of validation take
-anew."""
+"""Weights of the parts of a pair's vectors, added to the other pairs: a conditional logit of what users of validation
+take anew."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ def part_weights(
     cold: Shaped[Bools, "items"] | None = None,
     popular: F32[Tensor, "items"] | None = None,
 ) -> ChoiceWeights | None:
-    """Return a weight of the items' numbers in each of some `parts` of their dimensions, beside the score of all other
-    dimensions and of recent popularity: under these the items that users take in the validation part, and did not take
-    before, are most likely. None for no part, for fewer than MIN_ROWS such rows, for so many parts that MAX_NUMBERS
-    leave no more, and where the other dimensions are the same for all items. Items that are `cold` have a term of their
-    own, as a bias will raise them, and those that the test part alone has are not compared: else columns would tell
-    which they are. `popular` numbers of the items have a weight too, the last one."""
+    """Return a weight of the items' numbers in each of some `parts` of their dimensions, added to the score of all
+    other dimensions and of recent popularity: under these the items that users take in the validation part, and did not
+    take before, are most likely. None for no part, for fewer than MIN_ROWS such rows, for so many parts that
+    MAX_NUMBERS leave no more, and where the other dimensions are the same for all items. Items that are `cold` have a
+    term of their own, as a bias will raise them, and those that the test part alone has are not compared: else columns
+    would tell which they are. `popular` numbers of the items have a weight too, the last one."""
     choices = Choices.of(dataset, seed, len(parts) + 2) if parts else None
     if choices is None:
         return None

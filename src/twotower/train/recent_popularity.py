@@ -97,7 +97,7 @@ Chance = Callable[[Scorer, Scorer], float]
 
 @dataclass(frozen=True)
 class PopularityFit:
-    """Terms of the recent popularity that is best beside some scores."""
+    """Terms of the recent popularity that is best in addition to some scores."""
 
     terms: PopularityTerms
     """The weight of the latest rows is 0 if nothing is better than nothing by more than chance may give."""
@@ -115,8 +115,8 @@ def popularity_beside(
     context: DistributedContext,
     chance: Chance,
 ) -> RecentScores | None:
-    """Return what is popular at the times of the validation part by the terms that are best beside scores; None if it
-    adds nothing."""
+    """Return what is popular at the times of the validation part by the terms that are best in addition to scores; None
+    if it adds nothing."""
     fit = best_terms(dataset, found, score, context, chance)
     held = np.zeros(len(dataset.items), np.float32)
     return RecentScores.of_part(dataset, VALIDATION, fit.terms, held) if fit.terms.recent else None
@@ -156,7 +156,7 @@ def best_terms(
     context: DistributedContext,
     chance: Chance,
 ) -> PopularityFit:
-    """Return the recent popularity whose validation score is highest beside scores that have none of it; all ranks call
+    """Return the recent popularity whose validation score is highest in addition to scores without it; all ranks call
     it. A term is in it if it gains more than CLOSE of the score, or than chance may give by `chance`."""
     unit = RecentScores.of_part(
         dataset, VALIDATION, PopularityTerms(1.0, 1.0), np.zeros(len(dataset.items), np.float32)

@@ -48,7 +48,7 @@ class TrainConfig(Section):
     data_shards: int = Field(
         1,
         ge=1,
-        description="Number of user ranges that are shuffled separately. With a multiple of the number of ranks, each "
+        description="Number of user ranges that are shuffled separately; with a multiple of the number of ranks, each "
         "rank reads its own ranges.",
     )
     embedding_placement: Literal["replicated", "torchrec"] = Field(

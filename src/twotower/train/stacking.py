@@ -1,5 +1,5 @@
-"""Stacking: weights of the terms of a score, and of baselines beside them, fitted to the labels of the validation part
-(Wolpert 1992, Stacked Generalization)."""
+"""Stacking: weights of the terms of a score, and of baselines added to them, fitted to the labels of the validation
+part (Wolpert 1992, Stacked Generalization)."""
 
 from __future__ import annotations
 

@@ -14,21 +14,21 @@ from twotower.train.starts.start import Start
 
 def check_starts_fit(dataset: Dataset, recipe: Recipe) -> None:
     """Raise ConfigError, which names the entries to leave out, if items have versions, which no closed form knows, or
-    if a start is weighed beside pairs whose vectors depend on the context."""
+    if the blend of a start is fitted to pairs whose vectors depend on the context."""
     schema, starts = dataset.schema, recipe.train.start
     if starts and dataset.items.versions is not None:
         refused = f"train.start of kind {_kinds(starts)} does not go with schema.valid_from of items"
         if not recipe.train.epochs:
             raise ConfigError(
-                f"{refused}, and train.epochs = 0 trains nothing beside it; leave out schema.valid_from, or use a "
-                "recipe that is trained: cold-start, which reads columns of items, or sequence-short"
+                f"{refused}, and train.epochs = 0 trains nothing else; leave out schema.valid_from, or use a recipe "
+                "that is trained: cold-start, which reads columns of items, or sequence-short"
             )
         raise ConfigError(f"{refused}; {_leave_out(starts, recipe, schema)}, or leave out schema.valid_from")
     context = [f"'{f.name}'" for f in schema.side("context")]
     if recipe.last_starts and context:
         raise ConfigError(
-            f"train.start of kind {_kinds(recipe.last_starts)} has blend and learn = false, a weight beside trained "
-            "pairs, and their vectors depend on the context; give scale in its place, or "
+            f"train.start of kind {_kinds(recipe.last_starts)} has blend and learn = false, a weight relative to "
+            "trained pairs, and their vectors depend on the context; give scale in its place, or "
             f"{_leave_out(recipe.last_starts, recipe, schema)}, or leave out {_features(context)} of the context"
         )
 

@@ -1,4 +1,4 @@
-"""Values of the starts of a model: those that are best on validation, before the first step, or beside trained pairs
+"""Values of the starts of a model: those that are best on validation, before the first step, or with trained pairs
 after the last."""
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ MAX_COMPARED = 4_000_000
 
 class StartValues:
     """Gives pairs the values of their starts, each those that are best on validation by the pair alone, and then its
-    weight beside the pairs before it."""
+    weight relative to the pairs before it."""
 
     def __init__(
         self, model: TwoTower, dataset: Dataset, recipe: Recipe, users: SideTensors, items: SideTensors,
@@ -67,9 +67,9 @@ class StartValues:
         trained: Sequence[int] = (), recent: RecentScores | None = None, tried: TriedStarts | None = None,
     ) -> None:  # fmt: skip
         """`users` and `items` are the inputs of all rows. `check_stop` raises Interrupted if a rank is to stop.
-        `trained` are pairs that have their values, after the last epoch; beside them cold items are raised by a bias,
-        the best one for each weight, if the model has one and validation has positives of them, and `recent` is what is
-        popular, which a pair is weighed beside. `tried` keeps the scores of values."""
+        `trained` are pairs that have their values, after the last epoch: with them, cold items are raised by a
+        bias, the best one for each weight, if the model has one and validation has positives of them, and `recent` is
+        what is popular, to which the weight of a pair is fitted. `tried` keeps the scores of values."""
         self.model, self.dataset, self.recipe = model, dataset, recipe
         self.users, self.items, self.context = users, items, context
         self.validation, self.check_stop = validation, check_stop
@@ -98,7 +98,7 @@ class StartValues:
 
     def fill(self, start: Start) -> None:
         """Overwrite the pair of a start with the values that are best. A pair for which nothing can be solved has the
-        weight 0, if it may have it beside others, or others are trained already. Raises TrainingError if no values are
+        weight 0, if it may have it among others, or others are trained already. Raises TrainingError if no values are
         finite, and what `check_stop` raises."""
         found, weight, adds = self.best(start), 0.0, "nothing"
         try:
@@ -112,7 +112,7 @@ class StartValues:
             self._chosen.append((found, 1.0, [], None))
             weight = self._blend(found) if found.blend else 1.0
             if self._cold and not start.tells_cold(self.dataset, self.model.config):
-                adds = f"less than {ENOUGH:.0%} beside cold items"
+                adds = f"less than {ENOUGH:.0%} with cold items"
         finally:
             self._positives.clear()
         self._filled.append(start.pair)
@@ -164,7 +164,7 @@ class StartValues:
         return users_told(self._evaluation, self.recipe.train.monitor, self.dataset.validation)
 
     def _blend(self, start: Start) -> float:
-        """Give a pair that has started the weight that is best beside the pairs before it, and return the weight."""
+        """Give a pair that has started the weight that is best with the pairs before it, and return the weight."""
         pairs, monitor = [*self._filled, start.pair], self.recipe.train.monitor
         is_weighed, beside = self._weigh_parts(start, pairs) if start.weighs_parts else (False, None)
         cold, part = self._cold, self.model.parts_of_pairs(pairs)[-1]
@@ -185,7 +185,7 @@ class StartValues:
             found = blend.metrics(weight)
             told = f", {cold} raised by {blend.raised[weight]:.2f}" if cold else ""
             log.info(
-                f"start of pair {start.pair} by {start.kind}, beside {others}: blend = {weight:g}{told}: {monitor} = "
+                f"start of pair {start.pair} by {start.kind}, added to {others}: blend = {weight:g}{told}: {monitor} = "
                 f"{found[monitor]:.4f}{self._told}"
             )
             return blend.scores[weight]
@@ -199,8 +199,8 @@ class StartValues:
         return weight
 
     def _weigh_parts(self, start: Start, pairs: list[int]) -> tuple[bool, F32[Tensor, "items"] | None]:
-        """Give the parts of a pair the weights under which what users of validation take anew is most likely beside the
-        pairs before it, and return True, and what the popularity of each item adds beside them, of a model with biases
+        """Give the parts of a pair the weights under which what users of validation take anew is most likely with the
+        pairs before it, and return True, and what the popularity of each item adds to them, of a model with biases
         and without recent popularity; False and None, with nothing changed and a line in the log, where nothing tells
         them."""
         assert self._values is not None
@@ -219,7 +219,7 @@ class StartValues:
         if weights is None:
             log.info(
                 f"{told}its columns weigh alike, as validation does not tell their weights: too few rows of new "
-                "items, too many columns, or nothing beside them"
+                "items, too many columns, or no other score"
             )
             return False, None
         (factors, spreads), beside = weights, None
@@ -239,7 +239,7 @@ class StartValues:
         log.info(
             f"{told}weighed by validation, the scores of its columns have these standard deviations, in that of the "
             f"other pairs: {', '.join(of_columns)}"
-            + (f"; beside them log(1 + count) {beside[1]:.2f}" if beside else "")
+            + (f"; added to them log(1 + count) {beside[1]:.2f}" if beside else "")
         )
         return True, None if popular is None or beside is None else beside[0] * popular
 
@@ -274,7 +274,7 @@ class StartValues:
                 add_biases(self.model, self.dataset, added)
 
     def _score_raised(self, found: Factors) -> float:
-        """Return the metric of scores with the bias of cold items that is best beside them. Raises what `check_stop`
+        """Return the metric of scores with the bias of cold items that is best for them. Raises what `check_stop`
         raises."""
         self.check_stop()
         blend = Blend(found, slice(0), 1.0, self._metrics, self.validation.score_of)
@@ -364,7 +364,7 @@ class StartValues:
 
 def check_started(model: TwoTower, recipe: Recipe) -> None:
     """Raise TrainingError if a pair lacks the values that it has before the first step: a checkpoint that is resumed
-    under other settings may hold it as one that is weighed after the last. A weight of 0 beside pairs that start before
+    under other settings may hold it as one that is weighed after the last. A weight of 0 after pairs that start before
     it is one."""
     for start in recipe.first_starts:
         items = model.towers("item")[start.pair].embeddings

@@ -1,5 +1,5 @@
-"""Scores of the values of starts that a training has tried, kept beside its checkpoints: a training that is stopped and
-resumed tries none again."""
+"""Scores of the values of starts that a training has tried, kept in the folder of its checkpoints: a training that
+is stopped and resumed tries none again."""
 
 from __future__ import annotations
 

@@ -402,7 +402,8 @@ def test_a_contrastive_batch_is_the_users_of_the_positives_and_the_items_asked_f
         assert found.user is not None
         assert found.users.rows == len(np.unique(user))
         assert torch.equal(found.users.lookup[found.user], users.take(user).lookup)
-        gone = {(int(u), int(data.encoders.history_codes(sequences(data)[0].history, data.items.frame)[data.pairs.item[i]]))
+        gone = {(int(u), int(data.encoders.history_codes(sequences(data)[0].history,
+            data.items.frame)[data.pairs.item[i]]))
                 for u, i in zip(user, source, strict=True)}  # fmt: skip
         bag = found.users.bags["seen"]
         assert isinstance(bag, Bag)

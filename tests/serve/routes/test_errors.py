@@ -31,7 +31,8 @@ def test_an_error_nobody_thought_of_is_a_problem_and_is_in_the_log(
 def test_fault_G14_bytes_that_are_no_text_are_refused(shared: Client, wrong: str) -> None:
     shared.post("/v1/events", {"user_id": unquote(wrong), "events": ["i1"]})
     for method, path, query in (
-        ("DELETE", f"/v1/events/{wrong}", ""), ("DELETE", "/v1/events", f"user_id={wrong}"), ("GET", f"/v1/items/{wrong}/similar", ""),
+        ("DELETE", f"/v1/events/{wrong}", ""), ("DELETE", "/v1/events", f"user_id={wrong}"),
+        ("GET", f"/v1/items/{wrong}/similar", ""),
         ("GET", "/v1/console/users", f"query={wrong}"),
     ):  # fmt: skip
         status, told = by_path(shared, method, path, query.encode())
@@ -104,8 +105,8 @@ def test_fault_D1_what_is_no_request_is_422_and_says_where(shared: Client, conte
 
 
 FORMS = (
-    "expected an item id (text or a whole number), or an object with id and, where the model reads them, liked or event, "
-    "and time"
+    "expected an item id (text or a whole number), or an object with id and, where the model reads them, liked or "
+    "event, and time"
 )
 
 
@@ -113,12 +114,16 @@ FORMS = (
     ("body", "errors"),
     [
         ({"events": [None]}, [("events.0", f"found null, {FORMS}")]),
-        ({"history": ["i1", True, ["i1"]]}, [("history.1", f"found true, {FORMS}"), ("history.2", f'found ["i1"], {FORMS}')]),
+        ({"history": ["i1", True, ["i1"]]}, [("history.1", f"found true, {FORMS}"), ("history.2",
+            f'found ["i1"], {FORMS}')]),
         ({"events": [[1] * 30]}, [("events.0", f"found [{'1, ' * 13}…, {FORMS}")]),
         ({"events": [{"id": "i1", "liked": "yes"}]}, [("events.0.liked", "Input should be a valid boolean")]),
-        ({"events": [{"item": "i1"}]}, [("events.0.id", "Field required"), ("events.0.item", "Extra inputs are not permitted")]),
-        ({"features": {"age": {}}}, [("features.age", "found an object, expected text, a number, true, false, null, or a list of these")]),
-        ({"features": {"age": [1, [2]]}}, [("features.age", "found a list in a list, expected text, a number, true, false, null, or a list of these")]),
+        ({"events": [{"item": "i1"}]}, [("events.0.id", "Field required"), ("events.0.item", "Extra inputs are not "
+            "permitted")]),
+        ({"features": {"age": {}}}, [("features.age", "found an object, expected text, a number, true, false, null, or "
+            "a list of these")]),
+        ({"features": {"age": [1, [2]]}}, [("features.age", "found a list in a list, expected text, a number, true, "
+            "false, null, or a list of these")]),
     ],
 )  # fmt: skip
 def test_a_value_of_several_forms_is_refused_once_with_what_is_allowed(

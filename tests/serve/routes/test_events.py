@@ -76,7 +76,8 @@ def test_recent_events_of_a_new_user_are_a_cold_start(shared: Client) -> None:
 
 @pytest.mark.parametrize("duplicates", ["keep", "last"])
 def test_events_that_the_log_of_a_new_bundle_holds_count_once(make: Make, tmp_path: Path, duplicates: str) -> None:
-    """A service hears of purchases, and runs on while the next log, which has most of them, is trained and published."""
+    """A service hears of purchases, and runs on while the next log, which has most of them, is trained and
+    published."""
     now = int(time.time())
     features = [
         {"side": "user", "kind": "sequence", "name": "bought", "pooling": "decay"},
@@ -84,7 +85,8 @@ def test_events_that_the_log_of_a_new_bundle_holds_count_once(make: Make, tmp_pa
     ]
     schema = Schema.model_validate({"time": "at", "duplicates": duplicates, "features": features})
     config = settings(
-        split={"kind": "column", "column": "part", "ordered": True, "validation": 0}, loss={"kind": "softmax"}, negatives={"full": True},
+        split={"kind": "column", "column": "part", "ordered": True, "validation": 0}, loss={"kind": "softmax"},
+        negatives={"full": True},
         train={"epochs": 1, "history_scope": "causal"}, evaluation={"repeats": "exclude"},
     )  # fmt: skip
     rows = [(f"u{n % 7}", f"i{n * 5 % 11}", now - 90_000 + 60 * n, "train") for n in range(150)]
@@ -118,8 +120,10 @@ def test_events_that_the_log_of_a_new_bundle_holds_count_once(make: Make, tmp_pa
     assert answers[0]["items"] == answers[1]["items"]
 
 
-STRANGE = ["a\nb", "\n", "\r\n", "x\n", ".", "..", "/", "//", "a/b", "../../etc", "?", "#", "a?b#c", "%", "%2e%2e", "%0a", "+", "a b", " x ",
-           "\x00", "\u2028", "\x85\u2029", "é☃😀", "i/similar", "similar", "&k=2", ";", "\ufffd", "'\"<", "u" * 512]  # fmt: skip
+STRANGE = ["a\nb", "\n", "\r\n", "x\n", ".", "..", "/", "//", "a/b", "../../etc", "?", "#", "a?b#c", "%", "%2e%2e",
+    "%0a", "+", "a b", " x ",
+           "\x00", "\u2028", "\x85\u2029", "é☃😀", "i/similar", "similar", "&k=2", ";", "\ufffd", "'\"<",
+           "u" * 512]  # fmt: skip
 
 
 def is_asked_and_forgotten(client: Client, id_: str) -> None:

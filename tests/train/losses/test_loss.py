@@ -169,7 +169,8 @@ def test_a_negative_of_ones_own_is_a_candidate_of_its_row_alone(loss: Contrastiv
 
 @contrastive
 def test_the_correction_does_not_depend_on_how_many_batches_are_drawn(loss: ContrastiveLoss) -> None:
-    """Twice the expected number of draws of all items lowers no loss: it is the same for the positive and the others."""
+    """Twice the expected number of draws of all items lowers no loss: it is the same for the positive and the
+    others."""
     users, items = vectors()
     drawn = candidates([0, 1, 2], [1, 2, 1, 3, 0], torch.tensor([[3], [4], [-1]]))
     doubled = mean(loss, users, items, replace(drawn, log_q=torch.full((5,), 0.7)))

@@ -1,4 +1,5 @@
-"""A training row sees users, its item and its negatives as they were at its time: losses and gradients against a loop."""
+"""A training row sees users, its item and its negatives as they were at its time: losses and gradients against a
+loop."""
 
 from __future__ import annotations
 
@@ -194,7 +195,8 @@ def since_1990(frame: pl.DataFrame) -> pl.DataFrame:
     [
         {"negatives": {"random": 2}},
         ADDED | {"negatives": {"uniform": 9, "disliked": 2, "random": 2}},
-        ADDED | {"loss": {"kind": "softmax", "mimic": 0.5}, "model": {"width": 8, "pairs": [{"user": {"layers": [8], "augment": True}, "item": {"layers": [8], "augment": True}}]}},
+        ADDED | {"loss": {"kind": "softmax", "mimic": 0.5}, "model": {"width": 8, "pairs": [{"user": {"layers": [8],
+            "augment": True}, "item": {"layers": [8], "augment": True}}]}},
     ],
 )  # fmt: skip
 def test_one_version_of_each_row_from_the_beginning_trains_what_a_snapshot_trains(sections: dict[str, Any]) -> None:
@@ -237,8 +239,8 @@ def test_remembered_vectors_and_versions_of_items_exclude_each_other() -> None:
     with pytest.raises(ConfigError) as e:
         Trainer(data(), settings(**ADDED | {"negatives": {"cross_batch_memory": 50}}))
     assert str(e.value) == (
-        "negatives.cross_batch_memory keeps item vectors of other times, and with schema.valid_from a positive sees items as they "
-        "were at its own; leave it out"
+        "negatives.cross_batch_memory keeps item vectors of other times, and with schema.valid_from a positive sees "
+        "items as they were at its own; leave it out"
     )
     users, _, actions = changing()
     tables = check(users, everything()[1], actions, CHANGING_SCHEMA)
@@ -253,8 +255,8 @@ def test_negatives_that_share_a_value_and_versions_of_items_exclude_each_other()
     with pytest.raises(ConfigError) as e:
         Trainer(data(), attribute)
     assert str(e.value) == (
-        "negatives.attribute draws items by their newest values, and with schema.valid_from a positive sees items as they were at its own "
-        "time; leave it out"
+        "negatives.attribute draws items by their newest values, and with schema.valid_from a positive sees items as "
+        "they were at its own time; leave it out"
     )
     users, _, actions = changing()
     tables = check(users, everything()[1], actions, CHANGING_SCHEMA)

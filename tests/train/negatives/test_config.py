@@ -21,7 +21,8 @@ from twotower.train.negatives.uniform import UniformNegatives
         ({"uniform": 5}, (InBatchNegatives(), UniformNegatives(n=5))),
         ({"uniform": True, "in_batch": False}, (UniformNegatives(),)),
         ({"uniform": {}, "hard": 0, "attribute": "", "full": False}, (InBatchNegatives(), UniformNegatives())),
-        ({"hard": {"ranks": [1, 3]}, "random": 2}, (InBatchNegatives(), RandomNegatives(n=2), HardNegatives(ranks=(1, 3)))),
+        ({"hard": {"ranks": [1, 3]}, "random": 2}, (InBatchNegatives(), RandomNegatives(n=2), HardNegatives(ranks=(1,
+            3)))),
         ({"mykinds.negatives:Recent": 4, "uniform": 5}, (InBatchNegatives(), UniformNegatives(n=5), Recent(n=4))),
         ({"sources": (Recent(n=4), InBatchNegatives())}, (InBatchNegatives(), Recent(n=4))),
         ({"sources": (Recent(n=4),), "uniform": 5}, (UniformNegatives(n=5), Recent(n=4))),
@@ -39,7 +40,8 @@ def test_sources_are_named_by_a_value_by_options_and_by_an_import_path(
 def test_a_dump_lists_every_registered_source() -> None:
     dumped = NegativesConfig(uniform=5, sources=(InBatchNegatives(), Recent(n=4))).model_dump(mode="json")
     assert dumped == dict.fromkeys(SOURCES.names, False) | {
-        "in_batch": True, "uniform": {"n": 5, "cold": True}, "mykinds.negatives:Recent": {"n": 4, "share": 0.1}, "mask_positives": True,
+        "in_batch": True, "uniform": {"n": 5, "cold": True}, "mykinds.negatives:Recent": {"n": 4, "share": 0.1},
+        "mask_positives": True,
     }  # fmt: skip
 
 

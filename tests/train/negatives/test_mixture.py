@@ -156,7 +156,8 @@ def test_a_users_other_positives_are_no_candidates_and_its_own_positive_stays(
 ) -> None:
     data = world(board, [*rows, (39, 3, True)])
     config = NegativesConfig(
-        in_batch=in_batch, uniform=9, popularity=4, cross_batch_memory=12, disliked=2, hard={"n": 2, "ranks": [1, 20], "ratio": 1},
+        in_batch=in_batch, uniform=9, popularity=4, cross_batch_memory=12, disliked=2,
+        hard={"n": 2, "ranks": [1, 20], "ratio": 1},
         mask_positives=mask,
     )  # fmt: skip
     sampler = CandidateSampler(data, config, seed=4)
@@ -232,7 +233,8 @@ def test_others_of_mined_items_are_candidates_whatever_they_weigh(board: Dataset
 # ---- the same again
 
 EVERY_SOURCE = NegativesConfig(
-    uniform=20, popularity=20, random=3, disliked=2, hard={"n": 2, "ranks": [1, 20], "ratio": 7}, attribute={"feature": "brand", "n": 2}, cross_batch_memory=30,
+    uniform=20, popularity=20, random=3, disliked=2, hard={"n": 2, "ranks": [1, 20], "ratio": 7},
+    attribute={"feature": "brand", "n": 2}, cross_batch_memory=30,
 )  # fmt: skip
 
 

@@ -50,7 +50,8 @@ def vectors(data: Dataset, seed: int = 0) -> Factors:
 
 
 def prepared(source: NegativeSource, data: Dataset, seed: int = 3, mask_positives: bool = True) -> CandidateSampler:
-    """A mixture in its second epoch, after a batch: the source alone, or per-positive ones beside those of the batch."""
+    """A mixture in its second epoch, after a batch: the source alone, or per-positive ones beside those of the
+    batch."""
     beside = (InBatchNegatives(),) if source in PER_POSITIVE else ()
     sampler = CandidateSampler(data, NegativesConfig(sources=(*beside, source), mask_positives=mask_positives), seed)
     sampler.begin_epoch(lambda: vectors(data), 1)

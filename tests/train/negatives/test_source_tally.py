@@ -28,7 +28,8 @@ from twotower.train.trainer import Trainer
 
 SEED, STEP, BATCH = 5, 3, 24
 NEGATIVES: dict[str, Any] = {
-    "uniform": 20, "popularity": 9, "cross_batch_memory": 15, "random": 2, "hard": {"n": 3, "ranks": [1, 12], "ratio": 1},
+    "uniform": 20, "popularity": 9, "cross_batch_memory": 15, "random": 2,
+    "hard": {"n": 3, "ranks": [1, 12], "ratio": 1},
 }  # fmt: skip
 
 

@@ -130,10 +130,12 @@ def test_without_negatives_the_values_are_those_of_the_positives() -> None:
 @pytest.mark.parametrize(
     ("second", "fields", "unliked", "message"),
     [
-        ({}, ("liked",), 0.4, r"add a sequence with interactions = 'negative' and pooling = 'sum' to model.pairs.0.user.fields, or leave unliked out"),
+        ({}, ("liked",), 0.4, r"add a sequence with interactions = 'negative' and pooling = 'sum' to "
+            r"model.pairs.0.user.fields, or leave unliked out"),
         ({"pooling": "mean"}, ("liked", "unliked"), 0.5, "pooling = 'sum' of feature 'unliked'"),
         ({"share_embedding": True}, ("liked", "unliked"), 0.5, "set share_embedding = false"),
-        ({"interactions": "all"}, ("liked", "unliked"), 0.5, "needs one field in model.pairs.0.user.fields, a sequence of item ids"),
+        ({"interactions": "all"}, ("liked", "unliked"), 0.5, "needs one field in model.pairs.0.user.fields, a sequence "
+            "of item ids"),
         ({}, ("unliked",), 0.5, "set its interactions = 'positive'"),
     ],
 )  # fmt: skip

@@ -35,7 +35,8 @@ COLUMNS = ["kind", "tags", "year"]
 
 def features(**history: Any) -> tuple[Feature, ...]:
     return (
-        Sequence(name="h", side="user", **{"share_embedding": False, "pooling": {"kind": "ridge", "steps": 60}} | history),
+        Sequence(name="h", side="user", **{"share_embedding": False,
+            "pooling": {"kind": "ridge", "steps": 60}} | history),
         Categorical(name="item_id", side="item"),
         Categorical(name="kind", side="item"),
         MultiHot(name="tags", side="item", pooling="sqrt"),
@@ -44,8 +45,8 @@ def features(**history: Any) -> tuple[Feature, ...]:
 
 
 def log(*chosen: Feature) -> Dataset:
-    """Users take items of one kind, most of the time; every eighth item is in the test part alone, and the last one, without a value of a column, in
-    none."""
+    """Users take items of one kind, most of the time; every eighth item is in the test part alone, and the last one,
+    without a value of a column, in none."""
     rng = np.random.default_rng(2)
     items = pl.DataFrame(
         {
@@ -150,7 +151,7 @@ def test_what_the_item_tower_may_read() -> None:
     for item, message in (
         (
             BESIDE | {"fields": COLUMNS},
-            r"beside the id of the items; add its feature to model.pairs.0.item.fields, or name it alone",
+            r"in addition to the id of the items; add its feature to model.pairs.0.item.fields, or name it alone",
         ),
         (BESIDE | {"activation": "ReLU"}, r"join = 'sum', activation = 'Identity'"),
     ):

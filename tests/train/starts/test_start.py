@@ -1,4 +1,5 @@
-"""Starts against the maths written plainly in float64: the first model ranks as the closed form does, in torch and exported."""
+"""Starts against the maths written plainly in float64: the first model ranks as the closed form does, in torch and
+exported."""
 
 from __future__ import annotations
 
@@ -197,8 +198,8 @@ def ease_weights(x: np.ndarray) -> np.ndarray:
 
 
 def of_size_one(weights: np.ndarray, data: Dataset, histories: np.ndarray, root: float = 0.0) -> np.ndarray:
-    """The scores of some histories (n, items) of zeros and ones, divided by their lengths to the power of `root`, and scaled so that those of
-    the items of the train part for its histories have the root mean square 1."""
+    """The scores of some histories (n, items) of zeros and ones, divided by their lengths to the power of `root`, and
+    scaled so that those of the items of the train part for its histories have the root mean square 1."""
     x = (matrix(data) > 0).astype(float)
     learned, asked = ((h / np.maximum(h.sum(1, keepdims=True), 1) ** root) @ weights for h in (x, histories))
     scaled: np.ndarray = asked / np.sqrt((learned[x.any(1)] ** 2).sum(1).mean() / x.any(0).sum())
@@ -245,7 +246,8 @@ def content_of(data: Dataset) -> np.ndarray:
 
 
 def content_scores(data: Dataset, histories: np.ndarray, width: int = ITEMS) -> np.ndarray:
-    """The scores by `width` leading directions of the values among the positives. Every history is solved by its normal equations."""
+    """The scores by `width` leading directions of the values among the positives. Every history is solved by its normal
+    equations."""
     a, rate, x = 0.2, 0.05, matrix(data)
     v, taken = content_of(data), x.sum(0)
     if width < v.shape[1]:
@@ -268,7 +270,8 @@ def neighbour_scores(x: np.ndarray, histories: np.ndarray) -> np.ndarray:
 
 
 def transition_table(data: Dataset) -> tuple[np.ndarray, np.ndarray]:
-    """Shares of transitions between items (items, items), by a loop over every pair of positives of a user, and the sums of rows."""
+    """Shares of transitions between items (items, items), by a loop over every pair of positives of a user, and the
+    sums of rows."""
     counts = np.zeros((len(data.items), len(data.items)))
     for user in range(len(data.users)):
         mine = latest_last(data, user)
@@ -308,8 +311,8 @@ def decayed(items: np.ndarray, n: int) -> np.ndarray:
 
 
 def slit_scores(data: Dataset, histories: np.ndarray, width: int = ITEMS, ridge: float = 3.0) -> np.ndarray:
-    """The scores by `width` leading eigenvectors, of a root mean square of 1 after the histories that were learned from. Every
-    positive is a row of a regression that is solved by its normal equations."""
+    """The scores by `width` leading eigenvectors, of a root mean square of 1 after the histories that were learned
+    from. Every positive is a row of a regression that is solved by its normal equations."""
     n = len(data.items)
     x, y, w = [], [], []
     for user in range(len(data.users)):
@@ -426,8 +429,8 @@ def test_without_training_the_scores_are_those_of_the_closed_form(kind: type[Sta
 
 
 SUM_OF_COLUMNS = (
-    "needs an item tower that is the sum of its fields; set model.pairs.0.item = { fields = […], join = 'sum', activation = 'Identity', "
-    "layers = [] } without other options"
+    "needs an item tower that is the sum of its fields; set model.pairs.0.item = { fields = […], join = 'sum', "
+    "activation = 'Identity', layers = [] } without other options"
 )
 
 
@@ -443,11 +446,14 @@ def test_of_more_values_than_numbers_the_leading_directions_are_kept(weighted: b
 @pytest.mark.parametrize(
     ("tower", "message"),
     [
-        ({"fields": ["item_id", "tags"]}, "feature 'item_id' is the id of the items; leave it out of model.pairs.0.item.fields"),
+        ({"fields": ["item_id", "tags"]}, "feature 'item_id' is the id of the items; leave it out of "
+            "model.pairs.0.item.fields"),
         ({"fields": []}, "feature 'item_id' is the id of the items; name the columns in model.pairs.0.item.fields"),
-        ({"fields": ["tags", "size"]}, "feature 'size' has no embedding of each value, as numbers without buckets and vectors have none; leave"),
+        ({"fields": ["tags", "size"]}, "feature 'size' has no embedding of each value, as numbers without buckets and "
+            "vectors have none; leave"),
         ({"fields": ["tags", "takers"]}, "feature 'takers' is a history; leave it out"),
-        ({"fields": ["tags", "kinds"]}, "feature 'kinds' pools by 'ridge', by which its vector is no weighted sum of its values; leave it out"),
+        ({"fields": ["tags", "kinds"]}, "feature 'kinds' pools by 'ridge', by which its vector is no weighted sum of "
+            "its values; leave it out"),
         ({"join": "concat"}, "or add up the fields of a tower without layers (join = 'sum')"),
         ({"join": "concat", "fields": ["tags", "colour"], "width": WIDTH // 2}, SUM_OF_COLUMNS),
         ({"activation": "LeakyReLU"}, SUM_OF_COLUMNS),
@@ -517,7 +523,8 @@ def test_the_weight_of_a_pair_of_columns_is_of_all_of_them() -> None:
 
 @pytest.mark.parametrize("kind", BY_COLUMNS)
 def test_the_values_of_a_list_weigh_as_its_pooling_has_them(kind: str) -> None:
-    """By `sqrt` each of n values weighs 1 / sqrt(n), in the vectors of the items and in those that histories are pooled from."""
+    """By `sqrt` each of n values weighs 1 / sqrt(n), in the vectors of the items and in those that histories are pooled
+    from."""
     schema, found = world(kind).schema, []
     for pooling, exponent in (("mean", 1.0), ("sqrt", 0.5), ("sum", 0.0)):
         features = [
@@ -647,7 +654,8 @@ def test_small_columns_have_their_dimensions_and_large_ones_share_the_rest(
 
 
 def test_values_of_a_column_that_is_too_large_are_random_signs_by_which_equal_ones_are_found() -> None:
-    """A column of 200 values in 60 dimensions beside one of two: the score of the large one is that of the latest item's value."""
+    """A column of 200 values in 60 dimensions beside one of two: the score of the large one is that of the latest
+    item's value."""
     n, width, rng = 800, 62, np.random.default_rng(3)
     colours, shapes = rng.permutation(n) % 200, np.arange(n) % 2
     items = pl.DataFrame({"item_id": range(n), "colour": [f"c{c}" for c in colours], "tags": [f"s{x}" for x in shapes]})
@@ -967,7 +975,10 @@ def test_above_the_bound_a_truncated_decomposition_stands_in_and_says_so(caplog:
     data = world("ease")
     with caplog.at_level(logging.WARNING):
         model = Trainer(data, config("ease", max_items=3, regularization=[3.0, 30.0])).run().model
-    told = "13 items are more than max_items = 3, and 59 users are too many, so a truncated singular value decomposition of width 20 stands in, by regularization = 3"
+    told = (
+        "13 items are more than max_items = 3, and 59 users are too many, so a truncated singular value decomposition "
+        "of width 20 stands in, by regularization = 3"
+    )
     assert caplog.text.count(told) == 1
     x = matrix(data)
     _, s, vt = np.linalg.svd(x, full_matrices=False)
@@ -1412,10 +1423,12 @@ def test_a_history_with_dislikes_has_no_start(interactions: str) -> None:
 
 WRONG: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
     "pooling": ({"kind": "mean"}, {}, r"needs a history with pooling = 'ridge'; feature 'h' has 'mean'"),
-    "layers": ({}, {"model": {"pairs": [{"user": {"fields": ["h"], "layers": [20]}, "item": {"layers": []}}]}}, r"layers = \[\]"),
+    "layers": ({}, {"model": {"pairs": [{"user": {"fields": ["h"], "layers": [20]}, "item": {"layers": []}}]}},
+        r"layers = \[\]"),
     "cosine": ({}, {"model": {"similarity": "cosine"}}, "needs a plain product; set model.similarity = 'dot'"),
     "field": ({}, {"model": {"pairs": [{"user": {"layers": []}, "item": {"layers": [], "fields": []}}]}}, ""),
-    "pair": ({}, {"train": {"start": [{"kind": "ials", "pair": 1}]}}, "names pair 1, and model.pairs has 1, from 0; set pair to at most 0"),
+    "pair": ({}, {"train": {"start": [{"kind": "ials", "pair": 1}]}}, "names pair 1, and model.pairs has 1, from 0; "
+        "set pair to at most 0"),
     "twice": ({}, {"train": {"start": [{"kind": "ials"}, {"kind": "ials"}]}}, "names pair 0 twice"),
     "nothing": ({}, {"train": {"start": []}}, "train.epochs = 0 trains nothing"),
     "kept": ({}, {"train": {"epochs": 1, "start": [{"kind": "ials", "learn": False}]}}, "no epoch changes a weight"),

@@ -1,4 +1,5 @@
-"""Start `user_content` in a log whose users take what others of their town and age take: new users too, and what is refused."""
+"""Start `user_content` in a log whose users take what others of their town and age take: new users too, and what is
+refused."""
 
 from __future__ import annotations
 
@@ -63,7 +64,8 @@ def items() -> pl.DataFrame:
 
 
 def log() -> pl.DataFrame:
-    """Two thirds of what a user takes is of the place that belongs to the town; every fifth user is in the test part alone, and item 7 too."""
+    """Two thirds of what a user takes is of the place that belongs to the town; every fifth user is in the test part
+    alone, and item 7 too."""
     rng, rows = np.random.default_rng(6), list[tuple[int, int, str]]()
     for user in range(USERS):
         near = rng.permutation(np.arange(user % TOWNS, ITEMS, TOWNS))[:4]
@@ -177,9 +179,11 @@ def test_the_exported_tower_has_the_vectors_of_users_by_their_columns() -> None:
     [
         (["user_id"], {}, "feature 'user_id' is the id of the users; leave it out of model.pairs.0.user.fields"),
         (["town", "h"], {}, "feature 'h' is a history; leave it out of model.pairs.0.user.fields"),
-        (["about"], {}, "feature 'about' pools by 'ridge', by which its vector is no weighted sum of its values; leave it out"),
+        (["about"], {}, "feature 'about' pools by 'ridge', by which its vector is no weighted sum of its values; leave "
+            "it out"),
         (["height"], {}, "feature 'height' has no embedding of each value"),
-        (["town", "size"], {"join": "concat", "width": 16}, "needs a user tower that is the sum of its fields; set model.pairs.0.user = {"),
+        (["town", "size"], {"join": "concat", "width": 16}, "needs a user tower that is the sum of its fields; set "
+            "model.pairs.0.user = {"),
         (["town"], {"layers": [32]}, "needs a user tower that is the sum of its fields"),
     ],
 )  # fmt: skip

@@ -1,4 +1,5 @@
-"""Buckets: interactions as Parquet files by ranges of users, the form in which any engine hands a log to `twotower prepare`.
+"""Buckets: interactions as Parquet files by ranges of users, the form in which any engine hands a log to `twotower
+prepare`.
 
 buckets.json                       facts; written last
 users.parquet, items.parquet       row r of a table is user r, or item r; the id first, then the raw features
@@ -99,8 +100,8 @@ class BucketFacts(BaseModel):
     """Name and version of the program that wrote the folder."""
     hash: str = Field(HASH, pattern=f"^{HASH}$")
     duplicates: str = Field(pattern="^(last|keep|error)$")
-    """Treatment of repeated pairs of user and item. last: the latest of each pair is kept. keep: all are kept. error: none
-    is repeated."""
+    """Treatment of repeated pairs of user and item. last: the latest of each pair is kept. keep: all are kept. error:
+    none is repeated."""
     log: LogColumns
     """Settings that the folder was written for."""
     users: int = Field(ge=1, lt=2**63)
@@ -192,8 +193,8 @@ def in_user_order(users: pl.DataFrame, key: str) -> pl.DataFrame:
 
 
 def missing_column(columns: Collection[str], schema: Schema, given_parts: bool = False) -> str:
-    """Return the first column that a schema, or a split with given parts, needs and a bucket lacks as words, "" without one
-    (rule 12)."""
+    """Return the first column that a schema, or a split with given parts, needs and a bucket lacks as words, "" without
+    one (rule 12)."""
     needed = [c.name for c in COLUMNS if c.needed(schema)] + [VALUE_PREFIX + a for a in averaged_columns(schema)]
     needed += [CONTEXT_PREFIX + name for name in schema.context_columns()]
     absent = [name for name in (*needed, *([PART] if given_parts else [])) if name not in columns]

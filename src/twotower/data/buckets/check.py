@@ -28,8 +28,8 @@ log = logging.getLogger(__name__)
 def check_buckets(
     folder: Path | str, schema: Schema | None = None, *, block_rows: int = 2**17, window_rows: int = 2**30
 ) -> list[str]:
-    """Return the problems of a folder of buckets, one line each: file, rule of docs/prepared-format.md, the first record that
-    breaks it, and what is expected. A folder that meets the contract has none.
+    """Return the problems of a folder of buckets, one line each: file, rule of docs/prepared-format.md, the first
+    record that breaks it, and what is expected. A folder that meets the contract has none.
 
     With a schema, the tables and buckets need the columns that it names. `block_rows` records are read at a time, and
     `window_rows` rows of the log are searched at a time for repeated ones. Raises RunError if there is no such folder.
@@ -60,7 +60,8 @@ def _check_facts(path: Path, facts: BucketFacts, schema: Schema | None, problems
 
 
 def _check_names(buckets: Buckets, problems: Problems) -> None:
-    """Add the files beside the buckets that are none; names that begin with '_' or '.' belong to engines."""
+    """Add the files in the folder of the buckets that are no bucket; names that begin with '_' or '.' belong to
+    engines."""
     place, names = buckets.folder / layout.BUCKET_FOLDER, {b.file for b in buckets.facts.buckets}
     for path in sorted(place.iterdir()) if place.is_dir() else ():
         if path.name not in names and path.name[0] not in "._":

@@ -71,8 +71,8 @@ def _check_users(path: Path, columns: list[str], problems: Problems, block_rows:
             problems.add(
                 path,
                 Rule.USER_ORDER,
-                f"record {place + at} has id '{two}' of hash {hash_two} after '{one}' of hash {hash_one}, expected ascending "
-                "hashes, and ascending ids of one hash",
+                f"record {place + at} has id '{two}' of hash {hash_two} after '{one}' of hash {hash_one}, expected "
+                "ascending hashes, and ascending ids of one hash",
             )
         last = users.tail(1)
         rows += block.height

@@ -42,7 +42,8 @@ GENRES_100K = (
 
 
 class MovieLens100K(MovieLens):
-    """MovieLens 100K (Harper and Konstan 2015): 100,000 ratings of 1,682 films by 943 users, with the columns of `ml-1m`.
+    """MovieLens 100K (Harper and Konstan 2015): 100,000 ratings of 1,682 films by 943 users, with the columns of
+    `ml-1m`.
 
     Use it for a quick try: it is a tenth of `ml-1m`.
     """

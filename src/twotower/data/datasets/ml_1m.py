@@ -41,6 +41,6 @@ class MovieLens1M(MovieLens):
 
     def fall_back(self, error: DataError, downloads: Downloads) -> Tables:
         raise DataError(
-            f"{error}; download it elsewhere and pass `archive='path/to/ml-1m.zip'` (data.dataset.archive in a config), set "
-            f"{SOURCE_VARIABLE}, or use ml-100k"
+            f"{error}; download it elsewhere and pass `archive='path/to/ml-1m.zip'` (data.dataset.archive in a "
+            f"config), set {SOURCE_VARIABLE}, or use ml-100k"
         ) from None

@@ -1,7 +1,8 @@
 """Synthetic search queries made from the titles of a catalogue, as typed by people who remember a title in part.
 
-No public log of queries and clicks on titles has a licence that allows its use. The queries are drawn with a fixed seed:
-words are left out, shuffled or cut short, letters omitted, inserted, replaced or swapped, articles moved, years added.
+No public log of queries and clicks on titles has a licence that allows its use. The queries are drawn with a fixed
+seed: words are left out, shuffled or cut short, letters omitted, inserted, replaced or swapped, articles moved, years
+added.
 """
 
 from __future__ import annotations
@@ -45,17 +46,18 @@ _MOVED = re.compile(rf"^(.+), ({'|'.join(_ARTICLES)}|l')$", re.I)
 _LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
 
-def make_title_queries(items: pl.DataFrame, each: int = QUERIES_PER_FILM, seed: int = 2013) -> Tables:
-    """Return queries as users (query_id, query), the items, and the item of each query as interactions (query_id, item_id,
-    arrived). `items` have the columns item_id and title.
+def make_title_queries(items: pl.DataFrame, seed: int = 2013) -> Tables:
+    """Return queries as users (query_id, query), the items, and the item of each query as interactions (query_id,
+    item_id, arrived). `items` have the columns item_id and title.
 
     Texts are distinct; a text made from the titles of two items is left out. `arrived` is an order: all queries for a
-    share LATE_ITEM_SHARE of the items are in its last tenth, so that split.kind = "time" tests items without training queries.
+    share LATE_ITEM_SHARE of the items are in its last tenth, so that split.kind = "time" tests items without training
+    queries.
     """
     rng = random.Random(seed)
     meant: dict[str, int] = {}
     for row, title in enumerate(items["title"].to_list()):
-        for text in _queries(title or "", each, rng):
+        for text in _queries(title or "", rng):
             meant[text] = -1 if meant.get(text, row) != row else row
     texts = [text for text, row in meant.items() if row >= 0]
     rows = np.array([meant[text] for text in texts], np.int64)
@@ -90,12 +92,12 @@ def title_words(title: str) -> tuple[list[list[str]], str]:
     return out, year
 
 
-def _queries(title: str, n: int, rng: random.Random) -> list[str]:
-    """Return at most `n` distinct queries for a title."""
+def _queries(title: str, rng: random.Random) -> list[str]:
+    """Return at most QUERIES_PER_FILM distinct queries for a title."""
     known, year = title_words(title)
     found: dict[str, None] = {}
-    for _ in range(3 * n):
-        if known and len(found) < n:
+    for _ in range(3 * QUERIES_PER_FILM):
+        if known and len(found) < QUERIES_PER_FILM:
             words = known[0] if len(known) == 1 or rng.random() < 0.7 else rng.choice(known[1:])
             found[_query(words, year, rng)] = None
     return list(found)

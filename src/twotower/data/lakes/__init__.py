@@ -1,5 +1,5 @@
-"""Tables of a lake: folders that are no folders of files. A kind is a file here, and a word in `LAKES`. A place may end with the number of a
-version, as Spark's readers of Delta Lake have it: "lake/clicks@v12"."""
+"""Tables of a lake: folders that are no folders of files. A kind is a file here, and a word in `LAKES`. A place may end
+with the number of a version, as Spark's readers of Delta Lake have it: "lake/clicks@v12"."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ LAKES: tuple[type[LakeTable], ...] = (DeltaLakeTable, IcebergTable)
 
 
 def lake_table(place: Path | Url) -> LakeTable | None:
-    """Return the table of a lake at a place, in the version that the place names or the current one; None if it is none. Raises DataError,
-    ObjectError."""
+    """Return the table of a lake at a place, in the version that the place names or the current one; None if it is
+    none. Raises DataError, ObjectError."""
     if table := _table(place, None):
         return table
     if not (named := VERSION.fullmatch(place.name)) or (isinstance(place, Path) and place.exists()):

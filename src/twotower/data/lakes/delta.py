@@ -39,8 +39,8 @@ class DeltaLakeTable(LakeTable):
     def open(cls, place: Path | Url, version: int | None = None) -> DeltaLakeTable:  # type: ignore[override]
         if isinstance(place, Path) and place.absolute().as_uri() != f"file://{place.absolute()}":
             raise DataError(
-                f"{place}: a table of {cls.what} in a path of other characters than ASCII letters, digits and -._~ cannot be read; "
-                "move it, or give its frame in Python"
+                f"{place}: a table of {cls.what} in a path of other characters than ASCII letters, digits and -._~ "
+                "cannot be read; move it, or give its frame in Python"
             )
         with lake_errors(place, cls.what):
             table = _opened(place, version)
@@ -51,7 +51,8 @@ class DeltaLakeTable(LakeTable):
             table = _opened(self.place, self.version)
             if _digest(table) != self.files:
                 raise DataError(
-                    f"{self.place}: version {self.version} lists other files, or in another order, than when its reading began; start again"
+                    f"{self.place}: version {self.version} lists other files, or in another order, than when its "
+                    "reading began; start again"
                 )
             if isinstance(self.place, Path):
                 return pl.scan_delta(table)
@@ -63,8 +64,8 @@ class DeltaLakeTable(LakeTable):
 
 
 def _opened(place: Path | Url, version: int | None) -> DeltaTable:
-    """Open a version of a table, or the current one. Raises DataError for a version that is not there yet, which the reader would look
-    for among all numbers up to it."""
+    """Open a version of a table, or the current one. Raises DataError for a version that is not there yet, which the
+    reader would look for among all numbers up to it."""
     from deltalake import DeltaTable
 
     options = RemoteLimits().for_delta() if isinstance(place, Url) else None

@@ -35,8 +35,8 @@ class IcebergTable(LakeTable):
             return True
         if any(name.endswith(_ENDING) for name in _names(place / _METADATA)):
             raise DataError(
-                f"{place}: a table of {cls.what} whose catalog alone knows the current version; name its metadata file, "
-                f"{place}/{_METADATA}/….{_ENDING[1:]}, or give the table's scan().to_arrow() in Python"
+                f"{place}: a table of {cls.what} whose catalog alone knows the current version; name its metadata "
+                f"file, {place}/{_METADATA}/….{_ENDING[1:]}, or give the table's scan().to_arrow() in Python"
             )
         return False
 

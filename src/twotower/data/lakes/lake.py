@@ -31,12 +31,13 @@ class LakeTable(TablePath):
     @classmethod
     @abstractmethod
     def finds(cls, place: Path | Url) -> bool:
-        """Return True if a place is a table of this kind. Raises DataError for one that cannot be told."""
+        """Return True if a place is a table of this kind. Raises DataError for one whose kind is unclear."""
 
     @classmethod
     @abstractmethod
     def open(cls, place: Path | Url, version: int | None = None) -> LakeTable:  # type: ignore[override]  # a table has no bytes of its own
-        """Return the table with a version, by its number in this kind of lake, or with its current one. Raises DataError."""
+        """Return the table with a version, by its number in this kind of lake, or with its current one. Raises
+        DataError."""
 
     @abstractmethod
     def scan(self) -> pl.LazyFrame:
@@ -69,7 +70,8 @@ def lake_errors(place: Path | Url, what: str) -> Iterator[None]:
 
 
 def has(place: Path | Url, name: str) -> bool:
-    """Return True if a folder, or a prefix that may be listed, holds something of a name. Raises DataError, ObjectError."""
+    """Return True if a folder, or a prefix that may be listed, holds something of a name. Raises DataError,
+    ObjectError."""
     if isinstance(place, Path):
         return (place / name).exists()
     with table_server():

@@ -40,11 +40,11 @@ log = logging.getLogger(__name__)
 def write_prepared(
     data: DataConfig, schema: Schema, split: SplitConfig, out: Path, options: PrepareOptions | None = None
 ) -> MemmapDataset:
-    """Prepare the tables that `data` names (files, folders of shards or patterns), or a folder of buckets, in the new folder
-    `out`.
+    """Prepare the tables that `data` names (files, folders of shards or patterns), or a folder of buckets, in the new
+    folder `out`.
 
-    The dataset equals that of `dataset.build_dataset`, apart from the order of the users and of the interactions. Raises
-    DataError or ConfigError for unusable tables or settings; `out` is then unchanged.
+    The dataset equals that of `dataset.build_dataset`, apart from the order of the users and of the interactions.
+    Raises DataError or ConfigError for unusable tables or settings; `out` is then unchanged.
     """
     options = (options or PrepareOptions()).resolved()
     _check(data, schema, split, out, {layout.PREPARED_FACTS, layout.ENCODERS, layout.VOCABULARIES, layout.ARRAYS})
@@ -82,8 +82,8 @@ def write_buckets(
     options: PrepareOptions | None = None,
     split: SplitConfig | None = None,
 ) -> Buckets:
-    """Write the tables that `data` names as a folder of buckets (docs/prepared-format.md), with the column `part` if the split
-    gives the parts. Raises as `write_prepared`."""
+    """Write the tables that `data` names as a folder of buckets (docs/prepared-format.md), with the column `part` if
+    the split gives the parts. Raises as `write_prepared`."""
     options = (options or PrepareOptions()).resolved()
     _check(data, schema, None, out, {layout.BUCKET_FACTS, layout.BUCKET_FOLDER})
     source = _log(data, schema, split or SplitConfig(), options)
@@ -128,7 +128,8 @@ def _plan(source: Log | BucketReader) -> dict[str, files.JsonData]:
 def _check(data: DataConfig, schema: Schema, split: SplitConfig | None, out: Path, ours: set[str]) -> None:
     if split and split.needs_time and not schema.time:
         raise DataError(
-            f"split.kind = '{split.kind}' needs a time; name its column in schema.time, or set split.kind = 'user_random'"
+            f"split.kind = '{split.kind}' needs a time; name its column in schema.time, or set split.kind = "
+            "'user_random'"
         )
     if split:
         check_gap(schema, split)

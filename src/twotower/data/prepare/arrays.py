@@ -1,7 +1,8 @@
 """Arrays of a prepared dataset, written from buckets.
 
-Each bucket has its own range in every array, so buckets are written side by side, and a later call writes those that are
-missing. Memory holds one bucket for each thread, the tables of users and items, and a few numbers per user and item.
+Each bucket has its own range in every array, so buckets are written side by side, and a later call writes those that
+are missing. Memory holds one bucket for each thread, the tables of users and items, and a few numbers per user and
+item.
 """
 
 from __future__ import annotations
@@ -86,7 +87,8 @@ class PreparedArrays:
         self.context = PreparedContext(reader, self.splits, self.arrays, work / "context")
 
     def write(self, each: Each, threads: int) -> None:
-        """Write all files of the dataset. Raises DataError if it is of no use, RunError for a damaged bucket, OSError."""
+        """Write all files of the dataset. Raises DataError if it is of no use, RunError for a damaged bucket,
+        OSError."""
         frames: dict[SideName, pl.DataFrame] = {
             side: read_checked(self.buckets.table(side), partial(self._read_table, side=side)) for side in SIDES
         }
@@ -224,8 +226,8 @@ class PreparedArrays:
     def _encode(
         self, encoders: Encoders, side: SideName, frame: pl.DataFrame, prefix: str, refuse: bool = True
     ) -> list[str]:
-        """Write the encoded columns of a side's table as arrays of names with a prefix, and return the names of all its features,
-        in order."""
+        """Write the encoded columns of a side's table as arrays of names with a prefix, and return the names of all its
+        features, in order."""
         features = list(self.schema.side(side))
         for i, f in enumerate(features):
             if f.history:

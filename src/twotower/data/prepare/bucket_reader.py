@@ -50,8 +50,8 @@ class BucketReader:
 
     @classmethod
     def open(cls, buckets: Buckets, schema: Schema, given_parts: bool = False, strict: bool = False) -> BucketReader:
-        """Return the reader of a folder. Raises RunError if the columns of a bucket do not follow the contract or the schema,
-        ConfigError if they are not supported."""
+        """Return the reader of a folder. Raises RunError if the columns of a bucket do not follow the contract or the
+        schema, ConfigError if they are not supported."""
         versions = [path for path in map(buckets.versions, SIDES) if schema.valid_from and path.exists()]
         paths = [*map(buckets.table, SIDES), *versions, *map(buckets.file, buckets.facts.buckets)]
         reader = cls(buckets, schema, given_parts, strict, {str(path): read_checked(path, _state) for path in paths})
@@ -84,8 +84,8 @@ class BucketReader:
                 )
 
     def read(self, bucket: Bucket, *columns: str) -> Columns:
-        """Return the users and other columns of a bucket. Raises RunError if it has other rows than buckets.json says, is not
-        sorted, or names users or items out of range."""
+        """Return the users and other columns of a bucket. Raises RunError if it has other rows than buckets.json says,
+        is not sorted, or names users or items out of range."""
         path, names = self.buckets.file(bucket), list(dict.fromkeys([USER, *columns]))
         frame = read_checked(path, lambda p: pl.scan_parquet(p, glob=False).select(names).collect())
         if EVENT in names and frame[EVENT].null_count() == 0:
@@ -113,7 +113,8 @@ class BucketReader:
         return found
 
     def context(self, bucket: Bucket) -> pl.DataFrame:
-        """Return the columns of a bucket that features of the context read, by their names in the log. Raises RunError."""
+        """Return the columns of a bucket that features of the context read, by their names in the log. Raises
+        RunError."""
         path, names = self.buckets.file(bucket), self.schema.context_columns()
         wanted = [pl.col(CONTEXT_PREFIX + name).alias(name) for name in names] or [pl.col(USER)]
         frame = read_checked(path, lambda p: pl.scan_parquet(p, glob=False).select(wanted).collect())
@@ -138,7 +139,8 @@ def _has_repeats(keys: Ints) -> bool:
 
 
 def _rises(user: npt.NDArray[Any], time: npt.NDArray[Any] | None, row: npt.NDArray[Any] | None) -> bool:
-    """Return True if records (n,) are sorted by user, within a user by time, and within a time by row, which all differ."""
+    """Return True if records (n,) are sorted by user, within a user by time, and within a time by row, which all
+    differ."""
     rising = np.ones(max(0, len(user) - 1), bool)
     if row is not None:
         rising = row[1:] > row[:-1]

@@ -40,7 +40,8 @@ from twotower.files.readers import read_checked
 from twotower.files.resumable import make_once
 
 PartsOf = Callable[[Columns, Ints, slice], Parts]
-"""Function of a bucket's columns, of its users' numbers of interactions (U,), and of their rows, that returns the parts (n,)."""
+"""Function of a bucket's columns, of its users' numbers of interactions (U,), and of their rows, that returns the parts
+(n,)."""
 
 
 @dataclass(frozen=True)
@@ -89,8 +90,8 @@ class BucketSplits:
         return np.fromfile(self._parts_file(bucket), np.int8)
 
     def counts(self, bucket: Bucket) -> Columns:
-        """Return the counts of a bucket: the `sizes` (3,) of the parts; the length of each ragged array by user (`seen_items` and
-        `positive_items` only if pairs may repeat); and the items
+        """Return the counts of a bucket: the `sizes` (3,) of the parts; the length of each ragged array by user
+        (`seen_items` and `positive_items` only if pairs may repeat); and the items
         of the train part, all and positive ones, with their counts. Not for several threads at once."""
 
         def read(path: Path) -> Columns:
@@ -100,7 +101,8 @@ class BucketSplits:
         return read_checked(self._counts_file(bucket), read)
 
     def rule(self, ids: pl.Series) -> PartsOf:
-        """Return the rule of the split, of users with these ids. The rules `time`, `random` and `user_random`, and one of train, look at all buckets first."""
+        """Return the rule of the split, of users with these ids. The rules `time`, `random` and `user_random`, and one
+        of train, look at all buckets first."""
         if self.split.is_given:
             rule = self.split.rule_of_train
             return self._from_train(rule) if rule else lambda found, lengths, users: found[PART]
@@ -215,7 +217,8 @@ class BucketSplits:
     def _by_row(
         self, draw: Callable[[int, SplitConfig, splits.Scratch], npt.NDArray[Scalar]], dtype: type[Scalar]
     ) -> npt.NDArray[Scalar]:
-        """Return by row of the log what is drawn for the rows that are kept, as `splits.split_interactions` draws it for all."""
+        """Return by row of the log what is drawn for the rows that are kept, as `splits.split_interactions` draws it
+        for all."""
         facts, start = self.reader.buckets.facts, 0
         kept, by_row = self._scratch(facts.read, np.bool_), self._scratch(facts.read, dtype)
         kept[:] = False

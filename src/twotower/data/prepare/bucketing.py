@@ -113,8 +113,8 @@ class _Sorting:
         """Open the engine in a process of its own, and return the function that sorts a bucket. Raises RunError."""
         if not self.to.is_dir() or not all(path.exists() for path in self.pieces):
             raise RunError(
-                f"{self.to}: the host {platform.node()} does not see the files of the call; name a folder on a file system that all hosts "
-                "share, at the same path"
+                f"{self.to}: the host {platform.node()} does not see the files of the call; name a folder on a file "
+                "system that all hosts share, at the same path"
             )
         scratch = Path(tempfile.mkdtemp(dir=self.work))
         return partial(self._write_named, self.sorter(default_threads(), scratch), scratch)
@@ -124,7 +124,8 @@ class _Sorting:
         return self.engine(self.pieces, self.is_timed, self.keeps_repeats, self.memory, threads, work)
 
     def write(self, sorter: Engine, scratch: Path | None, shard: _Shard) -> _SortedBucket:
-        """Return a bucket by number and range of users, which is written unless it is there. Raises ConfigError, OSError."""
+        """Return a bucket by number and range of users, which is written unless it is there. Raises ConfigError,
+        OSError."""
         n, users = shard
         path = self.to / f"{n:05d}.parquet"
         is_new = make_once(path, partial(sorter.write, users), scratch)
@@ -184,8 +185,8 @@ def _facts(
     repeated = of_pieces - kept
     if repeated and schema.duplicates == "error":
         raise DataError(
-            f"interactions: {repeated} rows repeat a pair of user and item; drop them or set schema.duplicates = 'last' or "
-            "'keep'"
+            f"interactions: {repeated} rows repeat a pair of user and item; drop them or set schema.duplicates = "
+            "'last' or 'keep'"
         )
     summary = Summary("interactions", source.rows)
     for reason, rows in left_out.items():
@@ -208,7 +209,8 @@ def _facts(
             f"interactions: no row has '{schema.label}' above {schema.positive_above:g}; set schema.positive_above"
         )
     return BucketFacts(
-        maker=f"twotower {__version__}, {engine}", duplicates=schema.duplicates, log=LogColumns.of(schema), users=sides["user"].height,
+        maker=f"twotower {__version__}, {engine}", duplicates=schema.duplicates, log=LogColumns.of(schema),
+        users=sides["user"].height,
         items=sides["item"].height, read=source.rows, rows=kept, positives=positives, buckets=buckets,
         first_time=of_all["first"].min() if times else None, last_time=of_all["last"].max() if times else None,
     )  # fmt: skip

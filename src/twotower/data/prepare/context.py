@@ -1,4 +1,5 @@
-"""Context of prepared interactions: encoders fitted on buckets, and an array of each encoded feature, a row for each interaction."""
+"""Context of prepared interactions: encoders fitted on buckets, and an array of each encoded feature, a row for each
+interaction."""
 
 from __future__ import annotations
 
@@ -27,10 +28,11 @@ FIT_ROWS = 2**20
 
 
 class PreparedContext:
-    """Writer of the arrays `context.N`, N the number of a feature of the context; without such features it does nothing.
+    """Writer of the arrays `context.N`, N the number of a feature of the context; without such features it does
+    nothing.
 
-    An array of many codes a row is written when the lengths of all rows are known: the codes of a bucket's part lie in a file
-    until then."""
+    An array of many codes a row is written when the lengths of all rows are known: the codes of a bucket's part lie in
+    a file until then."""
 
     def __init__(
         self, reader: BucketReader, splits: BucketSplits, arrays: Path, work: Path, fit_rows: int = FIT_ROWS
@@ -43,8 +45,8 @@ class PreparedContext:
             work.mkdir(exist_ok=True)
 
     def fit_columns(self) -> dict[str, tuple[pl.Series, Ints]]:
-        """Return values of each feature by name, with the numbers of training interactions that have each: all distinct ones
-        where values are counted, else those of up to `fit_rows` interactions."""
+        """Return values of each feature by name, with the numbers of training interactions that have each: all distinct
+        ones where values are counted, else those of up to `fit_rows` interactions."""
         found: dict[str, list[pl.DataFrame]] = {f.name: [] for f in self.features}
         n_train, seen = sum(int(np.count_nonzero(self.splits.parts(b) == TRAIN)) for b in self._buckets), 0
         step = max(1, -(-n_train // self.fit_rows))
@@ -134,7 +136,8 @@ class PreparedContext:
 
 
 def _merged(frames: list[pl.DataFrame]) -> list[pl.DataFrame]:
-    """Return columns of values and counts as fewer rows, in which equal values are one, when there are many new ones."""
+    """Return columns of values and counts as fewer rows, in which equal values are one, when there are many new
+    ones."""
     if len(frames) > 1 and sum(f.height for f in frames[1:]) < frames[0].height:
         return frames
     return [pl.concat(frames).group_by("value", maintain_order=True).agg(pl.col("n").sum())]

@@ -105,8 +105,8 @@ class Log:
         return self.files[0].path.is_text
 
     def copied(self, folder: Path) -> Log:
-        """Return the log with its text files copied into a folder as Parquet, those that it lacks; Parquet files are read as
-        they are. Raises DataError."""
+        """Return the log with its text files copied into a folder as Parquet, those that it lacks; Parquet files are
+        read as they are. Raises DataError."""
         if not self.is_text:
             return self
         wanted = dict.fromkeys([*used_columns(self.schema), *filter(None, [self.split.column])])
@@ -154,8 +154,8 @@ class Log:
 def _types(
     paths: Sequence[TablePath], schemas: Sequence[pl.Schema], schema: Schema, split: SplitConfig
 ) -> dict[str, pl.DataType]:
-    """Return the types of the columns that a schema and a split name, of Parquet files. Raises DataError for a column that all
-    lack, or that has no type for all."""
+    """Return the types of the columns that a schema and a split name, of Parquet files. Raises DataError for a column
+    that all lack, or that has no type for all."""
     wanted = [*used_columns(schema), *filter(None, [split.column])]
     kept = [pl.Schema({name: t for name, t in columns.items() if name in wanted}) for columns in schemas]
     types = common_types(paths, kept)
@@ -206,8 +206,8 @@ def write_pieces(
 
 
 def _encoded(source: Log, piece: TableShard, first: int, sides: Sides, times: Times | None) -> pl.DataFrame:
-    """Return a piece, which begins at row `first` of the log, with the columns of a bucket, sorted by user, without rows of ids
-    that a side lacks."""
+    """Return a piece, which begins at row `first` of the log, with the columns of a bucket, sorted by user, without
+    rows of ids that a side lacks."""
     schema, split = source.schema, source.split
     columns_read = dict.fromkeys([*used_columns(schema), *([split.column] if split.column else [])])
     frame = source.read(piece, list(columns_read))
@@ -259,5 +259,6 @@ def _check_order(piece: pl.DataFrame, schema: Schema) -> None:
     given = piece[schema.time]
     if schema.time_unit == "order" and given.dtype.is_numeric() and not (piece[TIME] == given).all():
         raise DataError(
-            f"interactions: time '{schema.time}' holds fractions or numbers beyond 64 bits; to prepare, give whole numbers"
+            f"interactions: time '{schema.time}' holds fractions or numbers beyond 64 bits; to prepare, give whole "
+            "numbers"
         )

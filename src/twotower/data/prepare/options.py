@@ -28,7 +28,7 @@ class PrepareOptions:
     engine: str = "auto"
     """Name of the engine that sorts. auto: `local` if the log fits in memory, else `duckdb`."""
     memory: int = 10**9
-    """Bytes for interactions, beside the tables of users and items."""
+    """Bytes for interactions, in addition to the tables of users and items."""
     threads: int = 0
     """Threads. 0: the cores of this machine."""
     piece_rows: int = 0

@@ -1,4 +1,5 @@
-"""Tables of both sides of a log: the first reading of all interactions, which looks at ids, times and averaged columns."""
+"""Tables of both sides of a log: the first reading of all interactions, which looks at ids, times and averaged
+columns."""
 
 from __future__ import annotations
 
@@ -77,9 +78,9 @@ class LogIds:
 
 
 def settle_sides(source: Log, known: Sides | None, notes: list[str]) -> tuple[Sides, Sides, Times | None, Counter[str]]:
-    """Return the tables of both sides, the users in the order of their rows, those of the versions of sides that have some,
-    a reader of the times that has looked at all of them, and the numbers of interactions that are left out, by reason.
-    `known` are the tables, if an earlier call has written them and those of versions. Raises DataError."""
+    """Return the tables of both sides, the users in the order of their rows, those of the versions of sides that have
+    some, a reader of the times that has looked at all of them, and the numbers of interactions that are left out, by
+    reason. `known` are the tables, if an earlier call has written them and those of versions. Raises DataError."""
     schema = source.schema
     keys = [schema.id_column(side) for side in SIDES]
     times, drops = (Times(schema) if schema.time else None), source.drops

@@ -16,8 +16,8 @@ from twotower.files.resumable import make_once
 
 @dataclass(frozen=True)
 class TextLog:
-    """Copies of text files by name, and the type of each column of text, as `readers.parse_canonical_text` gives it to the
-    whole column."""
+    """Copies of text files by name, and the type of each column of text, as `readers.parse_canonical_text` gives it to
+    the whole column."""
 
     copies: Mapping[str, Path]
     types: Mapping[str, pl.DataType]

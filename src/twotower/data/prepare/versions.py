@@ -39,8 +39,8 @@ class PreparedVersions:
     def open(
         cls, reader: BucketReader, splits: BucketSplits, newest: Mapping[SideName, pl.DataFrame]
     ) -> PreparedVersions:
-        """Read the tables of versions of a folder of buckets. Raises RunError for damaged ones, DataError if there is none and
-        the schema names their column."""
+        """Read the tables of versions of a folder of buckets. Raises RunError for damaged ones, DataError if there is
+        none and the schema names their column."""
         schema, given = reader.schema, dict[SideName, pl.DataFrame]()
         for side in SIDES if schema.valid_from else ():
             if (path := reader.buckets.versions(side)).exists():
@@ -60,8 +60,9 @@ class PreparedVersions:
         return self.of[side].at(rows, found[interaction_columns.TIME]) if side in self.of else rows
 
     def fit(self, counts: Mapping[SideName, Ints], context: Mapping[str, tuple[pl.Series, Ints]]) -> Encoders:
-        """Return encoders fitted on the versions that training interactions see, and where a side has none on its rows, by their
-        `counts`. Raises DataError if a feature refuses missing values, and an interaction is older than its row's versions."""
+        """Return encoders fitted on the versions that training interactions see, and where a side has none on its rows,
+        by their `counts`. Raises DataError if a feature refuses missing values, and an interaction is older than its
+        row's versions."""
         schema = self.reader.schema
         every, train = self._counts()
         check_first_versions(self.of, every, schema)

@@ -10,9 +10,9 @@ from twotower.evaluation.metrics.metric import RankingMetric
 
 
 class Arp(RankingMetric):
-    """Average recommendation popularity: the mean number of training interactions of the first k items (Abdollahpouri et
-    al. 2019, "Managing Popularity Bias in Recommender Systems with Personalized Re-ranking"). With evaluation.weighted the
-    popularity of an item is the weight of its interactions.
+    """Average recommendation popularity: the mean number of training interactions of the first k items (Abdollahpouri
+    et al. 2019, "Managing Popularity Bias in Recommender Systems with Personalized Re-ranking"). With
+    evaluation.weighted the popularity of an item is the weight of its interactions.
 
     Use it to see if a model shows items that are more popular than those that users choose.
     """

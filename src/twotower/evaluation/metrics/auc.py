@@ -18,8 +18,8 @@ _PLACE = np.uint64(0xFFFFFFFF)
 
 
 class Auc(PairMetric):
-    """Area under the ROC curve: the probability that a positive pair of any user outranks a negative one, ties counting half.
-    Undefined for one class.
+    """Area under the ROC curve: the probability that a positive pair of any user outranks a negative one, ties counting
+    half. Undefined for one class.
 
     Use it where dislikes are observed, to see if a score tells them from likes.
     """
@@ -47,8 +47,8 @@ def auc(
     piece: int = PIECE_ROWS,
     weights: Shaped[Floats, "n"] | None = None,
 ) -> float:
-    """Return the probability that a positive outranks a negative, ties counting half, of pairs drawn by `weights`; NaN if a
-    class is missing."""
+    """Return the probability that a positive outranks a negative, ties counting half, of pairs drawn by `weights`; NaN
+    if a class is missing."""
     _, value, _ = auc_by_group(scores, positive, np.broadcast_to(np.int32(0), len(scores)), piece, weights)
     return float(value[0]) if len(value) else float("nan")
 
@@ -60,8 +60,8 @@ def auc_by_group(
     piece: int = PIECE_ROWS,
     weights: Shaped[Floats, "n"] | None = None,
 ) -> tuple[Shaped[Ints, "G"], Shaped[Doubles, "G"], Shaped[Numbers, "G"]]:
-    """Return the groups with both classes, rising, their AUC and their number of rows, with `weights` the sums of theirs. Rows
-    are read `piece` at a time; their sorted keys are a temporary array."""
+    """Return the groups with both classes, rising, their AUC and their number of rows, with `weights` the sums of
+    theirs. Rows are read `piece` at a time; their sorted keys are a temporary array."""
     if not len(scores):
         return np.zeros(0, np.int64), np.zeros(0), np.zeros(0, np.int64)
     if weights is None:
@@ -134,11 +134,12 @@ def _sorted_rows(
 
 
 def _sorted_weighted_rows(
-    scores: Shaped[Numbers, "n"], positive: Shaped[Bools, "n"], group: Shaped[WholeNumbers, "n"], weights: Shaped[Floats, "n"],
+    scores: Shaped[Numbers, "n"], positive: Shaped[Bools, "n"], group: Shaped[WholeNumbers, "n"],
+    weights: Shaped[Floats, "n"],
     units: Shaped[Doubles, "2 G"], piece: int,
 ) -> Iterator[_Rows]:  # fmt: skip
-    """Yield the rows by group and score, a piece at a time, with their weights in the `units` of the negatives and the positives of
-    each group. In units near the weight of all of them no group is lost in sums over several."""
+    """Yield the rows by group and score, a piece at a time, with their weights in the `units` of the negatives and the
+    positives of each group. In units near the weight of all of them no group is lost in sums over several."""
     by_score = _places_by_score(scores, piece)
     order = temporary_array(len(scores), np.uint64)  # group, place in `by_score`
     for part in pieces(len(scores), piece):
@@ -154,7 +155,8 @@ def _sorted_weighted_rows(
 
 
 def _places_by_score(scores: Shaped[Numbers, "n"], piece: int = PIECE_ROWS) -> Shaped[WholeNumbers, "n"]:
-    """Return a temporary array by rising score, with the code of the score in the upper 32 bits and the place of the row below."""
+    """Return a temporary array by rising score, with the code of the score in the upper 32 bits and the place of the
+    row below."""
     order = temporary_array(len(scores), np.uint64)
     codes = None if scores.dtype == np.float32 else ordered_codes(scores)
     for part in pieces(len(scores), piece):

@@ -11,7 +11,7 @@ from twotower.evaluation.metrics.metric import CatalogueMetric
 class Coverage(CatalogueMetric):
     """Share of the items that are among the first k of at least one user.
 
-    Use it beside a ranking metric, to see if a model recommends the same few items to all.
+    Use it together with a ranking metric, to see if a model recommends the same few items to all.
     """
 
     kind = "coverage"

@@ -22,12 +22,12 @@ BLOCK_USERS = 64
 
 
 class Diversity(RankingMetric):
-    """Intra-list diversity: the mean distance of two of the first k items (Ziegler et al. 2005, "Improving Recommendation
-    Lists Through Topic Diversification"). The distance is that of Jaccard: the share of the values of both items in `column`
-    that only one of them has. It is not computed from the model's vectors. Two items without a value are equal.
-    Items with versions have the values that hold at the first row of the part.
+    """Intra-list diversity: the mean distance of two of the first k items (Ziegler et al. 2005, "Improving
+    Recommendation Lists Through Topic Diversification"). The distance is that of Jaccard: the share of the values of
+    both items in `column` that only one of them has. It is not computed from the model's vectors. Two items without a
+    value are equal. Items with versions have the values that hold at the first row of the part.
 
-    Use it where a list of one genre tires, beside a ranking metric.
+    Use it together with a ranking metric, where a list of one genre tires.
     """
 
     kind = "diversity"
@@ -42,7 +42,8 @@ class Diversity(RankingMetric):
         if self.column not in columns:
             raise ConfigError(
                 f"evaluation.metrics: diversity reads the column '{self.column}', which the items lack"
-                f"{did_you_mean(self.column, columns)} (found: {', '.join(columns)}); prepared data have the columns that [schema] names"
+                f"{did_you_mean(self.column, columns)} (found: {', '.join(columns)}); prepared data have the columns "
+                "that [schema] names"
             )
 
     def values(self, rankings: Rankings) -> Shaped[Doubles, "Q"]:

@@ -10,8 +10,9 @@ from twotower.evaluation.metrics.metric import PairMetric, Prominence, UserValue
 
 
 class Gauc(PairMetric):
-    """Mean AUC of the users, weighted by their pairs; users with pairs of one class are left out (Zhu et al. 2017, "Optimized
-    Cost per Click in Taobao Display Advertising", section 4). Unlike AUC it does not reward telling busy users from others.
+    """Mean AUC of the users, weighted by their pairs; users with pairs of one class are left out (Zhu et al. 2017,
+    "Optimized Cost per Click in Taobao Display Advertising", section 4). Unlike AUC it does not reward telling busy
+    users from others.
 
     Use it where each user sees a ranking of their own.
     """

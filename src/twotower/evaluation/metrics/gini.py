@@ -10,11 +10,11 @@ from twotower.evaluation.metrics.metric import CatalogueMetric
 
 
 class Gini(CatalogueMetric):
-    """Gini coefficient of the numbers of users to whom the items of the catalogue are shown among the first k: 0 if all items
-    are shown equally often, near 1 if all users are shown the same few (Fleder and Hosanagar 2009, "Blockbuster Culture's Next
-    Rise or Fall").
+    """Gini coefficient of the numbers of users to whom the items of the catalogue are shown among the first k: 0 if all
+    items are shown equally often, near 1 if all users are shown the same few (Fleder and Hosanagar 2009, "Blockbuster
+    Culture's Next Rise or Fall").
 
-    Use it beside coverage, which does not tell an item that is shown once from one that is shown to all.
+    Use it together with coverage, which counts an item that is shown once as one that is shown to all.
     """
 
     kind = "gini"

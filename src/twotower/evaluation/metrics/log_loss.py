@@ -11,8 +11,8 @@ from twotower.evaluation.metrics.metric import PairMetric, Prominence
 
 
 class LogLoss(PairMetric):
-    """Mean of -log p(label) over the pairs, p = sigmoid(logit). Comparable between models whose scores are logits of liking,
-    as those of loss.kind = "bce" without random negatives.
+    """Mean of -log p(label) over the pairs, p = sigmoid(logit). Comparable between models whose scores are logits of
+    liking, as those of loss.kind = "bce" without random negatives.
 
     Use it where the score is read as a probability.
     """

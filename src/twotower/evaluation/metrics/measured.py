@@ -23,8 +23,8 @@ BLOCK_RANKINGS = 65_536
 
 @dataclass(frozen=True)
 class ScoredPairs:
-    """Pairs of a part: scores, labels and users. Arrays of many pairs are mapped from a disk: a metric that reads them in
-    pieces (`twotower.arrays.pieces`) takes no memory that grows with the pairs."""
+    """Pairs of a part: scores, labels and users. Arrays of many pairs are mapped from a disk: a metric that reads them
+    in pieces (`twotower.arrays.pieces`) takes no memory that grows with the pairs."""
 
     scores: Shaped[Numbers, "n"]
     positive: Shaped[Bools, "n"]
@@ -64,7 +64,8 @@ class RankedItems:
     def of(
         cls, dataset: Dataset, rows: Shaped[Ints, "I"] | None = None, weighted: bool = False, part: int = TEST
     ) -> RankedItems:
-        """Return some items of a dataset, by default all, for rankings of a part, with their popularity by weight if `weighted`."""
+        """Return some items of a dataset, by default all, for rankings of a part, with their popularity by weight if
+        `weighted`."""
         n_users = int(np.count_nonzero(dataset.user_counts))
         popularity = dataset.item_weights if weighted else dataset.item_counts
         found = cls(popularity, dataset.item_user_counts, n_users, items_during(dataset, part), dataset.schema)
@@ -78,8 +79,8 @@ class RankedItems:
         return len(self.popularity)
 
     def value_sets(self, column: str) -> Ragged:
-        """Return the distinct values of each item in a column of the table, as numbers from 0: of a list or separated text several,
-        of a missing value none."""
+        """Return the distinct values of each item in a column of the table, as numbers from 0: of a list or separated
+        text several, of a missing value none."""
         series = self.table[column]
         for feature in self.schema.columns("item"):
             if feature.source == column:
@@ -145,8 +146,8 @@ class Rankings:
     def with_targets(
         self, rows: Shaped[Bools, "I"], n_targets: Shaped[Ints, "Q"], weights: TargetWeights | None = None
     ) -> Rankings:
-        """Return the rankings of users with a target among some items, a mask of rows, as if these were the only targets:
-        `n_targets` of each user, of `weights`."""
+        """Return the rankings of users with a target among some items, a mask of rows, as if these were the only
+        targets: `n_targets` of each user, of `weights`."""
         defined = n_targets > 0
         best = self.best[defined]
         weights = None if weights is None else weights.of_users(defined)

@@ -27,7 +27,7 @@ class Prominence(IntEnum):
     SERVED = 2
     """The table of a bundle's metrics by way of search."""
     REPORT = 3
-    """The table of a run's metrics beside the baselines."""
+    """The table of a run's metrics and of the baselines."""
     FILE = 4
     """metrics.json only."""
 
@@ -40,7 +40,8 @@ class UserValues(NamedTuple):
     weights: Shaped[Doubles, "n"]
 
     def error_of_difference(self, other: UserValues) -> float:
-        """Return the standard error of the difference from another mean, over the users of both by the weights of this one."""
+        """Return the standard error of the difference from another mean, over the users of both by the weights of this
+        one."""
         _, mine, theirs = np.intersect1d(self.users, other.users, assume_unique=True, return_indices=True)
         difference, share = self.values[mine] - other.values[theirs], self.weights[mine] / self.weights[mine].sum()
         return float(np.linalg.norm(share * (difference - difference @ share)))
@@ -50,8 +51,8 @@ class Metric(Kind):
     """Measure of scores or rankings, of any family."""
 
     name: ClassVar[str]
-    """Name in metrics.json and in tables, before the cut-off. Of a class that sets none: that of its kind, or of the class in
-    small letters, hit_rate for HitRate."""
+    """Name in metrics.json and in tables, before the cut-off. Of a class that sets none: that of its kind, or of the
+    class in small letters, hit_rate for HitRate."""
     at_cut_offs: ClassVar[bool]
     """True for a metric of rankings, which is measured at every cut-off of evaluation.k."""
     always = True
@@ -59,8 +60,8 @@ class Metric(Kind):
     prominence: ClassVar[Prominence] = Prominence.REPORT
     higher_is_better: ClassVar[bool] = True
     slices: ClassVar[tuple[SideName, ...]] = ()
-    """Sides for whose slices, such as new users or tail items, the metric is reported too. Of a metric of rankings: at the
-    first cut-off; for items by their targets alone."""
+    """Sides for whose slices, such as new users or tail items, the metric is reported too. Of a metric of rankings: at
+    the first cut-off; for items by their targets alone."""
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
@@ -96,8 +97,8 @@ class PairMetric(Metric):
         return None
 
     def resampled(self, pairs: ScoredPairs, draws: Iterable[Shaped[Doubles, "_ U"]]) -> Shaped[Doubles, "R"] | None:
-        """Return the metric of each of R resamples, for comparisons; None without. `draws` are blocks of the number of times
-        that a resample draws each of U users."""
+        """Return the metric of each of R resamples, for comparisons; None without. `draws` are blocks of the number of
+        times that a resample draws each of U users."""
         return None
 
 

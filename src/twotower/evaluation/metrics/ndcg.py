@@ -10,8 +10,8 @@ from twotower.evaluation.metrics.metric import Prominence, RankingMetric
 
 
 class Ndcg(RankingMetric):
-    """Discounted cumulative gain with gain 1 and discount log2(rank + 1), divided by that of the ideal ranking (Järvelin and
-    Kekäläinen 2002). With evaluation.weighted the gain is the weight of the target.
+    """Discounted cumulative gain with gain 1 and discount log2(rank + 1), divided by that of the ideal ranking
+    (Järvelin and Kekäläinen 2002). With evaluation.weighted the gain is the weight of the target.
 
     Use it where the order of the first k items is seen.
     """

@@ -10,11 +10,11 @@ from twotower.evaluation.metrics.metric import RankingMetric
 
 
 class Novelty(RankingMetric):
-    """Mean self-information -log2 p of the first k items, in bits; p is the share of the training users who have interacted
-    with the item (Zhou et al. 2010, "Solving the Apparent Diversity-Accuracy Dilemma of Recommender Systems"). An item without
-    a training user counts as one of a single user.
+    """Mean self-information -log2 p of the first k items, in bits; p is the share of the training users who have
+    interacted with the item (Zhou et al. 2010, "Solving the Apparent Diversity-Accuracy Dilemma of Recommender
+    Systems"). An item without a training user counts as one of a single user.
 
-    Use it beside a ranking metric, to see if a model finds more than what everybody knows.
+    Use it together with a ranking metric, to see if a model finds more than what everybody knows.
     """
 
     kind = "novelty"

@@ -8,7 +8,8 @@ from twotower.evaluation.metrics.metric import Prominence, RankingMetric
 
 
 class Recall(RankingMetric):
-    """Hits among the first k items, divided by the number of the user's targets. With evaluation.weighted both are weights.
+    """Hits among the first k items, divided by the number of the user's targets. With evaluation.weighted both are
+    weights.
 
     Use it to choose a model that retrieves candidates for a ranker, which orders them again.
     """

@@ -49,13 +49,13 @@ class Milvus(IndexConfig):
 
     uri: str = Field(
         "",
-        description="Milvus server, as http://HOST:PORT, or a path ending in .db for milvus-lite. The token comes from "
-        "TWOTOWER_MILVUS_TOKEN.",
+        description="Milvus server, as http://HOST:PORT with the token in TWOTOWER_MILVUS_TOKEN, or a path ending "
+        "in .db for milvus-lite.",
     )
     prefix: str = Field(
         "twotower",
         pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,199}$",
-        description="Alias of the current bundle's collection, and prefix of collection names. Unique to a store.",
+        description="Alias of the current bundle's collection and prefix of collection names, unique to a store.",
     )
     type: Literal["auto", MilvusType] = Field(
         "auto",

@@ -35,7 +35,7 @@ class HistoryPooling(Pooling):
     research: ClassVar[tuple[str, ...]] = ("input_dropout",)
 
     window: int = Field(0, ge=0, description="Number of latest interactions to read, such as 200. At least 2.")
-    heads: int = Field(4, ge=1, description="Number of attention heads. Divides the width of the sequence.")
+    heads: int = Field(4, ge=1, description="Number of attention heads, a divisor of the width of the sequence.")
     input_dropout: float = Field(0.2, ge=0, lt=1, description="Dropout rate of the item embeddings.")
 
     @model_validator(mode="after")

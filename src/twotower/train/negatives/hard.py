@@ -35,13 +35,13 @@ class HardNegatives(PerPositiveSource):
     warms_up = True
     research = ("ratio", "every", "margin")
 
-    n: int = Field(1, ge=1, le=16, description="Maximum number of items per positive. Values above 2 seldom help.")
+    n: int = Field(1, ge=1, le=16, description="Maximum number of items per positive; values above 2 seldom help.")
     ranks: tuple[Positive, Positive] = Field(
         (101, 500),
         description="First and last rank, from 1, of the current model's ranking, from which items are drawn.",
     )
     ratio: float = Field(100.0, gt=0, description="Minimum number of other candidates per hard negative.")
-    every: int = Field(1, ge=1, description="Epochs between refreshes of the windows. The first epoch has none.")
+    every: int = Field(1, ge=1, description="Epochs between refreshes of the windows, from the second epoch on.")
     margin: float = Field(0.0, ge=0, description="Drop items that score within this margin of the positive. 0: off.")
 
     @model_validator(mode="after")

@@ -89,8 +89,8 @@ class PositivesAndContent(PositiveMatrix):
 
 
 class ColumnStart(Start):
-    """Start of a pair whose item tower adds columns up, in place of the id or beside it, so that items without any
-    training are ranked too."""
+    """Start of a pair whose item tower adds columns up, in place of the id or in addition to it, so that items without
+    any training are ranked too."""
 
     adds_columns = True
     reads_ids: ClassVar[bool] = False

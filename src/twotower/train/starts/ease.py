@@ -85,13 +85,13 @@ class Ease(Start):
     unliked: float = Field(
         0.5,
         gt=0,
-        description="Weight of a negative in units of the mean positive. Used if the user tower also reads a history "
-        "of negatives.",
+        description="Weight of a negative in units of the mean positive, if the user tower also reads a history of "
+        "negatives.",
     )
     max_items: int = Field(
         10_000,
         ge=0,
-        description="Number of items above which the solution is approximate. 10,000 items take 2.9 GB, or 4.0 GB with "
+        description="Number of items above which the solution is approximate; 10,000 items take 2.9 GB, or 4.0 GB with "
         "weights or negatives.",
     )
 
@@ -131,7 +131,7 @@ class Ease(Start):
         return side == "user"
 
     def _of_negatives(self, dataset: Dataset, model: ModelConfig) -> Feature | None:
-        """Return the history of negatives that the user tower reads beside another one; None without."""
+        """Return the history of negatives that the user tower reads in addition to another one; None without."""
         _, found = super()._fields("user", dataset, model)
         spec = found[1].history if len(found) == 2 else None
         return found[1] if spec and not spec.feature and spec.interactions == "negative" else None

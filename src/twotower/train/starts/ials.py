@@ -33,7 +33,7 @@ REGRESSION_STEPS = 64
 
 @dataclass(frozen=True)
 class PositivesBesideColumns(PositivesAndContent):
-    """Positives of the users, with the columns that the item tower reads beside the id."""
+    """Positives of the users, with the columns that the item tower reads in addition to the id."""
 
     place: int = field(kw_only=True)
     """Place of the id among the fields of the item tower."""
@@ -50,7 +50,7 @@ class Ials(ColumnStart):
     for u from the history. Each half step continues each row's vector by a few steps of conjugate gradients (Takács et
     al. 2011).
 
-    An item tower that adds columns up beside the id ranks items that training lacks: the columns have the vectors whose
+    An item tower that adds up columns and the id ranks items that training lacks: the columns have the vectors whose
     sum is nearest to v, by a ridge regression in which an item of n positives, of the mean weight, weighs n / (n + 10),
     and the id has what is left of v.
 
@@ -98,16 +98,16 @@ class Ials(ColumnStart):
         self._check_columns("item", dataset, model)
         if not ids:
             raise ConfigError(
-                f"train.start of kind '{self.kind}' reads columns beside the id of the items; add its feature to "
-                f"model.pairs.{self.pair}.item.fields, or name it alone"
+                f"train.start of kind '{self.kind}' reads columns in addition to the id of the items; add its feature "
+                f"to model.pairs.{self.pair}.item.fields, or name it alone"
             )
         self._check_ids(ids, dataset, model)
         history = self.history(dataset, model)
         assert history.history is not None
         if history.history.share_embedding:
             raise ConfigError(
-                f"train.start of kind '{self.kind}' with columns beside the id gives items other vectors in a history "
-                f"than as targets; set share_embedding = false of feature '{history.name}'"
+                f"train.start of kind '{self.kind}' with columns in addition to the id gives items other vectors in a "
+                f"history than as targets; set share_embedding = false of feature '{history.name}'"
             )
 
     def tells_cold(self, dataset: Dataset, model: ModelConfig) -> bool:

@@ -46,7 +46,7 @@ class NextContent(ColumnStart):
     and has a weight of its own where the pair is weighed. The history's vector is s - m at each rate, the item's vector
     has the rest, in as many times the history's width as there are rates. A missing value counts as the mean.
 
-    Use it where the items have columns, beside trained pairs, weighed by `blend`: with the pooling `decay` where
+    Use it where the items have columns, added to trained pairs by `blend`: with the pooling `decay` where
     histories have an order, with `mean`, of the rate 1, where they have none. Before it is weighed each column and rate
     gets the factor under which what users of validation take anew is most likely, and the weight 1 is then these
     factors. Where validation tells none, as of fewer than 50 such rows, 1 is the root mean square of the other scores.

@@ -98,7 +98,7 @@ def scale_pair(model: TwoTower, pair: int, factor: float) -> None:
 
 
 class PairPart(NamedTuple):
-    """Part of a pair's vectors: what a column of the items has in a piece of the pooling, or beside a column of the
+    """Part of a pair's vectors: what a column of the items has in a piece of the pooling, or with a column of the
     users."""
 
     field: str

@@ -122,15 +122,15 @@ class PositiveMatrix:
             columns, dense, offsets, mode="sum", include_last_offset=True, per_sample_weights=values.to(dense.dtype)
         )
 
-    def gram(self, block: int = 256) -> Float[Tensor, "C C"]:
-        """Return X^T X, made `block` columns at a time. Sums of ones are exact in float32, which is faster; those of
+    def gram(self) -> Float[Tensor, "C C"]:
+        """Return X^T X, made 256 columns at a time. Sums of ones are exact in float32, which is faster; those of
         weights, whose squares differ by orders of magnitude, are made in float64."""
         dtype = torch.float32 if (self.values == 1).all() else torch.float64
         turned, out = self.transposed(), torch.empty(self.n_columns, self.n_columns, dtype=dtype)
-        for start in range(0, self.n_columns, block):
-            some = torch.zeros(self.n_columns, min(block, self.n_columns - start), dtype=dtype)
+        for start in range(0, self.n_columns, 256):
+            some = torch.zeros(self.n_columns, min(256, self.n_columns - start), dtype=dtype)
             some[start : start + some.shape[1]].fill_diagonal_(1.0)
-            out[:, start : start + block] = turned.product(self.product(some))
+            out[:, start : start + 256] = turned.product(self.product(some))
         return out
 
     def passes(self, numbers: int) -> Iterator[tuple[I64[Tensor, "n"], I64[Tensor, "n T"], F32[Tensor, "n T"]]]:

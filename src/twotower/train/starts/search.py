@@ -21,7 +21,7 @@ CLOSE = 0.01
 MAX_SCORES = 2_000_000_000
 """Scores of users and items of one comparison, some 15 seconds of a processor core for vectors of 128 numbers."""
 SCORES_BESIDE = 100_000_000
-"""The same where the start stands beside trained pairs, whose vectors are wider, and which find most without it."""
+"""The same where the start is added to trained pairs, whose vectors are wider and find most without it."""
 MIN_USERS = 1000
 """Users of a comparison at least, whatever the scores."""
 
@@ -74,9 +74,9 @@ def search(start: Start, score: Callable[[Start], float], is_fine: bool = True) 
 
 
 def best_weight(given: Sequence[float], score: Callable[[float], float]) -> float:
-    """Return the weight of the highest score: of those given, then of those beside it, by the root and the fourth root
-    of the ratio of the two highest given. Beside a 0 is the least of the others, divided by the root. One of them is
-    above 0."""
+    """Return the weight of the highest score: of those given, then of its neighbours, by the root and the fourth root
+    of the ratio of the two highest given. The neighbour of 0 is the least of the others, divided by the root. One of
+    them is above 0."""
     above = sorted({weight for weight in given if weight})
     ratio, tried = above[-1] / above[-2] if len(above) > 1 else 10.0, {weight: score(weight) for weight in given}
     for step in (ratio**0.5, ratio**0.25):

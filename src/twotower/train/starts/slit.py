@@ -38,10 +38,10 @@ class Slit(Start):
     history's vector is the mean of its rows of W V, an item's vector its row of V, and with E = N the score is that of
     W.
 
-    Use it where histories have an order, beside pairs that are trained. Scores are scaled so that those of all items
-    after a history have the root mean square 1. Items of the unknown code are left out of histories. Memory is N^2 and
-    some 80 bytes a positive, time N^3 / 3 for each value and, once, positives times the gaps that the decay rate
-    reaches (75 at .8, 823 at .98). Above `max_items` items the start `transitions` stands in.
+    Use it where histories have an order, together with pairs that are trained. Scores are scaled so that those of all
+    items after a history have the root mean square 1. Items of the unknown code are left out of histories. Memory is
+    N^2 and some 80 bytes a positive, time N^3 / 3 for each value and, once, positives times the gaps that the decay
+    rate reaches (75 at .8, 823 at .98). Above `max_items` items the start `transitions` stands in.
     """
 
     kind = "slit"
@@ -56,7 +56,7 @@ class Slit(Start):
     max_items: int = Field(
         10_000,
         ge=0,
-        description="Number of items N above which the start `transitions` stands in. 10,000 items take 2.8 GB.",
+        description="Number of items N above which `transitions` replaces this start; 10,000 items take 2.8 GB.",
     )
 
     def check(self, dataset: Dataset, model: ModelConfig) -> None:

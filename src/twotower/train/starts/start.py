@@ -54,7 +54,7 @@ class PairValues:
     rate: float = 0.0
     """Penalties of a pooling `ridge`, with `penalty`."""
     item_bias: F32[Tensor, "codes"] | None = None
-    """Biases of the items beside the score, None without."""
+    """Biases of the items, added to the score. None: no bias."""
     alternative: tuple[F32[Tensor, "_ F"], ...] = ()
     """Rows of the fields of the item tower by a second closed form, which has weights of its own where the parts of a
     pair are weighed. Empty: none."""
@@ -63,11 +63,11 @@ class PairValues:
 
 
 class Start(Kind):
-    """Values that a pair of towers has before the first step, or, weighed beside trained pairs, after the last, in
-    closed form from the training positives and their weights.
+    """Values that a pair of towers has before the first step, or, added to trained pairs by `blend`, after the last,
+    in closed form from the training positives and their weights.
 
-    The pair's user tower reads one history of item ids and its item tower the item's id, or what a kind reads in their
-    place or beside it, both without layers, so its first score is that of the closed form, for users without any
+    The pair's user tower reads one history of item ids and its item tower the item's id, or what a kind reads in its
+    place or in addition, both without layers, so its first score is that of the closed form, for users without any
     training too. An unknown value gets zeros.
 
     Of several values of an option, validation keeps the best one, or a better one between or beyond them. `blend` is
@@ -90,12 +90,12 @@ class Start(Kind):
     shares: ClassVar[bool] = False
     """True if source and target are one table's rows, which the history may share."""
     adds_columns: ClassVar[bool] = False
-    """True if the item tower adds up columns, in place of the id or beside it."""
+    """True if the item tower adds up columns, in place of the id or in addition to it."""
     adds_users: ClassVar[bool] = False
     """True if the user tower adds up columns in place of a history."""
     weighs_parts: ClassVar[bool] = False
     """True if the parts of the pair's vectors, one for each column of the items and piece of the pooling, or column of
-    the users, have weights of their own beside other pairs."""
+    the users, have weights of their own in a model of several pairs."""
     bias_weight: ClassVar[str] = ""
     """Option that the item biases are a multiple of, and nothing else depends on."""
 
@@ -105,7 +105,7 @@ class Start(Kind):
         description="Training of the pair from its start on. false: it keeps its values, and other pairs are trained.",
     )
     scale: float = Field(
-        1.0, gt=0, description="Factor of the pair's scores, beside those of other pairs and in a softmax."
+        1.0, gt=0, description="Factor of the pair's scores, relative to other pairs and in a softmax."
     )
     blend: tuple[Weight, ...] = Field(
         (),

@@ -35,7 +35,7 @@ class TransitionFactors(Start):
     averaged by its pooling, an item's vector its row of V. From a width of the number of items on, V is the identity
     and the score is that of T: the baseline of transition counts with the pooling's weights.
 
-    Use it where histories have an order: alone, trained on from there, or beside another pair. Scores are scaled so
+    Use it where histories have an order: alone, trained on from there, or with another pair. Scores are scaled so
     that those of all items after one positive have the root mean square 1. A transition weighs as the positive that
     follows. Memory grows with the different transitions, at most `span` a positive, and time with these times width; of
     a nearly full table with N^2 E.
@@ -56,7 +56,7 @@ class TransitionFactors(Start):
     max_transitions: int = Field(
         24_000_000,
         ge=1,
-        description="Number of counted transitions above which span is lowered. 24 million take about a gigabyte.",
+        description="Number of counted transitions above which span is lowered; 24 million take about a gigabyte.",
     )
     dense_cells: int = Field(
         16,

@@ -52,12 +52,11 @@ class UserContent(ColumnStart):
     buckets are added up, by exp(-(i - j)^2 / 4.5) for the buckets i and j. A value of a list counts as its pooling
     weighs it. A missing or unknown value says nothing.
 
-    Use it where users have columns such as age or city, beside other pairs, weighed by `blend`: it ranks for users
-    without a history, and new items too. The item tower may read the id as one of its columns. Before it is weighed
-    each pair of columns gets the factor under which what users of validation take anew is most likely, as in
-    `next_content`. Columns that are computed from the rows, such as a favourite, give the answers away. The time is the
-    number of positives times the number of the users' values, and for each pair of columns the square of the fewer
-    values times the others.
+    Use it where users have columns such as age or city, added to other pairs by `blend`: it ranks for users without a
+    history, and new items too. The item tower may read the id as one of its columns. Before it is weighed each pair of
+    columns gets the factor under which what users of validation take anew is most likely, as in `next_content`. Columns
+    that are computed from the rows, such as a favourite, give the answers away. The time is the number of positives
+    times the number of the users' values, and for each pair of columns the square of the fewer values times the others.
     """
 
     kind = "user_content"

@@ -22,14 +22,15 @@ def is_ray(name: str) -> bool:
 
 def choose_engine(name: str, rows: int, memory: int) -> type[Engine]:
     """Return the engine of a name; "auto" is `local` for a log of `rows` interactions that fits in `memory` bytes, else
-    `duckdb`, which the processes of "ray" and of its addresses use too. Raises ConfigError for an unknown name, or if the log fits in no engine that is installed."""
+    `duckdb`, which the processes of "ray" and of its addresses use too. Raises ConfigError for an unknown name, or if
+    the log fits in no engine that is installed."""
     needed = rows * ROW_BYTES
     if name == "auto":
         name = "local" if needed <= memory else "duckdb"
         if name == "duckdb" and find_spec("duckdb") is None:
             raise ConfigError(
-                f"{rows:,} interactions take about {needed / 1e6:,.0f} MB in memory, `memory` is {memory / 1e6:,.0f} MB; "
-                f"raise `memory`, or let duckdb sort them on disk: {install_command('prepare')}"
+                f"{rows:,} interactions take about {needed / 1e6:,.0f} MB in memory, `memory` is {memory / 1e6:,.0f} "
+                f"MB; raise `memory`, or let duckdb sort them on disk: {install_command('prepare')}"
             )
     name = "duckdb" if is_ray(name) else name
     if name not in ENGINES:

@@ -21,8 +21,8 @@ class Engine(AbstractContextManager["Engine"], ABC):
     def __init__(
         self, pieces: Sequence[Path], timed: bool, keeps_repeats: bool, memory: int, threads: int, work: Path
     ) -> None:
-        """`pieces` are the files of the log, `timed` is true if they have times, `keeps_repeats` if repeated pairs are kept;
-        `memory` is in bytes, and `work` an empty folder for temporary files."""
+        """`pieces` are the files of the log, `timed` is true if they have times, `keeps_repeats` if repeated pairs are
+        kept; `memory` is in bytes, and `work` an empty folder for temporary files."""
         self.pieces, self.keeps_repeats, self.memory, self.threads, self.work = (
             pieces,
             keeps_repeats,
