@@ -228,7 +228,7 @@ class _Search:
                 self.open["item"] = (items, why)
 
     def _is_of_user(self, name: str) -> bool:
-        """Return True if each user has one value of a column, which users share, in a log of several rows for a user."""
+        """Return True if each user has one value of a column, which users share; a user has several rows."""
         user = str(self.roles.options.get("user_id", ""))
         n = self.frame[user].n_unique() if user else len(self.frame)
         if n > len(self.frame) / 2 or self.frame.select(pl.struct(user, name).n_unique()).item() != n:
