@@ -94,7 +94,7 @@ def test_a_table_alone_is_trained_as_suggest_says(make: str, suggested: tuple[Pa
 def test_a_folder_alone_is_trained_with_all_its_tables(tmp_path: Path) -> None:
     for name, frame in zip(("users", "items", "interactions"), everything(), strict=True):
         frame.select(c for c, t in frame.schema.items() if not t.is_nested()).write_csv(tmp_path / f"{name}.csv")
-    run = twotower.fit(tmp_path)
+    run = twotower.fit(tmp_path, time="when")
     assert {f.side for f in run.dataset.schema.features} == {"user", "item"}
     assert run.config.data.users.endswith("users.csv")
 

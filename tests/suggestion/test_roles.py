@@ -412,3 +412,11 @@ def test_years_are_the_time_of_a_log_without_another() -> None:
     assert found({**ROWS, "year": years}).options["time"] == "timestamp"
     assert "'month' too" in question({**ids, "year": years, "month": [1 + i * i % 12 for i in range(N)]})
     assert "time" not in found({**ids, "year": [i * i % 9 for i in range(N)]}, {"label": ""}).options
+
+
+def test_few_removals_among_purchases_are_types_of_events() -> None:
+    columns = {
+        "user_id": [f"u{i % 20}" for i in range(1_000)], "item_id": [f"i{i * 7 % 93}" for i in range(1_000)],
+        "event": ["remove_from_cart" if i in (3, 517) else "buy" for i in range(1_000)],
+    }  # fmt: skip
+    assert found(columns).options["event"] == "event"

@@ -557,7 +557,7 @@ def test_what_is_popular_now_needs_a_time_validation_and_a_loss_of_rankings() ->
     assert not suggest(log, overrides=["schema.time="]).config.model.recent_popularity
     assert not of((None, None, with_label(log, 0.4)), recipe="ranking").config.model.recent_popularity
     numbered = log.sort("user_id", "at").with_columns(at=pl.int_range(pl.len()).over("user_id"))
-    found = of((None, None, numbered), recipe="sequence-short")
+    found = suggest(numbered, recipe="sequence-short", overrides=["schema.time=at"])
     assert (found.shape.drift, found.config.model.recent_popularity) == (None, False)
     assert "Drift: no times that all users share" in " ".join(found.reasons)
     places = numbered.sample(fraction=0.8, seed=1)  # some are missing, so that they are no numbers of the rows
@@ -591,7 +591,7 @@ def test_own_counts_need_validation_and_a_loss_of_rankings() -> None:
     assert (means.history.interactions, order.history.interactions) == ("positive", "all")
     assert "what users refused is not what they take again" in " ".join(refused.text.split("\n# "))
     for word, interactions in (("view", "all"), ("remove_from_cart", "positive")):
-        kinds = pl.Series([word if i % 40 == 7 else "buy" for i in range(again.height)])
+        kinds = pl.Series([word if i % 41 == 7 else "buy" for i in range(again.height)])
         events = of((None, None, again.with_columns(event=kinds)), recipe="sequence-short")
         assert (events.schema.event, events.config.model.own_counts) == ("event", "means")
         means = next(f for f in events.schema.features if f.name == "means")

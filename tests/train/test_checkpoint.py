@@ -341,7 +341,7 @@ def test_fault_B5_codes_are_those_of_the_fields_that_a_model_has(tmp_path: Path)
     more = (pl.concat([users, users.head(1).with_columns(user_id=pl.lit(99, pl.Int64))]), items, log)
     api.fit(more, schema, config, folder=folder, resume=True, override=True)
     other = (users, items.with_columns(pl.col("price") * -1000), log)
-    with pytest.raises(RunError, match="users, items or values of the data are others"):
+    with pytest.raises(RunError, match="users, items or values of the data differ"):
         api.fit(other, schema, config, folder=folder, resume=True, override=True)
 
 

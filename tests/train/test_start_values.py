@@ -405,7 +405,7 @@ def test_the_unit_is_of_what_ranks(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING, "twotower"):
         trainer = Trainer(data, Config.model_validate(sections))
     assert (
-        "the weight of train.start (blend) is fitted to validation.ndcg@5: the logits are no longer those"
+        "the weight of train.start (blend) is fitted to validation.ndcg@5: the logits are no longer log-odds"
         in caplog.text
     )
     found: Factors = factors_before(trainer.run().model.eval(), data, VALIDATION)
