@@ -619,7 +619,7 @@ def test_popularity_that_no_bias_can_hold_is_not_fitted(
     with caplog.at_level(logging.INFO, "twotower"):
         trainer = Trainer(changed, Config.model_validate(sections))
         trainer.run()
-    found = [re.search(r"pair 1 .*, beside .*: blend = ([\d.]+): .* = ([\d.]+)$", line) for line in caplog.messages]
+    found = [re.search(r"pair 1 .*, added to .*: blend = ([\d.]+): .* = ([\d.]+)$", line) for line in caplog.messages]
     tried = {one[1]: float(one[2]) for one in found if one}
     (chosen,) = (
         line.rpartition(" = ")[2] for line in caplog.messages if "pair 1 by next_content: regularization" in line
