@@ -452,3 +452,17 @@ def test_fault_G33_a_small_request_is_not_refused_for_the_one_that_is_next(
         return refused
 
     assert asyncio.run(world()) == refusals
+
+
+def test_no_client_is_charged_for_the_work_of_other_processes() -> None:
+    wall, work = Clock(), Clock()
+
+    async def world() -> AdmissionController:
+        controller = AdmissionController(clock=wall, work_clock=work)
+        for _ in range(200):
+            async with controller.permit("one"):
+                wall.now += 0.5  # the process has a tenth of a millisecond of it
+                work.now += 0.0001
+        return controller
+
+    assert asyncio.run(world())._clients["one"].service_time == pytest.approx(0.0001, rel=0.1)

@@ -313,7 +313,7 @@ def test_fault_G16_the_largest_requests_of_few_clients_leave_others_their_share(
         stop.set()
         for thread in threads:
             thread.join()
-    assert answered.count(200) >= 30  # a few arrive when large requests of two clients are due before them
+    assert answered.count(200) >= 38
     assert statuses.count(200) >= 5  # they have their share too
     assert set(statuses) <= {200, 503}
 

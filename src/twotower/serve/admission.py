@@ -85,12 +85,16 @@ class AdmissionController:
         service_time: float = 0.001,
         remembered_clients: int = REMEMBERED_CLIENTS,
         clock: Callable[[], float] = time.monotonic,
+        work_clock: Callable[[], float] | None = None,
     ) -> None:
         """Create an empty queue. Times are in seconds; `service_time` is the guess for an ordinary request before one
-        is measured."""
+        is measured.
+
+        `work_clock` measures the work of requests; default: `clock`. By the processor time of the process, no client is
+        charged for the work of other processes."""
         self.max_wait, self.target_wait, self.concurrency = max_wait, target_wait, concurrency
         self._remembered_clients = remembered_clients
-        self._clock = clock
+        self._clock, self._work_clock = clock, work_clock or clock
         self._first_service_time = service_time
         """Moving average of the service time of clients' first requests: the guess for an unknown client."""
         self._clients: OrderedDict[str, _ClientQueue] = OrderedDict()
@@ -105,8 +109,8 @@ class AdmissionController:
         """True while arrivals are queued; no permit is granted meanwhile."""
         self._virtual_clock = 0.0
         """Virtual time of a client that is always active; an arriving client starts at it."""
-        self._last_release = self._last_idle = clock()
-        self._last_refusal = self._last_release - REFUSAL_COOLDOWN
+        self._last_release, self._last_idle = self._work_clock(), clock()
+        self._last_refusal = self._last_idle - REFUSAL_COOLDOWN
 
     def permit(self, client: str = "", weight: float = 1.0) -> Permit:
         return Permit(self, client, weight)
@@ -197,7 +201,7 @@ class AdmissionController:
         """Take a permit back; the time of one that was not `used` is not counted."""
         client, spent = self._active_clients[permit.client], 0.0
         if used:
-            now = self._clock()
+            now = self._work_clock()
             spent, self._last_release = now - self._last_release, now
             measured = spent / permit.weight
             if client.samples == 1:
@@ -222,7 +226,7 @@ class AdmissionController:
             asyncio.get_running_loop().call_soon(self._grant_after, turns - 1)
         else:
             self._accepting, self._unaccepted_work = False, 0.0
-            self._last_release = self._clock()  # no client pays for the arrivals
+            self._last_release = self._work_clock()  # no client pays for the arrivals
             self._grant_next()
 
     def _grant_next(self) -> None:
@@ -270,7 +274,7 @@ class Permit:
         if controller._empty and not controller._accepting:
             controller._grant(self, client)
             self._held = True
-            controller._last_release = controller._clock()  # no request waited for this permit
+            controller._last_release = controller._work_clock()  # no request waited for this permit
             try:
                 await asyncio.sleep(0)  # let requests that arrived at the same time be queued or refused
             except BaseException:

@@ -47,9 +47,11 @@ class Service:
                 s.event_store, s.events_per_user, s.event_ttl, timeout, count, self._in_process
             )
         # A request that waits for Redis lets a few others run. More would delay its answer, as a slow event store does.
+        waits = self.event_store.shared
         self.admission = AdmissionController(
-            s.max_wait / 1e3, s.target_wait / 1e3, concurrency=4 if self.event_store.shared else 1
-        )
+            s.max_wait / 1e3, s.target_wait / 1e3, concurrency=4 if waits else 1,
+            work_clock=None if waits else time.process_time,
+        )  # fmt: skip
         self.search_executor = RemoteSearchExecutor(s.index_timeout / 1e3, self.metrics.index_errors.inc)
         self.limits = RequestLimits(s)
         self.recommender = Recommender(
