@@ -36,7 +36,7 @@ class TimedEvent(NamedTuple):
     """Type of the event. None: unknown."""
 
     @property
-    def told(self) -> Event:
+    def event(self) -> Event:
         """The event as requests have it, with its time."""
         return Event(self.item, self.liked, self.type, self.time)
 

@@ -61,7 +61,7 @@ class Recommender:
             started = time.perf_counter()
             state = await self.event_store.fetch(self._bundles.event_bundles(retriever), body.user_id)
             self._metrics.stages["events"].observe(time.perf_counter() - started)
-        told = retriever.effective_request(
+        effective = retriever.effective_request(
             Request(
                 body.user_id,
                 body.features,
@@ -71,16 +71,16 @@ class Recommender:
             )
         )
         recent = retriever.user_inputs.event_types.read(state.events, stored=True)
-        if body.user_id is not None and told.history is None:
+        if body.user_id is not None and effective.history is None:
             recent = retriever.unstored_events(body.user_id, recent)
-        request = replace(told, recent=recent)
+        request = replace(effective, recent=recent)
         known = body.user_id is not None and retriever.has_user(body.user_id)
         if body.user_id is not None and not (known or request.has_details) and self._settings.unknown_user == "404":
             raise Problem("unknown-user", f"user '{body.user_id}' is not among the bundle's users")
         method: Method = body.method or retriever.usual_method(request)
         if not known and request.has_details:
             method = 2  # an unknown user has no precomputed vector
-        adds = told.features or told.events or told.history is not None or retriever.reads_context
+        adds = effective.features or effective.events or effective.history is not None or retriever.reads_context
         cacheable = bool(recent) and not adds
         return ResolvedRequest(request, method, known, state, cacheable)
 

@@ -114,7 +114,7 @@ class RedisEvents:
             return await self._fallback.fetch(bundles, user)
         histories, kept = found
         stored = [event for history in histories for raw in history if (event := _parse_event(raw))]
-        events = [e.told for e in latest([*stored, *self._fallback.get(bundles, user)], self.events)]
+        events = [e.event for e in latest([*stored, *self._fallback.get(bundles, user)], self.events)]
         if not events:
             return EMPTY_STATE
         if kept is None or kept[:DIGEST_BYTES] != history_digest(events) or (len(kept) - DIGEST_BYTES) % 4:

@@ -107,7 +107,7 @@ class InProcessEvents:
         return events
 
     async def fetch(self, bundles: Sequence[str], user: str) -> UserState:
-        events = [e.told for e in self.get(bundles, user)]
+        events = [e.event for e in self.get(bundles, user)]
         if not events:
             return EMPTY_STATE
         kept = self._histories.vector(user)

@@ -237,8 +237,8 @@ def with_constant_columns(
             roles.notes[:] = [line for line in roles.notes if not line.startswith(tuple(f"'{n}'" for n in names))]
             own = str(roles.options.get(f"{table}_id") or key)
             found = _with_table(found, table, made.select(pl.col(key).alias(own), *names), own, output, roles)
-    told = {name for note in (*roles.notes, *found.notes) for name in note.split("'")[1::2]}
-    if left := [f"'{name}'" for name in left if name not in told]:
+    named = {name for note in (*roles.notes, *found.notes) for name in note.split("'")[1::2]}
+    if left := [f"'{name}'" for name in left if name not in named]:
         roles.notes.append(f"{', '.join(left)} of the interactions")
     return found
 

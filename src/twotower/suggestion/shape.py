@@ -32,7 +32,7 @@ MIN_TOP = 2  # least label from which two labels are the top of a scale, such as
 MIN_LAST = 3  # rows of a user from which a last one, the one before it and one to learn exist
 LAST_SHARE = 0.1  # share of the interactions, the latest, whose items and users are counted as new or known
 TYPICAL_ROWS = 10  # multiple of the median rows for which a user counts at most in the share of repeated rows
-MAX_BUCKETS = 16  # values of a number that a recipe tells apart
+MAX_BUCKETS = 16  # distinct values of a number that a recipe keeps
 MAX_QUERY_LENGTH = 5  # median rows of a user up to which a text of users is a query
 MIN_NEGATIVES = 0.05  # share of negatives from which a label of two values is worth a ranking of its own
 MIN_LONG = 50  # median rows of a user from which a history is long
@@ -194,7 +194,7 @@ def measure_shape(
 
 
 def _kinds(values: pl.Series, feature: SideFeature) -> int:
-    """Return the number of values that a feature tells apart."""
+    """Return the number of distinct values of a feature."""
     distinct = max(1, values.n_unique())
     return min(distinct, MAX_BUCKETS) if "buckets" in feature.options else distinct
 
@@ -221,10 +221,10 @@ def _searched(
 
     best, gap = (next(iter(queries), ""), next(iter(titles), ""), (0.0, 0.0)), -math.inf
     for query in queries if titles else ():
-        asked = words(tables.users, schema.user_id, query)
+        of_query = words(tables.users, schema.user_id, query)
         for title in titles:
             found = words(tables.items, schema.item_id, title)
-            pairs = [pl.DataFrame({"one": asked, "other": found.shuffle(n) if n else found}) for n in range(6)]
+            pairs = [pl.DataFrame({"one": of_query, "other": found.shuffle(n) if n else found}) for n in range(6)]
             is_shared = (pl.col("one").list.set_intersection("other").list.len() > 0).mean()
             share, *chance = (float(pair.select(is_shared).item() or 0) for pair in pairs)
             if share - float(np.mean(chance)) > gap:

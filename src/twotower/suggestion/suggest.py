@@ -459,7 +459,7 @@ def _reasons(rule: RecipeRule, shape: Shape, log: _Log, schema: Mapping[str, Tom
         *(f"{note[:1].upper()}{note[1:]}." for note in log.tables.notes),
     ]
     if is_asked:
-        lines.append(f"The recipe is asked for; the rules choose {choose(shape).recipe}.")
+        lines.append(f"The recipe is given; the rules choose {choose(shape).recipe}.")
     for other in RULES:
         lines.append(f"{other.recipe}? {'yes' if other.fits(shape) else 'no'}: {other.reason(shape)}.")
         if other.fits(shape):

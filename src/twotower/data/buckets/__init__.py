@@ -5,7 +5,7 @@ buckets.json                       facts; written last
 users.parquet, items.parquet       row r of a table is user r, or item r; the id first, then the raw features
 interactions/00000.parquet …       the interactions of consecutive user rows, sorted by user, time and row
 
-docs/prepared-format.md is the contract, `check.check_buckets` tells whether a folder meets it.
+docs/prepared-format.md is the contract, `check.check_buckets` checks a folder against it.
 """
 
 from __future__ import annotations
