@@ -395,7 +395,7 @@ def test_events_are_the_items_if_no_other_column_has_as_many_values() -> None:
 
 
 def test_an_item_that_is_one_for_each_user_is_put_in_question() -> None:
-    assert "each user has one value" in question({**PAGES, "team": [f"t{i % 12 // 3}" for i in range(N)]})
+    assert "each user has one value" in question({**PAGES, "game": [f"t{i % 12 // 3}" for i in range(N)]})
 
 
 def test_a_standard_name_of_times_comes_before_other_dates() -> None:
@@ -420,3 +420,13 @@ def test_few_removals_among_purchases_are_types_of_events() -> None:
         "event": ["remove_from_cart" if i in (3, 517) else "buy" for i in range(1_000)],
     }  # fmt: skip
     assert found(columns).options["event"] == "event"
+
+
+def test_a_team_is_the_item_if_no_other_text_or_id_has_as_many_values() -> None:
+    teams = {
+        "user_id": ROWS["user_id"], "teamID": [f"t{i * 7 % 11}" for i in range(N)],
+        "G_all": [i * 5 % 31 for i in range(N)], "timestamp": ROWS["timestamp"],
+    }  # fmt: skip
+    assert found(teams).options["item_id"] == "teamID"
+    for name, values in (("document_id", [i * 5 % 31 for i in range(N)]), ("thing", [f"x{i % 13}" for i in range(N)])):
+        assert "item: no standard name" in question({**teams, name: values})

@@ -51,7 +51,7 @@ MIN_RATINGS, MIN_APART, MIN_UNRATED = 5, 4, 0.05
 _KNOWN = {
     "user": "user u uid customer visitor client member buyer shopper reader listener viewer reviewer account player",
     "item": "item i iid product article movie film song track book video sku asin parent_asin isbn news game course "
-    "anime page team",
+    "anime page",
     "session": "session visit user_session",
     "query": "query search search_query search_term query_text search_text keyword keywords q",
     "time": "time timestamp ts date datetime",
@@ -60,6 +60,8 @@ _KNOWN = {
     "weight": "weight weights",
 }
 """Standard names by role, in plain form."""
+_TEAMS = ("team", "team_id")
+"""Names of items unless another column of texts or of a name in _id may hold them."""
 _RATINGS = ("rating", "ratings", "stars", "score")
 _YEARS, FIRST_YEAR, LAST_YEAR = ("year", "year_id"), 1800, 2200
 """Names of years that are the time of a log without another time, and the least and the largest of them."""
@@ -222,8 +224,8 @@ class _Search:
             why = why or "each user has one value" * (len(items) == 1 and self._is_of_user(items[0]))
             if len(items) == 1 and not why:
                 roles.put("item_id", items[0], "by its name")
-            elif not items and (event := self._event_as_item()):
-                roles.put("item_id", event, "events are what users take: no other column has as many values")
+            elif not items and (item := self._event_as_item() or self._team_as_item()):
+                roles.put("item_id", item, "what users take: no other column has as many values")
             else:
                 self.open["item"] = (items, why)
 
@@ -239,13 +241,22 @@ class _Search:
         """Return the column of events of a log of known users if no other may hold items, "" for none.
 
         Another column may hold items if it has as many values, is no time and varies for a user."""
-        events = self._free("event")
-        if len(events) != 1 or self.open or role_of_name(str(self.roles.options["user_id"])) != "user":
+        return self._of_most_values(self._free("event"), self._free())
+
+    def _team_as_item(self) -> str:
+        """Return the column of teams if no other text or id may hold items, "" for none. Numbers may be statistics."""
+        free = self._free()
+        others = [n for n in free if self.frame[n].dtype == pl.String or plain(n).endswith("_id")]
+        return self._of_most_values([n for n in free if plain(n) in _TEAMS], others)
+
+    def _of_most_values(self, named: list[str], others: list[str]) -> str:
+        """Return the only named column if it has more values than any of the others that may hold items, else ""."""
+        if len(named) != 1 or self.open or role_of_name(str(self.roles.options["user_id"])) != "user":
             return ""
-        others = [n for n in self._free() if n not in events and _is_id(self.frame[n]) and not self._is_of_user(n)]
+        others = [n for n in others if n != named[0] and _is_id(self.frame[n]) and not self._is_of_user(n)]
         others = [n for n in others if not is_dated(self.frame[n]) and role_of_name(n) not in ("session", "time")]
         most = max((self.frame[n].n_unique() for n in others), default=1)
-        return events[0] if _is_id(self.frame[events[0]]) and self.frame[events[0]].n_unique() > most else ""
+        return named[0] if _is_id(self.frame[named[0]]) and self.frame[named[0]].n_unique() > most else ""
 
     def _shared(self, table: str, named: list[str]) -> list[str]:
         """Return those of some columns that a table has too, or else the only other one that is a key of the table."""
