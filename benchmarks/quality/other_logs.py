@@ -70,7 +70,8 @@ def truth(name: str) -> dict[str, list[str]]:
 
 def known_settings(name: str) -> list[str]:
     """Return the settings of a log that a refusal may name, and which are no roles."""
-    return [*(MADE[name] if name in MADE else DECLARED["logs"][name]).get("settings", [])]
+    settings = (MADE[name] if name in MADE else DECLARED["logs"][name]).get("settings", [])
+    return [setting for setting in settings if not setting.startswith("--")]
 
 
 def outcome(words: list[object], config: Path, settings: list[str], right: Mapping[str, list[str]]) -> Outcome:

@@ -425,7 +425,7 @@ def test_few_removals_among_purchases_are_types_of_events() -> None:
 def test_a_team_is_the_item_if_no_other_text_or_id_has_as_many_values() -> None:
     teams = {
         "user_id": ROWS["user_id"], "teamID": [f"t{i * 7 % 11}" for i in range(N)],
-        "G_all": [i * 5 % 31 for i in range(N)], "timestamp": ROWS["timestamp"],
+        "G_all": [i * 5 % 31 for i in range(N)], "yearID": [1950 + i % 31 for i in range(N)],
     }  # fmt: skip
     assert found(teams).options["item_id"] == "teamID"
     for name, values in (("document_id", [i * 5 % 31 for i in range(N)]), ("thing", [f"x{i % 13}" for i in range(N)])):

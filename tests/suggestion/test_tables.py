@@ -313,6 +313,18 @@ def test_two_colons_between_values_are_refused_with_the_way_out(tmp_path: Path) 
         suggest(tmp_path / "ratings.csv")
 
 
+def test_another_encoding_and_open_roles_are_one_refusal(tmp_path: Path) -> None:
+    text = "Kunde;Stück\n" + "".join(f"k{i % 7};Dübel {i % 5}\n" for i in range(40))
+    (tmp_path / "log.csv").write_bytes(text.encode("cp1252"))
+    with pytest.raises(DataError) as raised:
+        suggest(tmp_path / "log.csv", folder=tmp_path)
+    assert "set data.format.encoding = 'windows-1252'" in str(raised.value)
+    assert "Columns: 'Kunde' (k0, k1, k2), 'Stück' (Dübel 0, Dübel 1, Dübel 2)" in str(raised.value)
+    assert str(raised.value).endswith("Name them: `user='COLUMN'` (or `query` or `session`) and `item='COLUMN'`")
+    named = {"user": "Kunde", "item": "Stück"}
+    assert suggest(tmp_path / "log.csv", overrides=["data.format.encoding=cp1252"], folder=tmp_path, **named)
+
+
 @pytest.mark.parametrize("encoding", ["cp1252", "utf-16"])
 def test_another_encoding_is_refused_and_read_by_its_setting(tmp_path: Path, encoding: str) -> None:
     rows = log().select(pl.format("Käufer {}", "user_id").alias("user"), "item_id", "timestamp")

@@ -99,6 +99,12 @@ def check_line_ends(path: TablePath, first_line: Iterable[str | None]) -> None:
         )
 
 
+class NotUtf8Error(DataError):
+    """A text file in another encoding: `encoding` is the likely one that the message names, "" for none."""
+
+    encoding = ""
+
+
 def not_utf8(path: TablePath, where: str = "it is") -> DataError:
     """Return the error of a text file that is not UTF-8, with the command that converts it where its first bytes tell
     from what."""
@@ -122,4 +128,6 @@ def not_utf8(path: TablePath, where: str = "it is") -> DataError:
         if any(name in _ALPHABETS for name in known):
             others = [f"{name} ({of})" for name, of in _ALPHABETS.items() if name not in known]
             how += f"; if that gives no words, or capitals within words, try {', '.join(others)}"
-    return DataError(f"{path}: {where} not UTF-8; {how}; or save it from a spreadsheet as 'CSV UTF-8'")
+    error = NotUtf8Error(f"{path}: {where} not UTF-8; {how}; or save it from a spreadsheet as 'CSV UTF-8'")
+    error.encoding = (known or ["windows-1252"])[0].lower() if path.encoding else ""
+    return error

@@ -254,7 +254,8 @@ class _Search:
         if len(named) != 1 or self.open or role_of_name(str(self.roles.options["user_id"])) != "user":
             return ""
         others = [n for n in others if n != named[0] and _is_id(self.frame[n]) and not self._is_of_user(n)]
-        others = [n for n in others if not is_dated(self.frame[n]) and role_of_name(n) not in ("session", "time")]
+        others = [n for n in others if not is_dated(self.frame[n]) and plain(n) not in _YEARS]
+        others = [n for n in others if role_of_name(n) not in ("session", "time")]
         most = max((self.frame[n].n_unique() for n in others), default=1)
         return named[0] if _is_id(self.frame[named[0]]) and self.frame[named[0]].n_unique() > most else ""
 

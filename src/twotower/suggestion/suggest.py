@@ -20,7 +20,9 @@ from twotower.data.readers import TableLike
 from twotower.data.source import read
 from twotower.data.split import SplitConfig
 from twotower.data.tables import Tables, check, with_present_ids, without_missing
-from twotower.errors import ConfigError, did_you_mean
+from twotower.data.text_encoding import NotUtf8Error
+from twotower.data.text_format import TextFormat
+from twotower.errors import ConfigError, DataError, did_you_mean
 from twotower.escaping import representation
 from twotower.features.schema import Schema
 from twotower.features.side import SIDES, SideName
@@ -152,12 +154,16 @@ def suggest(
     given = override_settings({}, filter(_is_of_data, overrides))
     form = section(section(given, "data"), "format")
     read_form = parse_config({"data": {"format": form}})[1].data.format if form else None
-    found = find_tables(interactions, users, items, folder, read_form)
     if unknown := next((role for role in columns if role not in OPTION_OF), ""):
         raise ConfigError(f"`{unknown}`: no such role{did_you_mean(unknown, OPTION_OF)}")
     by_role = {role: str(name) for role, name in columns.items() if name is not None}
     own = section(given, "schema")
     options = {**role_options(by_role), **own}
+    try:
+        found = find_tables(interactions, users, items, folder, read_form)
+    except NotUtf8Error as e:
+        form = TextFormat.model_validate({**form, "encoding": e.encoding or "utf-8"})
+        raise DataError(f"{e}{_question((interactions, users, items), folder, form, options, by_role)}") from None
     if output is not None:
         refuse_among_tables(found, output)
     log = _read_log(found, options, by_role, output)
@@ -185,6 +191,18 @@ def suggest(
     config = config.model_copy(update={"data": config.data.located(folder.resolve())})
     made = {name: getattr(found, name) for name in found.made}
     return Suggestion(rule.recipe, tuple(reasons), shape, text, written or schema, config, made)
+
+
+def _question(
+    tables: tuple[TableLike, TableLike | None, TableLike | None], folder: Path, form: TextFormat,
+    options: Mapping[str, TomlValue], columns: Mapping[str, str],
+) -> str:  # fmt: skip
+    """Return the refusal of tables read in another encoding, added to the refusal of the encoding; "" for none."""
+    try:
+        _read_log(find_tables(*tables, folder, form), options, columns, None)
+    except DataError as e:
+        return "" if isinstance(e, NotUtf8Error) else f". Then: {e}"
+    return ""
 
 
 def _is_of_data(override: str) -> bool:
