@@ -162,8 +162,8 @@ def suggest(
     try:
         found = find_tables(interactions, users, items, folder, read_form)
     except NotUtf8Error as e:
-        form = TextFormat.model_validate({**form, "encoding": e.encoding or "utf-8"})
-        raise DataError(f"{e}{_question((interactions, users, items), folder, form, options, by_role)}") from None
+        likely = TextFormat.model_validate({**form, "encoding": e.encoding or "utf-8"})
+        raise DataError(f"{e}{_question((interactions, users, items), folder, likely, options, by_role)}") from None
     if output is not None:
         refuse_among_tables(found, output)
     log = _read_log(found, options, by_role, output)
