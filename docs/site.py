@@ -159,10 +159,11 @@ def parameters(module: str) -> list[str]:
     rows, about = option_rows()
     shown = dict[str, str]()
     if module == "config.experiment":
-        sections = [name for name in about if re.fullmatch(r"\[\w+\]", name) and name != "[schema]"]
+        names = {name.strip("[]"): name for name in about if re.fullmatch(r"\[{1,2}\w+\]{1,2}", name)}
         shown = {
-            name[1:-1]: f"| `{name[1:-1]}` | [options](configuration.md#{name[1:-1]}) | {about[name]} |"
-            for name in sections
+            key: f"| `{key}` | [options](configuration.md#{key}) | {about[name]} |"
+            for key, name in names.items()
+            if key != "schema"
         }
     elif module == "features.schema":
         shown = rows["[schema]"] | {"features": f"| `features` | `()` | {about['[[schema.features]]']} |"}

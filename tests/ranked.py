@@ -20,6 +20,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
+import waves
 from version_worlds import CHANGING_SCHEMA, changing
 from worlds import CHECKERBOARD_SCHEMA, EVERYTHING_SCHEMA, REPLAYED_SCHEMA, checkerboard, everything, replayed, settings
 
@@ -101,18 +102,18 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         "model": {"pairs": [{"user": AUGMENTED, "item": AUGMENTED}]},
     }),
     "beside": ("beside", {"loss": SOFTMAX, "negatives": {"uniform": 9}, "train": EARLIER}),
-    "blend": ("blend", {
+    "closed forms": ("histories", {
         "loss": SOFTMAX,
         "negatives": {"full": True},
         "train": {
-            "start": [{"kind": "ials", "popularity": [1.0]}, {"kind": "ease", "pair": 1, "blend": [0.0, 0.1, 1.0]}]
+            "start": [{"kind": "ials"}, {"kind": "ease", "pair": 1}], "lr": 0.003, "monitor": "validation.ndcg@5",
         },
         "model": histories("one", "two"),
     }),
-    "weighed last": ("blend", {
+    "mix": ("histories", {
         "loss": SOFTMAX,
         "negatives": {"full": True},
-        "train": {"start": [{"kind": "ials", "pair": 1, "learn": False, "blend": [0.0, 0.1, 1.0]}]} | SLOW,
+        "train": {"start": [{"kind": "ials", "pair": 1, "learn": False, "unobserved": [0.1, 0.3]}]} | SLOW,
         "model": histories("two", "one"),
     }),
     "own counts": ("replayed", {
@@ -120,9 +121,9 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         "negatives": {"uniform": 9},
         "model": {"own_counts": "taken"},
         "evaluation": {"k": [5], "repeats": "allow"},
-        "train": {"monitor": "validation.recall@5"} | SLOW,
+        "train": {"monitor": "validation.recall@5", "lr": 0.3},
     }),
-    "recent popularity": ("everything", {
+    "recent popularity": ("waves", {
         "loss": SOFTMAX,
         "negatives": {"uniform": 9},
         "model": {"recent_popularity": True},
@@ -177,10 +178,12 @@ def world(name: str) -> Dataset:
         checkerboard()[2].write_parquet(Path(folder, "interactions.parquet"))
         data = DataConfig(interactions=folder + "/*.parquet")
         return prepare.write_prepared(data, CHECKERBOARD_SCHEMA, SplitConfig(kind="last"), Path(folder, "out"))
+    if name == "waves":
+        return waves.world()
     if name == "replayed":
         taken = Sequence(name="taken", side="user", share_embedding=False)
         repeats = REPLAYED_SCHEMA.model_copy(update={"features": (*REPLAYED_SCHEMA.features, taken)})
-        return build_dataset(check(None, None, replayed(), repeats), repeats, SplitConfig(kind="last"))
+        return build_dataset(check(None, None, replayed(), repeats), repeats, SplitConfig(kind="time"))
     own: dict[str, Any] = {"side": "user", "share_embedding": False}
     decay = Decay(rates=(0.5, 0.9))
     transformer = Transformer(window=128, heads=2, dropout=0.0, input_dropout=0.0)
@@ -188,7 +191,7 @@ def world(name: str) -> Dataset:
         "fans": (Sequence(name="fans", side="item", interactions="all"),),
         "earlier": (Sequence(name="met", pooling=decay, interactions="all", **own),),
         "beside": (Sequence(name="also", **own), Sequence(name="met", side="user", pooling=decay, beside=("also",))),
-        "blend": tuple(
+        "histories": tuple(
             Sequence(name=n, pooling=pooling, interactions="positive", **own)
             for n, pooling in (("one", Ridge()), ("two", Sum()))
         ),

@@ -53,6 +53,7 @@ from twotower.runs import Run
 from twotower.train.defaults import with_defaults
 from twotower.train.order import Epoch
 from twotower.train.samplers import PositiveSampler
+from twotower.train.starts.pair import clear_pair
 from twotower.train.trainer import Trainer
 
 ENOUGH: dict[str, object] = {"epochs": 12, "batch_size": 128, "lr": 0.03, "device": "cpu"}
@@ -476,7 +477,7 @@ def test_what_is_popular_changes_and_the_model_does_not_know() -> None:
     data = waves.world()
     found = [*drift(diagnosis.DiagnosisContext(untrained(data, **softmax)))]
     assert [(f.severity, f.name) for f in found] == [("warning", "drift")]
-    assert "set model.recent_popularity = true" in found[0].text
+    assert "{ kind = 'trending' } to scorers" in found[0].text
     assert found[0].evidence["lift"] > 1.5
     unmeasured = waves.world(validation=0.0)
     (without,) = drift(diagnosis.DiagnosisContext(untrained(unmeasured, **softmax)))
@@ -596,33 +597,26 @@ def unused(findings: list[Finding]) -> dict[str, str]:
     return {f.text.split("'")[1]: f.text for f in findings if f.name == "unused_feature" and f.severity == "warning"}
 
 
-def test_a_pair_without_weight_beside_another_is_named(tmp_path: Path) -> None:
-    history: dict[str, Any] = {"kind": "sequence", "side": "user", "share_embedding": False}
-    features = [
-        history | {"name": "one", "pooling": "ridge"},
-        history | {"name": "two", "pooling": "sum"},
-        {"kind": "categorical", "side": "item", "name": "item_id"},
-    ]
-    schema = Schema.model_validate({"features": features})
+def test_a_scorer_without_weight_is_named() -> None:
     rng = np.random.default_rng(0)
     liked = rng.random((80, 20)) < np.where(np.arange(20) % 2 == np.arange(80)[:, None] % 2, 0.5, 0.1)
     user, item = np.nonzero(liked)
-    item_tower = {"fields": ["item_id"], "layers": []}
-    pairs = [{"user": {"fields": [name], "layers": []}, "item": item_tower} for name in ("one", "two")]
-    for weight in (0.0, 1.0):
-        starts = [{"kind": "ials"}, {"kind": "ease", "pair": 1, "blend": [weight]}]
-        chosen = settings(
-            model={"width": 8, "similarity": "dot", "temperature": 1.0, "pairs": pairs},
-            loss={"kind": "softmax"},
-            negatives={"full": True},
-            train={"epochs": 0, "start": starts, "monitor": "validation.recall@5"},
-            split={"kind": "random"},
-        )
-        run = api.fit((None, None, pl.DataFrame({"user_id": user, "item_id": item})), schema, chosen)
-        found = [f for f in diagnose(run) if f.name == "unused_feature"]
-        assert {f.severity for f in found} == {"ok"}, "validation chose the weight"
-        text = "'two' has no effect: its pair, number 1, has the weight 0 (blend of train.start)"
-        assert [text in f.text for f in found] == [not weight]
+    chosen = Config.model_validate(
+        {
+            "scorers": ["ials", "ease"],
+            "model": {"similarity": "dot"},
+            "train": {"epochs": 0, "monitor": "validation.recall@5", "device": "cpu"},
+            "split": {"kind": "random"},
+            "evaluation": {"k": [5], "bootstrap": 0},
+        }
+    )
+    run = api.fit((None, None, pl.DataFrame({"user_id": user, "item_id": item})), Schema(features=ID_FEATURES), chosen)
+    for start in run.config.last_starts:
+        clear_pair(run.model, start)
+    found = {f.text.split("'")[1]: f for f in diagnose(run) if f.name == "unused_feature"}
+    assert found["__ease"].severity == "ok", "the mix chose the weight"
+    assert "its pair, number 1, has the weight 0 in the mix" in found["__ease"].text
+    assert "__ials" not in found
 
 
 def test_columns_that_tell_nothing() -> None:

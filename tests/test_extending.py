@@ -90,7 +90,7 @@ def store(run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_examples_are_short() -> None:
-    assert len(EXAMPLES) == 10
+    assert len(EXAMPLES) == 11
     for path in EXAMPLES:
         assert len(path.read_text(encoding="utf-8").splitlines()) < 60, path
 
@@ -197,3 +197,29 @@ def test_a_config_names_kinds_of_ones_own_by_import_path(tmp_path: Path) -> None
         assert reply["items"] == answer["items"]
     finally:
         service.end()
+
+
+def test_a_scorer_of_ones_own_is_trained_published_and_served_without_its_module(tmp_path: Path) -> None:
+    (tmp_path / "shop.toml").write_text(
+        """
+        scorers = [{ kind = "mykinds.scorers:Together", width = 16 }]
+        data = { dataset = { kind = "mykinds.datasets:Shop", customers = 60 } }
+        model = { similarity = "dot" }
+        train = { epochs = 0, monitor = "validation.recall@5" }
+        evaluation = { k = [5], bootstrap = 0 }
+        """
+    )
+    command("train", tmp_path / "shop.toml", "--run", tmp_path / "run")
+    command("publish", tmp_path / "run", "--store", tmp_path / "store", "--trust")
+    run = twotower.load(tmp_path / "run", trust=True)
+    assert run.metrics["test.recall@5"] > run.metrics["baseline.popularity.recall@5"]
+    service = Served(tmp_path / "store", "--workers", "1", code=CODE)
+    try:
+        reply = httpx.post(f"{service.wait().url}/v1/recommend", json={"user_id": "3", "k": 10}, timeout=60).json()
+    finally:
+        service.end()
+    items = api.retriever(tmp_path / "store").recommend(twotower.Request("3"), k=10).items
+    of_run = {item.id: item.score for item in twotower.recommend(run, "3", k=60).items}
+    assert [item["id"] for item in reply["items"]] == [item.id for item in items]
+    for found in ({item["id"]: item["score"] for item in reply["items"]}, {item.id: item.score for item in items}):
+        assert found == pytest.approx({item: of_run[item] for item in found}, rel=1e-3, abs=1e-4)

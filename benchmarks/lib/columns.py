@@ -5,6 +5,15 @@ from twotower.features.schema import Schema
 from twotower.features.side import SIDES
 
 
+def with_pairs(config: Config, kept: Sequence[int]) -> Config:
+    """Return a config with some of its pairs, by their numbers, and the starts of these."""
+    given = config.model_dump(mode="json")
+    given["model"]["pairs"] = [given["model"]["pairs"][place] for place in kept]
+    starts = [start for start in given["train"]["start"] if start["pair"] in kept]
+    given["train"]["start"] = [start | {"pair": kept.index(start["pair"])} for start in starts]
+    return Config.model_validate(given)
+
+
 def without_columns(
     schema: Schema, config: Config, of_users: Sequence[str], of_items: Sequence[str]
 ) -> tuple[Schema, Config]:
@@ -14,17 +23,14 @@ def without_columns(
     lacking = {f.name for f in schema.features if not f.history and f.source not in known.get(str(f.side), [f.source])}
     if not schema.has_negatives:
         lacking |= {f.name for f in schema.features if f.history and f.history.interactions == "negative"}
-    given = config.model_dump(mode="json")
     kept = [
         place
-        for place, pair in enumerate(given["model"]["pairs"])
-        if not any(pair[side]["fields"] and lacking >= {*pair[side]["fields"]} for side in SIDES)
+        for place, pair in enumerate(config.model.pairs)
+        if not any(t.fields and lacking >= {*t.fields} for t in (pair.user, pair.item))
     ]
-    given["model"]["pairs"] = [given["model"]["pairs"][place] for place in kept]
+    given = with_pairs(config, kept).model_dump(mode="json")
     for pair in given["model"]["pairs"]:
         for side in SIDES:
             pair[side]["fields"] = [name for name in pair[side]["fields"] if name not in lacking]
-    starts = [start for start in given["train"]["start"] if start["pair"] in kept]
-    given["train"]["start"] = [start | {"pair": kept.index(start["pair"])} for start in starts]
     features = tuple(f for f in schema.features if f.name not in lacking)
     return schema.model_copy(update={"features": features}), Config.model_validate(given)

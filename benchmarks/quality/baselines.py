@@ -1,8 +1,10 @@
 import importlib
 import itertools
 import time
+import warnings
 from argparse import Namespace
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -13,9 +15,10 @@ from torch import Tensor
 from benchmarks.lib.machine import Numbers
 from benchmarks.lib.report import Report, declared
 from benchmarks.quality.films import Films, Part
-from twotower.arrays.types import Ints
+from twotower.arrays.types import Floats, Ints
 from twotower.evaluation.bootstrap import bootstrap
-from twotower.evaluation.factors import Factors
+from twotower.evaluation.factors import CatalogueScorer, Factors
+from twotower.evaluation.transitions import TransitionCounts, count_transitions
 from twotower.train.starts.ease import ease_weights
 
 Candidate = tuple[dict[str, Any], Callable[[Part], Ints]]
@@ -27,8 +30,8 @@ MEASURES: dict[str, Callable[[Ints], npt.NDArray[np.float64]]] = {
     "NDCG@10": lambda rank: (rank <= 10) / np.log2(rank + 1),
     "MRR@10": lambda rank: (rank <= 10) / rank,
 }
-Candidates = Iterator[tuple[dict[str, Any], Callable[[Part], Factors]]]
-"""Settings, and the vectors whose products are the scores of a part's users and all items."""
+Candidates = Iterator[tuple[dict[str, Any], Callable[[Part], CatalogueScorer]]]
+"""Settings, and the scores of a part's users and all items."""
 ROWS: dict[str, dict[str, Any]] = declared(__file__)["rows"]
 
 
@@ -59,30 +62,99 @@ def popularity(films: Films) -> Candidates:
     yield {}, lambda _: Factors(torch.ones(len(films.user_ids), 1), counts)
 
 
-def transitions(films: Films, span: int, lags: list[float], columns: list[float], recent: list[float]) -> Candidates:
+@dataclass(frozen=True)
+class OfLatest(CatalogueScorer):
+    """Means of the rows of a table by the latest items of a user, the n-th of them by the n-th weight, and terms of the
+    items."""
+
+    table: Tensor  # (items, items), sparse
+    latest: Ints  # (users, n) the latest first, -1 where there are fewer
+    weights: npt.NDArray[np.floating[Any]]  # (n,)
+    terms: Tensor  # (items,)
+
+    def catalogue_scores(self, users: Ints, interactions: Ints | None = None) -> Tensor:
+        latest = self.latest[users]
+        row, n = np.nonzero(latest >= 0)
+        weights = self.weights[n] / np.bincount(row, self.weights[n])[row]
+        query = torch.sparse_coo_tensor(
+            torch.from_numpy(np.stack([row, latest[row, n]])),
+            torch.from_numpy(weights.astype(np.float32)),
+            (len(users), len(self.table)),
+            check_invariants=False,
+        )
+        scores: Tensor = torch.sparse.mm(query, self.table).to_dense() + self.terms
+        return scores
+
+
+def of_latest(
+    films: Films,
+    counts: TransitionCounts,
+    values: Floats,
+    weights: npt.NDArray[np.floating[Any]],
+    terms: Tensor | None = None,
+) -> Callable[[Part], OfLatest]:
+    """Return the scores by a table that has a value for each transition."""
+    places, n, users = np.stack([counts.before, counts.after]), len(films.item_ids), np.arange(len(films.user_ids))
+    table = torch.sparse_coo_tensor(
+        torch.from_numpy(places),
+        torch.from_numpy(values.astype(np.float32)),
+        (n, n),
+        is_coalesced=True,
+        check_invariants=False,
+    )
+
+    def scores(part: Part) -> OfLatest:
+        latest = films.recent(films.ends(part), users, len(weights))[:, ::-1]
+        return OfLatest(table, latest, weights, torch.zeros(n) if terms is None else terms)
+
+    return scores
+
+
+def counted(films: Films, span: int, lag: float) -> TransitionCounts:
+    """Return the transitions of the train part."""
+    user, at = films.history("validation")
+    lengths = np.bincount(user, minlength=len(films.user_ids))
+    return count_transitions(films.values[at], lengths, len(films.item_ids), span, lag)
+
+
+def shares(films: Films, span: int, lags: list[float], columns: list[float], recent: list[float]) -> Candidates:
     """Yield transition counts: how often b follows a, weighted gap^-p, each row scaled to sum 1 and each column divided
     by its sum^q; scored by the rows of the user's recent items, the n-th latest weighted n^-r."""
-    user, at = films.history("validation")
-    item, n, users = films.values[at], len(films.item_ids), np.arange(len(films.user_ids))
-    lag = np.arange(1, span + 1)
     for p in lags:
-        flat = np.zeros(n * n, np.float32)
-        for gap in lag:
-            same = user[gap:] == user[:-gap]
-            counts = np.bincount(item[:-gap][same] * n + item[gap:][same], minlength=n * n)
-            flat += np.float32(gap**-p) * counts.astype(np.float32)
-        counted = torch.from_numpy(flat).view(n, n)
-        shares = counted / counted.sum(1, keepdim=True).clamp(min=1e-9)
+        counts = counted(films, span, p)
+        of_row, of_column = (np.bincount(of, counts.count) for of in (counts.before, counts.after))
         for q, r in itertools.product(columns, recent):
-            weights = torch.from_numpy(lag[::-1] ** -r).float()
-            table = shares / counted.sum(0).clamp(min=1e-9) ** q
+            values = counts.count / of_row[counts.before] / of_column[counts.after] ** q
+            yield {"span": span, "p": p, "q": q, "r": r}, of_latest(films, counts, values, np.arange(1, span + 1) ** -r)
 
-            def scores(part: Part, weights: Tensor = weights, table: Tensor = table) -> Factors:
-                latest = torch.from_numpy(films.recent(films.ends(part), users, span)) + 1
-                query = torch.zeros(len(users), n + 1).scatter_add_(1, latest, weights.expand(latest.shape))
-                return Factors(query[:, 1:], table.T)
 
-            yield {"span": span, "p": p, "q": q, "r": r}, scores
+def transitions(films: Films, span: int, lags: list[float], columns: list[float], rates: list[float]) -> Candidates:
+    """Yield the package's transition counts: the logarithm of 1 + how often b follows a, weighted gap^-p, divided by
+    (sum of its column / mean sum)^q; the n-th latest of the user's items is weighted rate^(n - 1)."""
+    for p in lags:
+        counts = counted(films, span, p)
+        for q, rate in itertools.product(columns, rates):
+            values = counts.logarithms(q)
+            yield (
+                {"span": span, "p": p, "q": q, "rate": rate},
+                of_latest(films, counts, values, rate ** np.arange(span)),
+            )
+
+
+def pctm(
+    films: Films, span: int, lags: list[float], pseudo: list[float], rates: list[float], popular: list[float]
+) -> Candidates:
+    """Yield PCTM (Petrov et al. 2026): the logarithm of 1 + how often b follows a, weighted gap^-p, over a
+    pseudo-count; the n-th latest of the user's items is weighted rate^(n - 1), and a multiple of log
+    popularity is added to the mean by these weights."""
+    popularity = films.popularity() + 1.0
+    logarithms = torch.from_numpy(np.log(popularity / popularity.sum())).float()
+    for p in lags:
+        counts = counted(films, span, p)
+        for k, rate, of_popularity in itertools.product(pseudo, rates, popular):
+            values, weights = np.log1p(counts.count / k), rate ** np.arange(span)
+            settings = {"span": span, "p": p, "pseudo": k, "rate": rate, "popular": of_popularity}
+            yield settings, of_latest(films, counts, values, weights, of_popularity * logarithms)
 
 
 def ease(films: Films, ridges: list[float]) -> Candidates:
@@ -128,7 +200,7 @@ def candidates(name: str, films: Films) -> Iterator[Candidate]:
     from benchmarks.quality.trained import recbole, rechub
 
     rows: dict[str, Callable[..., Candidates]] = {
-        "popularity": popularity, "transitions": transitions, "ease": ease, "als": als,
+        "popularity": popularity, "shares": shares, "pctm": pctm, "transitions": transitions, "ease": ease, "als": als,
         "dssm": rechub, "youtubednn": rechub, "recbole-bpr": recbole, "recbole-dssm": recbole,
     }  # fmt: skip
     given = dict(ROWS[name])
@@ -138,6 +210,7 @@ def candidates(name: str, films: Films) -> Iterator[Candidate]:
 
 
 def main(chosen: Namespace, report: Report) -> None:
+    warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta")
     films = Films.read(chosen.sequences)
     print(f"{len(films.user_ids)} users, {len(films.item_ids)} items, {len(films.values)} interactions")
     for name in chosen.only:

@@ -10,7 +10,7 @@ import polars as pl
 import torch
 from torch import Tensor
 
-from benchmarks.lib.columns import without_columns
+from benchmarks.lib.columns import with_pairs, without_columns
 from benchmarks.lib.machine import Numbers
 from benchmarks.lib.processes import ROOT
 from benchmarks.lib.report import Report, declared
@@ -133,19 +133,19 @@ def baseline(name: str, data: Dataset) -> Numbers:
 
 
 def trained(name: str, pairs: pl.DataFrame, seeds: int) -> Numbers:
-    """Return the measures of each test user, by seed, of a row of the recipe with changes."""
-    users = []
+    """Return the measures of each test user, by seed, of some pairs of the recipe."""
+    users, kept = [], DECLARED["rows"][name]["pairs"]
     for seed in range(1, seeds + 1):
         schema, config = recipe()
-        changes = [*DECLARED["rows"][name]["set"], f"train.seed={seed}", "evaluation.bootstrap=0"]
-        run = api.fit((people(pairs), films(pairs), pairs), schema, override_config(config, changes))
+        config = override_config(with_pairs(config, kept), [f"train.seed={seed}", "evaluation.bootstrap=0"])
+        run = api.fit((people(pairs), films(pairs), pairs), schema, config)
         found, places = run.factors(TEST), iter(blocks(len(run.dataset.users)))
 
         def scores(seen: Tensor, found: Factors = found, places: Iterator[slice] = places) -> Tensor:
             return found.users[next(places)] @ found.items.T
 
         users.append(measures(run.dataset, scores, TEST).tolist())
-    return {"settings": {"set": DECLARED["rows"][name]["set"]}, "users": users}
+    return {"settings": {"pairs": kept}, "users": users}
 
 
 def main(chosen: Namespace, report: Report) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from twotower.arrays.types import Ints
 from twotower.data.datasets.ml_1m import MovieLens1M
-from twotower.evaluation.factors import Factors
+from twotower.evaluation.factors import CatalogueScorer
 
 Part = Literal["validation", "test"]
 HELD: dict[Part, int] = {"validation": 2, "test": 1}
@@ -35,16 +35,29 @@ class Films:
 
     @classmethod
     def read(cls, sequences: str) -> Self:
-        """Read the order of a zip with sequences.txt (a user a line, the id, then item ids in time order); "": that of
-        the archive, of items with five or more interactions; equal timestamps keep the order of its table."""
+        """Read the order of a zip with sequences.txt (a user a line, the id, then item ids in time order), or with a
+        table of ratings, ratings.dat of MovieLens or .inter of RecBole; "": that of the archive, of items with five or
+        more interactions; equal timestamps keep the order of its table."""
         if not sequences:
             ratings = MovieLens1M().load().interactions
             kept = ratings.filter(pl.len().over("item_id") >= 5).sort("user_id", "timestamp", maintain_order=True)
             return cls.of(kept["user_id"].to_numpy(), kept["item_id"].to_numpy())
         with zipfile.ZipFile(sequences) as archive:
+            if tables := [name for name in archive.namelist() if name.endswith(("ratings.dat", ".inter"))]:
+                return cls.of_ratings(archive.read(tables[0]))
             lines = [np.array(line.split(), np.int64) for line in archive.read("sequences.txt").splitlines()]
         users = np.repeat([line[0] for line in lines], [len(line) - 1 for line in lines])
         return cls.of(users, np.concatenate([line[1:] for line in lines]))
+
+    @classmethod
+    def of_ratings(cls, table: bytes) -> Self:
+        """Read lines of user, item, rating and time; of users with three or more items."""
+        lines = table.decode("latin-1").replace("::", "\t").splitlines()
+        rows = np.array([line.split("\t")[:4] for line in lines if line[0].isdigit()]).astype(float).astype(np.int64)
+        log = pl.DataFrame(rows[:, [0, 1, 3]], schema=["user", "item", "time"]).sort("time", maintain_order=True)
+        log = log.unique(["user", "item"], keep="first", maintain_order=True)
+        log = log.filter(pl.len().over("user") >= 3).sort("user", maintain_order=True)
+        return cls.of(log["user"].to_numpy(), log["item"].to_numpy())
 
     def tables(self, bare: bool = False) -> tuple[pl.DataFrame, pl.DataFrame, pl.DataFrame]:
         """Return users, films and interactions whose time is their position in the user's sequence. With `bare` users
@@ -87,7 +100,7 @@ class Films:
         out[torch.from_numpy(user), torch.from_numpy(self.values[at])] = 1
         return out
 
-    def ranks(self, scores: Factors, part: Part, block: int = 1024) -> Ints:
+    def ranks(self, scores: CatalogueScorer, part: Part, block: int = 1024) -> Ints:
         """Return (n_users,) the rank of each target, from 1, in the whole catalogue without the user's history.
 
         Ties: the target comes after every item of an equal score.
@@ -95,7 +108,7 @@ class Films:
         target, seen, out = torch.from_numpy(self.target(part)), self.matrix(part).bool(), []
         for start in range(0, len(target), block):
             rows = slice(start, start + block)
-            found = scores.users[rows] @ scores.items.T
+            found = scores.catalogue_scores(np.arange(len(target))[rows])
             wanted = found.gather(1, target[rows, None])
             if not wanted.isfinite().all():
                 raise ValueError("scores that are not finite")

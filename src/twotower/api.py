@@ -21,6 +21,7 @@ from twotower import runs
 from twotower.arrays.pieces import pieces
 from twotower.arrays.types import UserRow
 from twotower.config.experiment import Config
+from twotower.config.scorers import with_scorers
 from twotower.data import prepare
 from twotower.data.buckets import Buckets
 from twotower.data.buckets.check import check_buckets
@@ -92,8 +93,9 @@ def prepare_folder(
     """Prepare the Parquet shards or the buckets of `config.data`, of any size, for training, in the folder `out`.
 
     After a kill the next call continues. Raises DataError, which leaves no files, ConfigError, RunError."""
-    check_times(schema or Schema(), config.split, config)
-    dataset = prepare.write_prepared(config.data, schema or Schema(), config.split, Path(out), options)
+    schema, config = with_scorers(schema or Schema(), config)
+    check_times(schema, config.split, config)
+    dataset = prepare.write_prepared(config.data, schema, config.split, Path(out), options)
     log.info(f"{dataset.describe()}: {out}")
     return dataset
 
@@ -158,7 +160,7 @@ def fit(
             tables = tables if isinstance(tables, Tables) else _three(tables)
             if schema is None:
                 tables, schema, config = _suggested(tables, config, overrides, columns)
-        config = config or Config()
+        schema, config = with_scorers(schema, config or Config())
         if not resume:
             check_lone_options(schema, config.split)
         if isinstance(tables, Dataset):

@@ -106,7 +106,7 @@ def leaves(prefix: str, model: type[BaseModel], seen: set[type[BaseModel]]) -> s
         path = f"{prefix}.{key}".strip(".")
         if path == "model.pairs":
             found |= leaves("model.pairs.user", TowerConfig, seen)
-        elif key in ("branches", "metrics"):
+        elif key in ("branches", "metrics", "scorers"):
             found.add((path, "kind"))
         elif path == "train.start":
             found |= {(path, name) for name in ("kind", *Start.model_fields)}

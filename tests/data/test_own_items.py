@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 
@@ -14,11 +16,11 @@ WEIGHTS = np.array([9.0, 1.0, 0.5, 0.25], np.float32)
 
 
 @pytest.mark.parametrize("recency", [Recency(0.0), Recency(0.9), Recency(), Recency(1.0, 0.5), Recency(0.8, 2.0)])
-def test_the_nth_latest_interaction_adds_its_weight_times_its_recency(recency: Recency) -> None:
+def test_a_score_is_the_logarithm_of_the_sum_of_weights_times_recencies(recency: Recency) -> None:
     rng = np.random.default_rng(0)
     lengths = np.array([0, 5, 1, 0, 40])
     histories = Ragged(rng.integers(0, 4, lengths.sum()).astype(np.int32), offsets_of(lengths))
-    offsets, own = own_items(histories, ROWS, WEIGHTS, recency, 4)
+    offsets, own = own_items(histories, ROWS, WEIGHTS, recency, 3.0, 4)
     assert offsets[-1] == len(own.rows) == len(own.scores)
     for user in range(len(lengths)):
         wanted = dict[int, float]()
@@ -30,10 +32,12 @@ def test_the_nth_latest_interaction_adds_its_weight_times_its_recency(recency: R
                 )
         part = slice(offsets[user], offsets[user + 1])
         assert own.rows[part].tolist() == sorted(wanted)
-        np.testing.assert_allclose(own.scores[part], [wanted[row] for row in sorted(wanted)], rtol=1e-6)
+        np.testing.assert_allclose(
+            own.scores[part], [3 * math.log(1 + wanted[row]) for row in sorted(wanted)], rtol=1e-6
+        )
 
 
 def test_no_history_has_no_items() -> None:
-    offsets, own = own_items(Ragged(np.zeros(0, np.int32), np.zeros(3, np.int64)), ROWS, WEIGHTS, Recency(), 4)
+    offsets, own = own_items(Ragged(np.zeros(0, np.int32), np.zeros(3, np.int64)), ROWS, WEIGHTS, Recency(), 3.0, 4)
     assert offsets.tolist() == [0, 0, 0]
     assert not len(own.rows)

@@ -104,22 +104,6 @@ def test_one_more_hit_makes_no_ranking_worse(metric: RankingMetric) -> None:
 
 
 @pytest.mark.parametrize("metric", USERS, ids=name_of)
-def test_another_metric_orders_lists_that_one_holds_equal(metric: RankingMetric) -> None:
-    if not (name := metric.ordered_by):
-        return
-    other = next(m for m in USERS if m.name == name)
-    assert not other.ordered_by
-    hit = np.zeros((1, 5), bool)
-    values = []
-    for rank in range(5):
-        moved = hit.copy()
-        moved[:, rank] = True
-        values.append([float(m.values(rankings(moved))[0]) for m in (metric, other)])
-    assert len({own for own, _ in values}) == 1
-    assert [by_order for _, by_order in values] == sorted({by_order for _, by_order in values}, reverse=True)
-
-
-@pytest.mark.parametrize("metric", USERS, ids=name_of)
 def test_a_user_has_one_finite_value_whoever_stands_beside(metric: RankingMetric) -> None:
     hit = np.random.default_rng(2).random((6, 5)) < 0.3
     all_of_them = rankings(hit)

@@ -51,10 +51,3 @@ def test_those_of_a_user_are_its_row() -> None:
         mine = own().of_user(user)
         assert mine.rows.tolist() == np.flatnonzero(DENSE[user]).tolist()
         assert mine.scores.tolist() == DENSE[user][mine.rows].tolist()
-
-
-def test_the_root_mean_square_is_of_the_scores_that_are_there() -> None:
-    there = DENSE[DENSE > 0].astype(np.float64)
-    assert own().root_mean_square == float(np.sqrt((there**2).mean()))
-    assert own().scaled(2.0).root_mean_square == 2 * own().root_mean_square
-    assert OwnScores(np.zeros(2, np.int64), np.zeros(0, np.int64), np.zeros(0, np.float32), 3).root_mean_square == 0

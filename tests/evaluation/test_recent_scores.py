@@ -13,6 +13,7 @@ from twotower.data.recent_popularity import PopularityTerms, RecentPopularity
 from twotower.data.splits import TEST, VALIDATION
 from twotower.evaluation.factors import Factors
 from twotower.evaluation.moments import asked_times
+from twotower.evaluation.part_evaluation import _alone
 from twotower.evaluation.recent_scores import RecentScores
 
 HALF_LIFE, WEIGHT = 20.0, 0.7
@@ -96,3 +97,9 @@ def test_a_weight_of_each_row_is_a_number_of_rows() -> None:
     twice = replace(found.popularity, weights=np.full(len(found.popularity.items), 2, np.float32))
     once = np.expm1(found.popularity.at(found.asked[:9], HALF_LIFE))
     np.testing.assert_allclose(np.expm1(twice.at(found.asked[:9], HALF_LIFE)), 2 * once, rtol=1e-4)
+
+
+def test_the_baseline_has_no_term_but_the_recent_count() -> None:
+    found, users = scores(), np.array([30, 4, 99])
+    alone = _alone(found).catalogue_scores(users).numpy()
+    np.testing.assert_allclose(alone, found.popularity.at(found.asked[users], HALF_LIFE), atol=1e-5)

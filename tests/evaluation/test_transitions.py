@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from twotower.data.unknown_ids import rows_of_ids
 from twotower.evaluation.baselines import popularity_baseline
 from twotower.evaluation.config import EvaluationConfig
 from twotower.evaluation.part_evaluation import evaluate_model
-from twotower.evaluation.transitions import FREQUENCY, LAG, RECENCY, SPAN, Transitions, count_transitions
+from twotower.evaluation.transitions import FREQUENCY, LAG, RATE, SPAN, Transitions, count_transitions
 from twotower.features.schema import Schema
 
 SCHEMA = Schema(time="at", time_unit="order", features=ID_FEATURES)
@@ -76,18 +77,17 @@ def test_transition_counts_equal_a_loop() -> None:
         for i, before in enumerate(items):
             for gap, after in enumerate(items[i + 1 : i + 1 + SPAN], 1):
                 counted[before, after] += round(gap**-LAG * 2**16) / 2**16
-    row, column = np.zeros(len(data.items)), np.zeros(len(data.items))
-    for (before, after), n in counted.items():
-        row[before] += n
+    column: dict[int, float] = defaultdict(float)
+    for (_, after), n in counted.items():
         column[after] += n
+    mean = sum(column.values()) / len(column)
     expected = np.zeros((len(users), len(data.items)))
     for user, mine in users.items():
         latest = [int(data.pairs.item[n]) for n in mine if data.parts[n] < TEST][::-1][:SPAN]
         for n, before in enumerate(latest, 1):
             for after in range(len(data.items)):
-                expected[user, after] += (
-                    n**-RECENCY * counted[before, after] / row[before] / max(column[after], 1e-9) ** FREQUENCY
-                )
+                if count := counted.get((before, after)):
+                    expected[user, after] += RATE ** (n - 1) * math.log1p(count / (column[after] / mean) ** FREQUENCY)
     np.testing.assert_allclose(scores(data), expected, rtol=1e-5, atol=1e-7)
     assert max(len(mine) for mine in users.values()) > SPAN + 3
 

@@ -126,7 +126,7 @@ def test_without_a_terminal_phases_epochs_and_values_are_lines(
 ) -> None:
     now = [0.0]
     progress = Progress(clock=lambda: now[0])
-    start = {"kind": "ials", "pair": 1, "learn": False, "blend": [0.0, 1.0]}
+    start = {"kind": "ials", "pair": 1, "learn": False}
     tower = {"fields": ["a"], "layers": []}
     recipe = settings(
         model={"cold_item_bias": True, "recent_popularity": True, "pairs": [{"user": tower, "item": tower}] * 2},

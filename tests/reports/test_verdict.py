@@ -44,7 +44,7 @@ def test_a_count_that_wins_is_named_with_what_helps(low: float | None) -> None:
         "without an interval): transition counts is ahead." if low is None else "user): transition counts is better."
     )
     assert found.sentences[1].endswith(between)
-    assert "start 'transitions'" in found.sentences[2]
+    assert "kind = 'transitions'" in found.sentences[2]
     assert found.sentences[2].endswith("Run the doctor, which names likely causes, or train another recipe.")
 
 
@@ -65,8 +65,8 @@ def said(metrics: dict[str, float], config: Config) -> str:
 def test_the_help_is_the_option_that_adds_the_baseline_and_is_not_set_yet() -> None:
     own = {"test.ndcg@5": 0.1, "baseline.own_counts.ndcg@5": 0.2}
     biased = {"test.auc": 0.6, "baseline.bias.auc": 0.7}
-    assert "model.own_counts" in said(own, monitored("ndcg@5"))
-    assert "model.own_counts" not in said(own, monitored("ndcg@5", model={"own_counts": "history"}))
+    assert "'repeats'" in said(own, monitored("ndcg@5"))
+    assert "'repeats'" not in said(own, monitored("ndcg@5", model={"own_counts": "history"}))
     assert "model.bias = true" in said(biased, monitored("auc", model={"bias": False}))
     assert "model.bias" not in said(biased, monitored("auc", model={"bias": True}))
 

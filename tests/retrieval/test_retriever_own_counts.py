@@ -163,7 +163,7 @@ def test_a_run_that_reads_the_context_is_measured_and_served_with_them(repeats: 
     config = settings(
         split=SplitConfig(kind="time").model_dump(), loss={"kind": "softmax"},
         evaluation={"k": [5], "repeats": repeats},
-        train={"monitor": "validation.recall@5", "epochs": 1}, model={"own_counts": "taken"},
+        train={"monitor": "validation.recall@5", "epochs": 3}, model={"own_counts": "taken"},
     )  # fmt: skip
     rows = replayed().with_columns(at=pl.col("at") * 20_000 + 1_600_000_000)
     run = api.fit((None, None, rows), schema, config, folder=tmp_path / "run")
@@ -189,7 +189,7 @@ def test_weights_of_another_history_are_refused(retriever: Retriever) -> None:
     assert own is not None
     for name, weights in (("taken", own.weights[:-1]), ("other", own.weights), ("user_id", own.weights)):
         with pytest.raises(RunError, match=f"weights are not those of the codes of a history '{name}'"):
-            OwnCountWeights.of(retriever.dataset, own.stored, name, weights, Recency())
+            OwnCountWeights.of(retriever.dataset, own.stored, name, weights, Recency(), 1.0)
 
 
 def test_a_damaged_file_is_refused(shop: Shop) -> None:

@@ -80,28 +80,6 @@ def test_without_columns_their_fields_are_left_out() -> None:
     assert first["item"]["fields"] == ["product"]
 
 
-def test_a_pair_is_left_out_with_the_features_that_it_alone_reads() -> None:
-    found = fitted(column("plan", "user"), column("colour"))
-    (one, two), before = pairs(found), list(found.features)
-    found.drop_pair(1)
-    assert pairs(found) == [one]
-    assert found.features == [f for f in before if f["name"] != "customer"], "the second pair's alone"
-    assert found.why == {
-        place: f"why {f['name']}" for place, f in enumerate(found.features) if f["name"] in ("plan", "colour")
-    }
-    other = fitted(column("plan", "user"), column("colour"))
-    items = names(other, "item")
-    other.drop_pair(0)
-    assert (pairs(other), names(other, "user")) == ([two], ["customer"])
-    assert (two["item"], names(other, "item")) == ({}, items), "a tower that names no fields reads all of its side"
-
-
-def test_a_pair_that_names_its_width_is_bounded() -> None:
-    found = FittedRecipe(read_recipe("collaborative"), {"user": "c", "item": "p"}, (), False)
-    assert (found.narrow_pair(0, 60), found.narrow_pair(1, 256), found.narrow_pair(1, 60)) == (False, False, True)
-    assert [tower["width"] for tower in pairs(found)[1].values()] == [60, 60]
-
-
 def test_a_kind_keeps_the_options_that_the_recipe_gives_it() -> None:
     plan, tags = column("plan", "user"), column("tags", kind="multi_hot", separator="|")
     found = fitted(plan, tags).features
@@ -150,23 +128,16 @@ def test_text_is_read_by_recipes_of_text() -> None:
 
 
 @pytest.mark.parametrize("name", ["cold-start", "sequence-short"])
-def test_columns_of_users_are_read_by_trained_pairs_and_by_closed_forms_of_them(name: str) -> None:
-    recipe = read_recipe(name)
-    found = FittedRecipe(
-        recipe, {"user": "c", "item": "p"}, [column("city", "user"), column("brand")], False, of_users=["city"]
-    )
-    starts = parse_config(recipe)[1].train.start
-    closed = {start.pair for start in starts if not (start.learn or start.adds_users)}
+def test_columns_of_users_are_read_by_the_trained_pairs_of_most_fields(name: str) -> None:
+    columns = [column("city", "user"), column("brand")]
+    found = FittedRecipe(read_recipe(name), {"user": "c", "item": "p"}, columns, False, of_users=["city"])
     pairs: Any = found.model["pairs"]
-    read = {place for place, pair in enumerate(pairs) if "city" in pair["user"]["fields"]}
-    assert closed
-    assert not read & closed
-    added = {start.pair for start in starts if start.adds_users}
-    assert added < read
+    read = [pair for pair in pairs if "city" in pair["user"]["fields"]]
+    assert read
+    assert {len(pair["user"]["fields"]) for pair in pairs if pair not in read} <= {len(read[0]["user"]["fields"]) - 2}
     assert sum(f["name"] == "city" for f in found.features) == 1
-    read -= added
-    for place in read:
-        user, item = pairs[place]["user"], pairs[place]["item"]
+    for pair in read:
+        user, item = pair["user"], pair["item"]
         assert (user.get("join") == "sum" and user["layers"] == []) == (item.get("join") == "sum"), "as the items"
 
 

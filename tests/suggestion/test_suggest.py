@@ -6,6 +6,7 @@ import math
 import tomllib
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -21,6 +22,7 @@ from twotower.data.source import read
 from twotower.data.split import SplitConfig
 from twotower.data.tables import Tables, check
 from twotower.errors import ConfigError, DataError
+from twotower.features.field import MEAN, PoolingSpec
 from twotower.suggestion.features import SideFeature
 from twotower.suggestion.recipes import FittedRecipe, read_recipe, shaped_settings
 from twotower.suggestion.shape import MIN_LONG, RULES, repeated_share
@@ -50,7 +52,13 @@ def of(tables: World, **options: str) -> Suggestion:
 
 def of_one_epoch(config: Config) -> Config:
     return override_config(
-        config, ["train.epochs=1", "train.precision=fp32", "evaluation.bootstrap=0", "train.device=cpu"]
+        config,
+        [
+            f"train.epochs={min(1, config.train.epochs)}",
+            "train.precision=fp32",
+            "evaluation.bootstrap=0",
+            "train.device=cpu",
+        ],
     )
 
 
@@ -359,15 +367,15 @@ def test_columns_of_users_stand_beside_an_order() -> None:
     users = pl.DataFrame({"user_id": range(400), "club": [f"club {u % 3}" for u in range(400)]})
     found = suggest(actions, users)
     assert found.recipe == "sequence-short"
-    assert {f.name for f in found.schema.side("user")} == {"tastes", "recent", "means", "order", "club"}
+    assert {f.name for f in found.schema.side("user")} == {"__ials", "__slit", "means", "order", "club"}
     narrow = ("means", "order", "club")
     assert [pair.user.fields for pair in found.config.model.pairs] == [
         narrow,
         ("means",),
         narrow,
         ("means",),
-        ("tastes",),
-        ("recent",),
+        ("__ials",),
+        ("__slit",),
         ("club",),
     ]
     assert [pair.user.width for pair in found.config.model.pairs] == [0, 256, 0, 256, 120, 120, 4], (
@@ -386,7 +394,7 @@ def test_columns_of_users_stand_beside_an_order() -> None:
 def test_users_without_a_history_are_ranked_by_their_columns() -> None:
     actions, users = with_columns(1.0, each=1)
     found = suggest(actions, users, overrides=["train.seed=1", "evaluation.k=[10,20]"])
-    assert {f.name for f in found.schema.side("user")} == {"history", "tastes", "city", "shoe"}
+    assert {f.name for f in found.schema.side("user")} == {"history", "__ials", "city", "shoe"}
     trained, *_, of_columns = found.config.model.pairs
     assert (trained.user.fields, of_columns.user.fields) == (("history", "city"), ("city", "shoe"))
     assert (found.config.model.bias, found.config.model.cold_item_bias) == (True, False)
@@ -512,8 +520,7 @@ def test_repeats_are_ranked_from_a_tenth_on_and_kept_where_rows_have_times(repea
     found = of((None, None, pl.concat([actions, again])))
     assert found.schema.duplicates == ("keep" if repeats else "last")
     assert (found.config.evaluation.repeats == "allow") == ranked
-    history = next(f.name for f in found.schema.features if f.history)
-    assert found.config.model.own_counts == (history if ranked else "")
+    assert bool(found.config.model.own_counts) == ranked
     assert ("has taken before is left out of rankings" in " ".join(found.text.split("\n# "))) == (0 < repeats < 10)
     assert found.config.split.follows_time
     without = of((None, None, pl.concat([actions, again]).drop("timestamp")))
@@ -534,7 +541,7 @@ def test_what_users_rated_low_is_read_of_a_scale_alone(values: int, reads: bool)
     label = np.where(rng.random(len(frame)) < 0.5, values - 1, rng.integers(values, size=len(frame)))
     found = suggest(frame.with_columns(rating=label), recipe="collaborative", overrides=["schema.label=rating"])
     assert found.schema.label == "rating"
-    assert any(f.name == "unliked" for f in found.schema.features) == reads
+    assert any(f.history and f.history.interactions == "negative" for f in found.schema.features) == reads
 
 
 @pytest.mark.parametrize("share", [0.0, 0.05, 0.08, 0.1, 0.2, 0.9])
@@ -570,37 +577,22 @@ def test_what_is_popular_now_needs_a_time_validation_and_a_loss_of_rankings() ->
 def test_own_counts_need_validation_and_a_loss_of_rankings() -> None:
     actions = log(n_users=40, length=10, n_items=100)
     again = pl.concat([actions, actions.with_columns(timestamp=pl.col("timestamp") + 10**6)])
-    assert of((None, None, again), recipe="collaborative").config.model.own_counts == "history"
+    assert of((None, None, again), recipe="collaborative").config.model.own_counts
     assert not suggest(again, recipe="collaborative", overrides=["split.validation=0"]).config.model.own_counts
     for of_user in (["evaluation.repeats=exclude"], ["evaluation.repeats=exclude", "schema.duplicates=last"]):
         found = suggest(again, recipe="collaborative", overrides=of_user)
         assert not found.config.model.own_counts
-        assert "own_counts" not in found.text
+        assert "repeats" not in tomllib.loads(found.text)["scorers"]
     only = suggest(again, recipe="collaborative", overrides=["evaluation.repeats=only"])
-    assert only.config.model.own_counts == "history"
+    assert only.config.model.own_counts
     ranking = of((None, None, with_label(again, 0.4)))
     assert (ranking.recipe, ranking.config.model.own_counts) == ("ranking", "")
     labelled = of((None, None, with_label(again, 0.4)), recipe="sequence-long")
     liked = {f.name for f in labelled.schema.features if f.history and f.history.interactions == "positive"}
     assert labelled.config.model.own_counts in liked, "not all that they met"
-    refused = of((None, None, with_label(again, 0.4)), recipe="sequence-short")
-    assert refused.config.model.own_counts == "means"
-    means, order = (f for f in refused.schema.features if f.name in ("means", "order"))
-    assert means.history
-    assert order.history
-    assert (means.history.interactions, order.history.interactions) == ("positive", "all")
-    assert "what users refused is not what they take again" in " ".join(refused.text.split("\n# "))
-    for word, interactions in (("view", "all"), ("remove_from_cart", "positive")):
-        kinds = pl.Series([word if i % 41 == 7 else "buy" for i in range(again.height)])
-        events = of((None, None, again.with_columns(event=kinds)), recipe="sequence-short")
-        assert (events.schema.event, events.config.model.own_counts) == ("event", "means")
-        means = next(f for f in events.schema.features if f.name == "means")
-        assert means.history
-        assert means.history.interactions == interactions
     short = of((None, None, again), recipe="sequence-short")
-    assert short.config.model.own_counts == "means"
-    assert not short.config.train.start
-    assert "repeats are kept, and what is fitted to them comes after its weight" in " ".join(short.text.split("\n# "))
+    assert short.config.model.own_counts
+    assert [start.kind for start in short.config.train.start] == ["ials", "slit"], "closed forms go with repeats"
 
 
 @pytest.mark.parametrize(("again", "kind"), [(0, "random"), (1000, "time")])
@@ -813,7 +805,7 @@ def test_the_steps_of_short_histories_are_a_thousand(rows: int, epochs: int, bat
         (1000, 6038, 511, 256),
         (1000, 6038, 255, 128),
         (1000, 300, 9000, 256),
-        (1000, 60, 9000, 128),
+        (1000, 60, 9000, 60),
         (141_000, 47_000, 19_263, 128),
         (60_000, 2000, 800, 512),
         (55_375, 943, 1447, 512),
@@ -826,9 +818,9 @@ def test_a_model_that_is_its_start_is_wider_on_a_small_log(rows: int, users: int
     shape = replace(of((None, None, log(length=8))).shape, taken=rows, users=users, items=items)
     fitted = FittedRecipe(settings, {"user": "user_id", "item": "item_id"}, (), False)
     found, comments = shaped_settings(settings, fitted, shape, rule)
-    assert found["model"]["width"] == width  # type: ignore[call-overload, index]
-    assert ("model.width" in comments) == (width > 128)
-    assert fitted.model["width"] == 128, "the recipe keeps its own"
+    assert found["scorers"][0].get("width", 128) == width  # type: ignore[index, union-attr]
+    assert ("scorers.0" in comments) == (width != 128)
+    assert "width" not in settings["scorers"][0], "the recipe keeps its own"  # type: ignore[index, operator]
 
 
 @pytest.mark.parametrize(
@@ -857,28 +849,27 @@ def test_a_closed_form_beside_another_is_left_out_where_it_does_not_fit(
         {**found, "evaluation": settings["evaluation"], "schema": {"features": fitted.features}}
     )
     assert schema is not None
-    kinds, names = [start.kind for start in left.train.start], [f.name for f in schema.features]
+    kinds, names = [start.kind for start in left.train.start], {f.name for f in schema.features}
     expected = ["ials"] + ["ease"] * (not is_left) + ["content", "next_content"] * has_columns
     assert (kinds, [start.pair for start in left.train.start]) == (expected, [*range(len(expected))])
     assert len(left.model.pairs) == len(expected)
-    assert ("together" in names, "history" in names, "contents" in names) == (not is_left, True, has_columns)
+    assert {"__ease", "__next_content"} & names == {name for name in ("__ease", "__next_content") if name[2:] in kinds}
     if has_columns:
         assert left.model.pairs[-1].item.fields == ("brand",)
-    told = comments.get("train.start", "")
-    assert (f"'ease' and its pair: {users:,} users and {items:,} items are too many" in told) == is_left
-    without = "starts 'content', 'next_content' and 'user_content'" if not has_columns else "start 'user_content'"
-    assert f"{without} and its pair: the tables have none of the columns" in told
+    told = comments.get("scorers", "")
+    assert (f"'ease': {users:,} users and {items:,} items are too many" in told) == is_left
+    without = "scorers 'content', 'next_content' and 'user_content'" if not has_columns else "scorer 'user_content'"
+    assert f"{without}: the tables have none of the columns" in told
 
 
-@pytest.mark.parametrize(("strength", "rates"), [(1.0, [0.0, 1.0]), (0.0, [])])
-def test_new_items_are_ranked_by_what_their_columns_follow_in_the_order_that_there_is(
-    strength: float, rates: list[float]
-) -> None:
-    actions, items = with_new_items(log(strength=strength, length=8), 0.5)
+@pytest.mark.parametrize("rates", [[0.0, 1.0], []])
+def test_new_items_are_ranked_by_what_their_columns_follow_in_the_order_that_there_is(rates: list[float]) -> None:
+    actions, items = with_new_items(log(length=8), 0.5)
+    actions = actions if rates else actions.drop("timestamp")
     items = items.with_columns(about=pl.Series([f"film{i} of thing{7 * i} and other{3 * i}" for i in items["item_id"]]))
     found = suggest(actions, None, items, recipe="cold-start")
-    history = next(f for f in tomllib.loads(found.text)["schema"]["features"] if f["name"] == "contents")
-    assert history["pooling"] == ({"kind": "decay", "rates": rates} if rates else "mean")
+    pooling = next(f.pools for f in found.schema.features if f.name == "__next_content")
+    assert pooling == (PoolingSpec(kind="decay", rates=rates) if rates else MEAN)
     pair = found.config.model.pairs[found.config.train.start[-1].pair]
     assert pair.item.fields == ("category", "price"), "no closed form reads text"
     assert (pair.user.width or 0) * max(1, len(rates)) == pair.item.width
@@ -890,9 +881,8 @@ def test_closed_forms_of_texts_alone_are_left_out() -> None:
     actions, items = with_new_items(log(length=8), 0.5)
     texts = [f"film{i} of thing{7 * i} and other{3 * i}" for i in items["item_id"]]
     found = suggest(actions, None, items.select("item_id").with_columns(about=pl.Series(texts)), recipe="cold-start")
-    assert len(found.config.model.pairs) == 2
-    assert '"contents"' not in found.text
-    assert "its pair: the tables have none of the columns that it reads" in found.text.replace("\n# ", " ")
+    assert [scorer["kind"] for scorer in tomllib.loads(found.text)["scorers"]] == ["ials"]
+    assert "the tables have none of the columns that it reads" in found.text.replace("\n# ", " ")
 
 
 @pytest.mark.parametrize(("values", "room"), [(3, 4), (100, 110), (116, 128), (120, 132), (4000, 4400)])
@@ -903,14 +893,14 @@ def test_a_pair_of_columns_is_little_wider_than_they_have_values(values: int, ro
     columns = [SideFeature("brand", {"kind": "categorical", "side": "item", "name": "brand"}, "")]
     fitted = FittedRecipe(settings, {"user": "user_id", "item": "item_id"}, columns, False)
     found, comments = shaped_settings(settings, fitted, shape, rule)
-    _, fits = parse_config({**found, "evaluation": settings["evaluation"], "schema": {"features": fitted.features}})
+    schema: dict[str, Any] = {"time": "timestamp", "features": fitted.features}
+    _, fits = parse_config({**found, "evaluation": settings["evaluation"], "schema": schema})
     width, both = min(room, 128), min(room, 256)
-    assert [pair.user.width for pair in fits.model.pairs] == [0, 256, width, both]
-    assert [pair.item.width for pair in fits.model.pairs] == [0, 256, width, 2 * both], (
+    assert [pair.user.width for pair in fits.model.pairs][1:] == [256, width, both]
+    assert [pair.item.width for pair in fits.model.pairs][1:] == [256, width, 2 * both], (
         "a piece for each rate of the order"
     )
-    told = f"The number of values of the items' columns, {values:,}, and a tenth more for new ones."
-    assert (comments.get("model.pairs.2.user.width") == told) == (room < 128)
+    assert ("scorers.2" in comments) == (room < 128)
 
 
 def test_values_of_columns_are_counted_in_lists_too_and_numbers_by_buckets() -> None:
@@ -923,11 +913,9 @@ def test_values_of_columns_are_counted_in_lists_too_and_numbers_by_buckets() -> 
 
 def test_a_closed_form_beside_another_is_no_wider_than_the_log_has_items() -> None:
     found = of((None, None, log(strength=0.0).drop("timestamp")), recipe="collaborative")
-    first, second = found.config.model.pairs
     least = min(found.shape.users, found.shape.items)
-    assert second.user.width == second.item.width == least < 256
-    assert first.user.width != least
-    assert "The smaller number of" in found.text
+    assert least < 128
+    assert [(pair.user.width, pair.item.width) for pair in found.config.model.pairs] == [(least, least)] * 2
 
 
 def test_a_large_catalogue_is_sampled() -> None:
@@ -988,10 +976,9 @@ def test_without_a_validation_part_nothing_is_left_to_it(tmp_path: Path) -> None
         suggest(tmp_path, recipe=name, overrides=none).config for name in ("ranking", "collaborative")
     )
     assert not ranking.model.stacking
-    (start,) = collaborative.train.start  # without the pair whose weight validation chooses
+    (start,) = collaborative.train.start  # without the pairs that the mix adds
     assert len(collaborative.model.pairs) == 1
     assert (start.value_of("unobserved"), start.value_of("regularization")) == (0.03, 0.004)
-    assert start.value_of("popularity") == 0
     items = actions.select("item_id").unique().with_columns(brand=pl.col("item_id").hash() % 7)
     items.write_csv(tmp_path / "items.csv")
     cold = suggest(tmp_path, recipe="cold-start", overrides=none).config
@@ -1017,10 +1004,9 @@ def test_files_without_one_of_validation_leave_a_recipe_as_it_is(tmp_path: Path)
         assert "None validates" not in given.text
 
 
-def test_without_a_validation_part_no_pair_is_weighed_after_the_last_epoch() -> None:
+def test_without_a_validation_part_the_mix_adds_no_pair() -> None:
     found = suggest(log(length=8), recipe="sequence-short", overrides=["split.validation=0"])
     assert not found.config.train.start
-    assert "no validation part chooses its weight" in found.text
     assert len(found.config.model.pairs) == 4
     assert {f.name for f in found.schema.side("user")} == {"means", "order"}
     assert not found.config.train.patience
@@ -1034,7 +1020,7 @@ def test_a_rule_that_leaves_no_validation_part_leaves_nothing_to_it(recipe: str)
     found = suggest(rows, recipe=recipe, overrides=["split.validation=0"])
     assert found.config.split.validation == 0
     assert not found.config.model.stacking
-    assert not any(start.several or start.blend for start in found.config.train.start)
+    assert not any(start.several for start in found.config.train.start)
     tables, schema = check(None, None, rows, found.schema), found.schema
     metrics = twotower.fit(tables, schema, of_one_epoch(found.config)).metrics
     assert any(name.startswith("test.") for name in metrics)

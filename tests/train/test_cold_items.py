@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -29,11 +28,11 @@ from twotower.features.schema import Schema
 from twotower.features.sequence import Sequence
 from twotower.features.values import UNKNOWN
 from twotower.model.inputs.side_tensors import SideTensors
-from twotower.train.cold_items import ColdItems, best_bias, cold_items, fit_cold_item_bias
+from twotower.train.cold_items import best_bias, fit_cold_item_bias
 from twotower.train.factors import factors_before
+from twotower.train.mix import Mix
 from twotower.train.trainer import Trainer
 
-LINE = re.compile(r"blend = ([0-9.]+), cold items raised by (-?[0-9.]+): validation.recall@5 = ([0-9.]+)")
 N_USERS, N_ITEMS, N_TAGS = 160, 60, 4
 SCHEMA = Schema(
     title="",
@@ -130,67 +129,57 @@ def test_a_run_keeps_the_bias_and_measures_with_it(tmp_path: Path) -> None:
     assert run.metrics["test.recall@5.cold_item_alone"] == plain.metrics["test.recall@5.cold_item_alone"]
 
 
-def beside_ials() -> tuple[Schema, Config]:
-    """A schema and a config whose second pair, of iALS, is weighed beside the first one after the last epoch."""
+def test_the_bias_is_fitted_to_the_scores_with_a_closed_form(messages: list[str]) -> None:
     tastes = Sequence.model_validate({"name": "tastes", "side": "user", "share_embedding": False, "pooling": "ridge"})
     schema = SCHEMA.model_copy(update={"features": (*SCHEMA.features, tastes)})
-    own = config()
+    chosen = config()
     pairs = [
         {"user": {"fields": ["h"], "layers": []}, "item": {"fields": ["item_id", "tag"], "join": "sum", "layers": []}},
         {"user": {"fields": ["tastes"], "layers": []}, "item": {"fields": ["item_id"], "layers": []}},
     ]
-    start = {"kind": "ials", "pair": 1, "learn": False, "blend": [0.0, 0.3, 3.0]}
-    return schema, Config.model_validate(
-        own.model_dump()
-        | {"model": own.model.model_dump() | {"pairs": pairs}, "train": own.train.model_dump() | {"start": [start]}}
-    )
-
-
-def test_a_pair_that_is_weighed_last_is_so_beside_the_best_bias_of_cold_items(caplog: pytest.LogCaptureFixture) -> None:
-    schema, chosen = beside_ials()
+    start = {"kind": "ials", "pair": 1, "learn": False}
+    model, train = chosen.model.model_dump() | {"pairs": pairs}, chosen.train.model_dump() | {"start": [start]}
     items, actions = log_of_tags()
     data = build_dataset(check(None, items, actions, schema), schema, SplitConfig(kind="column", column="part"))
-    with caplog.at_level(logging.INFO, "twotower"):
-        trainer = Trainer(data, chosen)
-        trainer.run()
-    cold = cold_items(trainer.model, data, 0)
-    assert isinstance(cold, ColdItems)
-    assert cold.inputs is None
-    assert np.flatnonzero(cold.rows).tolist() == [*range(0, N_ITEMS, 5)]
-    lines = [line for line in caplog.messages if "added to the trained ones" in line]
-    found = {m[1]: (float(m[2]), float(m[3])) for line in lines if (m := LINE.search(line))}
-    assert len(found) == len(lines) >= 3
-    assert all(raised > 0 for raised, _ in found.values())
-    (last,) = (line for line in caplog.messages if line.startswith("bias of cold items"))
-    with_bias, without = (float(v) for v in re.findall(r"(?:is|bias) ([0-9.]+)(?:, without|$)", last))
-    assert with_bias >= found["0"][1] > without
-    assert with_bias >= max(metric for _, metric in found.values())
+    trainer = Trainer(data, Config.model_validate(chosen.model_dump() | {"model": model, "train": train}))
+    trainer.run()
+    assert any(line.startswith("mix, in standard deviations of the first scores: ials ") for line in messages)
+    bias, values = float(trainer.model.cold_items.values[UNKNOWN]), trainer.model.cold_items.values
+    scores = list[float]()
+    for value in (bias, bias - 1, bias + 1, 0.0):
+        with torch.no_grad():
+            values[UNKNOWN] = value
+        scores.append(trainer._score(trainer._scorer()))
+    assert bias > 0
+    assert scores[0] > scores[3] + 0.02
+    assert scores[0] == max(scores)
 
 
-def test_without_cold_positives_a_pair_is_weighed_without_a_bias_and_known_items_tell_the_bias_last(
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    schema, chosen = beside_ials()
-    items, actions = log_of_tags()
-    warm = actions.filter(pl.col("item_id") % 5 != 0)
-    drawn = np.random.default_rng(1).random(warm.height)
-    part = np.where((drawn < 0.4) & (warm["part"] == "train").to_numpy(), "validation", warm["part"].to_numpy())
-    tables = check(None, items, warm.with_columns(part=pl.Series(part)), schema)
-    data = build_dataset(tables, schema, SplitConfig(kind="column", column="part"))
-    with caplog.at_level(logging.INFO, "twotower"):
-        trainer = Trainer(data, chosen)
-        trainer.run()
-    cold = cold_items(trainer.model, data, chosen.train.seed)
-    assert isinstance(cold, ColdItems)
-    assert cold.inputs
-    assert cold.which.sum() == 4
-    lines = [line for line in caplog.messages if "added to the trained ones" in line]
-    assert lines
-    assert not any("raised by" in line for line in lines)
-    assert any(
-        line.startswith("bias of cold items") and "by 4 known items that read as cold ones" in line
-        for line in caplog.messages
+@pytest.mark.parametrize("fitted", [True, False])
+def test_cold_items_change_no_weight_of_known_ones_if_they_have_a_bias(fitted: bool) -> None:
+    """Cold items are taken more often than their popularity, which is 0, lets expect."""
+    rng, n_train, n = np.random.default_rng(0), 3000, 2000
+    cold = np.arange(N_ITEMS) % 5 == 0
+    shares = np.where(cold, 0, rng.pareto(1.0, N_ITEMS) + 0.1)
+    taken = rng.choice(N_ITEMS, n_train, p=shares / shares.sum())
+    users, items = (rng.normal(size=(k, 3)).astype(np.float32) for k in (n, N_ITEMS))
+    odds = users @ items.T + 0.7 * np.log1p(np.bincount(taken, minlength=N_ITEMS)) + 2.5 * cold
+    chosen = (odds + rng.gumbel(size=odds.shape)).argmax(1)
+    frame = pl.DataFrame(
+        {
+            "user_id": np.concatenate([n + np.arange(n_train), np.arange(n), [0]]),
+            "item_id": np.concatenate([taken, chosen, [1]]),
+            "part": ["train"] * n_train + ["validation"] * n + ["test"],
+        }
     )
+    tables = check(None, pl.DataFrame({"item_id": range(N_ITEMS), "tag": 0}), frame, SCHEMA)
+    data = build_dataset(tables, SCHEMA, SplitConfig(kind="column", column="part"))
+    rows = [table.ids.cast(pl.Int64).to_numpy() for table in (data.users, data.items)]
+    first = Factors(torch.from_numpy(users[rows[0] % n]), torch.from_numpy(items[rows[1]]))
+    trainer = Trainer(data, config(fitted, bias=True))
+    found = Mix(trainer.model, data, trainer.recipe, trainer.context).fit(first, [])
+    assert found
+    assert (found.popularity == pytest.approx(0.7, abs=0.1)) == fitted
 
 
 def test_without_cold_positives_known_items_stand_for_cold_ones(caplog: pytest.LogCaptureFixture) -> None:

@@ -1,4 +1,4 @@
-"""Own counts tell what each user takes again, which no taste does, and are fitted to validation."""
+"""Own counts tell what each user takes again, which no taste does, and have their weight and recency of the mix."""
 
 from __future__ import annotations
 
@@ -16,19 +16,17 @@ from worlds import settings
 from twotower import api, runs
 from twotower.config.experiment import Config
 from twotower.data.dataset import Dataset, build_dataset
+from twotower.data.own_items import Recency
 from twotower.data.split import SplitConfig
-from twotower.data.splits import VALIDATION
 from twotower.data.tables import check
-from twotower.distributed import DistributedContext
 from twotower.errors import ConfigError
-from twotower.evaluation.factors import Factors, Scorer
+from twotower.evaluation.factors import Factors
 from twotower.features.categorical import Categorical
 from twotower.features.schema import Schema
 from twotower.features.sequence import Sequence
-from twotower.model.pooling.ridge import Ridge
 from twotower.reports.compare import compare_runs
-from twotower.train.cold_items import spread_of_scores
-from twotower.train.own_counts import OwnCountsFit, own_scores, shares_of_repeats
+from twotower.train.mix import Mix
+from twotower.train.own_counts import SMALL, own_scores, shares_of_repeats
 from twotower.train.trainer import Trainer
 
 N_USERS, N_ITEMS = 150, 80
@@ -103,10 +101,12 @@ def test_the_towers_are_those_without(folder: Path) -> None:
     plain, fitted = (Trainer(world(), config(own)) for own in ("", "taken"))
     for trainer in (plain, fitted):
         trainer.run()
-    found = weights(fitted)
-    for name, weight in weights(plain).items():
+    found, wanted = weights(fitted), weights(plain)
+    for biases in (found, wanted):
+        biases.pop("item_bias.table.weight")  # popularity is one
+    for name, weight in wanted.items():
         assert torch.equal(found.pop(name), weight)
-    assert sorted(found) == ["own_counts.exponent", "own_counts.rate", "own_counts.weights"]
+    assert sorted(found) == [f"own_counts.{name}" for name in ("exponent", "factor", "rate", "weights")]
 
 
 def test_a_run_compares_and_recommends_with_them(folder: Path) -> None:
@@ -147,16 +147,14 @@ def test_shares_are_of_the_training_part_and_drawn_to_their_mean() -> None:
     assert shares[0] == 0
 
 
-def test_a_log_without_repeats_gets_none(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_log_without_repeats_gets_none() -> None:
     data = build_dataset(
         check(None, None, log_of_favourites().unique(["user_id", "item_id"], maintain_order=True), SCHEMA),
         SCHEMA,
         SplitConfig(kind="last"),
     )
     trainer = Trainer(data, config())
-    with caplog.at_level(logging.WARNING):
-        trainer.run()
-    assert "fits nothing, and adds nothing: no user takes an item again in training" in caplog.text
+    trainer.run()
     assert own_scores(trainer.model, data, 1) is None
 
 
@@ -176,35 +174,10 @@ def test_what_it_needs_is_said(own: str, sections: dict[str, Any], split: dict[s
         Trainer(world(**split), config(own, **sections))
 
 
-def test_a_start_is_chosen_beside_them(caplog: pytest.LogCaptureFixture) -> None:
-    history = Sequence(name="taken", side="user", share_embedding=False, pooling=Ridge())
-    schema = SCHEMA.model_copy(update={"features": (history, SCHEMA.features[1])})
-    data = build_dataset(check(None, None, log_of_favourites(), schema), schema, SplitConfig(kind="last"))
-    train = {"epochs": 0, "monitor": "validation.ndcg@5", "device": "cpu"}
-    pairs = {"pairs": [{"user": {"layers": []}, "item": {"layers": []}}], "bias": True, "similarity": "dot"}
-    start = [{"kind": "ials", "regularization": [0.001, 0.1]}]
-    best = {}
-    for own in ("", "taken"):
-        with caplog.at_level(logging.INFO):
-            trainer = Trainer(
-                data,
-                config(
-                    own,
-                    train=train | {"start": start},
-                    model={"temperature": 1.0, "width": 8, "own_counts": own} | pairs,
-                ),
-            )
-            caplog.clear()
-            trainer.run()
-        tried = [line for line in caplog.messages if "regularization = 0.1, popularity = 0: validation.ndcg@5" in line]
-        best[own] = float(tried[0].rsplit("= ", 1)[1])
-    assert best["taken"] > best[""] + 0.1
-
-
 def test_known_items_that_stand_for_cold_ones_have_no_score_of_their_own(caplog: pytest.LogCaptureFixture) -> None:
     """Nobody has taken a cold item before, so a bias that is fitted to stand-ins is above 0, though users take these
     again."""
-    base = config().model.model_dump() | {"cold_item_bias": True}
+    base = config().model.model_dump() | {"cold_item_bias": True, "bias": False}
     data = world(kind="user_ratio", test=0.2, validation=0.2)
     trainer = Trainer(data, config(model=base))
     with caplog.at_level(logging.INFO):
@@ -228,48 +201,28 @@ def test_what_users_disliked_is_not_taken() -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "monitor"),
-    [("binges", "validation.ndcg@5"), ("binges", "validation.recall@20"), ("all alike", "validation.ndcg@5")],
+    "recency",
+    [Recency(), Recency(exponent=1.0), Recency(rate=0.5 ** (1 / 3)), Recency(rate=0.5 ** (1 / 25))],
 )
-def test_how_lately_an_item_was_taken_counts_where_it_tells(kind: str, monitor: str) -> None:
-    """In binges the next item is one of the user's last three; else one of all that the user has taken. Of the first 20
-    items, which hold all of them, the order tells."""
-    rng, rows = np.random.default_rng(0), list[tuple[int, int, int]]()
-    for user in range(N_USERS):
-        past = rng.choice(N_ITEMS, 12, replace=False).tolist()
-        for _ in range(40):
-            past.append(int(rng.choice(past[-3:] if kind == "binges" and rng.random() < 0.7 else past)))
-            if kind == "binges" and rng.random() < 0.3:
-                past.append(int(rng.integers(N_ITEMS)))
-        rows += [(user, item, at) for at, item in enumerate(past)]
+def test_the_recency_and_the_weight_by_which_items_are_taken_again_are_found(recency: Recency) -> None:
+    """Each user has taken 40 times one of twelve items, and takes the next by the softmax of random products and of
+    the logarithms of these counts."""
+    n_users, n, rng, rows = 1000, 40, np.random.default_rng(0), list[tuple[int, int, int]]()
+    users, items = (rng.normal(size=(k, 3)).astype(np.float32) for k in (n_users, N_ITEMS))
+    place = np.arange(n, 0, -1.0)  # 1 of the latest
+    latest = recency.rate ** (place - 1) * place**-recency.exponent
+    weight, unit = 1.5, SMALL * float(latest.sum()) / 12
+    for user in range(n_users):
+        past = rng.choice(rng.choice(N_ITEMS, 12, replace=False), n)
+        odds = users[user] @ items.T + weight * np.log1p(np.bincount(past, latest, N_ITEMS) / unit)
+        taken = int((odds + rng.gumbel(size=N_ITEMS)).argmax())
+        rows += [(user, int(item), at) for at, item in enumerate([*past, taken, 0])]
     log = pl.DataFrame(rows, schema=["user_id", "item_id", "at"], orient="row")
-    trainer = Trainer(
-        build_dataset(check(None, None, log, SCHEMA), SCHEMA, SplitConfig(kind="last")),
-        config(train={"epochs": 1, "monitor": monitor}, evaluation={"k": [5, 20], "repeats": "allow", "bootstrap": 0}),
-    )
-    trainer.run()
-    rate, exponent = trainer.model.own_counts.recency
-    half = rate**20 * 21**-exponent  # of the 21st latest, beside the latest
-    assert (half < 0.2) == (kind == "binges")
-
-
-@pytest.mark.parametrize(("loss", "is_taken"), [(0.05, False), (0.005, True)])
-def test_what_loses_more_than_a_hundredth_of_the_monitored_metric_is_not_taken(loss: float, is_taken: bool) -> None:
-    """The metric that decides is the better the greater the weight, the monitored one by a weight up to 1."""
-    trainer = Trainer(world(), config())
-    found = trainer._scorer()
-    assert isinstance(found, Factors)
-    weights = list[float]()
-
-    def scores(scorer: Scorer) -> tuple[float, float]:
-        assert isinstance(scorer, Factors)
-        assert scorer.own is not None
-        weights.append(scorer.own.root_mean_square)
-        weight = weights[-1] / spread
-        return weight, 1.0 - loss * (weight > 1.5)
-
-    spread = spread_of_scores(found, trainer.dataset)
-    OwnCountsFit(trainer.model, trainer.dataset).fit(found, scores, DistributedContext(), "another")
-    own = own_scores(trainer.model, trainer.dataset, VALIDATION)
-    assert own is not None
-    assert (own.root_mean_square / spread > 1.5) == is_taken
+    data = build_dataset(check(None, None, log, SCHEMA), SCHEMA, SplitConfig(kind="last"))
+    ids = (table.ids.cast(pl.Int64).to_numpy() for table in (data.users, data.items))
+    first = Factors(*(torch.from_numpy(vectors[at]) for vectors, at in zip((users, items), ids, strict=True)))
+    trainer = Trainer(data, config())
+    found = Mix(trainer.model, data, trainer.recipe, trainer.context).fit(first, [])
+    assert found
+    assert found.recency == recency
+    assert found.own == pytest.approx(weight, rel=0.15)

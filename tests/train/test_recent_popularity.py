@@ -1,12 +1,10 @@
-"""Recent popularity ranks by what is popular when a user is asked, and is fitted to validation."""
+"""Recent popularity ranks by what is popular when a user is asked, by the half-life and the weights of the mix."""
 
 from __future__ import annotations
 
 import logging
-import math
 import os
 import signal
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,21 +18,17 @@ from worlds import settings
 
 from twotower import api, runs
 from twotower.config.experiment import Config
-from twotower.data.dataset import build_dataset
+from twotower.data.dataset import Dataset, build_dataset
 from twotower.data.recent_popularity import PopularityTerms, RecentPopularity
 from twotower.data.split import SplitConfig
 from twotower.data.splits import TEST, VALIDATION
 from twotower.data.tables import check
 from twotower.distributed import DistributedContext
 from twotower.errors import ConfigError, Interrupted, RunError
-from twotower.evaluation.config import EvaluationConfig
 from twotower.evaluation.context_factors import ContextFactors
 from twotower.evaluation.factors import Factors, Scorer
-from twotower.evaluation.part_evaluation import _alone
 from twotower.features.categorical import Categorical
 from twotower.features.day_of_week import DayOfWeek
-from twotower.features.schema import Schema
-from twotower.features.sequence import Sequence
 from twotower.features.values import UNKNOWN
 from twotower.files import layout
 from twotower.index.exact import Exact
@@ -43,9 +37,9 @@ from twotower.reports.compare import compare_runs
 from twotower.retrieval.request import Method, Request
 from twotower.retrieval.retriever import Retriever
 from twotower.runs.evaluation import QueryShard, _Rankings
-from twotower.train import last_fits, start_values
 from twotower.train.cold_items import ColdItems, cold_items, fit_cold_item_bias
-from twotower.train.recent_popularity import fit_recent_popularity, recent_scores
+from twotower.train.mix import Mix
+from twotower.train.recent_popularity import half_lives_of
 from twotower.train.trainer import Trainer
 
 
@@ -61,15 +55,6 @@ def config(recent: bool = True, **sections: dict[str, Any]) -> Config:
         "evaluation": {"k": [5], "bootstrap": 0},
     }  # fmt: skip
     return settings(**base | sections)
-
-
-def fitted(score: Callable[[Scorer], float]) -> Trainer:
-    """A training whose recent popularity is fitted to a made-up validation score."""
-    trainer = Trainer(world(), config())
-    found = trainer._scorer()
-    assert isinstance(found, Factors)
-    fit_recent_popularity(trainer.model, trainer.dataset, found, score, DistributedContext(), lambda *_: math.inf)
-    return trainer
 
 
 @pytest.fixture(scope="module")
@@ -285,17 +270,6 @@ def test_with_features_of_the_context_a_pair_has_its_own_time() -> None:
     assert run.metrics["test.recall@5"] > 0.5
 
 
-def test_a_score_that_does_not_rise_adds_nothing(caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(logging.INFO):
-        trainer = fitted(lambda _: 0.5)
-    assert (
-        "recent popularity adds nothing: by its best weight the monitored metric of validation changes by 0.0000 from "
-        "0.5000" in caplog.text
-    )
-    assert recent_scores(trainer.model, trainer.dataset, TEST) is None
-    assert not trainer.model.recent_popularity.values.any()
-
-
 def test_known_items_that_stand_for_cold_ones_are_not_popular(caplog: pytest.LogCaptureFixture) -> None:
     base = config().model.model_dump() | {"cold_item_bias": True}
     trainer = Trainer(world(kind="random", test=0.1, validation=0.4), config(model=base))
@@ -325,174 +299,78 @@ def test_known_items_that_stand_for_cold_ones_are_not_popular(caplog: pytest.Log
     assert (added[:, ~biased] != added[:, ~biased][:, :1]).any()
 
 
-def test_it_is_fitted_beside_what_users_take_again() -> None:
+def test_own_counts_and_recent_popularity_add_up() -> None:
     schema = SCHEMA.model_copy(update={"duplicates": "keep"})
     log = pl.concat([waves(), waves().sample(fraction=0.3, seed=0).with_columns(at=pl.col("at") + 7 * 86_400)])
     data = build_dataset(check(None, None, log, schema), schema, SplitConfig(kind="last"))
-    model = config().model.model_dump() | {"own_counts": "taken"}
-    trainer, seen = Trainer(data, config(model=model, evaluation={"k": [5], "repeats": "allow"})), list[Scorer]()
-    measured = trainer._validation_metrics
-
-    def metrics(scorer: Scorer, config: EvaluationConfig | None = None) -> dict[str, float]:
-        seen.append(scorer)
-        return measured(scorer, config)
-
-    trainer._validation_metrics = metrics  # type: ignore[method-assign]
-    trainer._last_fits.fit(trainer._validation_scores)
-    first = next(scorer for scorer in seen if scorer.recent is not None)
-    assert first.own is not None, "recent popularity comes first, beside usual own counts"
-    last = seen[-1]
-    assert (last.own is not None, last.recent is not None) == (True, trainer.model.recent_popularity.is_fitted)
-
-
-def beside_what_is_popular(**model: Any) -> tuple[Schema, Config]:
-    """A pair that is trained, and one of iALS that is weighed after the last epoch, with recent popularity."""
-    tastes = Sequence(name="tastes", side="user", share_embedding=False, pooling="ridge")
-    item = {"fields": ["item_id"], "layers": []}
-    pairs = [{"user": {"fields": [name], "layers": []}, "item": item} for name in ("taken", "tastes")]
-    start = {"kind": "ials", "pair": 1, "learn": False, "unobserved": [0.03, 0.3], "blend": [0.0, 0.1]}
-    sections = config().model_dump(mode="json", exclude_defaults=True)
-    sections["model"] |= {"pairs": pairs, "similarity": "dot", "bias": False} | model
-    sections["train"] |= {"pairs": "apart", "start": [start]}
-    return SCHEMA.model_copy(update={"features": (*SCHEMA.features, tastes)}), settings(**sections)
-
-
-def test_a_pair_that_is_weighed_last_is_so_beside_what_is_popular(caplog: pytest.LogCaptureFixture) -> None:
-    schema, chosen = beside_what_is_popular()
-    trainer = Trainer(world(schema=schema), chosen)
-    with caplog.at_level(logging.INFO, "twotower"):
+    found = []
+    for recent in (False, True):
+        model = config(recent).model.model_dump() | {"own_counts": "taken"}
+        trainer = Trainer(data, config(model=model, evaluation={"k": [5], "repeats": "allow"}))
         trainer.run()
-    lines = [line for line in caplog.messages if "added to the trained ones: blend = 0:" in line]
-    without = float(lines[0].rpartition(" = ")[2])
-    assert without > trainer.best.score + 0.1, "the trained pairs alone find less than with what is popular"
-    alone = [float(line.rpartition(" = ")[2]) for line in caplog.messages if "popularity = 0: validation" in line]
-    assert alone
-    assert max(alone) < trainer.best.score + 0.1, "its values are chosen by the pair alone"
+        assert trainer.model.own_counts.are_fitted
+        found.append(trainer._score(trainer._scorer()))
+    assert found[1] > found[0] + 0.1
 
 
-def test_columns_are_weighed_beside_what_is_popular(monkeypatch: pytest.MonkeyPatch) -> None:
-    schema, chosen = beside_what_is_popular()
-    colour = Categorical(name="colour", side="item")
-    columns = Sequence(name="tastes", side="user", share_embedding=False, pooling="mean")
-    schema = schema.model_copy(update={"features": (*SCHEMA.features, columns, colour)})
-    sections = chosen.model_dump(mode="json", exclude_defaults=True)
-    item = {"fields": ["colour"], "layers": [], "activation": "Identity", "join": "sum"}
-    sections["model"]["pairs"][1]["item"] = item
-    sections["train"]["start"] = [{"kind": "next_content", "pair": 1, "learn": False, "blend": [0.0, 1.0]}]
-    items = pl.DataFrame({"item_id": range(N_ITEMS), "colour": [f"c{i % 3}" for i in range(N_ITEMS)]})
-    data = build_dataset(check(None, items, waves(), schema), schema, SplitConfig(kind="last"))
-    seen = list[Factors]()
-
-    def weights(factors: Factors, *rest: Any) -> None:
-        seen.append(factors)
-
-    monkeypatch.setattr(start_values, "part_weights", weights)
-    trainer = Trainer(data, settings(**sections))
-    trainer.run()
-    assert [one.recent is not None for one in seen] == [True]
-
-
-def test_what_is_popular_is_found_beside_own_counts_before_a_pair_is_weighed(monkeypatch: pytest.MonkeyPatch) -> None:
-    schema, chosen = beside_what_is_popular(own_counts="taken")
-    schema = schema.model_copy(update={"duplicates": "keep"})
-    log = pl.concat([waves(), waves().sample(fraction=0.3, seed=0).with_columns(at=pl.col("at") + 7 * 86_400)])
-    data = build_dataset(check(None, None, log, schema), schema, SplitConfig(kind="last"))
-    chosen = chosen.model_copy(update={"evaluation": EvaluationConfig(k=(5,), bootstrap=0, repeats="allow")})
-    trainer, seen = Trainer(data, chosen), list[Factors | ContextFactors]()
-
-    def popularity(data: Any, found: Factors, *_: Any) -> None:
-        seen.append(found)
-
-    monkeypatch.setattr(last_fits, "popularity_beside", popularity)
-    trainer.run()
-    assert [one.own is not None for one in seen] == [True]
+def drawn(terms: PopularityTerms, n: int = 4000, rows: int = 2000) -> tuple[Dataset, Factors]:
+    """A log of items that come and go, and rows of validation drawn by the softmax of random products and of what is
+    popular by `terms`. Without a weight of new items nobody takes one."""
+    rng, item = np.random.default_rng(1), np.arange(N_ITEMS)
+    odds = 2 * np.sin(np.arange(n)[:, None] * 2 * np.pi / rng.integers(200, 2 * n, N_ITEMS) + rng.random(N_ITEMS) * 7)
+    odds[np.arange(n)[:, None] < np.where(item % 2, rng.integers(0, n, N_ITEMS), 0)] = -np.inf
+    taken = (odds + rng.gumbel(size=odds.shape)).argmax(1)
+    times, asked = 1_500_000_000 + 2 * np.arange(n), 1_500_000_001 + 2 * rng.integers(100, n, rows)
+    known = RecentPopularity(taken, times, None, N_ITEMS)
+    users, items = (rng.normal(size=(k, 3)).astype(np.float32) for k in (n + rows, N_ITEMS))
+    logits = users[n:] @ items.T + known.scores(asked, terms)
+    if not terms.new:
+        logits[~known.have_rows(asked)] = -np.inf
+    chosen = (logits + rng.gumbel(size=logits.shape)).argmax(1)
+    frame = pl.DataFrame(
+        {
+            "user_id": np.append(np.arange(n + rows), 0),
+            "item_id": np.concatenate([taken, chosen, [0]]),
+            "at": np.concatenate([times, asked, [times[-1] + 9]]),
+            "part": ["train"] * n + ["validation"] * rows + ["test"],
+        }
+    )
+    tables = check(None, pl.DataFrame({"item_id": item}), frame, SCHEMA)
+    data = build_dataset(tables, SCHEMA, SplitConfig(kind="column", column="part"))
+    ids = (table.ids.cast(pl.Int64).to_numpy() for table in (data.users, data.items))
+    return data, Factors(*(torch.from_numpy(vectors[at]) for vectors, at in zip((users, items), ids, strict=True)))
 
 
-def test_fault_B2_a_signal_ends_the_fit_of_what_is_popular_before_a_pair_is_weighed() -> None:
-    schema, chosen = beside_what_is_popular()
-    trainer, after = Trainer(world(schema=schema), chosen), list[Scorer]()
-    measured = trainer._validation_metrics
+@pytest.mark.parametrize(
+    "terms",
+    [
+        PopularityTerms(120.0, 1.5, -0.8, 0.4),
+        PopularityTerms(12.0, 1.0, 0.7, -0.5),
+        PopularityTerms(40.0, 1.0, -0.7, -0.3, 0.2),
+        PopularityTerms(400.0, -1.0, 0.5, 0.4, 0.3),
+    ],
+)
+def test_the_half_life_and_the_weights_by_which_items_are_taken_are_found(terms: PopularityTerms) -> None:
+    data, first = drawn(terms)
+    trainer = Trainer(data, config())
+    found = Mix(trainer.model, data, trainer.recipe, trainer.context).fit(first, [])
+    assert found
+    assert found.recent.half_life == terms.half_life
+    wanted = terms if terms.new else terms._replace(new=min(found.recent.age, 0.0))
+    assert found.recent[1:] == pytest.approx(wanted[1:], abs=0.15)
 
-    def metrics(scorer: Scorer, config: EvaluationConfig | None = None) -> dict[str, float]:
-        if trainer.progress.epoch == chosen.train.epochs and config is not None:
-            after.append(scorer)
-            if len(after) == 1:
-                os.kill(os.getpid(), signal.SIGTERM)
-        return measured(scorer, config)
 
-    trainer._validation_metrics = metrics  # type: ignore[method-assign]
+def test_fault_B2_a_signal_ends_the_fit_of_what_is_popular(monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer = Trainer(world(), config())
+
+    def press(rows: int) -> list[float]:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return half_lives_of(rows)
+
+    monkeypatch.setattr("twotower.train.mix.half_lives_of", press)
     with pytest.raises(Interrupted, match="after the last step"):
         trainer.run()
-    assert len(after) == 1
-
-
-def test_the_half_life_is_chosen_again_by_the_best_weight() -> None:
-    """Scores as if the longest were the best by low weights, and the shortest by the best weight, which is high."""
-    tried = list[tuple[float, float]]()
-
-    def score(scorer: Scorer) -> float:
-        if scorer.recent is None:
-            return 0.0
-        half_life, weight = scorer.recent.terms[:2]
-        tried.append((half_life, weight))
-        lowest = min(w for h, w in tried if h == half_life)  # the first of FIRST_WEIGHTS
-        is_high = weight > 8 * lowest
-        return 10_000 - half_life if is_high else half_life
-
-    assert fitted(score).model.recent_popularity.terms.half_life == min(h for h, _ in tried)
-
-
-@pytest.mark.parametrize(("gain", "joins"), [(0.9, False), (1.1, True)])
-def test_it_must_gain_more_than_a_hundredth(gain: float, joins: bool) -> None:
-    trainer = fitted(lambda scorer: 100.0 + gain * (scorer.recent is not None))
-    assert trainer.model.recent_popularity.is_fitted == joins
-
-
-@pytest.mark.parametrize(("gain", "joins"), [(0.2, False), (0.4, True), (-0.4, False)])
-def test_or_more_than_chance_may_give(gain: float, joins: bool) -> None:
-    trainer, compared = Trainer(world(), config()), list[tuple[bool, bool]]()
-    found = trainer._scorer()
-    assert isinstance(found, Factors)
-
-    def score(scorer: Scorer) -> float:
-        return 100.0 + gain * (scorer.recent is not None)
-
-    def chance(better: Scorer, other: Scorer) -> float:
-        compared.append((better.recent is not None, other.recent is not None))
-        return 0.3
-
-    fit_recent_popularity(trainer.model, trainer.dataset, found, score, DistributedContext(), chance)
-    assert trainer.model.recent_popularity.is_fitted == joins
-    assert compared[:1] == ([] if gain < 0 else [(True, False)])
-
-
-def test_both_terms_may_join_it_and_the_baseline_has_neither() -> None:
-    def score(scorer: Scorer) -> float:
-        terms = scorer.recent.terms if scorer.recent else PopularityTerms(1.0, 0.0)
-        return 100.0 + 50 * (terms.recent > 0) + 2 * (terms.total < 0) + 2 * (terms.age > 0)
-
-    trainer = fitted(score)
-    data, terms = trainer.dataset, trainer.model.recent_popularity.terms
-    assert terms.total < 0 < terms.age
-    recent = recent_scores(trainer.model, data, TEST)
-    assert recent is not None
-    users = np.unique(data.test.user)[:9].astype(np.int64)
-    alone = _alone(recent).catalogue_scores(users).numpy()
-    np.testing.assert_allclose(alone, recent.popularity.at(recent.asked[users], terms.half_life), atol=1e-5)
-
-
-@pytest.mark.parametrize("name", ["total", "age"])
-@pytest.mark.parametrize("sign", [-1.0, 1.0])
-def test_terms_that_gain_a_hundredth_join_it(name: str, sign: float) -> None:
-    def score(scorer: Scorer) -> float:
-        terms = scorer.recent.terms if scorer.recent else PopularityTerms(1.0, 0.0)
-        other = {"total": terms.age, "age": terms.total}[name]
-        own: float = getattr(terms, name)
-        return 100.0 + 50 * (terms.recent > 0) + 2 * (sign * own > 0) + 1.4 * (other != 0)
-
-    terms = fitted(score).model.recent_popularity.terms
-    assert sign * getattr(terms, name) > 0
-    assert {"total": terms.age, "age": terms.total}[name] == 0, "1.4 of 150 is below a hundredth"
+    assert not trainer.model.recent_popularity.is_fitted
 
 
 @pytest.mark.parametrize(

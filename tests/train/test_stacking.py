@@ -17,13 +17,16 @@ from worlds import settings
 
 from twotower import api, runs
 from twotower.config.experiment import Config
-from twotower.data.dataset import Dataset
+from twotower.data.dataset import Dataset, build_dataset
+from twotower.data.split import SplitConfig
 from twotower.data.splits import TRAIN, VALIDATION
+from twotower.data.tables import check
 from twotower.errors import ConfigError
 from twotower.evaluation.metrics.log_loss import LogLoss
 from twotower.evaluation.metrics.measured import ScoredPairs
 from twotower.features.categorical import Categorical
 from twotower.features.schema import Schema
+from twotower.features.sequence import Sequence
 from twotower.features.values import UNKNOWN
 from twotower.train.factors import factors_before
 from twotower.train.stacking import fit_weights, stack
@@ -168,6 +171,45 @@ def test_an_unknown_id_has_the_prior_of_the_mean_and_a_side_without_ids_none(cap
     assert len(values) == 1 + codes.max()
     assert values[UNKNOWN] == 0
     assert values.min() < 0 < values.max(), "an unknown item is neither the least nor the most popular"
+
+
+def of_tastes(n_users: int) -> Dataset:
+    """Users are shown ten of forty items, and like most of the ten items of their taste."""
+    rng = np.random.default_rng(0)
+    shown = np.array([rng.choice(40, 10, replace=False) for _ in range(n_users)])
+    liked = rng.random(shown.shape) < np.where(shown % 4 == np.arange(n_users)[:, None] % 4, 0.9, 0.1)
+    user = np.repeat(np.arange(n_users), 10)
+    frame = pl.DataFrame({"user_id": user, "item_id": shown.ravel(), "liked": liked.ravel().astype(int)})
+    history = {"name": "h", "side": "user", "share_embedding": False, "pooling": "ridge", "interactions": "positive"}
+    features = (
+        Categorical(name="user_id", side="user"),
+        Sequence.model_validate(history),
+        Categorical(name="item_id", side="item"),
+    )
+    schema = Schema(label="liked", title="", features=features)
+    return build_dataset(check(None, None, frame, schema), schema, SplitConfig())
+
+
+@pytest.mark.parametrize(("n_users", "monitor"), [(60, "auc"), (300, "log_loss")])
+def test_a_closed_form_has_its_weight_of_the_labels(
+    n_users: int, monitor: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Few rows of validation, or a worse metric by the weight 1, take nothing from it."""
+    item = {"fields": ["item_id"], "layers": []}
+    model = {
+        "similarity": "dot", "temperature": 1.0, "bias": True,
+        "pairs": [{"user": {"fields": [name], "layers": []}, "item": item} for name in ("user_id", "h")],
+    }  # fmt: skip
+    start = {"kind": "ials", "pair": 1, "learn": False}
+    trainer = Trainer(
+        of_tastes(n_users), config(model=model, train={"monitor": f"validation.{monitor}", "start": [start]})
+    )
+    with caplog.at_level(logging.INFO, "twotower"):
+        trainer.run()
+    assert trainer.model.towers("item")[1].embeddings.rows_of("item_id").any()
+    found = trainer.model.term_weights
+    assert abs(float(found[1]) - 1) > 0.05
+    assert "log(1 + count)" not in caplog.text, "popularity is a term of stacking"
 
 
 def test_the_unit_of_the_weights_does_not_matter(everything_data: Dataset) -> None:

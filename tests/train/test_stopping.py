@@ -169,7 +169,7 @@ def test_fault_B2_a_signal_ends_a_start_of_one_process_and_of_ranks_together(
     first = processes[0]
     assert first.stdout is not None
     for line in first.stdout:
-        if line == "phase 2 of 3: closed forms\n":
+        if line == "phase 2 of 4: closed forms\n":
             break
     first.send_signal(number)
     said = [process.communicate(120)[0] for process in processes]

@@ -78,7 +78,7 @@ def world() -> tuple[Dataset, Config]:
     frame = frame.sort("user_id", "item_id")
     history: dict[str, Any] = {"name": "h", "side": "user", "share_embedding": False, "pooling": "ridge"}
     schema = Schema(features=(Sequence.model_validate(history), Categorical(name="item_id", side="item")))
-    start = {"kind": "ials", "unobserved": [0.03, 0.3], "regularization": [0.004, 0.032], "popularity": [0.0, 1.0]}
+    start = {"kind": "ials", "unobserved": [0.03, 0.3], "regularization": [0.004, 0.032]}
     pair = {"user": {"fields": ["h"], "layers": []}, "item": {"fields": ["item_id"], "layers": []}}
     config = settings(
         model={"width": 4, "similarity": "dot", "bias": True, "temperature": 1.0, "pairs": [pair]},

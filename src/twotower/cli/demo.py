@@ -67,7 +67,7 @@ time = "timestamp"
 title = "title"
 features = [
   { kind = "sequence", side = "user", name = "history", pooling = { kind = "decay", rates = [0.0, 0.6, 0.9, 1.0] } },
-  {kind="sequence", side="user", name="latest", share_embedding=false, pooling={kind="decay", rates=[0.75]}},
+  {kind="sequence", side="user", name="latest", share_embedding=false, pooling={kind="decay", rates=[0.7]}},
   { kind = "categorical", side = "user", name = "gender" },
   { kind = "categorical", side = "user", name = "age" },
   { kind = "categorical", side = "user", name = "occupation" },
@@ -111,7 +111,7 @@ mask_positives = false
 [train]
 history_scope = "causal"
 pairs = "apart"
-start = [{ kind = "transitions", pair = 1, learn = false, span = 10, lag = 1.0, frequency = [0.4] }]
+start = [{ kind = "transitions", pair = 1, learn = false, lag = 1.0, frequency = [0.4] }]
 epochs = 1
 batch_size = 1024
 lr = 5e-3
@@ -120,11 +120,7 @@ schedule = "cosine"
 warmup_steps = 50
 monitor = "validation.ndcg@10"
 """,
-    small=(
-        "train.epochs=6",
-        "train.lr=3e-3",
-        "train.start=[{ kind = 'transitions', pair = 1, learn = false, frequency = [0.5] }]",
-    ),
+    small=("train.epochs=6", "train.lr=3e-3"),
     of_rankings=True,
 )
 

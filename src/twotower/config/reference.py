@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import re
 import textwrap
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Annotated, Literal, TypeAlias, get_args, get_origin
@@ -228,10 +228,16 @@ def write_document(settings: Mapping[str, TomlValue], head: str, comments: Mappi
     for table in (*schema_tables(), *config_tables()):
         for option in () if table.kind else table.options:
             sentence = re.split(r"(?<=\.) |; ", " ".join(option.meaning.split()), maxsplit=1)[0]
-            meanings.setdefault(f"{table.name}.{option.key}", sentence.rstrip(".") + ".")
+            meanings.setdefault(f"{table.name}.{option.key}".removeprefix("."), sentence.rstrip(".") + ".")
+    for name, values in settings.items():  # a key of no table comes before all tables
+        if isinstance(values, list):
+            lines += ["", *_list_lines(name, name, values, comments, meanings)]
+    for path, said in comments.items():  # of a list that is left out
+        if "." not in path and path not in settings:
+            lines += ["", *_comment(said)]
     for name, values in settings.items():
-        assert isinstance(values, Mapping)
-        lines += ["", f"[{name}]", *_section_lines(name, values, comments, meanings)]
+        if isinstance(values, Mapping):
+            lines += ["", f"[{name}]", *_section_lines(name, values, comments, meanings)]
     return "\n".join(lines) + "\n"
 
 
@@ -246,11 +252,7 @@ def _section_lines(
         if not (isinstance(value, list) and value and isinstance(value[0], Mapping)):
             yield from _commented(f"{_key(key)} = {toml_value(value)}", said)
             continue
-        yield from [*_comment(said), f"{_key(key)} = ["]
-        for place, entry in enumerate(value):
-            lines = _commented(f"{toml_value(entry)},", comments.get(f"{name}.{key}.{place}", ""))
-            yield from (f"  {line}" for line in lines)
-        yield "]"
+        yield from _list_lines(key, f"{name}.{key}", value, comments, meanings)
     pairs = values.get("pairs", [])
     for place, pair in enumerate(pairs if isinstance(pairs, list) else ()):
         yield from ("", f"[[{name}.pairs]]")
@@ -260,6 +262,17 @@ def _section_lines(
                 said = "" if place else meanings.get(f"{name}.pairs.user.{option}", "")
                 said = comments.get(f"{name}.pairs.{place}.{side}.{option}") or said
                 yield from _commented(f"{_key(option)} = {toml_value(value)}", said)
+
+
+def _list_lines(
+    key: str, path: str, entries: Sequence[TomlValue], comments: Mapping[str, str], meanings: Mapping[str, str]
+) -> Iterator[str]:
+    """Yield the lines of a list of sections, an entry a line."""
+    yield from [*_comment(comments.get(path) or meanings.get(path, "")), f"{_key(key)} = ["]
+    for place, entry in enumerate(entries):
+        lines = _commented(f"{toml_value(entry)},", comments.get(f"{path}.{place}", ""))
+        yield from (f"  {line}" for line in lines)
+    yield "]"
 
 
 def _commented(line: str, text: str) -> list[str]:

@@ -14,6 +14,7 @@ from pydantic import ValidationError
 
 from twotower import files
 from twotower.config.experiment import Config
+from twotower.config.scorers import with_scorers
 from twotower.errors import ConfigError, did_you_mean
 from twotower.features.schema import Schema
 from twotower.kinds import Kind, Kinds
@@ -30,9 +31,23 @@ CONFIG_FORMAT = 3
 def parse_config(
     data: Mapping[str, TomlValue], where: str = "config", trust: bool = False
 ) -> tuple[Schema | None, Config]:
-    """Return (schema or None, config) of parsed TOML. Raises ConfigError with one line.
+    """Return (schema or None, config) of parsed TOML, with pairs of towers for the scorers where there is a schema.
+    Raises ConfigError with one line.
 
     Here and below, `trust` imports the modules of kinds that are named by import path."""
+    schema, config = parse_sections(data, where, trust)
+    if schema is None:
+        return None, config
+    try:
+        return with_scorers(schema, config)
+    except ConfigError as e:
+        raise ConfigError(f"{where}: {e}") from None
+
+
+def parse_sections(
+    data: Mapping[str, TomlValue], where: str = "config", trust: bool = False
+) -> tuple[Schema | None, Config]:
+    """Return (schema or None, config) of parsed TOML as it is written. Raises ConfigError with one line."""
     rest = dict(data)
     if (form := rest.pop("format", CONFIG_FORMAT)) != CONFIG_FORMAT or type(form) is not int:
         what = f"{where}: format {form!r}, this version reads {CONFIG_FORMAT}"

@@ -34,10 +34,13 @@ class OwnItems(NamedTuple):
 
 
 def own_items(
-    histories: Ragged, rows: Shaped[Ints, "codes"], weights: Shaped[Floats, "codes"], recency: Recency, n_items: int
-) -> tuple[Shaped[Ints, "_"], OwnItems]:
-    """Return offsets (U + 1,) and items of the histories of U users, rows of codes, oldest first: an interaction adds
-    the weight of its code times that of its `recency` to the score of the item of its code in `rows`, -1 for none."""
+    histories: Ragged, rows: Shaped[Ints, "codes"], weights: Shaped[Floats, "codes"], recency: Recency, factor: float,
+    n_items: int,
+) -> tuple[Shaped[Ints, "_"], OwnItems]:  # fmt: skip
+    """Return offsets (U + 1,) and items of the histories of U users, rows of codes, oldest first.
+
+    The score of an item is factor * log(1 + the sum over its interactions of the weight of its code times the weight of
+    `recency`). `rows` has the item of each code, -1 for none."""
     codes, lengths = histories.values, histories.lengths
     places = run_indices(np.zeros(len(lengths), np.int64), lengths)
     later = (np.repeat(lengths, lengths) - places - 1).astype(np.float64)  # 0 for the latest
@@ -45,7 +48,8 @@ def own_items(
     item = rows[codes]
     known = item >= 0
     keys, which = np.unique(pair_keys(owner[known], item[known], n_items), return_inverse=True)
-    scores = np.bincount(which, weights[codes[known]] * latest[known], len(keys)).astype(np.float32)
+    sums = np.bincount(which, weights[codes[known]] * latest[known], len(keys))
+    scores = (factor * np.log1p(sums)).astype(np.float32)
     users, items = np.divmod(keys, n_items)
     return offsets_of(np.bincount(users, minlength=len(lengths))), OwnItems(items, scores)
 

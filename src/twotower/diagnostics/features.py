@@ -234,8 +234,8 @@ def _why_unused(context: DiagnosisContext, side: SideName, name: str, effect: fl
     if _weightless(context, side, name):
         of = f"its pair, number {readers[0]}, has" if len(readers) == 1 else f"its pairs, numbers {readers}, have"
         return (
-            f"has no effect: {of} the weight 0 (blend of train.start). Remove the pair, its start and the feature for "
-            "shorter vectors."
+            f"has no effect: {of} the weight 0 in the mix. Leave the scorer out, or the pair, its start and "
+            "the feature, for shorter vectors."
         )
     if not towers:
         return f"is read by no tower. Add it to model.pairs.0.{side}.fields, or remove it from schema.features."
@@ -263,16 +263,16 @@ def _readers(context: DiagnosisContext, side: SideName, name: str) -> list[int]:
 
 
 def _weightless(context: DiagnosisContext, side: SideName, name: str) -> bool:
-    """Return True if a feature has readers, and all of them have the weight 0 in the blend."""
+    """Return True if a feature has readers, and all of them have the weight 0 in the mix."""
     readers = _readers(context, side, name)
     return bool(readers) and all(_adds_nothing(context, pair) for pair in readers)
 
 
 def _adds_nothing(context: DiagnosisContext, pair: int) -> bool:
-    """Return True if the start of a pair has the weight 0 in the blend."""
+    """Return True if the start of a pair has the weight 0 in the mix."""
     item = context.run.model.towers("item")[pair].embeddings
-    is_blended = any(start.pair == pair and start.blend for start in context.config.train.start)
-    return is_blended and not any(_mean_row_norm(item, field.name) for field in item.fields)
+    is_weighted = any(start.pair == pair for start in context.config.last_starts)
+    return is_weighted and not any(_mean_row_norm(item, field.name) for field in item.fields)
 
 
 def _mean_row_norm(embeddings: FieldEmbeddings, name: str) -> float:

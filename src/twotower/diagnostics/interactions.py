@@ -159,10 +159,10 @@ def drift(context: DiagnosisContext) -> Iterator[Finding]:
             if context.run.unfinished
             else "validation gave it the weight 0"
         )
-        text = f"Popularity changes over time: {evidence}. model.recent_popularity adds nothing, as {why}."
+        text = f"Popularity changes over time: {evidence}. The scorer 'trending' adds nothing, as {why}."
         yield Finding("ok", "drift", text, numbers)
         return
-    way = "set model.recent_popularity = true, which ranks by the latest rows, and train again"
+    way = "add { kind = 'trending' } to scorers, which ranks by the latest rows, and train again"
     if not len(data.validation):
         way += ", fitted to a validation part, which split.validation gives"
     if not any(f.identifies for f in data.encoders.fields("item")):

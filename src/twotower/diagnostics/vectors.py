@@ -216,7 +216,7 @@ def _own_counts(
     if found := compared.get(f"{Ndcg.name}@{k}"):
         more = remedy
         if not context.config.model.own_counts:
-            more += " A sequence of the user's items (kind = 'sequence'), named in model.own_counts, scores repeats."
+            more += " Add the scorer { kind = 'repeats' } to scorers."
         yield _baseline_finding(found, "own counts", "baseline_repeats", "warning", more)
 
 

@@ -30,10 +30,10 @@ class OwnScores:
     @classmethod
     def of(
         cls, histories: Ragged, rows: Shaped[Ints, "codes"], weights: Shaped[Floats, "codes"], recency: Recency,
-        n_items: int
+        factor: float, n_items: int
     ) -> OwnScores:  # fmt: skip
         """Return the scores of `own_items`, of a history of each user."""
-        offsets, own = own_items(histories, rows, weights, recency, n_items)
+        offsets, own = own_items(histories, rows, weights, recency, factor, n_items)
         return cls(offsets, own.rows, own.scores, n_items)
 
     def of_user(self, user: int) -> OwnItems:
@@ -62,10 +62,6 @@ class OwnScores:
             found[some] = np.where(keys[at] == asked, self.values[at], np.float32(0))
         return found
 
-    def scaled(self, factor: float) -> OwnScores:
-        """Return the scores times a factor."""
-        return replace(self, values=self.values * np.float32(factor))
-
     def without(self, items: Shaped[Bools, "I"]) -> OwnScores:
         """Return the scores with 0 for the items of a mask."""
         return replace(self, values=np.where(items[self.items], np.float32(0), self.values))
@@ -84,11 +80,6 @@ class OwnScores:
         order = np.lexsort((item, owner))
         lengths = np.bincount(owner, minlength=len(users))
         return OwnScores(offsets_of(lengths), item[order], values[order], len(items))
-
-    @property
-    def root_mean_square(self) -> float:
-        """Root of the mean of the squares of the scores that are there; 0 without any."""
-        return float(np.sqrt(np.square(self.values, dtype=np.float64).mean())) if len(self.values) else 0.0
 
 
 def added_own_of_pairs(own: OwnScores | None, scores: Shaped[Floats, "n"], pairs: Pairs) -> Shaped[Floats, "n"]:

@@ -20,17 +20,17 @@ from twotower.evaluation.factors import CatalogueScorer
 
 log = logging.getLogger(__name__)
 
-SPAN = 20
+SPAN = 10
 """Largest gap of a transition, and number of latest items of a query."""
 LAG = 0.75
 """Exponent p: a transition of gap g weighs g^-p."""
-RECENCY = 1.0
-"""Exponent r: the n-th latest item of a query weighs n^-r."""
+RATE = 0.7
+"""Rate r: the n-th latest item of a query weighs r^(n-1)."""
 FREQUENCY = 0.2
-"""Exponent q: the transitions to an item are divided by their sum^q, which takes a part of its popularity away. The
-exponents are the best on the validation part of MovieLens 1M (`benchmarks/quality/baselines.toml`)."""
+"""Exponent q: counts are divided by (sum of their column / mean sum)^q, which takes a part of an item's popularity
+away. SPAN, LAG, RATE and FREQUENCY are the best on the validation parts of four logs (`docs/log.md`)."""
 MAX_INTERACTIONS = 1_200_000
-"""Training positives above which the baseline is left out: it holds up to `SPAN` transitions of each, up to 2.5 GB."""
+"""Training positives above which the baseline is left out: it holds up to `SPAN` transitions of each, up to 1.3 GB."""
 MAX_CELLS = 1 << 24
 """Pairs of items up to which every pair has a count in memory, 128 MiB, which is faster than to sort the
 transitions."""
@@ -47,18 +47,27 @@ class TransitionCounts:
     after: Shaped[Ints, "T"]
     count: Shaped[Floats, "T"]
 
-    def shares(self, n_items: int, frequency: float) -> Shaped[Floats, "T"]:
-        """Return the numbers over the sum of their row, and over the sum of their column to the power of
-        `frequency`."""
-        from_item, to_item = (np.bincount(rows, self.count, n_items) for rows in (self.before, self.after))
-        shares: Floats = (self.count / (from_item[self.before] * to_item[self.after] ** frequency)).astype(np.float32)
-        return shares
+    def logarithms(self, frequency: float) -> Shaped[Floats, "T"]:
+        """Return log(1 + C_ij / (c_j / c)^q) of the numbers C_ij, for the sums c_j of columns, their mean c over items
+        that follow any, and q the `frequency`."""
+        of_item = np.bincount(self.after, self.count)
+        follows = of_item > 0
+        discount = np.zeros(len(of_item), np.float32)
+        if follows.any():
+            discount[follows] = frequency * np.log(of_item[follows] / of_item[follows].mean())
+        values: Floats = np.logaddexp(0, np.log(self.count.astype(np.float32)) - discount[self.after])
+        return values
 
 
 @dataclass(frozen=True)
 class Transitions(CatalogueScorer):
-    """Transition counts: how often item j follows item i within `SPAN` interactions of a user, by the gap between them.
-    Each row of counts is scaled to sum 1. The score of j for a user is the sum over the latest items i."""
+    """Transition counts C_ij: how often item j follows item i within `SPAN` interactions of a user, by the gap between
+    them. The score of j for a user is the sum over the latest items i of r^(n-1) log(1 + C_ij / (c_j / c)^q): i is the
+    n-th latest, c_j the sum of the counts of j, c the mean of such sums, r the `RATE` and q the `FREQUENCY`.
+
+    This is the smoothed log-probability that j follows i, log((C_ij + k) / (C_i + n k)), without what is equal for all
+    j, of PCTM (Petrov et al. 2026, "Do Sequential Recommendation Benchmarks Really Require Higher-Order Sequence
+    Modelling?"), at k = 1. PCTM adds a multiple of log popularity in place of the division of the counts."""
 
     table: F32[Tensor, "I I"]  # sparse: the item before, the item that follows
     latest: Shaped[Codes, "U L"]  # latest item of each user first, -1 where there are fewer
@@ -77,7 +86,7 @@ class Transitions(CatalogueScorer):
             )
             return None
         items = dataset.pairs.item[histories.values].astype(np.int64)
-        table = _shares(items, histories.lengths, len(dataset.items))
+        table = _table(items, histories.lengths, len(dataset.items))
         known = dataset.sort_by_time((dataset.parts < part) & dataset.pairs.target)
         before = Ragged.from_pairs(dataset.pairs.user[known], dataset.pairs.item[known], len(dataset.users))
         at = before.offsets[1:, None] - np.arange(1, SPAN + 1)
@@ -91,7 +100,7 @@ class Transitions(CatalogueScorer):
         latest = self.latest[users]
         row, n = np.nonzero(latest >= 0)
         places = torch.from_numpy(np.stack([row, latest[row, n].astype(np.int64)]))
-        weights = torch.from_numpy(((n + 1.0) ** -RECENCY).astype(np.float32))
+        weights = torch.from_numpy((RATE**n).astype(np.float32))
         query = torch.sparse_coo_tensor(places, weights, (len(users), len(self.table)), check_invariants=False)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta")  # of the product, once
@@ -129,14 +138,14 @@ def count_transitions(
     return TransitionCounts(before, after, sums["n"].to_numpy() * np.float32(UNIT))
 
 
-def _shares(items: Shaped[Ints, "n"], lengths: Shaped[Ints, "U"], n_items: int) -> F32[Tensor, "I I"]:
+def _table(items: Shaped[Ints, "n"], lengths: Shaped[Ints, "U"], n_items: int) -> F32[Tensor, "I I"]:
     """Return the sparse table of the transitions within histories, which stand one after another, the oldest item
     first."""
     found = count_transitions(items, lengths, n_items)
-    share, places = found.shares(n_items, FREQUENCY), torch.from_numpy(np.stack([found.before, found.after]))
+    values, places = found.logarithms(FREQUENCY), torch.from_numpy(np.stack([found.before, found.after]))
     return torch.sparse_coo_tensor(
         places,
-        torch.from_numpy(share),
+        torch.from_numpy(values),
         (n_items, n_items),
         is_coalesced=True,
         check_invariants=False,

@@ -13,8 +13,8 @@ from twotower.features.field import InputField
 class OwnCounts(nn.Module):
     """Weight of each code of a history of the users, 0 at first.
 
-    The n-th latest interaction of a user adds the weight of its code times rate^(n - 1) n^-exponent to the score of its
-    item. No vector holds these scores, which are one number an item: rankings add them.
+    The score of an item is factor * log(1 + s). The n-th latest interaction of a user adds the weight of its code times
+    rate^(n - 1) n^-exponent to the sum s of its item. No vector holds these scores: rankings add them.
     """
 
     def __init__(self, fields: tuple[InputField, ...], name: str) -> None:
@@ -30,6 +30,7 @@ class OwnCounts(nn.Module):
         self.weights = nn.Parameter(torch.zeros(field.rows), requires_grad=False)
         self.rate = nn.Parameter(torch.ones(()), requires_grad=False)
         self.exponent = nn.Parameter(torch.zeros(()), requires_grad=False)
+        self.factor = nn.Parameter(torch.zeros(()), requires_grad=False)
 
     @property
     def recency(self) -> Recency:
@@ -39,4 +40,4 @@ class OwnCounts(nn.Module):
     @property
     def are_fitted(self) -> bool:
         """True if a score depends on them."""
-        return bool(self.weights.any())
+        return bool(self.factor and self.weights.any())

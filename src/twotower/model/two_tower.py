@@ -110,11 +110,6 @@ class ModelConfig(Section):
         return self.bias or self.cold_item_bias or self.recent_popularity
 
     @property
-    def is_fitted_last(self) -> bool:
-        """True if terms of the score are fitted to validation after the training."""
-        return self.stacking or self.cold_item_bias or self.recent_popularity or bool(self.own_counts)
-
-    @property
     def metric(self) -> Literal["cosine", "dot"]:
         """Metric of an index over the item vectors."""
         adds = self.bias_columns or self.stacking or self.own_counts

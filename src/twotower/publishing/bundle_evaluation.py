@@ -108,7 +108,7 @@ def _scores_in_context(retriever: Retriever, pairs: Pairs) -> Floats:
 def _own(retriever: Retriever) -> OwnScores | None:
     """Return the own counts of the stored histories of the users; None for a model without own counts."""
     own = retriever.own_counts
-    return OwnScores.of(own.stored, own.rows, own.weights, own.recency, own.n_items) if own else None
+    return OwnScores.of(own.stored, own.rows, own.weights, own.recency, own.factor, own.n_items) if own else None
 
 
 def _item_vectors(retriever: Retriever) -> Floats:

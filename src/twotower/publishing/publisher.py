@@ -180,8 +180,9 @@ def _own_counts(run: Run, folder: Path) -> OwnCountsFacts | None:
     if not name or not run.model.own_counts.are_fitted:
         return None
     np.save(folder / layout.OWN_COUNTS, run.model.own_counts.weights.cpu().numpy())
-    rate, exponent = run.model.own_counts.recency
-    return OwnCountsFacts(history=name, rate=rate, exponent=exponent)
+    own = run.model.own_counts
+    rate, exponent = own.recency
+    return OwnCountsFacts(history=name, rate=rate, exponent=exponent, factor=float(own.factor))
 
 
 def _write_popularity(run: Run, folder: Path) -> bool:

@@ -63,12 +63,12 @@ def _help(baseline: str, config: Config) -> str:
     is_set, text = {
         "own counts": (
             config.model.own_counts,
-            "Name the history in model.own_counts, which adds the own counts to the score. ",
+            "Add { kind = 'repeats' } to scorers, which adds the own counts to the score. ",
         ),
         "user+item bias": (config.model.bias, "Set model.bias = true, which adds the biases to the score. "),
         "transition counts": (
             bool(config.train.start),
-            "Give a pair of model.pairs the start 'transitions' (train.start). ",
+            "Add { kind = 'transitions' } to scorers. ",
         ),
     }.get(baseline, (True, ""))
     return "" if is_set else text

@@ -44,17 +44,20 @@ class OwnCountWeights:
     """Item row of each code, -1 for none."""
     weights: Shaped[Floats, "codes"]
     recency: Recency
+    factor: float
     n_items: int
 
     @classmethod
-    def of(cls, dataset: Dataset, stored: Ragged, history: str, weights: Floats, recency: Recency) -> OwnCountWeights:
+    def of(
+        cls, dataset: Dataset, stored: Ragged, history: str, weights: Floats, recency: Recency, factor: float
+    ) -> OwnCountWeights:
         """Take the weights of the codes of a history. Raises RunError for another number of codes."""
         spec = next((h for h in dataset.schema.histories("user") if h.name == history), None)
         field = next((f for f in dataset.encoders.fields("user") if f.name == history), None)
         if spec is None or field is None or spec.feature or spec.codes or len(weights) != field.rows:
             raise RunError(f"{len(weights):,} weights are not those of the codes of a history '{history}'")
         rows = rows_of_codes(dataset, spec, field.rows)
-        return cls(history, stored, rows, weights, recency, len(dataset.items))
+        return cls(history, stored, rows, weights, recency, factor, len(dataset.items))
 
     def of_codes(self, codes: Codes) -> OwnItems:
         """Return the items of one history, the codes (n,), oldest first."""
@@ -65,7 +68,7 @@ class OwnCountWeights:
         return self._of(self.stored.take(users))
 
     def _of(self, histories: Ragged) -> list[OwnItems]:
-        offsets, own = own_items(histories, self.rows, self.weights, self.recency, self.n_items)
+        offsets, own = own_items(histories, self.rows, self.weights, self.recency, self.factor, self.n_items)
         ends = offsets[1:-1]
         return [OwnItems(*part) for part in zip(np.split(own.rows, ends), np.split(own.scores, ends), strict=True)]
 
@@ -121,7 +124,7 @@ class LoadedBundle:
                     )
                 try:
                     own = OwnCountWeights.of(
-                        dataset, stored, facts.history, weights, Recency(facts.rate, facts.exponent)
+                        dataset, stored, facts.history, weights, Recency(facts.rate, facts.exponent), facts.factor
                     )
                 except RunError as e:
                     raise RunError(f"{folder / layout.OWN_COUNTS}: damaged ({e})") from None

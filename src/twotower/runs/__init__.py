@@ -123,12 +123,12 @@ class Run:
         missed, model = list[str](), self.config.model
         if side == "user" and model.own_counts and self.model.own_counts.are_fitted:
             missed.append(
-                "users: the model adds own counts (model.own_counts) to the product of the vectors: an index of other "
+                "users: the model adds own counts (scorer 'repeats') to the product of the vectors: an index of other "
                 "software ranks without them"
             )
         if side == "item" and self.follows_popularity:
             missed.append(
-                "items: the model ranks by recent popularity (model.recent_popularity), which the vectors have by the "
+                "items: the model ranks by recent popularity (scorer 'trending'), which the vectors have by the "
                 "id: an item that training lacks, or has fewer than min_count rows of, counts as one without a row; "
                 "the index of a bundle reads its rows: publish the run for these"
             )
@@ -315,7 +315,7 @@ def _best_so_far(folder: Path, config: Config, dataset: Dataset, found: Checkpoi
     state = [
         f"{'in training' if running else 'stopped'} after epoch {progress.epoch} of {config.train.epochs}",
         f"the best is epoch {best.epoch}",
-        *(f"train.start weighs pair {start.pair} after the last" for start in config.last_starts),
+        *(f"the mix weights pair {start.pair} after the last" for start in config.last_starts),
         *["model.stacking weighs its terms after the last"] * bool(config.model.stacking),
         *(f"model.{option} is fitted after the last" for option in fitted if getattr(config.model, option)),
     ]

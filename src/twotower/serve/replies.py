@@ -85,7 +85,7 @@ class BatchReply:
 
 @_reply
 class VectorReply:
-    """A user vector. Its dot product with an item vector is the score, without own counts (model.own_counts)."""
+    """A user vector. Its dot product with an item vector is the score, without own counts (scorer 'repeats')."""
 
     vector: Annotated[list[float], Field(description="D numbers, as the index is searched with.")]
     metric: Annotated[Literal["cosine", "dot"], Field(description="Metric of the index.")]

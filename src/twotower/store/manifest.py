@@ -88,11 +88,13 @@ class IndexFacts(_Facts):
 
 
 class OwnCountsFacts(_Facts):
-    """History with own counts, and the weight of its n-th latest interaction: rate^(n - 1) n^-exponent."""
+    """History with own counts, the weight of its n-th latest interaction, rate^(n - 1) n^-exponent, and the factor of
+    the logarithm of the sums."""
 
     history: StrictStr
     rate: Annotated[Number, Field(ge=0, le=1)]
     exponent: Annotated[Number, Field(ge=0)]
+    factor: Number
 
 
 class FileEntry(_Facts):

@@ -8,14 +8,13 @@ from collections.abc import Container, Iterable, Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 
-from twotower.config.toml import TomlValue, parse_config
+from twotower.config.toml import TomlValue, parse_sections
 from twotower.errors import ConfigError, listed
-from twotower.features.side import SIDES, SideName
-from twotower.model.pooling.pooling import Pooling
+from twotower.features.side import SIDES
 from twotower.suggestion.features import SideFeature
 from twotower.suggestion.shape import RecipeRule, Shape
 from twotower.train.defaults import MIN_BATCH, STEPS_OF_EPOCH, batch_of
-from twotower.train.recipe import TrainConfig
+from twotower.train.starts import SCORERS
 from twotower.train.starts.start import Start
 from twotower.train.starts.user_content import fewer_columns
 
@@ -70,11 +69,11 @@ class FittedRecipe:
         Without a label histories hold all interactions, and unless it `reads_negatives` none holds negatives. With
         `reads_text` a recipe without text reads the text of items too. Trained towers read the columns `of_users`.
         `searched` are the texts whose words both sides share, by side and name."""
-        schema, self.config = parse_config(settings)
+        schema, self.config = parse_sections(settings)
         assert schema is not None
         self.ids, self.has_negatives = ids, has_label and reads_negatives
+        self.hides_negatives = has_label and not reads_negatives
         self._own_ids = {"user": schema.user_id, "item": schema.item_id}
-        self._closed = {start.pair for start in self.config.train.start if not start.learn}
         listed_features = section(settings, "schema")["features"]
         assert isinstance(listed_features, list)
         raw: list[Settings] = [dict(f) for f in listed_features]
@@ -104,15 +103,8 @@ class FittedRecipe:
         given = self.model.get("pairs", [])
         assert isinstance(given, list)
         self.pairs: list[dict[str, Settings]] = [
-            {side: self._fit_tower(tower, side, place in self._closed) for side, tower in pair.items()}
-            for place, pair in enumerate(given)
+            {side: self._fit_tower(tower, side) for side, tower in pair.items()} for pair in given
         ]
-        self.without_columns = {
-            place
-            for place, pair in enumerate(given)
-            if any("fields" in tower and "fields" not in self.pairs[place][side] for side, tower in pair.items())
-        }
-        """Pairs that read nothing but columns that the tables lack."""
         self.model |= {"pairs": self.pairs} if given else {}
         self._add_columns(of_users)
 
@@ -147,16 +139,12 @@ class FittedRecipe:
             )
         return made
 
-    def _fit_tower(self, tower: Settings, side: str, is_closed: bool) -> Settings:
-        """Return a tower with the names of the features here; without `fields` if the tables have none of them.
-
-        No closed form reads text."""
+    def _fit_tower(self, tower: Settings, side: str) -> Settings:
+        """Return a tower with the names of the features here; without `fields` if the tables have none of them."""
         fitted = {**tower}
-        new = dict.fromkeys(n for name in _fields(fitted) for n in self._renamed.get((side, name), ()))
+        names = dict.fromkeys(n for name in _fields(fitted) for n in self._renamed.get((side, name), ()))
         fitted.pop("fields", None)
-        texts = {str(c.options["name"]) for c in self.columns if c.is_text and c.options["side"] == side}
-        names = [name for name in new if not (is_closed and name in texts)]
-        return {"fields": names, **fitted} if names else fitted
+        return {"fields": [*names], **fitted} if names else fitted
 
     def _add_columns(self, of_users: Container[str]) -> None:
         """Add columns of users to the trained towers that read the most fields, if none of them reads such columns.
@@ -164,51 +152,19 @@ class FittedRecipe:
         If the tower of items adds its fields up, so does that of users: a layer learns which values of users and items
         are equal from many more rows than a sum, whose values meet those of the items in the product."""
         added = [c for c in self.columns if c.options["side"] == "user" and c.column in of_users]
-        trained = [pair for place, pair in enumerate(self.pairs) if place not in self._closed]
         columns = {str(c.options["name"]) for c in self.columns if c.options["side"] == "user"}
-        if any(columns & {*_fields(pair["user"], columns)} for pair in trained):
+        if any(columns & {*_fields(pair["user"], columns)} for pair in self.pairs):
             return
         known = {(f["side"], _source(f)) for f in self.features}
         for column in (c for c in added if ("user", c.column) not in known):
             self.why[len(self.features)] = column.why
             self.features.append({**column.options})
-        most = max((len(_fields(pair["user"])) for pair in trained), default=0)
-        for user, item in ((pair["user"], pair["item"]) for pair in trained if "fields" in pair["user"]):
+        most = max((len(_fields(pair["user"])) for pair in self.pairs), default=0)
+        for user, item in ((pair["user"], pair["item"]) for pair in self.pairs if "fields" in pair["user"]):
             if added and len(_fields(user)) == most:
                 user["fields"] = [*_fields(user), *(str(column.options["name"]) for column in added)]
                 if item.get("join") == "sum":
                     user |= {"join": "sum", "activation": "Identity", "layers": []}
-
-    def drop_pair(self, number: int) -> None:
-        """Leave out a pair of towers, and the features that it alone reads."""
-        all_of = {side: [str(f["name"]) for f in self.features if f["side"] == side] for side in SIDES}
-        read = [{(str(s), n) for s in SIDES for n in _fields(pair[s], all_of[s])} for pair in self.pairs]
-        own = read.pop(number).difference(*read)
-        del self.pairs[number]
-        kept = [place for place, f in enumerate(self.features) if (f["side"], f["name"]) not in own]
-        self.features = [self.features[place] for place in kept]
-        self.why = {kept.index(place): why for place, why in self.why.items() if place in kept}
-
-    def columns_of(self, number: int, side: SideName) -> list[str]:
-        """Return the columns that a tower of a pair reads."""
-        found = {str(f["name"]): _source(f) for f in self.features if f["side"] == side}
-        return [found[name] for name in _fields(self.pairs[number][side], found)]
-
-    def order_pair(self, number: int, pooling: Pooling) -> None:
-        """Let a history of a pair that is pooled in no order be pooled so. Its items get the width of all pieces."""
-        user, item = self.pairs[number]["user"], self.pairs[number]["item"]
-        for feature in (f for f in self.features if f["side"] == "user" and f["name"] in _fields(user)):
-            if feature["kind"] == "sequence" and not isinstance(feature.get("pooling"), Mapping):  # others are in order
-                feature["pooling"] = {"kind": pooling.kind, **pooling.model_dump(mode="json", exclude_defaults=True)}
-                item["width"] = int(str(user["width"])) * pooling.pieces
-
-    def narrow_pair(self, number: int, most: int) -> bool:
-        """Bound the width of a pair that names it, and return True if it was greater."""
-        towers = {side: int(str(tower.get("width", 0))) for side, tower in self.pairs[number].items()}
-        least = min((width for width in towers.values() if width), default=0)
-        for side, width in towers.items() if least > most else ():
-            self.pairs[number][side] |= {"width": width * most // least} if width else {}
-        return least > most
 
 
 def _fields(tower: Settings, every: Iterable[str] = ()) -> list[str]:
@@ -223,20 +179,18 @@ def _source(feature: Settings) -> str:
 
 
 def shaped_settings(
-    recipe: Settings, fitted: FittedRecipe, shape: Shape, rule: RecipeRule, unweighed: str = "", unsolved: str = ""
+    recipe: Settings, fitted: FittedRecipe, shape: Shape, rule: RecipeRule, unweighted: str = "", unsolved: str = ""
 ) -> tuple[Settings, dict[str, str]]:
-    """Return the sections [model], [loss], [negatives] and [train] of a recipe for a shape, and comments by dotted key.
+    """Return the scorers and the sections [model], [loss], [negatives] and [train] of a recipe for a shape, and
+    comments by dotted key.
 
-    Windows of `fitted.features` are set too. Pairs are left out whose closed form is too large or whose weight cannot
-    be chosen, for the reason `unweighed`; for the reason `unsolved` every pair with a closed form."""
+    Windows of `fitted.features` are set too. Scorers are left out that read what the tables lack, that are too large,
+    or whose weight cannot be chosen, for the reason `unweighted`; for the reason `unsolved` all."""
     config = fitted.config
     settings: Settings = {key: recipe[key] for key in ("loss", "negatives", "train") if key in recipe}
     comments = dict[str, str]()
-    for start in config.train.start:
-        if start.in_order and shape.has_order and start.pair not in fitted.without_columns:
-            fitted.order_pair(start.pair, start.in_order)
-    if any(start.blend or unsolved for start in config.train.start):
-        settings["train"] = _shape_blends(section(settings, "train"), fitted, shape, unweighed, unsolved, comments)
+    if kept := _shape_scorers(recipe, fitted, shape, unweighted, unsolved, comments):
+        settings["scorers"] = kept
     settings = {"model": fitted.model} | settings
     for place, feature in enumerate(fitted.features):
         window = section(feature, "pooling").get("window")
@@ -255,60 +209,68 @@ def shaped_settings(
     return settings, comments
 
 
-def _shape_blends(
-    train: Settings, fitted: FittedRecipe, shape: Shape, unweighed: str, unsolved: str, comments: dict[str, str]
-) -> Settings:
-    """Return the section [train] without starts whose weight cannot be chosen or whose closed form does not fit the
-    log, and leave out their pairs; bound the widths of the others."""
-    given = train["start"]
-    assert isinstance(given, list)
-    reasons, left = dict[str, list[str]](), list[Start]()
-    for start in fitted.config.train.start:
-        why = unsolved or unweighed
-        if not (why or start.is_exact(shape.users, shape.items, shape.common)):
-            why = f"{shape.users:,} users and {shape.items:,} items are too many for its closed form."
-        if start.adds_users and shape.users_change:
-            why = "users have several values of a column, by schema.valid_from."
-        elif start.adds_users and start.pair not in fitted.without_columns and not why:
-            of_ids = {fitted.ids["user"]: shape.users, fitted.ids["item"]: shape.items}
-            counts = [
-                {c: 1 + shape.values.get((side, c), of_ids.get(c, 0)) for c in fitted.columns_of(start.pair, side)}
-                for side in SIDES
-            ]
-            fewer = [len(names) < len(of) for names, of in zip(fewer_columns(*counts), counts, strict=True)]
-            why = "the columns have too many values to be counted." if any(fewer) else ""
-        if start.pair in fitted.without_columns:
-            why = "the tables have none of the columns that it reads."
-        if unsolved or (start.blend and why):
-            left.append(start)
-            reasons.setdefault(why, []).append(f"'{start.kind}'")
-    gone = sorted((start.pair for start in left), reverse=True)
-    for pair in gone:
-        fitted.drop_pair(pair)
-    kept = list[TomlValue]()
-    for start, options in zip(fitted.config.train.start, given, strict=True):
-        if start in left or not isinstance(options, Mapping):
+def _shape_scorers(
+    recipe: Settings, fitted: FittedRecipe, shape: Shape, unweighted: str, unsolved: str, comments: dict[str, str]
+) -> list[Settings]:
+    """Return the scorers of a recipe that fit the log, none wider than what it reads has values."""
+    given = listed_sections(recipe, "scorers")
+    columns: dict[str, list[Settings]] = {
+        side: [f for f in fitted.features if f["side"] == side and _is_column(f, fitted.ids)] for side in SIDES
+    }
+    reasons, kept, hides = dict[str, list[str]](), list[Settings](), fitted.hides_negatives
+    for place, (scorer, options) in enumerate(zip(fitted.config.scorers, given, strict=True)):
+        why = unsolved or (unweighted if place or fitted.config.train.epochs else "")
+        if isinstance(scorer, Start) and not why:
+            why = _why_left_out(scorer, columns, fitted.ids, shape)
+        if why:
+            reasons.setdefault(why, []).append(f"'{scorer.kind}'")
             continue
-        pair = start.pair - sum(other < start.pair for other in gone)
-        kept.append({**options, "pair": pair} if pair else options)
-        bounds = {
-            min(shape.users, shape.items): f"The smaller number of {shape.users:,} users and {shape.items:,} items."
-        }
-        more = "and a tenth more for new ones."
-        if fitted.ids["item"] not in _fields(fitted.pairs[pair]["item"], [fitted.ids["item"]]):
-            why = f"The number of values of the items' columns, {shape.content_values:,}, {more}"
-            bounds.setdefault(-(-11 * shape.content_values // 10), why)
-        if start.adds_users:
-            why = (
-                f"The smaller numbers of values of columns of users and items, added up, {shape.joint_values:,}, {more}"
-            )
-            bounds.setdefault(-(-11 * shape.joint_values // 10), why)
-        if start.blend and fitted.narrow_pair(pair, min(bounds)):
-            comments[f"model.pairs.{pair}.user.width"] = bounds[min(bounds)]
-    if left:
-        texts = (f"the recipe's start{'s' * bool(k[1:])} {listed(k)} and its pair: {why}" for why, k in reasons.items())
-        comments["train.start"] = " ".join(f"Without {text}" for text in texts)
-    return {**train, "start": kept}
+        kept.append({**options, **({"unliked": 0} if hides and "unliked" in type(scorer).model_fields else {})})
+        if "rates" in type(scorer).model_fields and shape.order is not None and not shape.has_order:
+            kept[-1]["rates"] = [1.0]  # all rows count alike
+        if isinstance(scorer, Start) and (width := _most_directions(scorer, shape)) < scorer.width:
+            kept[-1]["width"] = width
+            comments[f"scorers.{len(kept) - 1}"] = f"width: the data have no more than {width:,} directions"
+    if reasons:
+        texts = (f"the recipe's scorer{'s' * bool(k[1:])} {listed(k)}: {why}" for why, k in reasons.items())
+        comments["scorers"] = " ".join(f"Without {text}" for text in texts)
+    return kept
+
+
+def _why_left_out(scorer: Start, columns: Mapping[str, list[Settings]], ids: Mapping[str, str], shape: Shape) -> str:
+    """Return why a closed form does not fit a log; "" if it fits."""
+    if not scorer.is_exact(shape.users, shape.items, shape.common):
+        return f"{shape.users:,} users and {shape.items:,} items are too many for its closed form."
+    if scorer.adds_users and shape.users_change:
+        return "users have several values of a column, by schema.valid_from."
+    sides = (["item"] if scorer.adds_columns and not scorer.reads_ids else []) + ["user"] * scorer.adds_users
+    if not all(columns[side] for side in sides):
+        return "the tables have none of the columns that it reads."
+    if scorer.adds_users:
+        of_item = {ids["item"]: 1 + shape.items}
+        counts = [
+            {str(f["name"]): 1 + shape.values.get((side, _source(f)), 0) for f in columns[side]} for side in SIDES
+        ]
+        counts[1] |= of_item
+        if any(len(names) < len(of) for names, of in zip(fewer_columns(*counts), counts, strict=True)):
+            return "the columns have too many values to be counted."
+    return ""
+
+
+def _most_directions(scorer: Start, shape: Shape) -> int:
+    """Return the width from which a closed form has no more directions: the smaller number of users and items, and of
+    columns their values, and a tenth more for new ones."""
+    most = min(shape.users, shape.items)
+    if scorer.adds_users or (scorer.adds_columns and not scorer.reads_ids):
+        values = shape.joint_values if scorer.adds_users else shape.content_values
+        return max(1, min(most, -(-11 * values // 10)))
+    return most
+
+
+def _is_column(feature: Settings, ids: Mapping[str, str]) -> bool:
+    """Return True for a column of values that closed forms read: no id, history, text or number without buckets."""
+    coded = feature["kind"] in ("categorical", "multi_hot") or bool(feature.get("buckets"))
+    return coded and _source(feature) != ids[str(feature["side"])]
 
 
 def _shape_catalogue(settings: Settings, shape: Shape, comments: dict[str, str]) -> None:
@@ -327,18 +289,18 @@ def _shape_catalogue(settings: Settings, shape: Shape, comments: dict[str, str])
 def _shape_width(
     settings: Settings, fitted: FittedRecipe, shape: Shape, rule: RecipeRule, comments: dict[str, str]
 ) -> None:
-    """Raise the width of a model that is its start, as far as that takes no longer than on the recipe's own log: items
-    that are taken together in pairs and series have more directions than tastes have."""
-    own, own_rows = fitted.config.model.width, rule.rows + ROWS_OF_ID * rule.ids
+    """Raise the width of the first scorer of a recipe without epochs, as far as that takes no longer than on the
+    recipe's own log: items that are taken together in pairs and series have more directions than tastes have."""
+    scorers, first = listed_sections(settings, "scorers"), fitted.config.scorers[0]
+    assert isinstance(first, Start)
+    own, own_rows = first.width, rule.rows + ROWS_OF_ID * rule.ids
     rows = shape.taken + ROWS_OF_ID * (shape.users + shape.items)
     width, most = own, min(shape.users, shape.items, MAX_WIDTH)
     while 2 * width <= most and 2 * width * rows <= own * own_rows:
         width *= 2
-    if width > own:
-        settings["model"] = {**section(settings, "model"), "width": width}
-        comments["model.width"] = (
-            f"The recipe's {own:,}, doubled while it takes no longer than on the recipe's own log."
-        )
+    if width > own and scorers:
+        settings["scorers"] = [{**scorers[0], "width": width}, *scorers[1:]]
+        comments["scorers.0"] = f"width: {own:,}, doubled while it takes no longer than on the recipe's own log"
 
 
 def _shape_steps(
@@ -366,13 +328,20 @@ def _shape_steps(
     settings["train"] = {**section(settings, "train"), **changed}
 
 
-def first_starts(train: Settings) -> list[TomlValue]:
-    """Return the starts of a section [train] with their first value in place of several."""
-    kept = list[TomlValue]()
-    for start in TrainConfig.model_validate(train).start:
-        firsts = {name: [getattr(start, name)[0]] for name in start.several if getattr(start, name)}
-        kept.append({"kind": start.kind, **start.model_dump(exclude_defaults=True), **firsts})
+def first_values(scorers: Iterable[Settings]) -> list[Settings]:
+    """Return scorers with the first value of each option in place of several."""
+    kept = list[Settings]()
+    for options in scorers:
+        scorer = SCORERS.parse(options)
+        several = scorer.several if isinstance(scorer, Start) else []
+        kept.append({**options, **{name: [getattr(scorer, name)[0]] for name in several}})
     return kept
+
+
+def listed_sections(settings: Mapping[str, TomlValue], key: str) -> list[Settings]:
+    """Return a list of sections of settings, empty without one."""
+    found = settings.get(key, [])
+    return [dict(one) for one in found if isinstance(one, Mapping)] if isinstance(found, list) else []
 
 
 def section(settings: Mapping[str, TomlValue], key: str) -> Settings:

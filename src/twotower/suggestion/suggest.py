@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Container, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Unpack
@@ -39,7 +39,15 @@ from twotower.suggestion.features import (
     with_constant_columns,
     without_answers,
 )
-from twotower.suggestion.recipes import FittedRecipe, Settings, first_starts, read_recipe, section, shaped_settings
+from twotower.suggestion.recipes import (
+    FittedRecipe,
+    Settings,
+    first_values,
+    listed_sections,
+    read_recipe,
+    section,
+    shaped_settings,
+)
 from twotower.suggestion.roles import COLUMNS, OPTION_OF, RoleColumns, Roles, find_roles, role_options
 from twotower.suggestion.shape import (
     DENSE,
@@ -336,16 +344,18 @@ def _compose(
         (("user", shape.query), ("item", shape.words)),
     )  # fmt: skip
     has_validation = section(given, "split").get("validation") != 0 or (ordered is not None and "validation" in data)
-    unweighed = "" if has_validation else "no validation part chooses its weight."
-    if has_validation and log.ranks_repeats and config.last_starts:
-        unweighed = "repeats are kept, and what is fitted to them comes after its weight."
-    if config.last_starts and any(f.get("side") == "context" for f in _features(options)):
-        unweighed = "the vectors of trained pairs depend on the context, and its weight would too."
-    sections, of_shape = shaped_settings(source, fitted, shape, rule, unweighed, unsolved)
+    unweighted = "" if has_validation else "no validation part chooses its weight."
+    if config.train.epochs and any(f.get("side") == "context" for f in _features(options)):
+        unweighted = "the vectors of trained towers depend on the context, and its weight would too."
+    sections, of_shape = shaped_settings(source, fitted, shape, rule, unweighted, unsolved)
     comments |= of_shape | {f"schema.features.{place}": why for place, why in fitted.why.items()}
 
     def set_model(option: str, value: TomlValue, why: str) -> None:
         sections["model"], comments[f"model.{option}"] = {**section(sections, "model"), option: value}, why
+
+    def add_scorer(kind: str, why: str) -> None:
+        before = listed_sections(sections, "scorers")
+        sections["scorers"], comments[f"scorers.{len(before)}"] = [*before, {"kind": kind}], why
 
     if config.model.cold_item_bias and not shape.contents:
         set_model("cold_item_bias", False, "The items have no columns of contents, by which new ones would rank.")
@@ -354,7 +364,7 @@ def _compose(
     changes = shape.drift is not None and shape.drift.exists
     follows = changes and has_id and has_validation and not (pointwise or config.model.stacking)
     if by_users and has_validation and not follows:
-        set_model("bias", True, "Few items are new, so that popularity counts, in the weights of columns too.")
+        set_model("bias", True, "Few items are new, so that popularity counts.")
     evaluation = section(source, "evaluation")
     if ordered is not None:
         split: Settings = {"kind": "files", **({"ordered": True} if ordered else {})}
@@ -367,10 +377,10 @@ def _compose(
         comments |= of_split
     if not has_validation:
         train = {k: v for k, v in section(sections, "train").items() if k != "patience"}
-        if train.get("start"):
-            train["start"] = first_starts(section(sections, "train"))
+        if scorers := listed_sections(sections, "scorers"):
+            sections["scorers"] = first_values(scorers)
             first = "The first of the recipe's values: no validation part chooses."
-            comments["train.start"] = f"{first} {comments.get('train.start', '')}".strip()
+            comments["scorers"] = f"{first} {comments.get('scorers', '')}".strip()
         sections["train"] = train
         for option, does in _BY_VALIDATION.items():
             if getattr(config.model, option):
@@ -384,30 +394,15 @@ def _compose(
         )
     if log.ranks_repeats:
         evaluation["repeats"] = "allow"
-        kinds = {"positive"} if has_label and shape.negatives else {"positive", "all"}
-        taken = _history_of_items(fitted.features, kinds) or _history_of_items(fitted.features, {"all"})
-        if taken is not None and has_validation and not pointwise:
-            if fitted.features[taken].get("interactions", "all") not in kinds:
-                fitted.features[taken]["interactions"] = "positive"
-                comments[f"schema.features.{taken}"] = "interactions: what users refused is not what they take again"
-            name = fitted.features[taken]["name"]
-            set_model("own_counts", name, "Repeats are kept: what a user took counts for itself.")
+        if has_validation and not pointwise:
+            add_scorer("repeats", "Repeats are kept: what a user took counts for itself.")
     if follows:
-        set_model("recent_popularity", True, f"What is popular changes: {shape.drift}.")
+        add_scorer("trending", f"What is popular changes: {shape.drift}.")
     settings: Settings = {
         "data": dict(data), "schema": {**schema, "features": fitted.features}, "split": split, **sections,
         "evaluation": evaluation,
     }  # fmt: skip
     return {key: value for key, value in settings.items() if value}, comments
-
-
-def _history_of_items(features: Sequence[Settings], interactions: Container[str]) -> int | None:
-    """Return the place of the first history of the users that holds ids of items, of such interactions."""
-    for place, f in enumerate(features):
-        of_users = f["kind"] == "sequence" and f["side"] == "user" and not f.get("feature") and not f.get("max_length")
-        if of_users and f.get("interactions", "all") in interactions:
-            return place
-    return None
 
 
 def _split(
@@ -457,9 +452,9 @@ def _with_overrides(
         schema = {k: v for k, v in schema.items() if k != "duplicates"}
         schema |= {"duplicates": "keep"} if log.keeps_repeats(split) else {}
     ranks_repeats = section(settings, "evaluation").get("repeats", "exclude") != "exclude"
-    is_composed = model.get("own_counts") == section(composed, "model").get("own_counts")
+    is_composed = settings.get("scorers") == composed.get("scorers")
     if is_composed and not (ranks_repeats and schema.get("duplicates") == "keep"):
-        model.pop("own_counts", None)
+        settings["scorers"] = [s for s in listed_sections(settings, "scorers") if s != {"kind": "repeats"}]
     settings |= {"split": split, "schema": schema, "model": model}
     return {key: value for key, value in settings.items() if value}
 

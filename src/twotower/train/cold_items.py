@@ -168,12 +168,9 @@ def _bounded_bias(
     return next((bias for bias in tried if not bias or of_bias(bias) >= least), 0.0)
 
 
-def best_bias(
-    score: Callable[[float], float], spread: float, lowest: float = LOWEST, highest: float = HIGHEST,
-    beyond: int = MAX_BEYOND,
-) -> float:  # fmt: skip
-    """Return the bias of the highest score: of multiples of `spread` from `lowest` to `highest`, then of at most
-    `beyond` more while the outermost is the best, at last of finer ones around it. Of equal ones it is the nearest to
+def best_bias(score: Callable[[float], float], spread: float) -> float:
+    """Return the bias of the highest score: of multiples of `spread` from LOWEST to HIGHEST, then of at most
+    MAX_BEYOND more while the outermost is the best, at last of finer ones around it. Of equal ones it is the nearest to
     0."""
     tried = dict[float, float]()
 
@@ -181,8 +178,8 @@ def best_bias(
         tried.update({value: score(value * spread) for value in more if value not in tried})
         return max(tried, key=lambda value: (tried[value], -abs(value)))
 
-    best = best_with(*np.arange(lowest, highest + STEP / 2, STEP).tolist())
-    for _ in range(beyond):
+    best = best_with(*np.arange(LOWEST, HIGHEST + STEP / 2, STEP).tolist())
+    for _ in range(MAX_BEYOND):
         if min(tried) < best < max(tried):
             break
         best = best_with(best + (STEP if best > 0 else -STEP))

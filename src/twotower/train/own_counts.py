@@ -1,12 +1,6 @@
-"""Own counts: the score that items of a user's own history have in addition to the product, fitted to the validation
-part."""
+"""Own counts: the score that items of a user's own history have in addition to the product."""
 
 from __future__ import annotations
-
-import logging
-from collections.abc import Callable
-from dataclasses import replace
-from typing import TypeVar
 
 import numpy as np
 import torch
@@ -16,33 +10,20 @@ from twotower.arrays.types import Doubles, Floats, Shaped
 from twotower.data.dataset import Dataset
 from twotower.data.own_items import Recency, rows_of_codes
 from twotower.data.splits import VALIDATION
-from twotower.distributed import DistributedContext
 from twotower.errors import ConfigError
-from twotower.evaluation.context_factors import ContextFactors
-from twotower.evaluation.factors import Factors, Scorer
 from twotower.evaluation.own_scores import OwnScores
 from twotower.features.feature import HistorySpec
 from twotower.features.values import UNKNOWN
 from twotower.model.two_tower import TwoTower
-from twotower.train.cold_items import spread_of_scores
-from twotower.train.starts.search import CLOSE, best_weight
-
-log = logging.getLogger(__name__)
-F = TypeVar("F", bound=Factors | ContextFactors)
 
 PRIOR = 10.0
 """Interactions with an item at which its own share of repeats weighs as much as that of all items."""
+SMALL = 0.2
+"""Unit of an item's sum within its logarithm, in mean sums: the likelihood of what users took is nearly the same from
+.1 to .3, and lower beyond (docs/log.md)."""
 HALF_LIVES, EXPONENTS = (400, 200, 100, 50, 25, 12, 6, 3, 1), (0.1, 0.25, 0.5, 1.0, 2.0)
 """Numbers of interactions after which one counts half, and exponents of their places, which are tried in addition
 to equal counts where the log has times."""
-WEIGHTS = (0.0, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0)
-"""Root mean squares of the added scores that are tried, in standard deviations of a user's scores."""
-OWN_SCORES = 500_000_000
-"""Scores of users and items of a comparison at most, of which a fit makes some fifty."""
-FIRST_WEIGHTS = (1.0, 300.0)
-"""Weights by which the recencies are compared at first: comparable to the other scores, and above them."""
-USUAL_WEIGHT, USUAL_EXPONENT = 3.0, 0.1
-"""Weight and exponent with which the values of a start are chosen, before own counts are fitted."""
 
 
 def own_scores(model: TwoTower, dataset: Dataset, part: int) -> OwnScores | None:
@@ -51,7 +32,8 @@ def own_scores(model: TwoTower, dataset: Dataset, part: int) -> OwnScores | None
     if not name or not model.own_counts.are_fitted:
         return None
     weights = model.own_counts.weights.cpu().numpy()
-    return _scores(dataset, name, part, weights, model.own_counts.recency)
+    own = model.own_counts
+    return _scores(dataset, name, part, weights, own.recency, float(own.factor))
 
 
 def check_own_counts(dataset: Dataset, name: str, repeats: str) -> None:
@@ -79,105 +61,55 @@ def check_own_counts(dataset: Dataset, name: str, repeats: str) -> None:
             f"default, or set share_embedding = false of feature '{name}'"
         )
     if not len(dataset.validation):
-        raise ConfigError("model.own_counts is fitted to the validation part, and the split has none; leave it out")
+        raise ConfigError(
+            "the scorer 'repeats' (model.own_counts) is fitted to the validation part, and the split has none; leave "
+            "it out"
+        )
     if schema.duplicates != "keep":
         raise ConfigError(
-            f"model.own_counts scores what users take again, and schema.duplicates = '{schema.duplicates}' leaves "
-            "none of it; set schema.duplicates = 'keep', or leave it out"
+            f"the scorer 'repeats' (model.own_counts) scores what users take again, and schema.duplicates = "
+            f"'{schema.duplicates}' leaves none of it; set schema.duplicates = 'keep', or leave it out"
         )
     if repeats == "exclude":
         raise ConfigError(
-            "model.own_counts scores what users take again, and evaluation.repeats = 'exclude' ranks none of it; set "
-            "evaluation.repeats = 'allow', or leave it out"
+            "the scorer 'repeats' (model.own_counts) scores what users take again, and evaluation.repeats = 'exclude' "
+            "ranks none of it; set evaluation.repeats = 'allow', or leave it out"
         )
 
 
-class OwnCountsFit:
-    """Own counts as an addition to other scores, and their fit to validation.
+def recencies(dataset: Dataset) -> list[Recency]:
+    """Return the recencies that a fit compares: equal counts, and more for a log with times."""
+    found = [Recency()]
+    if dataset.times is not None:
+        found += [Recency(exponent=exponent) for exponent in EXPONENTS]
+        found += [Recency(rate=0.5 ** (1 / n)) for n in HALF_LIVES]
+    return found
 
-    An item weighs as the share of its training interactions that repeat an earlier one of their user (Hu et al. 2020,
-    "Modeling Personalized Item Frequency Information for Next-basket Recommendation").
-    """
 
-    def __init__(self, model: TwoTower, dataset: Dataset) -> None:
-        self._own, self._dataset, self._name = model.own_counts, dataset, model.config.own_counts
-        self._shares = shares_of_repeats(dataset, self._name, len(self._own.weights))
-        self._recencies, self._known = [Recency()], dict[Recency, OwnScores]()
-        """Scores of validation by recency, of the root mean square 1."""
-        if dataset.times is not None:
-            self._recencies += [Recency(exponent=exponent) for exponent in EXPONENTS]
-            self._recencies += [Recency(rate=0.5 ** (1 / n)) for n in HALF_LIVES]
+def own_scores_by(model: TwoTower, dataset: Dataset, recency: Recency) -> tuple[OwnScores, Shaped[Floats, "codes"]]:
+    """Return the scores of the factor 1 that the histories before validation add by a recency, and the weights of the
+    codes: their shares of repeats, in units of SMALL times the mean sum of an item."""
+    name = model.config.own_counts
+    weights = shares_of_repeats(dataset, name, len(model.own_counts.weights))
+    sums = np.expm1(_scores(dataset, name, VALIDATION, weights, recency, 1.0).values)
+    if len(sums) and (mean := float(sums.mean())):
+        weights /= np.float32(SMALL * mean)
+    return _scores(dataset, name, VALIDATION, weights, recency, 1.0), weights
 
-    def beside(self, found: F) -> F:
-        """Return scores with own counts of the usual weight and exponent; as they are if no user takes an item
-        again."""
-        spread = spread_of_scores(found, self._dataset)
-        usual = Recency(exponent=USUAL_EXPONENT) if len(self._recencies) > 1 else Recency()
-        return replace(found, own=self._unit(usual).scaled(USUAL_WEIGHT * spread)) if self._shares.any() else found
 
-    def fit(
-        self,
-        found: Factors | ContextFactors,
-        score: Callable[[Scorer], tuple[float, float]],
-        context: DistributedContext,
-        metric: str = "",
-        told: str = "",
-    ) -> None:
-        """Overwrite the own counts of the model with those whose validation score is highest. `found` are the scores
-        without them, and `score` the metric of validation that decides and the monitored one, higher is better; all
-        ranks call it. `metric` names the former if it is another, and `told` says by how many users they are measured.
-        What loses more than CLOSE of the monitored metric is not taken."""
-        spread = context.broadcast(spread_of_scores(found, self._dataset) if context.is_main else 0.0)
-        if not self._shares.any() or not spread > 0:
-            why = (
-                "each user scores all items alike" if self._shares.any() else "no user takes an item again in training"
-            )
-            log.warning(f"model.own_counts fits nothing, and adds nothing: {why}")
-            self._own.weights.zero_()
-            return
-        tried = dict[tuple[float, Recency], tuple[float, float]]()
-
-        def of(weight: float, recency: Recency) -> float:
-            key = weight, recency if weight else Recency()
-            if key not in tried:
-                tried[key] = score(replace(found, own=self._unit(key[1]).scaled(weight * spread)))
-            return tried[key][0]
-
-        first = ((w, r) for r in self._recencies for w in FIRST_WEIGHTS)
-        recency = max(first, key=lambda pair: of(*pair))[1]
-        weight = best_weight(WEIGHTS, lambda w: of(w, recency))
-        recency = max(self._recencies, key=lambda r: of(weight, r)) if weight else Recency()
-        best = max(monitored for _, monitored in tried.values())
-        least = best - CLOSE * abs(best)
-        if tried[weight, recency][1] < least:
-            weight, recency = max((key for key in tried if tried[key][1] >= least), key=lambda key: tried[key][0])
-        (decides, monitored), without = tried[weight, recency], (of(0.0, Recency()), tried[0.0, Recency()][1])
-        scores = _scores(self._dataset, self._name, VALIDATION, self._shares, recency)
-        with torch.no_grad():
-            weights = self._shares * np.float32(weight * spread / scores.root_mean_square)
-            self._own.weights.copy_(torch.from_numpy(weights))
-            self._own.rate.fill_(recency.rate)
-            self._own.exponent.fill_(recency.exponent)
-        log.info(
-            f"own counts: weight {weight:g} in standard deviations of a user's scores, rate {recency.rate:.4g}, "
-            f"exponent {recency.exponent:g}"
-            + ("" if weight else " (they add nothing)")
-            + f"; the monitored metric of validation is {abs(monitored):.4f}, without them {abs(without[1]):.4f}"
-            + (f", and {metric} {decides:.4f}, without them {without[0]:.4f}" if metric else "")
-            + told
-        )
-
-    def _unit(self, recency: Recency) -> OwnScores:
-        if recency not in self._known:
-            scores = _scores(self._dataset, self._name, VALIDATION, self._shares, recency)
-            values = scores.scaled(1 / (scores.root_mean_square or 1.0)).values
-            self._known[recency] = replace(next(iter(self._known.values()), scores), values=values)  # of the same items
-        return self._known[recency]
+def write_own_counts(model: TwoTower, weights: Shaped[Floats, "codes"] | None, recency: Recency, factor: float) -> None:
+    """Overwrite the own counts of the model; None: 0 for all codes."""
+    own = model.own_counts
+    with torch.no_grad():
+        own.weights.copy_(torch.zeros_like(own.weights) if weights is None else torch.from_numpy(weights))
+        for number, value in ((own.rate, recency.rate), (own.exponent, recency.exponent), (own.factor, factor)):
+            number.fill_(value)
 
 
 def shares_of_repeats(dataset: Dataset, name: str, n_codes: int) -> Shaped[Floats, "codes"]:
-    """Return for each code the share of its training interactions that repeat an earlier one of their user, drawn to
-    that of all."""
+    """Return for each code the share of its training interactions that repeat an earlier one of their user, shrunk
+    towards the share of all (Hu et al. 2020, "Modeling Personalized Item Frequency Information for Next-basket
+    Recommendation")."""
     histories, _ = _histories(dataset, name, VALIDATION)
     codes = histories.values.astype(np.int64)
     first = np.unique(histories.owners * n_codes + codes, return_index=True)[1]
@@ -191,10 +123,12 @@ def shares_of_repeats(dataset: Dataset, name: str, n_codes: int) -> Shaped[Float
     return shares.astype(np.float32)
 
 
-def _scores(dataset: Dataset, name: str, part: int, weights: Shaped[Floats, "codes"], recency: Recency) -> OwnScores:
+def _scores(
+    dataset: Dataset, name: str, part: int, weights: Shaped[Floats, "codes"], recency: Recency, factor: float
+) -> OwnScores:
     histories, spec = _histories(dataset, name, part)
     rows = rows_of_codes(dataset, spec, len(weights))
-    return OwnScores.of(histories, rows, weights, recency, len(dataset.items))
+    return OwnScores.of(histories, rows, weights, recency, factor, len(dataset.items))
 
 
 def _histories(dataset: Dataset, name: str, part: int) -> tuple[Ragged, HistorySpec]:

@@ -25,7 +25,6 @@ from twotower.train.defaults import STEPS_OF_EPOCH, batch_of, training_rows
 from twotower.train.own_counts import check_own_counts
 from twotower.train.recent_popularity import check_recent_popularity
 from twotower.train.recipe import Recipe
-from twotower.train.start_check import check_starts_fit
 
 log = logging.getLogger(__name__)
 
@@ -75,13 +74,14 @@ def check_recipe(dataset: Dataset, recipe: Recipe, context: DistributedContext) 
         check_own_counts(dataset, recipe.model.own_counts, recipe.evaluation.repeats)
     if recipe.model.recent_popularity:
         check_recent_popularity(dataset, recipe.model.stacking)
-    fitted = [f"model.{option}" for option in ("own_counts", "recent_popularity") if getattr(recipe.model, option)]
+    options = {"'repeats'": recipe.model.own_counts, "'trending'": recipe.model.recent_popularity}
+    fitted = [kind for kind, is_set in options.items() if is_set]
     if recipe.last_starts and not recipe.model.stacking:  # which calibrates them
-        fitted.append("the weight of train.start (blend)")
+        fitted += [f"'{start.kind}'" for start in recipe.last_starts]
     of_pairs = isinstance(recipe.evaluation.metric_set.find(recipe.train.monitor), PairMetric)
     if fitted and recipe.loss.pointwise and not of_pairs:
         log.warning(
-            f"{' and '.join(fitted)} {'are' if len(fitted) > 1 else 'is'} fitted to {recipe.train.monitor}: the "
+            f"the mix fits {listed(fitted)} to what users took: the "
             f"logits are no longer log-odds of labels, which loss.kind = '{recipe.loss.kind}' learns, and log_loss "
             "says nothing; set train.monitor = 'validation.log_loss' to keep them"
         )
@@ -93,9 +93,9 @@ def check_recipe(dataset: Dataset, recipe: Recipe, context: DistributedContext) 
             "follows the number of rows, or a smaller one"
         )
     _check_towers(recipe)
-    check_starts_fit(dataset, recipe)
+    _check_scorers(dataset, recipe)
     for start in recipe.train.start:
-        start.check(dataset, recipe.model)
+        start.check(dataset, recipe.model, is_weighted=start in recipe.last_starts)
     for metric in recipe.evaluation.metrics:
         metric.check(dataset)
     for column in recipe.evaluation.slices:
@@ -104,6 +104,32 @@ def check_recipe(dataset: Dataset, recipe: Recipe, context: DistributedContext) 
         raise ConfigError(
             "evaluation.weighted = true needs weights, and the schema has none; name a column in schema.weight, or "
             "give types in schema.events weights other than 1"
+        )
+
+
+def _check_scorers(dataset: Dataset, recipe: Recipe) -> None:
+    """Raise ConfigError if closed forms do not go with versions of items, the validation part or the context."""
+    if not recipe.train.start:
+        return
+    kinds = listed([f"'{kind}'" for kind in dict.fromkeys(start.kind for start in recipe.train.start)])
+    if dataset.items.versions is not None:
+        out = "leave it out of scorers, or leave out schema.valid_from"
+        if not recipe.train.epochs:
+            out = (
+                "leave out schema.valid_from, or use a recipe that is trained: cold-start, which reads columns of "
+                "items, or sequence-short"
+            )
+        raise ConfigError(f"the closed form {kinds} does not go with schema.valid_from of items; {out}")
+    if recipe.last_starts and not len(dataset.validation):
+        raise ConfigError(
+            f"the closed form {kinds} gets its weight on the validation part, and the split has none; give one, or "
+            "leave it out of scorers"
+        )
+    context = [f"'{f.name}'" for f in dataset.schema.side("context")]
+    if recipe.train.epochs and recipe.last_starts and context:
+        raise ConfigError(
+            f"the closed form {kinds} is added to trained towers, whose vectors depend on {listed(context)}; "
+            "leave it out of scorers, or leave out the features of the context"
         )
 
 

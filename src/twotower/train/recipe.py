@@ -19,7 +19,8 @@ from twotower.train.negatives.config import NegativesConfig
 from twotower.train.optimizers import OPTIMIZERS
 from twotower.train.optimizers.adam import Adam
 from twotower.train.optimizers.optimizer import Optimizer
-from twotower.train.starts import STARTS
+from twotower.train.starts import SCORERS, STARTS
+from twotower.train.starts.scorer import AddedScorer
 from twotower.train.starts.start import Start
 
 
@@ -73,7 +74,7 @@ class TrainConfig(Section):
     start: tuple[Annotated[Start, STARTS], ...] = Field(
         (),
         description="Closed-form values of pairs, each with its `kind`: before the first step, or with learn = false "
-        "and blend after the last.",
+        "after the last.",
     )
     shuffle: bool = Field(
         True,
@@ -141,6 +142,11 @@ class Recipe(Section):
     )
     negatives: NegativesConfig = NegativesConfig()
     train: TrainConfig = TrainConfig()
+    scorers: tuple[Annotated[AddedScorer, SCORERS], ...] = Field(
+        (),
+        description="Terms that the mix adds to the score of the trained towers, each with its `kind`; "
+        "without epochs they are the score.",
+    )
     evaluation: EvaluationConfig = EvaluationConfig()
 
     @model_validator(mode="after")
@@ -184,31 +190,36 @@ class Recipe(Section):
     def trained_pairs(self) -> list[int] | None:
         """Pairs whose vectors a step needs; None: all.
 
-        Pairs that are weighted after training are left out, and with `train.pairs = "apart"` all that keep their start.
-        """
-        starts = self.last_starts if self.train.pairs == "together" else self.train.start
-        return self._pairs_without([start for start in starts if not start.learn])
-
-    @property
-    def last_starts(self) -> list[Start]:
-        """Starts that are solved, and weighted against the trained pairs, after the last epoch."""
-        return [s for s in self.train.start if s.blend and not s.learn] if self.train.epochs else []
+        Pairs that keep their start are left out."""
+        return self._pairs_without([start for start in self.train.start if not start.learn])
 
     @property
     def first_starts(self) -> list[Start]:
-        """Starts that are solved before the first step."""
-        last = self.last_starts
-        return [start for start in self.train.start if start not in last]
+        """Starts that are solved before the first step; without epochs the first one, which others are added to."""
+        return [start for start in self.train.start if start.learn] if self.train.epochs else [*self.train.start[:1]]
 
     @property
-    def untrained_starts(self) -> list[Start]:
-        """Starts of pairs that no step reads, which can be solved again after training."""
-        return self.last_starts if self.train.epochs else [*self.train.start]
+    def last_starts(self) -> list[Start]:
+        """Starts that are solved, and weighted by the mix, after the last epoch."""
+        first = self.first_starts
+        return [start for start in self.train.start if start not in first]
+
+    @property
+    def solved_again(self) -> bool:
+        """True if closed forms that no step trains are solved again after the measurement of validation."""
+        return bool(self.last_starts if self.train.epochs else self.train.start)
 
     @property
     def pairs_of_epochs(self) -> list[int] | None:
         """Pairs whose scores are measured after an epoch: those without `last_starts`; None: all."""
         return self._pairs_without(self.last_starts)
+
+    @property
+    def is_mixed(self) -> bool:
+        """True if the mix adds weighted terms to the scores after the last epoch."""
+        model = self.model
+        adds_popularity = model.bias and not model.stacking and bool(self.train.start) and not self.train.epochs
+        return bool(self.last_starts or model.recent_popularity or model.own_counts or adds_popularity)
 
     def reads_in_steps(self, side: str, feature: str) -> bool:
         """Return True if a step needs the vectors of a tower that reads a feature. Without epochs there is no step."""
@@ -227,15 +238,17 @@ class Recipe(Section):
     def phases(self) -> list[str]:
         """Names of the phases of a training and its evaluation, in order."""
         names = "closed forms", "epochs", "closed forms after the epochs", "fits to validation"
-        runs = self.first_starts, self.train.epochs, self.last_starts, self.model.is_fitted_last
+        runs = self.first_starts, self.train.epochs, self.last_starts, self.is_fitted_last
         return ["reading", *compress(names, runs), "evaluation"]
 
     @property
     def fitted_last(self) -> str:
         """Words for what is fitted to validation after the last epoch. Empty: nothing."""
         model, pairs = self.model, [str(start.pair) for start in self.last_starts]
-        fits = model.stacking, model.recent_popularity, model.own_counts, model.cold_item_bias
-        found = [*compress(("stacking", "recent popularity", "own counts", "the bias of cold items"), fits)]
+        popular = self.is_mixed and not pairs and not (model.recent_popularity or model.own_counts)
+        fits = model.stacking, model.recent_popularity, model.own_counts, model.cold_item_bias, popular
+        names = "stacking", "recent popularity", "own counts", "the bias of cold items", "popularity"
+        found = [*compress(names, fits)]
         found += [f"pair{'s' * (len(pairs) > 1)} {listed(pairs)}"] if pairs else []
         return listed(found) if found else ""
 
@@ -258,40 +271,17 @@ class Recipe(Section):
             )
         if twice := {s.pair for s in starts if [o.pair for o in starts].count(s.pair) > 1}:
             raise ValueError(f"train.start names pair {min(twice)} twice; give each start a pair of its own")
-        for start in (s for s in starts if s.blend and s.scale != 1):
+        for start in (s for s in self.last_starts if s.scale != 1):
             raise ValueError(
-                f"train.start of kind '{start.kind}' has scale = {start.scale:g} and blend, which chooses the factor; "
-                "leave out one of them"
-            )
-        for start in (s for s in starts if s.blend and any(s.bias_weights)):
-            raise ValueError(
-                f"train.start of kind '{start.kind}' has blend, a weight of its pair, and {start.bias_weight}, which "
-                f"belongs to all pairs; leave {start.bias_weight} out, or name this start first, without blend"
-            )
-        if (first := self.first_starts) and first[0].blend:
-            out = ", or set learn = false, which weights it against the trained pairs" if self.train.epochs else ""
-            raise ValueError(
-                f"train.start of kind '{first[0].kind}' has blend, a weight against earlier starts, and is the first "
-                f"start before the first step; leave it out, or name another start before it{out}"
-            )
-        biased = [s for s in starts if s.bias_weight]
-        if len(biased) > 1 and any(any(s.bias_weights) for s in biased):
-            key = biased[0].bias_weight
-            raise ValueError(
-                f"train.start: {key} is a bias of the items, which all pairs share; leave it out, or have one start "
-                f"of kind '{biased[0].kind}'"
-            )
-        if self.train.epochs and (kept := [s for s in biased if not s.learn and any(s.bias_weights)]):
-            raise ValueError(
-                f"train.start of kind '{kept[0].kind}' has learn = false, and its {kept[0].bias_weight} is a bias of "
-                "the items, which is trained on; set learn = true, or train.epochs = 0"
+                f"train.start of kind '{start.kind}' has scale = {start.scale:g}, and the mix chooses the factor of "
+                "its scores; leave scale out"
             )
         if self.train.epochs and {s.pair for s in starts if not s.learn} >= set(range(pairs)):
             raise ValueError(
                 "train.start has learn = false for every pair, so no epoch changes a weight; set train.epochs = 0, or "
                 "learn = true"
             )
-        if not self.train.epochs and {s.pair for s in starts} < set(range(pairs)):
+        if not (self.train.epochs or self.scorers) and {s.pair for s in starts} < set(range(pairs)):
             raise ValueError(
                 "train.epochs = 0 trains nothing, and not every pair has a train.start; give each pair one, or set "
                 "train.epochs to 1 or more"

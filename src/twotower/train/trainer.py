@@ -10,7 +10,7 @@ import logging
 import math
 import signal
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -30,7 +30,6 @@ from twotower.evaluation.config import EvaluationConfig
 from twotower.evaluation.context_factors import ContextFactors
 from twotower.evaluation.factors import Factors, Scorer
 from twotower.evaluation.part_evaluation import evaluate_part
-from twotower.evaluation.recent_scores import RecentScores
 from twotower.evaluation.version_factors import VersionFactors
 from twotower.features.encoders import Encoders
 from twotower.features.field import InputField
@@ -41,23 +40,25 @@ from twotower.model.lowering import MAX_TABLE_BYTES
 from twotower.model.tables import blank_tables, deferred_tables
 from twotower.model.two_tower import TwoTower
 from twotower.train.checkpoint import Checkpoint, Checkpoints, Stateful
+from twotower.train.closed_forms import ClosedForm, ClosedForms, check_started
+from twotower.train.cold_items import fit_cold_item_bias
 from twotower.train.defaults import with_defaults, with_precision
 from twotower.train.factors import context_factors, gathered_factors, has_finite_vectors, with_added
-from twotower.train.joint_fit import JointFit, WeighedPairs
-from twotower.train.last_fits import LastFits
+from twotower.train.mix import Mix
 from twotower.train.objective import ContrastiveObjective, PointwiseObjective
 from twotower.train.order import Epoch
-from twotower.train.own_counts import OwnCountsFit
 from twotower.train.progress import Callback, EpochRecord, TrainingProgress
 from twotower.train.recipe import Recipe
-from twotower.train.start_values import StartValues, check_started
-from twotower.train.starts.pair import scale_pair
+from twotower.train.stacking import stack
+from twotower.train.starts.pair import clear_pair
+from twotower.train.starts.search import evaluation_of_search
 from twotower.train.stopping import StopNow, StopSignals, at_once
 from twotower.train.torchrec.embeddings import TorchRecEmbeddings
-from twotower.train.validation import Validation, monitored_by_user
 from twotower.train.weights import BestWeights, ModelOptimizer, MovingAverage, Weights
 
 log = logging.getLogger(__name__)
+SHARES = (3.0, 1.0, 0.3, 0.1)
+"""Shares of the weights of the mix that are measured: the likeliest weights are not always those of the best lists."""
 _HOW_TO_SHRINK = "lower hash_buckets, max_grams, max_length, width or layers, or raise min_count"
 
 
@@ -101,9 +102,10 @@ class Trainer:
             PointwiseObjective(loss, *parts) if loss.pointwise else ContrastiveObjective(loss, *parts)
         )
         self._measured_pairs = recipe.pairs_of_epochs
-        self._values: StartValues | None = None
+        self._solved = list[tuple[ClosedForm, list[float] | None]]()
+        """Closed forms that no step trains, and the weights of their terms; None for those that are not weighted."""
         for start in recipe.last_starts:
-            scale_pair(self.model, start.pair, 0.0)  # until it has its values
+            clear_pair(self.model, start)  # until it has its values
         steps = self.objective.steps_per_epoch
         self.optimizer = ModelOptimizer(self.model, config, steps, self.device, self.context, self.torchrec)
         self.weights = Weights(self.model, self.context, sharded=self.torchrec is not None)
@@ -142,10 +144,8 @@ class Trainer:
             self.weights.load_state(self.best.weights)
             with self._at_once():
                 self._check_stop()
-                joint = self._weigh_last()
-                if self.recipe.model.is_fitted_last:
-                    self.callback.on_phase("fits to validation", self.recipe)
-                validated = self._solve_again(self._last_fits.fit(self._validation_scores, joint))
+                self._fit_last()
+                validated = self._solve_again()
         if self.torchrec:
             self.torchrec.gather_tables()
         self.objective.detach_from_group()
@@ -172,10 +172,11 @@ class Trainer:
 
     def _begin(self) -> None:
         """Solve `first_starts`. As epoch 0 these values may be the best weights."""
-        started, config, values = time.perf_counter(), self.recipe.train, self._start_values()
-        self._values = values
+        started, config, closed = time.perf_counter(), self.recipe.train, self._closed_forms
         for start in self.recipe.first_starts:
-            values.fill(start)
+            form = closed.fill(start)
+            if not config.epochs:
+                self._solved.append((form, None))
         self.ema.restart()
         self.progress.seconds += time.perf_counter() - started
         if found := self._measure(0):
@@ -183,55 +184,84 @@ class Trainer:
                 f"started in {time.perf_counter() - started:.1f} s: {config.monitor} = {found[config.monitor]:.4f}"
             )
 
-    def _weigh_last(self) -> JointFit | None:
-        """Solve `last_starts`, weight them against the trained pairs, and return the joint weights of their columns."""
-        if not self.recipe.last_starts:
-            return None
-        self.callback.on_phase("closed forms after the epochs", self.recipe)
+    def _fit_last(self) -> None:
+        """Fit what the last epoch leaves open: the mix, stacking and the bias of cold items."""
+        recipe, model = self.recipe, self.model
         started = time.perf_counter()
-        values = self._start_values(self._measured_pairs or (), self._last_fits.popularity(self._check_stop))
-        self._measured_pairs, self._values = None, values
-        for start in self.recipe.last_starts:
-            self._check_stop()
-            values.fill(start)
-        self._check_stop()
-        joint = values.weigh_together()
+        if recipe.is_mixed and len(self.dataset.validation):
+            self._mix()
+        elif recipe.is_fitted_last:
+            self.callback.on_phase("fits to validation", recipe)
+        if recipe.model.stacking:
+            stack(model, self._validation_scores, self.dataset, self.context)
+        if recipe.model.cold_item_bias:
+            fit_cold_item_bias(model, self.dataset, self._scorer, self._score, self.context, recipe.train.seed)
         self.progress.seconds += time.perf_counter() - started
-        return joint
 
-    def _solve_again(self, fitted: WeighedPairs) -> dict[str, float]:
+    def _mix(self) -> None:
+        """Solve `last_starts`, and add them and the other terms to the present scores by the weights of the mix, or by
+        the share of these weights, down to nothing, whose monitored metric of validation is the best."""
+        recipe, closed, forms = self.recipe, self._closed_forms, list[ClosedForm]()
+        if recipe.last_starts:
+            self.callback.on_phase("closed forms after the epochs", recipe)
+        for start in recipe.last_starts:
+            self._check_stop()
+            try:
+                forms.append(closed.fill(start))
+            except TrainingError as e:
+                log.warning(f"{e} (it adds nothing)")
+                clear_pair(self.model, start)
+        if recipe.model.stacking:  # which has the weights of the pairs
+            self._solved += [(form, None) for form in forms]
+            self._measured_pairs, forms = None, []
+        self.callback.on_phase("fits to validation", recipe)
+        self._check_stop()
+        mix = Mix(self.model, self.dataset, recipe, self.context)
+        first, self._measured_pairs = self._scorer(), None
+        some = evaluation_of_search(recipe.evaluation, len(self.dataset.items))
+        before, state, found = self._score(first, some), self.weights.copy(), mix.fit(first, forms)
+        scores = {0.0: before}
+
+        def write(share: float) -> None:
+            self.weights.load_state(state)
+            mix.write(found.times(share) if found else mix.nothing(forms), forms)
+
+        for share in SHARES if found else ():
+            self._check_stop()
+            write(share)
+            scores[share] = self._score(self._scorer(), some)
+        best = max(scores, key=lambda share: (scores[share], share))
+        write(best)
+        if found:
+            log.info(
+                f"mix, in standard deviations of the first scores: {mix.describe(found)}; the share {best:g} of these "
+                f"weights is best: {recipe.train.monitor} = {abs(scores[best]):.4f}, without them {abs(before):.4f}"
+            )
+        weights = found.times(best).forms if found else [[0.0] * len(form.terms) for form in forms]
+        self._solved += zip(forms, weights, strict=True)
+
+    def _solve_again(self) -> dict[str, float]:
         """Solve the pairs that no step reads on all of train, if validation is a part of it.
 
         Return the validation metrics from before; none if nothing is solved.
         """
-        if not (self._values and self.recipe.untrained_starts and self.dataset.split.from_train):
+        if not (self._solved and self.dataset.split.from_train):
             return {}
         validated, whole = self._validation_metrics(self._scorer()), self.dataset.with_all_of_train()
         log.info(
             f"closed forms are solved again on all {len(whole.train):,} training rows, with the chosen values and "
             "weights"
         )
-        self._values.solve_again(whole, fitted)
+        for form, weights in self._solved:
+            if weights is None or any(weights):
+                self._closed_forms.solve_again(form, whole, weights)
         return validated
 
     @property
-    def _last_fits(self) -> LastFits:
-        """Fits of the terms that are added to the trained scores."""
-        parts = (self.model, self.dataset, self.recipe, self.context)
-        return LastFits(*parts, self._scorer, self._validation)
-
-    @property
-    def _validation(self) -> Validation:
-        config, context = self.recipe.train, self.context
-        by_user = partial(monitored_by_user, dataset=self.dataset, monitor=config.monitor, context=context)
-        return Validation(self._validation_metrics, self.best.score_of, by_user, context)
-
-    def _start_values(self, trained: Sequence[int] = (), recent: RecentScores | None = None) -> StartValues:
+    def _closed_forms(self) -> ClosedForms:
         parts = (self.dataset, self.recipe, self.objective.users, self.objective.items, self.context)
-        validation = self._validation
-        if self.recipe.model.own_counts:  # no value is chosen for repeated items
-            validation = validation.beside(OwnCountsFit(self.model, self.dataset).beside)
-        return StartValues(self.model, *parts, validation, self._check_stop, trained, recent, self.checkpoints.tried)
+        measures = (self._validation_metrics, self.best.score_of)
+        return ClosedForms(self.model, *parts, *measures, self._check_stop, self.checkpoints.tried)
 
     def _at_once(self) -> AbstractContextManager[None]:
         """Return a block that a signal ends at once, unless there are other ranks, which would wait for this one."""
@@ -385,8 +415,8 @@ class Trainer:
                 self.callback.on_value()
         return self.context.broadcast({f"validation.{m}": v for m, v in metrics.items() if not math.isnan(v)})
 
-    def _score(self, scorer: Scorer) -> float:
-        return self.best.score_of(self._validation_metrics(scorer))
+    def _score(self, scorer: Scorer, config: EvaluationConfig | None = None) -> float:
+        return self.best.score_of(self._validation_metrics(scorer, config))
 
     def _validation_scores(self) -> Shaped[Floats, "n"]:
         """Return the scores of the validation pairs by the current weights on rank 0, nothing on the others."""

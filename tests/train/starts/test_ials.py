@@ -75,7 +75,7 @@ def config(item: dict[str, Any]) -> Config:
         },
         loss={"kind": "softmax"},
         negatives={"full": True},
-        train={"epochs": 0, "device": "cpu", "start": [{"kind": "ials", "popularity": [0.7]}]},
+        train={"epochs": 0, "device": "cpu", "start": [{"kind": "ials"}]},
         evaluation={"k": [5], "bootstrap": 0},
     )  # fmt: skip
 

@@ -8,7 +8,7 @@ import pytest
 
 from twotower.evaluation.config import EvaluationConfig
 from twotower.train.starts import Ials, Start
-from twotower.train.starts.search import MAX_SCORES, MIN_USERS, best_weight, evaluation_of_search, search
+from twotower.train.starts.search import MAX_SCORES, MIN_USERS, evaluation_of_search, search
 
 GIVEN = Ials(unobserved=(0.03, 0.3), regularization=(0.004, 0.032))
 
@@ -41,17 +41,6 @@ def test_one_hill_has_one_leader() -> None:
     chosen = search(GIVEN, score)
     assert chosen.value_of("unobserved") == pytest.approx(0.09, rel=0.2)
     assert len(tried) <= 4 + 2 * 8 + 2
-
-
-@pytest.mark.parametrize(
-    ("at", "found"),
-    [(0.0, 0.0), (0.3, 10**-0.5), (1.0, 1.0), (2.0, 10**0.25), (10.0, 10.0), (40.0, 10**1.5), (1e4, 10**1.75)],
-)
-def test_a_weight_is_found_between_and_beside_the_given_ones(at: float, found: float) -> None:
-    def score(weight: float) -> float:
-        return -abs(math.log((weight + 0.01) / (at + 0.01)))
-
-    assert best_weight((0.0, 1.0, 10.0), score) == pytest.approx(found)
 
 
 def test_values_that_cannot_be_solved_end_the_search() -> None:

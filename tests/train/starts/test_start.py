@@ -52,7 +52,6 @@ from twotower.train.factors import factors_before
 from twotower.train.starts import STARTS, Ials, PairValues, Start, TransitionFactors
 from twotower.train.starts.ease import ease_of_few_users, singular_values_by_users
 from twotower.train.starts.next_content import shared_out
-from twotower.train.starts.pair import scale_pair
 from twotower.train.starts.positives import PositiveMatrix, PositiveSequences
 from twotower.train.starts.search import evaluation_of_search, search
 from twotower.train.starts.slit import decayed_products
@@ -270,23 +269,26 @@ def neighbour_scores(x: np.ndarray, histories: np.ndarray) -> np.ndarray:
 
 
 def transition_table(data: Dataset) -> tuple[np.ndarray, np.ndarray]:
-    """Shares of transitions between items (items, items), by a loop over every pair of positives of a user, and the
-    sums of rows."""
+    """Logarithms of counts of transitions between items (items, items), by a loop over every pair of positives of a
+    user, and the sums of rows of counts."""
     counts = np.zeros((len(data.items), len(data.items)))
+    weights = np.ones(len(data.parts)) if data.pairs.weight is None else data.pairs.weight
+    mean = weights[data.parts == TRAIN].mean()
     for user in range(len(data.users)):
         mine = latest_last(data, user)
         for place, before in enumerate(mine):
             for gap, after in enumerate(mine[place + 1 : place + 4], 1):
-                weight = 1.0 if data.pairs.weight is None else data.pairs.weight[after]
-                counts[data.pairs.item[before], data.pairs.item[after]] += weight / gap
-    rows, columns = counts.sum(1), counts.sum(0)
-    return counts / np.maximum(rows, 1e-9)[:, None] / np.maximum(columns, 1e-9) ** 0.3, rows
+                counts[data.pairs.item[before], data.pairs.item[after]] += weights[after] / mean / gap
+    columns = np.maximum(counts.sum(0), 1e-9)
+    return np.log1p(counts / (columns / columns[columns > 1e-9].mean()) ** 0.3), counts.sum(1)
 
 
 def transition_scores(data: Dataset, histories: np.ndarray, width: int = ITEMS) -> np.ndarray:
     """The scores by `width` leading right singular vectors, of a root mean square of 1 after one item."""
     table, rows = transition_table(data)
-    _, _, vt = np.linalg.svd(table * np.sqrt(rows)[:, None])
+    if width < ITEMS:
+        table /= np.sqrt(np.maximum(table.sum(1, keepdims=True), 1e-9))
+    _, _, vt = np.linalg.svd(table * rows[:, None] ** 0.25)
     projected = table @ vt[:width].T @ vt[:width]
     mean_square = rows @ (projected**2).sum(1) / rows.sum() / (matrix(data).sum(0) > 0).sum()
     predicted: np.ndarray = histories @ projected / mean_square**0.5
@@ -510,15 +512,6 @@ def test_columns_have_one_size_also_where_a_list_repeats_a_value() -> None:
         assert float(squares[squares > 0].mean()) == pytest.approx(1.0, rel=0.02), (
             column
         )  # one item is in the test part alone
-
-
-def test_the_weight_of_a_pair_of_columns_is_of_all_of_them() -> None:
-    data, found = world("content"), []
-    for weight in (1.0, 0.25):
-        trained = Trainer(data, config("content")).run()
-        scale_pair(trained.model, 0, weight)
-        found.append(scores(factors_before(trained.model, data, VALIDATION)))
-    np.testing.assert_allclose(found[0] * 0.25, found[1], rtol=1e-5, atol=1e-7)
 
 
 @pytest.mark.parametrize("kind", BY_COLUMNS)
@@ -749,29 +742,6 @@ def test_the_exported_towers_score_so_for_a_user_whom_training_never_saw(kind: t
     np.testing.assert_allclose(user @ items.T, expected, rtol=2e-3, atol=2e-4)
 
 
-@pytest.mark.parametrize("weighted", [False, True])
-def test_popularity_is_a_bias_of_the_items_beside_the_score(weighted: bool) -> None:
-    data = world("ials", weighted)
-    plain, biased, twice = (Trainer(data, of_popularity([weight])).run().model.eval() for weight in (0.0, 1.0, 2.0))
-    x = matrix(data)
-    sums = x.sum(0)
-    log_counts = np.log1p(sums * ((x > 0).sum() / x.sum()))
-    before, once, double = (scores(factors_before(model, data, VALIDATION)) for model in (plain, biased, twice))
-    beside, sold, users = once - before, sums > 0, x.any(1)
-    np.testing.assert_allclose(beside, np.tile(beside[0], (USERS, 1)), atol=1e-5)
-    np.testing.assert_allclose(beside[0, sold] / log_counts[sold], beside[0, 0] / log_counts[0], rtol=1e-3)
-    assert not beside[0, ~sold].any()
-    np.testing.assert_allclose(double - before, 2 * beside, atol=1e-5)
-    of_score, of_bias = (np.sqrt((s[users][:, sold] ** 2).mean()) for s in (before, beside))
-    assert of_bias == pytest.approx(of_score, rel=0.1), "of the size of the scores"
-
-
-def of_popularity(values: list[float], bias: bool = True, **options: Any) -> Config:
-    sections = config("ials", popularity=values, **options).model_dump(mode="json")
-    sections["model"]["bias"] = bias
-    return Config.model_validate(sections)
-
-
 def popular_log() -> Dataset:
     """Users with four random items each, popular ones more often: no item tells of another."""
     rng = np.random.default_rng(3)
@@ -795,7 +765,7 @@ class Asked(Trainer):
 
 def test_values_are_compared_by_a_bounded_number_of_scores_and_the_chosen_by_all() -> None:
     data = popular_log()
-    trainer = Asked(data, of_popularity([0.0, 1.0]))
+    trainer = Asked(data, config("ials", regularization=[0.01, 0.1]))
     trainer.asked = []
     trainer.run()
     *searched, chosen = trainer.asked
@@ -806,7 +776,7 @@ def test_values_are_compared_by_a_bounded_number_of_scores_and_the_chosen_by_all
 
 
 def test_a_value_that_is_compared_by_a_sample_says_so(caplog: pytest.LogCaptureFixture) -> None:
-    sections, data = of_popularity([0.0, 1.0]).model_dump(mode="json"), popular_log()
+    sections, data = config("ials", regularization=[0.01, 0.1]).model_dump(mode="json"), popular_log()
     for most, monitor, said in (
         (0, "recall@5", ""), (100, "recall@5", " by 100 of 150 users of validation"), (100, "log_loss", "")
     ):  # fmt: skip
@@ -815,99 +785,35 @@ def test_a_value_that_is_compared_by_a_sample_says_so(caplog: pytest.LogCaptureF
         caplog.clear()
         with caplog.at_level(logging.INFO, "twotower"):
             Trainer(data, Config.model_validate(sections)).run()
-        lines = [line for line in caplog.messages if f"validation.{monitor}" in line and "of pair" in line]
+        lines = [line for line in caplog.messages if f"validation.{monitor}" in line and "pair 0 by" in line]
         assert lines
         assert all(re.fullmatch(rf".* = [\d.]+{said}", line) for line in lines)
 
 
-def test_where_popularity_tells_more_it_is_chosen_and_its_weights_share_a_solution(
-    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    data, solved, solve = popular_log(), list[str](), Ials.solve
-
-    def counted(self: Ials, *rest: Any) -> PairValues:
-        solved.append(self.describe())
-        return solve(self, *rest)
-
-    plain = Trainer(data, of_popularity([0.0]))
-    plain.run()
-    monkeypatch.setattr(Ials, "solve", counted)
-    with caplog.at_level(logging.INFO, "twotower"):
-        chosen = Trainer(data, of_popularity([0.0, 1.0, 10.0]))
-        chosen.run()
-    lines = [line for line in caplog.messages if line.startswith("start of pair 0 by ials: ")]
-    assert float(lines[-1].split("popularity = ")[1]) >= 1
-    assert chosen.best.score > plain.best.score
-    assert len(lines) > len(solved)
-
-
-def test_a_regularisation_that_removes_the_vectors_is_no_value_whatever_popularity_tells(
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    """Popularity beside scores of 0 ranks as well as alone, and is 0 itself, as its root mean square is theirs."""
+def test_a_regularisation_that_removes_the_vectors_is_no_value(caplog: pytest.LogCaptureFixture) -> None:
     data = popular_log()
     with pytest.raises(
         TrainingError, match=r"regularization = 1e\+06 and unobserved = 0.2 leave nothing of the vectors"
     ):
-        Trainer(data, of_popularity([1.0], regularization=[1e6])).run()
+        Trainer(data, config("ials", regularization=[1e6])).run()
     with caplog.at_level(logging.INFO, "twotower"):
-        Trainer(data, of_popularity([0.0, 1.0], regularization=[0.2, 1e6])).run()
+        Trainer(data, config("ials", regularization=[0.2, 1e6])).run()
     assert "left out of the values that are tried: train.start of kind 'ials'" in caplog.text
     assert "lower regularization" not in caplog.text  # the search has chosen it
     assert "leave nothing of the vectors" in caplog.text
-    chosen = [line for line in caplog.messages if line.startswith("start of pair 0 by ials: ")][-1]
-    assert float(chosen.split("regularization = ")[1].split(",")[0]) < 1000
-
-
-def test_popularity_needs_biases_and_one_start() -> None:
-    told = r"popularity is a bias of the items; set model.bias = true, or popularity = \[0.0\]"
-    with pytest.raises(ConfigError, match=told):
-        Trainer(world("ials"), of_popularity([0.0, 1.0], bias=False))
-    sections = of_popularity([1.0]).model_dump(mode="json")
-    sections["model"]["pairs"] *= 2
-    sections["train"]["start"] = [sections["train"]["start"][0] | {"pair": n} for n in range(2)]
-    with pytest.raises(ValueError, match="which all pairs share; leave it out, or have one start of kind 'ials'"):
-        Config.model_validate(sections)
-
-
-def test_popularity_is_not_kept_while_other_biases_are_trained() -> None:
-    told = "its popularity is a bias of the items, which is trained on; set learn = true, or train.epochs = 0"
-    sections = of_popularity([1.0], learn=False).model_dump(mode="json")
-    sections["model"]["pairs"] *= 2
-    sections["train"] |= {"epochs": 1}
-    with pytest.raises(ValueError, match=told):
-        Config.model_validate(sections)
-
-
-def test_another_start_is_measured_without_the_popularity_of_the_first(caplog: pytest.LogCaptureFixture) -> None:
-    table, data = {"kind": "sum"}, world("ials")
-    history = Sequence(name="h2", side="user", share_embedding=False, pooling=table)
-    schema = data.schema.model_copy(update={"features": (*data.schema.features, history)})
-    data = build_dataset(
-        check(None, None, log_of_tastes(False), schema), schema, SplitConfig(kind="column", column="part")
-    )
-    found = []
-    for popularity in (0.0, 1000.0):
-        sections = of_popularity([popularity]).model_dump(mode="json")
-        second = {"user": {"fields": ["h2"], "layers": []}, "item": {"fields": ["item_id"], "layers": []}}
-        sections["model"]["pairs"].append(second)
-        sections["train"]["start"].append({"kind": "ease", "pair": 1, "regularization": [1.0, 1000.0]})
-        caplog.clear()
-        with caplog.at_level(logging.INFO, "twotower"):
-            Trainer(data, Config.model_validate(sections)).run()
-        found.append([line for line in caplog.messages if "pair 1 by ease" in line])
-    assert found[0] == found[1]
+    chosen = [line for line in caplog.messages if line.startswith("pair 0 by ials: ")][-1]
+    assert float(chosen.split("regularization = ")[1]) < 1000
 
 
 @pytest.mark.parametrize("kind", list(STARTS), ids=lambda kind: kind.kind)
-def test_biases_begin_at_zero_beside_a_start(kind: type[Start]) -> None:
+def test_biases_begin_at_zero_where_a_pair_has_a_start(kind: type[Start]) -> None:
     data, sections = world(kind.kind), config(kind.kind).model_dump(mode="json")
     sections["model"]["bias"] = True
-    found, plain = (
-        scores(factors_before(Trainer(data, c).run().model, data, VALIDATION))
-        for c in (Config.model_validate(sections), config(kind.kind))
-    )
-    np.testing.assert_allclose(found, plain, atol=1e-5)
+    biased, plain = (Trainer(data, of) for of in (Config.model_validate(sections), config(kind.kind)))
+    for trainer in (biased, plain):
+        trainer._begin()
+    found, wanted = (scores(factors_before(trainer.model, data, VALIDATION)) for trainer in (biased, plain))
+    np.testing.assert_allclose(found, wanted, atol=1e-5)
 
 
 def test_histories_scaled_by_their_length_rank_as_their_sum() -> None:
@@ -1141,21 +1047,20 @@ def test_transitions_decay_as_the_pooling_does() -> None:
     np.testing.assert_allclose(found, expected, rtol=2e-3, atol=1e-3)
 
 
-def test_scale_multiplies_the_scores_and_learn_keeps_or_trains_the_pair() -> None:
+def test_scale_multiplies_the_scores_that_training_goes_on_from() -> None:
     data = world("ials")
     train = {"epochs": 1, "lr": 0.01, "pairs": "apart", "batch_size": 32}
     start = Trainer(data, config("ials")).run().model
-    for learn in (False, True):
-        trainer = Trainer(data, config("ials", 2, train, scale=3.0, learn=learn))
-        before = weights(trainer)
-        trainer._begin()
-        twice = scores(factors_before(trainer.model, data, TRAIN)) - scores(_second(trainer, data))
-        np.testing.assert_allclose(twice, 3 * scores(factors_before(start, data, TRAIN)), rtol=1e-3, atol=1e-4)
-        started = weights(trainer)
-        trainer._train_epoch(trainer.objective.sampler.epoch(0))
-        first = {n: w for n, w in weights(trainer).items() if n.startswith("pairs.0.")}
-        assert same(first, {n: started[n] for n in first}) != learn
-        assert [n for n, w in weights(trainer).items() if n.startswith("pairs.1.") and torch.equal(w, before[n])] == []
+    trainer = Trainer(data, config("ials", 2, train, scale=3.0))
+    before = weights(trainer)
+    trainer._begin()
+    first = scores(factors_before(trainer.model, data, TRAIN)) - scores(_second(trainer, data))
+    np.testing.assert_allclose(first, 3 * scores(factors_before(start, data, TRAIN)), rtol=1e-3, atol=1e-4)
+    started = weights(trainer)
+    trainer._train_epoch(trainer.objective.sampler.epoch(0))
+    for pair, unlike in (("0", started), ("1", before)):
+        moved = {n: w for n, w in weights(trainer).items() if n.startswith(f"pairs.{pair}.")}
+        assert not any(torch.equal(weight, unlike[name]) for name, weight in moved.items())
 
 
 @pytest.mark.parametrize(
@@ -1164,20 +1069,19 @@ def test_scale_multiplies_the_scores_and_learn_keeps_or_trains_the_pair() -> Non
     ids=["full", "memory", "hard"],
 )
 @pytest.mark.parametrize("together", [False, True])
-def test_a_pair_that_is_kept_costs_no_step_where_pairs_are_trained_apart(
-    negatives: dict[str, Any], together: bool
-) -> None:
+def test_a_pair_that_is_solved_last_costs_no_step(negatives: dict[str, Any], together: bool) -> None:
     data = world("ials")
     train = {"epochs": 2, "pairs": "together" if together else "apart", "batch_size": 32}
-    trainer = Trainer(data, settings(**config("ials", 2, train, learn=False).model_dump() | {"negatives": negatives}))
-    trainer._begin()
+    trainer = Trainer(
+        data, Config.model_validate(config("ials", 2, train, learn=False).model_dump() | {"negatives": negatives})
+    )
     calls: list[int] = []
     for number in range(2):
         trainer.model.towers("user")[number].register_forward_hook(lambda *_, number=number: calls.append(number))
     before = weights(trainer)
     trainer.step(trainer.objective.sampler.epoch(0), 0)
     trainer.step(trainer.objective.sampler.epoch(0), 1)
-    assert calls == ([0, 1] * 2 if together else [1] * 2)
+    assert calls == [1] * 2
     moved = {name.split(".")[1] for name, weight in weights(trainer).items() if not torch.equal(weight, before[name])}
     assert moved == {"1"}
 
@@ -1223,7 +1127,7 @@ def test_of_several_values_the_best_on_validation_is_kept(kind: type[Start], cap
         trainer = Trainer(data, config(kind.kind, 1, None, **{option: tried}))
         trainer.run()
     assert len({score for score, _ in each.values()}) > 1, "the values differ"
-    lines = [line for line in caplog.messages if line.startswith(f"start of pair 0 by {kind.kind}")]
+    lines = [line for line in caplog.messages if line.startswith(f"pair 0 by {kind.kind}: ")]
     assert len(lines) > len(tried)
     value_in = re.compile(rf"{option} = ([^,:]+)")
     scores = {value_in.findall(line)[0]: float(line.split(" = ")[-1]) for line in lines[:-1]}
@@ -1317,7 +1221,7 @@ def test_options_that_make_up_for_one_another_are_changed_together() -> None:
 
 
 def test_values_beyond_that_are_too_small_are_no_error(caplog: pytest.LogCaptureFixture) -> None:
-    values = Trainer(world("ials"), config("ials"))._start_values()
+    values = Trainer(world("ials"), config("ials"))._closed_forms
     (given,) = config("ials", 1, None, regularization=[1e-7, 1e-3]).train.start
     tried = list[float]()
 
@@ -1334,7 +1238,7 @@ def test_values_beyond_that_are_too_small_are_no_error(caplog: pytest.LogCapture
 def test_a_regularisation_too_small_for_its_numbers_is_refused() -> None:
     with pytest.raises(
         TrainingError,
-        match=r"'ials' \(unobserved = 0.2, regularization = 1e-06, popularity = 0\) has values that are not finite",
+        match=r"'ials' \(unobserved = 0.2, regularization = 1e-06\) has values that are not finite",
     ):
         Trainer(world("ials"), config("ials", regularization=[1e-6])).run()
 
@@ -1344,6 +1248,16 @@ def test_a_choice_of_several_values_needs_a_validation_part() -> None:
     without = replace(data, parts=np.where(data.parts == VALIDATION, TRAIN, data.parts))
     with pytest.raises(ConfigError, match="chooses among several values of regularization on the validation part"):
         Trainer(without, config("ials", 1, {"monitor": ""}, regularization=[0.1, 0.2]))
+
+
+def test_a_start_of_one_value_needs_no_validation_part_for_its_biases() -> None:
+    data, sections = world("ials"), config("ials", 1, {"monitor": ""}).model_dump(mode="json")
+    without = replace(data, parts=np.where(data.parts == VALIDATION, TRAIN, data.parts))
+    plain = Trainer(without, Config.model_validate(sections)).run().model
+    sections["model"]["bias"] = True
+    biased = Trainer(without, Config.model_validate(sections)).run().model
+    found, wanted = (scores(factors_before(model, without, TRAIN)) for model in (biased, plain))
+    np.testing.assert_allclose(found, wanted, atol=1e-5)
 
 
 def test_a_shared_table_is_both_source_and_target() -> None:
@@ -1449,12 +1363,10 @@ def test_what_cannot_start_is_refused_with_the_way_out(wrong: str) -> None:
 def test_ease_refuses_a_shared_table_and_a_shared_one_no_scale() -> None:
     with pytest.raises(ConfigError, match="set share_embedding = false of feature 'h'"):
         Trainer(world("ease", share=True), config("ease"))
-    with pytest.raises(ConfigError, match="scale = 2 needs a table of the history's own"):
+    with pytest.raises(ConfigError, match="scale = 2, which needs a table of the history's own"):
         Trainer(world("ials", share=True), config("ials", scale=2.0))
-    sections = config("ials", 2, {"epochs": 1}).model_dump(mode="json")
-    sections["train"]["start"].append(sections["train"]["start"][0] | {"pair": 1, "blend": [1.0]})
-    with pytest.raises(ConfigError, match="blend needs a table of the history's own; .*, or leave it out"):
-        Trainer(world("ials", share=True), Config.model_validate(sections))
+    with pytest.raises(ConfigError, match="the mix weights its score, which needs a table of the history's own"):
+        Trainer(world("ials", share=True), config("ials", 2, {"epochs": 1}, learn=False))
 
 
 @pytest.mark.parametrize("kind", IN_ORDER)
@@ -1516,12 +1428,12 @@ def test_values_are_chosen_by_their_pair_alone_beside_one_that_reads_the_context
     schema = Schema(features=features)
     data = build_dataset(check(None, None, log, schema), schema, SplitConfig(kind="column", column="part"))
     train = {"pairs": "apart", "epochs": 1}
-    sections = config("ease", 2, train, regularization=[0.001, 3.0, 1e6], learn=False).model_dump(mode="json")
+    sections = config("ease", 2, train, regularization=[0.001, 3.0, 1e6]).model_dump(mode="json")
     sections["model"]["pairs"][1]["user"] = {"fields": ["place"], "layers": [WIDTH]}
     beside = Trainer(data, Config.model_validate(sections))
     alone = Trainer(world("ease"), config("ease", regularization=[0.001, 3.0, 1e6]))
     (start,), (other,) = beside.recipe.train.start, alone.recipe.train.start
-    found, expected = beside._start_values().best(start), alone._start_values().best(other)
+    found, expected = beside._closed_forms.best(start), alone._closed_forms.best(other)
     assert found.value_of("regularization") == expected.value_of("regularization")
     assert beside.run().history
 
@@ -1536,4 +1448,4 @@ def test_values_that_are_not_finite_of_a_start_without_choices_have_a_way_out() 
     (start,) = trainer.recipe.train.start
     broken = Broken.model_construct(**dict(start))
     with pytest.raises(TrainingError, match="has values that are not finite; leave the start out$"):
-        trainer._start_values().fill(broken)
+        trainer._closed_forms.fill(broken)

@@ -85,14 +85,14 @@ def world(features: tuple[Feature, ...] = FEATURES, people: pl.DataFrame | None 
 def of(
     user: list[str], item: list[str], width: int = 32, beside: bool = False, tower: dict[str, Any] | None = None
 ) -> Config:
-    """`user_content` of these columns, alone, or weighed beside `ease`."""
+    """`user_content` of these columns, alone, or weighted after `ease`."""
     plain: dict[str, Any] = {"layers": [], "width": width, "join": "sum", "activation": "Identity"}
     pairs = [{"user": {"fields": user, **plain, **(tower or {})}, "item": {"fields": item, **plain}}]
     starts: list[dict[str, Any]] = [{"kind": "user_content"}]
     if beside:
         one: dict[str, Any] = {"layers": [], "width": width}
         pairs = [{"user": {"fields": ["h"], **one}, "item": {"fields": ["item_id"], **one}}, *pairs]
-        starts = [{"kind": "ease"}, {"kind": "user_content", "pair": 1, "blend": [0.0, 1.0]}]
+        starts = [{"kind": "ease"}, {"kind": "user_content", "pair": 1}]
     return settings(
         model={"width": width, "similarity": "dot", "bias": False, "temperature": 1.0, "pairs": pairs},
         loss={"kind": "softmax"},
@@ -152,10 +152,8 @@ def test_pairs_of_columns_that_tell_weigh_most_beside_other_pairs(caplog: pytest
     data = world()
     with caplog.at_level(logging.INFO, "twotower"):
         beside = ndcg(data, of(["town", "size"], ["place", "colour"], beside=True))
-    (told,) = (line for line in caplog.messages if "weighed by validation" in line)
-    spreads = {
-        name: float(value) for name, value in re.findall(r"(\w+ \(\w+\)) (-?\d+\.\d\d)", told.rpartition(": ")[2])
-    }
+    (mixed,) = (line for line in caplog.messages if line.startswith("mix, in standard deviations"))
+    spreads = {name: float(value) for name, value in re.findall(r"(\w+ \(\w+\)) (-?\d+\.\d\d)", mixed)}
     assert {*spreads} == {f"{item} ({user})" for item in ("place", "colour") for user in ("town", "size")}
     assert spreads.pop("place (town)") > 4 * max(map(abs, spreads.values()))
     assert beside > 1.3 * ndcg(data, of(["size"], ["place"], beside=True))

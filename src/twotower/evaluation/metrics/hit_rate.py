@@ -17,7 +17,6 @@ class HitRate(RankingMetric):
     """
 
     kind = "hit_rate"
-    ordered_by = "ndcg"
     prominence = Prominence.SERVED
 
     def values(self, rankings: Rankings) -> Shaped[Doubles, "Q"]:

@@ -8,8 +8,6 @@ from collections.abc import Iterable
 from enum import IntEnum
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
-import numpy as np
-
 from twotower.arrays.types import Doubles, Ints, Shaped
 from twotower.evaluation.metrics.measured import Rankings, ScoredPairs
 from twotower.features.side import SideName
@@ -38,13 +36,6 @@ class UserValues(NamedTuple):
     users: Shaped[Ints, "n"]
     values: Shaped[Doubles, "n"]
     weights: Shaped[Doubles, "n"]
-
-    def error_of_difference(self, other: UserValues) -> float:
-        """Return the standard error of the difference from another mean, over the users of both by the weights of this
-        one."""
-        _, mine, theirs = np.intersect1d(self.users, other.users, assume_unique=True, return_indices=True)
-        difference, share = self.values[mine] - other.values[theirs], self.weights[mine] / self.weights[mine].sum()
-        return float(np.linalg.norm(share * (difference - difference @ share)))
 
 
 class Metric(Kind):
@@ -106,8 +97,6 @@ class RankingMetric(Metric):
     """Metric of one user's ranking; its mean over users is reported, with an interval."""
 
     at_cut_offs = True
-    ordered_by: ClassVar[str] = ""
-    """Metric that tells lists apart by the order of their hits, for one that holds these equal. Empty: none."""
 
     @abstractmethod
     def values(self, rankings: Rankings) -> Shaped[Doubles, "Q"]:

@@ -15,7 +15,6 @@ class Recall(RankingMetric):
     """
 
     kind = "recall"
-    ordered_by = "ndcg"
     prominence = Prominence.EPOCH
     slices = ("user", "item")
 

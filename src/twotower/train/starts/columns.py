@@ -5,7 +5,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar
 
 import numpy as np
 import torch
@@ -16,6 +15,7 @@ from twotower.arrays.types import F32, Codes, Floats, Ints, Shaped
 from twotower.data.dataset import Dataset
 from twotower.errors import ConfigError
 from twotower.features.field import InputField, PoolingSpec
+from twotower.features.schema import Schema
 from twotower.features.side import SideName
 from twotower.features.values import UNKNOWN
 from twotower.model.pooling import resolve
@@ -93,8 +93,11 @@ class ColumnStart(Start):
     any training are ranked too."""
 
     adds_columns = True
-    reads_ids: ClassVar[bool] = False
-    """True if the id of the items may be one of the columns."""
+
+    def columns_of(self, side: SideName, schema: Schema) -> tuple[str, ...]:
+        own = super().columns_of(side, schema) if self.reads_ids else ()
+        columns = () if side == "user" and not self.adds_users else value_columns(side, schema)
+        return (*own, *columns)
 
     def check_items(self, dataset: Dataset, model: ModelConfig) -> None:
         self._check_columns("item", dataset, model)
@@ -133,6 +136,17 @@ class ColumnStart(Start):
         pair = model.pairs[self.pair]
         names = (pair.user if side == "user" else pair.item).fields
         return FieldTables(select_fields(tuple(dataset.encoders.fields(side)), names), model.width).fields
+
+
+def value_columns(side: SideName, schema: Schema) -> tuple[str, ...]:
+    """Return the names of the features of a side whose values have a code each: no id, text, history or statistic."""
+    return tuple(
+        f.name
+        for f in schema.columns(side)
+        if f.source != schema.id_column(side)
+        and not (f.computes or f.searchable)
+        and (f.has_code or (f.pools is not None and resolve(f.pools).length_exponent is not None))
+    )
 
 
 def _refused(one: InputField, side: SideName, reads_ids: bool) -> str:

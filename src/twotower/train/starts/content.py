@@ -30,7 +30,7 @@ class ContentFactors(ColumnStart):
     for u. Weights of rows count in the choice of the leading directions alone. The item tower reads columns in place of
     the id, added up, so that items without any training are ranked too.
 
-    Use it added to other pairs by `blend`, where users keep to categories, cities or brands and have few interactions.
+    Use it in addition to other pairs, where users keep to categories, cities or brands and have few interactions.
     """
 
     kind = "content"

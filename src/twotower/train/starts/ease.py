@@ -19,6 +19,9 @@ from twotower.data.dataset import Dataset
 from twotower.data.splits import TRAIN
 from twotower.errors import ConfigError, TrainingError
 from twotower.features.feature import Feature
+from twotower.features.field import PoolingSpec
+from twotower.features.schema import Schema
+from twotower.features.sequence import Sequence
 from twotower.features.side import SideName
 from twotower.features.values import UNKNOWN
 from twotower.model.inputs.bag import Bag
@@ -26,7 +29,7 @@ from twotower.model.pooling import resolve
 from twotower.model.pooling.pooling import Pooling
 from twotower.model.two_tower import ModelConfig
 from twotower.train.starts.positives import PositiveMatrix, PositiveSequences
-from twotower.train.starts.start import PairValues, Positive, Start, common_items
+from twotower.train.starts.start import PairValues, Positive, Start, common_items, history_of_positives
 
 log = logging.getLogger(__name__)
 OVERSAMPLING, ITERATIONS = 16, 12
@@ -75,6 +78,7 @@ class Ease(Start):
 
     kind = "ease"
     poolings = ("sum", "mean", "sqrt")
+    pools = PoolingSpec(kind="sum")
     choices = ("regularization",)
 
     regularization: tuple[Positive, ...] = Field(
@@ -84,9 +88,9 @@ class Ease(Start):
     )
     unliked: float = Field(
         0.5,
-        gt=0,
+        ge=0,
         description="Weight of a negative in units of the mean positive, if the user tower also reads a history of "
-        "negatives.",
+        "negatives. 0: a scorer reads none.",
     )
     max_items: int = Field(
         10_000,
@@ -95,11 +99,17 @@ class Ease(Start):
         "weights or negatives.",
     )
 
-    def check_users(self, dataset: Dataset, model: ModelConfig) -> None:
-        super().check_users(dataset, model)
+    def histories(self, schema: Schema, name: str) -> list[Sequence]:
+        found = super().histories(schema, name)
+        if schema.has_negatives and self.unliked:
+            found.append(history_of_positives(f"{name}_negatives", self.pools, "negative"))
+        return found
+
+    def check_users(self, dataset: Dataset, model: ModelConfig, is_weighted: bool) -> None:
+        super().check_users(dataset, model, is_weighted)
         key, second = f"train.start of kind '{self.kind}'", self._of_negatives(dataset, model)
         if second is None:
-            if self.unliked != type(self).model_fields["unliked"].default:
+            if self.unliked not in (0, type(self).model_fields["unliked"].default):
                 raise ConfigError(
                     f"{key}: unliked weighs a history of negatives, and the user tower reads none; add a sequence "
                     f"with interactions = 'negative' and pooling = 'sum' to model.pairs.{self.pair}.user.fields, or "

@@ -14,13 +14,14 @@ from twotower.arrays.types import F32
 from twotower.data.dataset import Dataset
 from twotower.errors import ConfigError, TrainingError
 from twotower.features.field import InputField
+from twotower.features.schema import Schema
 from twotower.features.side import SideName
 from twotower.model.pooling.pooling import Pooling
 from twotower.model.pooling.ridge import MAX_NUMBERS_PER_PASS, conjugate_gradients
 from twotower.model.two_tower import ModelConfig
 from twotower.train.starts.columns import ColumnStart, ContentMatrix, PositivesAndContent
 from twotower.train.starts.positives import PositiveMatrix
-from twotower.train.starts.start import NotNegative, PairValues, Positive, Start
+from twotower.train.starts.start import PairValues, Positive, Start
 
 PRIOR_ITEMS = 10.0
 """Items of a value of a column, and positives of an item, by which half of its vector is believed."""
@@ -66,7 +67,6 @@ class Ials(ColumnStart):
     shares = True
     choices = ("unobserved", "regularization")
     compares_by_few = True
-    bias_weight = "popularity"
     adds_columns = True
     reads_ids = True
 
@@ -81,14 +81,14 @@ class Ials(ColumnStart):
         min_length=1,
         description="Regularisation lambda of each interaction. Several values: the best on validation is kept.",
     )
-    popularity: tuple[NotNegative, ...] = Field(
-        (0.0,),
-        min_length=1,
-        description="Weight of an item's log popularity, in root mean squares of the score. Several values: the best "
-        "on validation is kept. 0: off.",
+    columns: bool = Field(
+        False, description="Vectors of the items' columns in a scorer, so that items without training are ranked too."
     )
     sweeps: int = Field(8, ge=1, description="Number of alternations over users and items.")
     steps: int = Field(4, ge=1, description="Number of steps of conjugate gradients in a half step.")
+
+    def columns_of(self, side: SideName, schema: Schema) -> tuple[str, ...]:
+        return super().columns_of(side, schema) if self.columns else Start.columns_of(self, side, schema)
 
     def check_items(self, dataset: Dataset, model: ModelConfig) -> None:
         if not self.tells_cold(dataset, model):
@@ -111,6 +111,7 @@ class Ials(ColumnStart):
             )
 
     def tells_cold(self, dataset: Dataset, model: ModelConfig) -> bool:
+        """Return True if the pair tells items apart that training lacks."""
         return len(self._fields("item", dataset, model)[0]) > 1
 
     def positives(self, dataset: Dataset, model: ModelConfig) -> PositiveMatrix:
@@ -142,9 +143,6 @@ class Ials(ColumnStart):
                 f"of the vectors (scores of {size:.0e}); lower regularization"
             )
         vectors, of_users = _turned(vectors, of_users)
-        bias = None
-        if weight := self.popularity[0]:
-            bias = weight * _popularity(items) * size
         penalty = _penalty(vectors, a, rate, n_items).diagonal().diag()
         targets = [vectors]
         if isinstance(positives, PositivesBesideColumns):
@@ -154,7 +152,7 @@ class Ials(ColumnStart):
             own = (vectors - positives.content.matrix.product(of_values)).where(counts[:, None] > 0, 0.0)
             targets = [*torch.split(of_values, [column.rows for column in positives.content.columns])]
             targets.insert(positives.place, own)
-        return PairValues(vectors, tuple(targets), penalty, rate, bias)
+        return PairValues(vectors, tuple(targets), penalty, rate)
 
 
 def nearest(
@@ -185,14 +183,6 @@ def _turned(items: F32[Tensor, "C E"], users: F32[Tensor, "R E"]) -> tuple[F32[T
     `ridge` is fast and exact with."""
     axes = torch.linalg.eigh(items.double().T @ items.double()).eigenvectors
     return (items.double() @ axes).float(), (users.double() @ axes).float()
-
-
-def _popularity(items: PositiveMatrix) -> F32[Tensor, "codes"]:
-    """Return log(1 + n) of each item's positives n, in positives of the mean weight, divided by the root mean square
-    over items that have any."""
-    sums = np.bincount(items.owners, items.values, len(items))
-    found = np.log1p(sums * (len(items.values) / sums.sum()))
-    return torch.from_numpy(found / np.sqrt(np.square(found).sum() / (found > 0).sum())).float()
 
 
 def _root_mean_square(users: F32[Tensor, "U E"], items: F32[Tensor, "codes E"], n_users: int, n_items: int) -> float:

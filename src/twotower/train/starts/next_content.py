@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import collections.abc
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 
@@ -14,12 +14,15 @@ from torch import Tensor
 from twotower.arrays.ragged import offsets_of
 from twotower.arrays.types import F32, F64
 from twotower.errors import TrainingError
+from twotower.features.field import MEAN, PoolingSpec
+from twotower.features.schema import Schema
+from twotower.features.sequence import Sequence
 from twotower.features.values import UNKNOWN
-from twotower.model.pooling.decay import Decay
+from twotower.model.pooling.decay import Rate
 from twotower.model.pooling.pooling import Pooling
 from twotower.train.starts.columns import ColumnStart, PositivesAndContent
 from twotower.train.starts.positives import PositiveMatrix, PositiveSequences
-from twotower.train.starts.start import PairValues, Positive
+from twotower.train.starts.start import PairValues, Positive, history_of_positives
 
 USERS = 8192
 """Users whose histories are read at a time."""
@@ -46,7 +49,7 @@ class NextContent(ColumnStart):
     and has a weight of its own where the pair is weighed. The history's vector is s - m at each rate, the item's vector
     has the rest, in as many times the history's width as there are rates. A missing value counts as the mean.
 
-    Use it where the items have columns, added to trained pairs by `blend`: with the pooling `decay` where
+    Use it where the items have columns, in addition to trained pairs: with the pooling `decay` where
     histories have an order, with `mean`, of the rate 1, where they have none. Before it is weighed each column and rate
     gets the factor under which what users of validation take anew is most likely, and the weight 1 is then these
     factors. Where validation tells none, as of fewer than 50 such rows, 1 is the root mean square of the other scores.
@@ -56,7 +59,7 @@ class NextContent(ColumnStart):
 
     kind = "next_content"
     poolings = ("decay", "mean")
-    in_order = Decay(rates=(0.0, 1.0))
+    pools = MEAN
     choices = ("regularization",)
     weighs_parts = True
 
@@ -65,6 +68,14 @@ class NextContent(ColumnStart):
         min_length=1,
         description="Addition to each variance, in mean variances. Several values: the best on validation is kept.",
     )
+
+    rates: tuple[Rate, ...] = Field(
+        (0.0, 1.0), min_length=1, description="Rates of decay of a scorer's history, where the log has times."
+    )
+
+    def histories(self, schema: Schema, name: str) -> list[Sequence]:
+        decay = PoolingSpec(kind="decay", rates=[*self.rates])
+        return [history_of_positives(name, decay if schema.time else self.pools)]
 
     def solve(self, positives: PositiveMatrix, pooling: Pooling, width: int, seed: int) -> PairValues:
         assert isinstance(positives, PositivesAndContent)
@@ -165,9 +176,9 @@ class _Directions:
     equal: F32[Tensor, "values E"]
     """The same weighted by rarity, so that products are of equal values, the more the rarer; 0 in columns whose own map
     is that."""
-    places: Sequence[int]
+    places: collections.abc.Sequence[int]
     """Dimensions at which columns begin, and the last one ends."""
-    whole: Sequence[bool]
+    whole: collections.abc.Sequence[bool]
     """False for a column of more values than dimensions."""
 
     @classmethod
@@ -207,7 +218,7 @@ def _rarity(counts: F32[Tensor, "rows 1"]) -> F32[Tensor, "rows 1"]:
     return found / mean_square.sqrt() if mean_square > 0 else torch.ones_like(found)
 
 
-def shared_out(sizes: Sequence[int], width: int) -> list[int]:
+def shared_out(sizes: collections.abc.Sequence[int], width: int) -> list[int]:
     """Return how many of `width` dimensions columns of some sizes have: as many as they want, or, where that is too
     many, the smallest ones first, none more than an equal share of what is left."""
     rooms, left = [0] * len(sizes), width

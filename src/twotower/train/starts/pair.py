@@ -26,12 +26,11 @@ from twotower.train.stopping import at_once
 
 
 def start_pair(
-    model: TwoTower, start: Start, positives: PositiveMatrix | None, seed: int, context: DistributedContext,
-    keeps_biases: bool = False,
-) -> PairValues:  # fmt: skip
+    model: TwoTower, start: Start, positives: PositiveMatrix | None, seed: int, context: DistributedContext
+) -> PairValues:
     """Overwrite the pair of a start with its values, those of rank 0 on all ranks, and return them. `positives` are
-    those of the start, on rank 0. The biases of the items stay where `keeps_biases` says that they are trained."""
-    user, item = (model.towers(side)[start.pair].embeddings for side in SIDES)
+    those of the start, on rank 0."""
+    user = model.towers("user")[start.pair].embeddings
     first = user.fields[0]
     found = context.broadcast(
         None if positives is None else _values(start, positives, resolve(first.pooling), first.width, seed)
@@ -40,13 +39,7 @@ def start_pair(
         raise TrainingError(found)
     if found is None:
         raise _not_finite(start)
-    tables = (
-        found.source,
-        *found.further,
-        *found.targets,
-        *found.alternative,
-        *([] if found.item_bias is None else [found.item_bias]),
-    )
+    tables = (found.source, *found.further, *found.targets, *found.alternative)
     if not all(bool(torch.isfinite(table).all()) for table in tables):
         raise _not_finite(start)
     if found.penalty is not None:
@@ -59,11 +52,6 @@ def start_pair(
         for field, rows in zip(user.fields, (found.source, *found.further), strict=True):
             _write(user.rows_of(field.name), rows)
         write_targets(model, start, found.targets)
-        if start.bias_weight and model.config.bias and not (keeps_biases or start.blend):
-            biases = model.item_bias.rows_of(next(one.name for one in item.fields if one.identifies))
-            _write(
-                biases, torch.zeros_like(biases) if found.item_bias is None else found.item_bias[:, None] * start.scale
-            )
     return found
 
 
@@ -74,6 +62,12 @@ def write_targets(model: TwoTower, start: Start, targets: Sequence[F32[Tensor, "
         for field, rows in zip(item.fields, targets, strict=True):
             if user.fields[0].share_with != field.name:
                 _write(item.rows_of(field.name), rows * start.scale)
+
+
+def clear_pair(model: TwoTower, start: Start) -> None:
+    """Overwrite the items of a pair with zeros, so that its scores are 0."""
+    item = model.towers("item")[start.pair].embeddings
+    write_targets(model, start, [torch.zeros_like(item.rows_of(field.name)) for field in item.fields])
 
 
 @contextmanager
@@ -87,14 +81,6 @@ def targets_kept(model: TwoTower, start: Start) -> Iterator[None]:
         with torch.no_grad():
             for field, rows in zip(item.fields, before, strict=True):
                 item.rows_of(field.name).copy_(rows)
-
-
-def scale_pair(model: TwoTower, pair: int, factor: float) -> None:
-    """Multiply the scores of a pair of a start by a factor, through its items, whose rows no history shares."""
-    embeddings = model.towers("item")[pair].embeddings
-    with torch.no_grad():
-        for field in embeddings.fields:
-            embeddings.rows_of(field.name).mul_(factor)
 
 
 class PairPart(NamedTuple):
@@ -120,33 +106,19 @@ def parts_of_pair(model: TwoTower, start: Start) -> list[PairPart]:
     return found
 
 
-def told_spreads(parts: Sequence[PairPart], spreads: Sequence[float], second: bool) -> Iterator[str]:
-    """Yield each part with the standard deviation of its scores, in words; `second` if it is of the second closed
-    form."""
-    also = ", equal values" if second else ""
-    for part, spread in zip(parts, spreads, strict=True):
-        yield f"{part.field} ({part.source}{also}) {spread:.2f}"
-
-
-class WeighedParts(NamedTuple):
-    """Parts of a pair's vectors by one closed form, with their weights."""
-
-    targets: Sequence[F32[Tensor, "_ F"]]
-    """Rows of each field of the item tower."""
-    parts: Sequence[PairPart]
-    weights: Sequence[float]
-
-
-def weigh_parts(model: TwoTower, start: Start, forms: Sequence[WeighedParts]) -> None:
-    """Overwrite the rows of the items with the weighted sum of the parts of some closed forms, which `parts_of_pair`
-    returns of each."""
+def weigh_parts(
+    model: TwoTower, start: Start,
+    forms: Sequence[tuple[Sequence[F32[Tensor, "_ F"]], Sequence[tuple[PairPart, float]]]],
+) -> None:  # fmt: skip
+    """Overwrite the rows of the items with the weighted sum of the parts of some closed forms: rows of each field of
+    the item tower, and the parts that `parts_of_pair` returns of them, each with its weight."""
     fields, sums = model.towers("item")[start.pair].embeddings.fields, list[F32[Tensor, "_ F"]]()
     for place, field in enumerate(fields):
-        total = torch.zeros_like(forms[0].targets[place])
-        for form in forms:
-            for part, weight in zip(form.parts, form.weights, strict=True):
+        total = torch.zeros_like(forms[0][0][place])
+        for targets, parts in forms:
+            for part, weight in parts:
                 if part.field == field.name:
-                    total[:, part.dimensions] += weight * form.targets[place][:, part.dimensions]
+                    total[:, part.dimensions] += weight * targets[place][:, part.dimensions]
         sums.append(total)
     write_targets(model, start, sums)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from itertools import chain
 from operator import itemgetter
 
@@ -20,16 +20,14 @@ CLOSE = 0.01
 """Share of the best score within which another one is as good, as far as a validation part can tell."""
 MAX_SCORES = 2_000_000_000
 """Scores of users and items of one comparison, some 15 seconds of a processor core for vectors of 128 numbers."""
-SCORES_BESIDE = 100_000_000
-"""The same where the start is added to trained pairs, whose vectors are wider and find most without it."""
 MIN_USERS = 1000
 """Users of a comparison at least, whatever the scores."""
 
 
-def evaluation_of_search(config: EvaluationConfig, n_items: int, scores: int = MAX_SCORES) -> EvaluationConfig:
-    """Return how values are compared: as in a training, with no more users, drawn once, than so many `scores` have for
-    all items."""
-    fits = max(MIN_USERS, scores // n_items)
+def evaluation_of_search(config: EvaluationConfig, n_items: int) -> EvaluationConfig:
+    """Return how values are compared: as in a training, with no more users, drawn once, than MAX_SCORES have for all
+    items."""
+    fits = max(MIN_USERS, MAX_SCORES // n_items)
     return config.model_copy(update={"max_users": min(config.max_users or fits, fits)})
 
 
@@ -42,10 +40,10 @@ def users_told(config: EvaluationConfig, monitor: str, validation: Pairs) -> str
     return f" by {config.max_users:,} of {users:,} users of validation" if config.max_users < users else ""
 
 
-def search(start: Start, score: Callable[[Start], float], is_fine: bool = True) -> Start:
+def search(start: Start, score: Callable[[Start], float]) -> Start:
     """Return the start with the values of the highest score: of those given; while an outermost one of several is the
-    best, of values beyond it; then of values between the best and its neighbours; at last, if `is_fine`, of values
-    between these, and about another one that is as good. Options that make up for one another have such a second one,
+    best, of values beyond it; then of values between the best and its neighbours; at last of values between these,
+    and about another one that is as good. Options that make up for one another have such a second one,
     from which the way to the best is shorter.
 
     A score is minus infinity for values that cannot be solved; if all given are so, one of them is returned.
@@ -68,22 +66,9 @@ def search(start: Start, score: Callable[[Start], float], is_fine: bool = True) 
         for _ in range(MAX_BEYOND):
             if not improves(start.beyond(_leaders(tried)[0])):
                 break
-        if improves(about(_leaders(tried)[0])) and is_fine:
+        if improves(about(_leaders(tried)[0])):
             improves(chain.from_iterable([about(leader) for leader in _leaders(tried)]))
     return _leaders(tried)[0]
-
-
-def best_weight(given: Sequence[float], score: Callable[[float], float]) -> float:
-    """Return the weight of the highest score: of those given, then of its neighbours, by the root and the fourth root
-    of the ratio of the two highest given. The neighbour of 0 is the least of the others, divided by the root. One of
-    them is above 0."""
-    above = sorted({weight for weight in given if weight})
-    ratio, tried = above[-1] / above[-2] if len(above) > 1 else 10.0, {weight: score(weight) for weight in given}
-    for step in (ratio**0.5, ratio**0.25):
-        best = max(tried, key=lambda weight: tried[weight])
-        beside = (best / step, best * step) if best else (min(weight for weight in tried if weight) / step,)
-        tried.update({weight: score(weight) for weight in beside if weight not in tried})
-    return max(tried, key=lambda weight: tried[weight])
 
 
 def _leaders(tried: list[tuple[float, Start]]) -> list[Start]:

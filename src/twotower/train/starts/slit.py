@@ -12,6 +12,7 @@ from torch import Tensor
 from twotower.arrays.types import F32, F64, Doubles, Ints, Shaped
 from twotower.data.dataset import Dataset
 from twotower.errors import ConfigError, TrainingError
+from twotower.features.field import PoolingSpec
 from twotower.model.pooling import resolve
 from twotower.model.pooling.decay import reach
 from twotower.model.pooling.pooling import Pooling
@@ -46,6 +47,7 @@ class Slit(Start):
 
     kind = "slit"
     poolings = ("decay",)
+    pools = PoolingSpec(kind="decay", rates=[0.8])
     choices = ("regularization",)
 
     regularization: tuple[Positive, ...] = Field(
@@ -59,8 +61,8 @@ class Slit(Start):
         description="Number of items N above which `transitions` replaces this start; 10,000 items take 2.8 GB.",
     )
 
-    def check(self, dataset: Dataset, model: ModelConfig) -> None:
-        super().check(dataset, model)
+    def check(self, dataset: Dataset, model: ModelConfig, is_weighted: bool = False) -> None:
+        super().check(dataset, model, is_weighted)
         history = self.history(dataset, model)
         assert history.pools is not None
         if resolve(history.pools).decay_rate in (None, 1.0):

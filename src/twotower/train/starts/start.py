@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import collections.abc
 from abc import abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import product
 from typing import Annotated, ClassVar
@@ -16,18 +17,20 @@ from twotower.arrays.sets import distinct_keys, pair_keys
 from twotower.arrays.types import F32, Codes, Ints, Shaped
 from twotower.data.dataset import Dataset
 from twotower.errors import ConfigError
-from twotower.features.feature import Feature
-from twotower.features.side import SideName
-from twotower.kinds import Kind
+from twotower.features.feature import Feature, Interactions
+from twotower.features.field import PoolingSpec
+from twotower.features.schema import Schema
+from twotower.features.sequence import Sequence
+from twotower.features.side import SIDES, SideName
 from twotower.model.pooling import resolve
 from twotower.model.pooling.pooling import Pooling
 from twotower.model.towers import TowerConfig
-from twotower.model.two_tower import ModelConfig
+from twotower.model.two_tower import ModelConfig, PairConfig
 from twotower.train.starts.positives import PositiveMatrix
+from twotower.train.starts.scorer import AddedScorer, Addition
 
 Positive = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
-Weight = Annotated[float, Field(ge=0, le=1000)]
 
 
 MOST = 0.9
@@ -38,6 +41,11 @@ def common_items(counts: Shaped[Ints, "I"]) -> int:
     """Return the least number of items that have MOST of the positives, by the number of positives of each."""
     falling = np.sort(counts)[::-1].cumsum()
     return int(np.searchsorted(falling, MOST * falling[-1])) + 1 if len(falling) and falling[-1] else 0
+
+
+def history_of_positives(name: str, pooling: PoolingSpec, interactions: Interactions = "positive") -> Sequence:
+    """Return a history of the users with a table of its own."""
+    return Sequence(name=name, side="user", interactions=interactions, share_embedding=False, pooling=pooling)
 
 
 @dataclass(frozen=True)
@@ -53,8 +61,6 @@ class PairValues:
     penalty: F32[Tensor, "E E"] | None = None
     rate: float = 0.0
     """Penalties of a pooling `ridge`, with `penalty`."""
-    item_bias: F32[Tensor, "codes"] | None = None
-    """Biases of the items, added to the score. None: no bias."""
     alternative: tuple[F32[Tensor, "_ F"], ...] = ()
     """Rows of the fields of the item tower by a second closed form, which has weights of its own where the parts of a
     pair are weighed. Empty: none."""
@@ -62,26 +68,22 @@ class PairValues:
     """Rows of the other fields of such a user tower, in its order."""
 
 
-class Start(Kind):
-    """Values that a pair of towers has before the first step, or, added to trained pairs by `blend`, after the last,
-    in closed form from the training positives and their weights.
+class Start(AddedScorer):
+    """Values of a pair of towers in closed form, from the training positives and their weights.
 
     The pair's user tower reads one history of item ids and its item tower the item's id, or what a kind reads in its
-    place or in addition, both without layers, so its first score is that of the closed form, for users without any
-    training too. An unknown value gets zeros.
+    place or in addition, both without layers, so its score is that of the closed form, for users without any training
+    too. An unknown value gets zeros.
 
-    Of several values of an option, validation keeps the best one, or a better one between or beyond them. `blend` is
-    from 0, no effect, to 1000; at 1 the scores of the pair and of the others have the same root mean square, unless the
-    kind says otherwise. With `model.cold_item_bias` and new items on validation it is the least weight within 3 % of
-    the best, unless the pair reads columns. For a pair whose columns are weighted first it is the weight nearest to 1
-    that is within a standard error over users and within 1 % of the best, unless 0 is best. With
-    `model.recent_popularity` a joint fit of columns and popularity may replace it.
+    With `learn` the values are solved before the first step. Else they are solved after the last step, and the mix
+    weights the pair's score (`train/mix.py`). Of several values of an option, validation keeps the best one by the pair
+    alone, or a better one between or beyond them.
     """
 
     poolings: ClassVar[tuple[str, ...]] = ()
     """Kinds of poolings of the history under which the score is that of the closed form."""
-    in_order: ClassVar[Pooling | None] = None
-    """Pooling in place of one without an order, where the log has one. None: the same."""
+    pools: ClassVar[PoolingSpec] = PoolingSpec(kind="ridge")
+    """Pooling of the history that a scorer reads."""
     choices: ClassVar[tuple[str, ...]] = ()
     """Options of several values, of which the one that is best on the validation part is kept."""
     compares_by_few: ClassVar[bool] = False
@@ -93,25 +95,52 @@ class Start(Kind):
     """True if the item tower adds up columns, in place of the id or in addition to it."""
     adds_users: ClassVar[bool] = False
     """True if the user tower adds up columns in place of a history."""
+    reads_ids: ClassVar[bool] = False
+    """True if the id of the items may be one of the columns."""
     weighs_parts: ClassVar[bool] = False
     """True if the parts of the pair's vectors, one for each column of the items and piece of the pooling, or column of
     the users, have weights of their own in a model of several pairs."""
-    bias_weight: ClassVar[str] = ""
-    """Option that the item biases are a multiple of, and nothing else depends on."""
-
     pair: int = Field(0, ge=0, description="Number of the pair of model.pairs that starts so, from 0.")
     learn: bool = Field(
         True,
-        description="Training of the pair from its start on. false: it keeps its values, and other pairs are trained.",
+        description="Training of the pair from its start on. false: it keeps its values, and the mix weights its "
+        "scores.",
     )
     scale: float = Field(
-        1.0, gt=0, description="Factor of the pair's scores, relative to other pairs and in a softmax."
+        1.0, gt=0, description="Factor of the pair's scores before the first step, relative to others and in a softmax."
     )
-    blend: tuple[Weight, ...] = Field(
-        (),
-        description="Weight of the pair's scores relative to earlier pairs, or trained ones with learn = false. "
-        "Several values: the best on validation. Empty: scale.",
-    )
+
+    width: int = Field(128, ge=1, description="Width of the vectors of a scorer, in numbers for each rate of decay.")
+
+    def addition(self, schema: Schema, name: str, pair: int) -> Addition:
+        histories, fields = self.histories(schema, name), {side: self.columns_of(side, schema) for side in SIDES}
+        for side in SIDES if self.adds_users else SIDES[1:]:
+            if not fields[side]:
+                of_id = side == "item" and (self.reads_ids or not self.adds_columns)
+                what = "the id of the items, without hash_buckets" if of_id else f"columns of the {side}s"
+                raise ConfigError(
+                    f"the scorer '{self.kind}' reads {what}, and schema.features has none; add one, or leave the "
+                    "scorer out"
+                )
+        pieces = resolve(histories[0].pooling).pieces if histories else 1
+        of_user = fields["user"] or tuple(history.name for history in histories)
+        user, item = (
+            TowerConfig(fields=names, width=width, layers=())
+            if len(names) == 1
+            else TowerConfig(fields=names, width=width, layers=(), join="sum", activation="Identity")
+            for names, width in ((of_user, self.width), (fields["item"], self.width * pieces))
+        )
+        start = self.model_copy(update={"pair": pair, "learn": False})
+        return Addition(tuple(histories), PairConfig(user=user, item=item), start)
+
+    def histories(self, schema: Schema, name: str) -> list[Sequence]:
+        """Return the histories that the user tower of a scorer reads."""
+        return [] if self.adds_users else [history_of_positives(name, self.pools)]
+
+    def columns_of(self, side: SideName, schema: Schema) -> tuple[str, ...]:
+        """Return the names of the features that the tower of a scorer reads, apart from histories."""
+        own = schema.id_feature(side)
+        return (own.name,) if own and side == "item" else ()
 
     def alternatives(self) -> list[Start]:
         """Return a start for each combination of the values of `choices`."""
@@ -137,7 +166,7 @@ class Start(Kind):
         """Return `best` with the next value outwards, for each option of several values whose outermost, or one beyond,
         it has: in the ratio of the two outermost, if neither is 0."""
         found = list[Start]()
-        for name in self._searched():
+        for name in self.several:
             values, at = sorted(set(getattr(self, name))), best.value_of(name)
             outer, inner = values[:2] if at <= values[0] else values[:-3:-1]
             if min(outer, inner) and (at <= values[0] or at >= values[-1]):
@@ -149,7 +178,7 @@ class Start(Kind):
         """Return `best` with other values of one or several options: the geometric mean of its own and either neighbour
         among those tried. Options often make up for one another, so that two change at once."""
         choices: list[list[tuple[str, float]]] = []
-        for name in self._searched():
+        for name in self.several:
             at, values = best.value_of(name), {one.value_of(name) for one in tried}
             beside = max((v for v in values if v < at), default=0.0), min((v for v in values if v > at), default=0.0)
             choices.append([(name, at), *((name, (at * value) ** 0.5) for value in beside if at and value)])
@@ -165,49 +194,24 @@ class Start(Kind):
         return float(cls.model_fields[name].default[0])
 
     @property
-    def bias_weights(self) -> tuple[float, ...]:
-        """Weights of the item biases, of which one is chosen; none of a start without."""
-        weights: tuple[float, ...] = getattr(self, self.bias_weight) if self.bias_weight else ()
-        return weights
-
-    @property
     def several(self) -> list[str]:
         """Options of several values."""
-        weights = {self.bias_weight: self.bias_weights, "blend": self.blend}
-        return [*self._searched(), *(name for name, values in weights.items() if len(set(values)) > 1)]
-
-    def with_biases(self, weight: float) -> Start:
-        """Return the start with one weight of the item biases."""
-        return self.model_copy(update={self.bias_weight: (weight,)}) if self.bias_weight else self
-
-    def _searched(self) -> list[str]:
-        """Return the options of several values."""
         return [name for name in self.choices if len(set(getattr(self, name))) > 1]
 
-    def tells_cold(self, dataset: Dataset, model: ModelConfig) -> bool:
-        """Return True if the pair tells items apart that training lacks."""
-        return self.adds_columns
-
     def describe(self) -> str:
-        """Return the first values of `choices`, and the weight of the biases if one is chosen, for messages."""
-        chosen = [*self.choices, *([self.bias_weight] if len(self.bias_weights) == 1 else [])]
-        return ", ".join(f"{name} = {getattr(self, name)[0]:g}" for name in chosen)
+        """Return the first values of `choices`, for messages."""
+        return ", ".join(f"{name} = {getattr(self, name)[0]:g}" for name in self.choices)
 
     @abstractmethod
     def solve(self, positives: PositiveMatrix, pooling: Pooling, width: int, seed: int) -> PairValues:
         """Return values of this width E under the history's pooling, by the first of several values of an option.
         Deterministic by `seed`."""
 
-    def check(self, dataset: Dataset, model: ModelConfig) -> None:
-        """Raise ConfigError if the pair cannot start so."""
+    def check(self, dataset: Dataset, model: ModelConfig, is_weighted: bool = False) -> None:
+        """Raise ConfigError if the pair cannot start so, or its score cannot be weighted."""
         key = f"train.start of kind '{self.kind}'"
         if model.similarity != "dot":
             raise ConfigError(f"{key} needs a plain product; set model.similarity = 'dot'")
-        if any(self.bias_weights) and not model.bias:
-            raise ConfigError(
-                f"{key}: {self.bias_weight} is a bias of the items; set model.bias = true, or {self.bias_weight} = "
-                "[0.0]"
-            )
         towers: dict[SideName, TowerConfig] = {
             "user": model.pairs[self.pair].user,
             "item": model.pairs[self.pair].item,
@@ -217,7 +221,7 @@ class Start(Kind):
             adds = self._adds(side) and tower.activation == "Identity" and not tower.layer_norm
             if not plain or tower.output_norm or not (tower.join == "concat" or adds):
                 raise self.needs_plain(side)
-        self.check_users(dataset, model)
+        self.check_users(dataset, model, is_weighted)
         if self.several and not len(dataset.validation):
             raise ConfigError(
                 f"{key} chooses among several values of {', '.join(self.several)} on the validation part, and the "
@@ -225,7 +229,7 @@ class Start(Kind):
             )
         self.check_items(dataset, model)
 
-    def check_users(self, dataset: Dataset, model: ModelConfig) -> None:
+    def check_users(self, dataset: Dataset, model: ModelConfig, is_weighted: bool) -> None:
         """Raise ConfigError if the start does not go with what the pair's user tower reads: a history of items that
         users took."""
         key, history = f"train.start of kind '{self.kind}'", self.history(dataset, model)
@@ -242,11 +246,11 @@ class Start(Kind):
                 f"{key} gives items other vectors in a history than as targets; set share_embedding = false of "
                 f"feature '{history.name}'"
             )
-        if spec.share_embedding and (self.scale != 1 or self.blend):
-            option, out = (f"scale = {self.scale:g}", "scale = 1") if self.scale != 1 else ("blend", "leave it out")
+        if spec.share_embedding and (self.scale != 1 or is_weighted):
+            reason = "the mix weights its score" if is_weighted else f"scale = {self.scale:g}"
             raise ConfigError(
-                f"{key}: {option} needs a table of the history's own; set share_embedding = false of feature "
-                f"'{history.name}', or {out}"
+                f"{key}: {reason}, which needs a table of the history's own; set share_embedding = false of feature "
+                f"'{history.name}'"
             )
         if spec.interactions == "negative" or (spec.interactions == "all" and not dataset.train.labels.all()):
             raise ConfigError(
@@ -280,7 +284,7 @@ class Start(Kind):
         _, found = self._fields("item", dataset, model)
         self._check_ids(found, dataset, model)
 
-    def _check_ids(self, found: Sequence[Feature], dataset: Dataset, model: ModelConfig) -> None:
+    def _check_ids(self, found: collections.abc.Sequence[Feature], dataset: Dataset, model: ModelConfig) -> None:
         """Raise ConfigError unless one feature of the pair's item tower is the id, with the codes of the history."""
         if len(found) != 1 or found[0] != dataset.schema.id_feature("item"):
             raise self._needs_one("item", "the categorical feature of the item ids", dataset, model)

@@ -14,7 +14,8 @@ from twotower.arrays.ragged import offsets_of
 from twotower.arrays.types import F32, Floats, Shaped
 from twotower.data.dataset import Dataset
 from twotower.errors import ConfigError, TrainingError
-from twotower.evaluation.transitions import FREQUENCY, LAG, SPAN, TransitionCounts, count_transitions
+from twotower.evaluation.transitions import FREQUENCY, LAG, SPAN, UNIT, TransitionCounts, count_transitions
+from twotower.features.field import PoolingSpec
 from twotower.model.pooling import resolve
 from twotower.model.pooling.pooling import Pooling
 from twotower.model.two_tower import ModelConfig
@@ -29,11 +30,14 @@ ITERATIONS = 4
 
 
 class TransitionFactors(Start):
-    """Transition counts: the table T of how often item j follows item i within `span` positives of a user, a gap of g
-    weighing g^-lag, over the sum of its row and over the sum of its column^frequency. With V the E leading right
-    singular vectors of T, its rows weighed by the root of their sums, a history's vector is its rows of T V, decayed or
-    averaged by its pooling, an item's vector its row of V. From a width of the number of items on, V is the identity
-    and the score is that of T: the baseline of transition counts with the pooling's weights.
+    """Transition counts: the table T of log(1 + C_ij / (c_j / c)^frequency). C_ij is how often item j follows item i
+    within `span` positives of a user, a gap of g weighing g^-lag, c_j the sum of column j, and c the mean of these. A
+    history's vector is its rows of T, decayed or averaged by its pooling, an item's vector an axis of its own: the
+    score is the baseline of transition counts (`evaluation/transitions.py`) with the pooling's weights.
+
+    In a width E below the number of items, rows of T are divided by the root of their sums, else those of frequent
+    items take all directions. With V the E leading right singular vectors of T, its rows weighted by the fourth root of
+    the sums of C, a history's vector is its rows of T V, an item's vector its row of V.
 
     Use it where histories have an order: alone, trained on from there, or with another pair. Scores are scaled so
     that those of all items after one positive have the root mean square 1. A transition weighs as the positive that
@@ -43,6 +47,7 @@ class TransitionFactors(Start):
 
     kind = "transitions"
     poolings = ("decay", "mean", "sum", "sqrt")
+    pools = PoolingSpec(kind="decay", rates=[0.7])
     choices = ("frequency",)
 
     span: int = Field(SPAN, ge=1, description="Largest gap of a transition, in positives of a user.")
@@ -64,14 +69,14 @@ class TransitionFactors(Start):
         description="Maximum cells per distinct transition for a dense table, which multiplies faster. 0: never.",
     )
 
-    def check(self, dataset: Dataset, model: ModelConfig) -> None:
-        super().check(dataset, model)
+    def check(self, dataset: Dataset, model: ModelConfig, is_weighted: bool = False) -> None:
+        super().check(dataset, model, is_weighted)
         history = self.history(dataset, model)
         assert history.pools is not None
         if (pieces := resolve(history.pools).pieces) != 1:
             raise ConfigError(
                 f"train.start of kind '{self.kind}' needs a pooling of one vector; feature '{history.name}' has "
-                f"{pieces}; set its pooling = {{ kind = 'decay', rates = [0.75] }}"
+                f"{pieces}; set its pooling = {{ kind = 'decay', rates = [0.7] }}"
             )
         if dataset.times is None:
             raise ConfigError(
@@ -86,15 +91,16 @@ class TransitionFactors(Start):
                 "train.start of kind 'transitions' finds no positive that follows another of its user; leave the "
                 "start out, or give more data"
             )
-        shares = counts.shares(n, self.frequency[0])
+        values = counts.logarithms(self.frequency[0])
         sums = torch.from_numpy(np.bincount(counts.before, counts.count, n).astype(np.float32))
         if width >= n - 1:  # no less than an axis for each item: its score is that of the table itself
-            target, source = torch.eye(n)[:, 1:], _square(counts, shares, n)[:, 1:]
+            target, source = torch.eye(n)[:, 1:], _square(counts, values, n)[:, 1:]
             scores = source
         else:
-            ahead, back = self._products(counts, shares, n)
+            roots = np.sqrt(np.maximum(np.bincount(counts.before, values), UNIT)).astype(np.float32)
+            ahead, back = self._products(counts, values / roots[counts.before], n)
             generator = torch.Generator().manual_seed(seed)
-            target, _ = leading(lambda q: back(sums[:, None] * ahead(q)), n, width, generator, ITERATIONS)
+            target, _ = leading(lambda q: back(sums.sqrt()[:, None] * ahead(q)), n, width, generator, ITERATIONS)
             source = ahead(target)
             scores = source @ (target.T @ target)
         squares = (scores * source).sum(1)  # of the scores of all items after one item

@@ -52,7 +52,7 @@ class UserContent(ColumnStart):
     buckets are added up, by exp(-(i - j)^2 / 4.5) for the buckets i and j. A value of a list counts as its pooling
     weighs it. A missing or unknown value says nothing.
 
-    Use it where users have columns such as age or city, added to other pairs by `blend`: it ranks for users without a
+    Use it where users have columns such as age or city, in addition to other pairs: it ranks for users without a
     history, and new items too. The item tower may read the id as one of its columns. Before it is weighed each pair of
     columns gets the factor under which what users of validation take anew is most likely, as in `next_content`. Columns
     that are computed from the rows, such as a favourite, give the answers away. The time is the number of positives
@@ -72,7 +72,7 @@ class UserContent(ColumnStart):
         "validation is kept.",
     )
 
-    def check_users(self, dataset: Dataset, model: ModelConfig) -> None:
+    def check_users(self, dataset: Dataset, model: ModelConfig, is_weighted: bool) -> None:
         if dataset.users.versions is not None:
             raise ConfigError(
                 f"train.start of kind '{self.kind}' counts what users of a value take, and schema.valid_from gives "

@@ -1,0 +1,80 @@
+"""Scorers of a config as features of the schema, pairs of towers and options of the model."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+
+from pydantic import JsonValue, ValidationError
+
+from twotower.config.experiment import Config
+from twotower.errors import ConfigError
+from twotower.features.feature import Feature
+from twotower.features.schema import Schema
+from twotower.features.side import SIDES
+from twotower.model.towers import TowerConfig
+from twotower.model.two_tower import PairConfig
+from twotower.section import first_problem
+from twotower.train.starts.start import Start
+
+
+def with_scorers(schema: Schema, config: Config) -> tuple[Schema, Config]:
+    """Return a schema and a config in which pairs of towers and their starts stand for the scorers; as they are without
+    scorers. The trained towers read what they read before. Raises ConfigError."""
+    if not config.scorers:
+        return schema, config
+    known = {f.name: f for f in schema.features}
+    kept = bool(config.train.epochs or config.train.start)  # pairs without epochs have a start each
+    n_pairs, counts = len(config.model.pairs) if kept else 0, Counter[str]()
+    features, added_pairs = list[Feature](), list[PairConfig]()
+    starts, model = list[Start](config.train.start), dict[str, JsonValue]()
+    for scorer in config.scorers:
+        counts[scorer.kind] += 1
+        number = f"_{n}" if (n := counts[scorer.kind]) > 1 else ""
+        name = "__" + re.sub(r"\W", "_", scorer.kind) + number
+        added = scorer.addition(schema, name, n_pairs + len(added_pairs))
+        features += added.features
+        if added.pair and added.start:
+            added_pairs.append(added.pair)
+            starts.append(added.start)
+        if twice := next((option for option in added.model if option in model), ""):
+            raise ConfigError(f"scorers names '{scorer.kind}' twice, which sets model.{twice}; leave one of them out")
+        if given := next((option for option in added.model if getattr(config.model, option)), ""):
+            raise ConfigError(f"the scorer '{scorer.kind}' sets model.{given}, which is set already; leave one out")
+        model |= added.model
+    if not (kept or added_pairs):
+        kinds = ", ".join(f"'{scorer.kind}'" for scorer in config.scorers)
+        raise ConfigError(
+            f"train.epochs = 0 trains no tower, and scorers holds {kinds}, which add to other scores; name another "
+            "scorer first, such as 'ials', or set train.epochs to 1 or more"
+        )
+    names = {f.name for f in features if known.get(f.name) == f}  # of prepared data, which have them
+    own = schema.model_copy(update={"features": tuple(f for f in schema.features if f.name not in names)})
+    pairs = [*(_explicit(pair, own) for pair in config.model.pairs if kept), *added_pairs]
+    features = [*own.features, *features]
+    if not config.train.epochs:
+        read = {name for pair in pairs for tower in (pair.user, pair.item) for name in tower.fields}
+        read |= {config.model.own_counts, *map(str, model.values())}
+        features = [f for f in features if not f.history or f.name in read]
+    own_pairs = {"pairs": tuple(pairs)} if added_pairs or features != [*own.features] else {}
+    # What is set stays apart from defaults, which the data may complete; so the whole is checked, and not read.
+    train = {"train": config.train.model_copy(update={"start": tuple(starts)})} if added_pairs else {}
+    changed = config.model_copy(
+        update={"scorers": (), "model": config.model.model_copy(update={**model, **own_pairs}), **train}
+    )
+    whole = schema.model_copy(update={"features": tuple(features)})
+    try:
+        Config.model_validate(changed.model_dump())
+        return Schema.model_validate(whole.model_dump()), changed
+    except ValidationError as e:
+        raise ConfigError(f"with the pairs of scorers: {first_problem(e)}") from None
+
+
+def _explicit(pair: PairConfig, schema: Schema) -> PairConfig:
+    """Return a pair whose towers name the features that they read."""
+    towers = dict[str, TowerConfig]()
+    for side in SIDES:
+        tower = pair.user if side == "user" else pair.item
+        names = tower.fields or tuple(f.name for f in schema.tower(side) if schema.host_of(f) is None)
+        towers[side] = tower.model_copy(update={"fields": names})
+    return pair.model_copy(update=towers)

@@ -1,0 +1,376 @@
+"""Closed forms of pairs: strengths that are best by the pair alone, what a mix adds of them, interruption and resume,
+and values solved again on all of train. The search itself is tested with the starts, the weights in test_mix.py."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import signal
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+import torch
+from closed_form_worlds import COLUMN, GROUPS, ITEMS, courses, groups
+from worlds import settings
+
+from twotower import api
+from twotower.config.experiment import Config
+from twotower.data.dataset import Dataset, build_dataset
+from twotower.data.splits import TEST, VALIDATION
+from twotower.data.tables import check
+from twotower.diagnostics import diagnose
+from twotower.errors import ConfigError, Interrupted, TrainingError
+from twotower.evaluation.config import EvaluationConfig
+from twotower.evaluation.factors import Factors
+from twotower.evaluation.part_evaluation import evaluate_part
+from twotower.features.categorical import Categorical
+from twotower.features.schema import Schema
+from twotower.features.sequence import Sequence
+from twotower.train.factors import factors_before
+from twotower.train.progress import Callback, EpochRecord
+from twotower.train.trainer import Trainer
+
+PAIRS = {"trained": ("two", 1), "ials": ("one", 8), "ease": ("two", ITEMS)}
+"""History and width of a pair of `groups` by its kind."""
+VALUES: dict[str, dict[str, Any]] = {"ials": {"regularization": [0.001]}, "ease": {}}
+
+
+def config(*kinds: str, pairs: str = "together", values: dict[str, Any] | None = None, **train: Any) -> Config:
+    """Pairs that are trained, or else closed forms that no step trains; these alone have no epochs."""
+    epochs = 3 if "trained" in kinds else 0
+    starts = [
+        {"kind": kind, "pair": place} | VALUES[kind] | (values or {}) | ({"learn": False} if epochs else {})
+        for place, kind in enumerate(kinds)
+        if kind != "trained"
+    ]
+    towers = [
+        {
+            "user": {"fields": [history], "layers": [], "width": width},
+            "item": {"fields": ["item_id"], "layers": [], "width": width},
+        }
+        for history, width in (PAIRS[kind] for kind in kinds)
+    ]
+    return settings(
+        model={"similarity": "dot", "bias": False, "temperature": 1.0, "pairs": towers},
+        loss={"kind": "softmax"},
+        negatives={"full": True, "mask_positives": False},
+        split={"kind": "column", "column": "part"},
+        train={
+            "epochs": epochs, "lr": 0.05, "batch_size": 64, "pairs": pairs, "start": starts, "device": "cpu",
+            "monitor": "validation.ndcg@5",
+        } | train,
+    )  # fmt: skip
+
+
+APART = config("trained", "trained", "ials", pairs="apart")
+
+
+def scores(found: Factors, part: slice) -> torch.Tensor:
+    return found.users[:, part] @ found.items[:, part].T
+
+
+def items_of(trainer: Trainer) -> torch.Tensor:
+    return trainer.model.item_vectors(trainer.objective.items.take(np.arange(len(trainer.dataset.items))))
+
+
+def single(n: int = 60) -> Dataset:
+    """Users with one positive in each part, of whom EASE learns nothing."""
+    parts = ("train", "validation", "test")
+    rows = [(user, (user + place) % 6, part) for user in range(n) for place, part in enumerate(parts)]
+    frame = pl.DataFrame(rows, schema=["user_id", "item_id", "part"], orient="row")
+    return build_dataset(check(None, None, frame, GROUPS), GROUPS, COLUMN)
+
+
+def test_strengths_are_those_that_are_best_by_the_pair_alone() -> None:
+    data, given = groups(), [0.5, 50.0, 50_000.0]
+    each = [Trainer(data, config("ease", values={"regularization": [rate]})) for rate in given]
+    for trainer in each:
+        trainer.run()
+    several, added = (
+        Trainer(data, config(*kinds, values={"regularization": given})) for kinds in (("ease",), ("trained", "ease"))
+    )
+    for trainer in (several, added):
+        trainer.run()
+    assert min(one.best.score for one in each) < max(one.best.score for one in each) <= several.best.score
+    chosen = [trainer._solved[0][0].start.describe() for trainer in (several, added)]
+    assert chosen[0] == chosen[1]
+
+
+@pytest.mark.parametrize("given", [[0.001], [0.001, 0.01]])
+def test_a_metric_that_cannot_be_measured_is_named(given: list[float]) -> None:
+    parts = ("train", "train", "train", "validation", "test")
+    rows = [
+        (user, (user + n) % 6, int(part != "validation"), part) for user in range(30) for n, part in enumerate(parts)
+    ]
+    frame = pl.DataFrame(rows, schema=["user_id", "item_id", "liked", "part"], orient="row")
+    histories = (f.model_copy(update={"interactions": "positive"}) for f in GROUPS.features[:2])
+    schema = GROUPS.model_copy(update={"label": "liked", "features": (*histories, GROUPS.features[2])})
+    data = build_dataset(check(None, None, frame, schema), schema, COLUMN)
+    with pytest.raises(ConfigError, match=r"validation\.ndcg@5"):
+        Trainer(data, config("ials", values={"regularization": given})).run()
+
+
+@pytest.mark.parametrize(
+    "kinds", [("ials", "trained"), ("trained", "ials"), ("ials", "trained", "trained"), ("trained", "trained", "ials")]
+)
+def test_a_pair_has_its_weighted_values_and_the_others_are_trained_as_without_it(kinds: tuple[str, ...]) -> None:
+    data, place, pairs = groups(), kinds.index("ials"), "together" if len(kinds) == 2 else "apart"
+    trainer = Trainer(data, config(*kinds, pairs=pairs))
+    done = trainer.run()
+    ((_, weights),) = trainer._solved
+    assert weights is not None
+    (weight,) = weights
+    assert weight > 0
+    found, alone = (
+        factors_before(model.eval(), data, VALIDATION)
+        for model in (done.model, Trainer(data, config("ials")).run().model)
+    )
+    own = done.model.parts_of_pairs()[place]
+    torch.testing.assert_close(scores(found, own), weight * scores(alone, slice(None)), rtol=1e-3, atol=1e-3)
+    if place:  # the others begin by the numbers that they would draw without it
+        without = Trainer(data, config(*kinds[:-1], pairs=pairs)).run()
+        for mine, theirs in zip(done.history, without.history, strict=True):
+            assert mine["validation.ndcg@5"] == theirs["validation.ndcg@5"]
+            assert mine["train.loss"] == theirs["train.loss"]
+        others = factors_before(without.model.eval(), data, VALIDATION)
+        assert torch.equal(found.items[:, : own.start], others.items)
+
+
+def test_metrics_of_validation_are_of_the_model_with_the_closed_form() -> None:
+    data = groups()
+    run = api.fit(data, data.schema, config("trained", "ials"))
+    last = max(epoch["validation.ndcg@5"] for epoch in run.history)
+    assert run.metrics["validation.ndcg@5"] > last
+    found = evaluate_part(run.factors_during(VALIDATION), run.dataset, VALIDATION, run.config.evaluation)
+    assert run.metrics["validation.ndcg@5"] == found["ndcg@5"]
+
+
+def interrupted_at(text: str, data: Dataset, chosen: Config, folder: Path) -> None:
+    """Train into a folder, and send SIGINT when a line with this text is logged."""
+
+    class Press(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            if text in record.getMessage():
+                os.kill(os.getpid(), signal.SIGINT)
+
+    logger = logging.getLogger("twotower")
+    logger.setLevel(logging.INFO)
+    logger.addHandler(press := Press(logging.INFO))
+    try:
+        with pytest.raises(Interrupted, match=r"stopped after the last step; a checkpoint is written; go on: `fit"):
+            api.fit(data, data.schema, chosen, folder=folder)
+    finally:
+        logger.removeHandler(press)
+        logger.setLevel(logging.NOTSET)
+
+
+@pytest.mark.parametrize("text", ["pair 2 by ials: ", "mix, in standard deviations"])
+def test_fault_B2_a_signal_ends_the_closed_forms_after_the_last_epoch_and_a_later_call_goes_on(
+    text: str, tmp_path: Path
+) -> None:
+    data = groups()
+    interrupted_at(text, data, APART, tmp_path / "run")
+    stopped = api.load(tmp_path / "run")
+    assert stopped.unfinished.endswith("; the mix weights pair 2 after the last")
+    assert not any("has no effect" in finding.text for finding in diagnose(stopped))
+    again = api.fit(data, data.schema, APART, folder=tmp_path / "run", resume=True)
+    once = api.fit(data, data.schema, APART)
+    for (name, mine), theirs in zip(again.model.named_parameters(), once.model.parameters(), strict=True):
+        assert torch.equal(mine, theirs), name
+
+
+def test_a_checkpoint_of_a_pair_that_is_solved_last_is_none_of_one_that_starts_first(tmp_path: Path) -> None:
+    data = groups()
+    interrupted_at("pair 2 by ials: ", data, APART, tmp_path / "run")
+    sections = APART.model_dump(mode="json")
+    sections["train"]["start"][0]["learn"] = True
+    sections["train"]["epochs"] = 4
+    with pytest.raises(TrainingError, match="the checkpoint is of a training that gives them after the last"):
+        api.fit(data, data.schema, Config.model_validate(sections), folder=tmp_path / "run", resume=True, override=True)
+
+
+def test_what_is_fitted_afterwards_sees_the_pair_that_is_solved_last() -> None:
+    trainer = Trainer(groups(), APART)
+    assert trainer.factors().items.shape[1] == 2
+    trainer.run()
+    assert trainer.factors().items.shape[1] == 2 + 8
+
+
+def test_a_signal_during_the_last_validation_solves_no_closed_form() -> None:
+    class Press(Callback):
+        def on_epoch_end(self, history: list[EpochRecord]) -> None:
+            if len(history) == 3:
+                os.kill(os.getpid(), signal.SIGINT)
+
+    trainer = Trainer(groups(), APART, callback=Press())
+    with pytest.raises(Interrupted, match="stopped after the last step; no checkpoint is written"):
+        trainer.run()
+    assert not items_of(trainer)[:, 2:].any()
+
+
+def test_a_pair_for_which_nothing_can_be_solved_costs_no_training(caplog: pytest.LogCaptureFixture) -> None:
+    trainer = Trainer(single(), config("trained", "trained", "ease", pairs="apart"))
+    trainer.run()
+    items = items_of(trainer)
+    assert items[:, :2].any()
+    assert not items[:, 2:].any()
+    (told,) = [record for record in caplog.records if "finds no user of two positive items" in record.getMessage()]
+    assert told.levelno == logging.WARNING
+
+
+def by_columns(*kinds: str, **model: Any) -> Config:
+    """`slit`, and the columns of the next item, of `courses`."""
+    towers = {
+        "slit": {
+            "user": {"fields": ["one"], "layers": [], "width": 2},
+            "item": {"fields": ["item_id"], "layers": [], "width": 2},
+        },
+        "next_content": {
+            "user": {"fields": ["two"], "layers": [], "width": 20},
+            "item": {
+                "fields": ["stage", "size"], "layers": [], "join": "sum", "activation": "Identity", "width": 40,
+            },
+        },
+    }  # fmt: skip
+    kinds = kinds or ("slit", "next_content")
+    values = {"slit": {"regularization": [10.0]}, "next_content": {}}
+    return settings(
+        model={"similarity": "dot", "bias": False, "temperature": 1.0, "pairs": [towers[kind] for kind in kinds]}
+        | model,
+        loss={"kind": "softmax"},
+        negatives={"full": True, "mask_positives": False},
+        train={
+            "epochs": 0, "start": [{"kind": kind, "pair": n} | values[kind] for n, kind in enumerate(kinds)],
+            "monitor": "validation.ndcg@5", "device": "cpu", "history_scope": "causal",
+        },
+    )  # fmt: skip
+
+
+def test_columns_that_tell_what_comes_next_weigh_most_and_find_more() -> None:
+    data, found = courses(300), list[float]()
+    for chosen in (by_columns("slit"), by_columns()):
+        trainer = Trainer(data, chosen)
+        model = trainer.run().model
+        found.append(
+            evaluate_part(factors_before(model, data, TEST), data, TEST, EvaluationConfig(k=(5,), bootstrap=0))[
+                "ndcg@5"
+            ]
+        )
+    form, weights = trainer._solved[1]
+    assert weights is not None
+    spreads = {
+        term.name: abs(w) * float((term.users @ term.items.T).std())
+        for term, w in zip(form.terms, weights, strict=True)
+    }
+    assert [*spreads] == [
+        f"{name} (rate {rate}{equal})"
+        for equal in ("", ", equal values")
+        for name in ("stage", "size")
+        for rate in (0, 1)
+    ]
+    assert spreads["stage (rate 0)"] > 4 * max(spread for name, spread in spreads.items() if name.startswith("size"))
+    assert found[1] > 1.2 * found[0]
+
+
+def test_items_have_the_sum_of_both_maps_of_each_column_and_rate_by_their_weights() -> None:
+    data = courses(300)
+    trainer = Trainer(data, by_columns())
+    found = factors_before(trainer.run().model, data, VALIDATION)
+    form, weights = trainer._solved[1]
+    assert weights is not None
+    assert len({round(weight, 3) for weight in weights}) == len(form.terms) == 8
+    wanted = sum(weight * (term.users @ term.items.T) for term, weight in zip(form.terms, weights, strict=True))
+    assert isinstance(wanted, torch.Tensor)
+    torch.testing.assert_close(scores(found, slice(2, None)), wanted, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("values", [None, "all"])
+def test_columns_that_are_the_same_for_all_items_add_nothing(
+    values: str | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    data = courses(300, stage=values)
+    trained = Trainer(data, by_columns()).run()
+    assert "finds no column of several values at the items of the positives" in caplog.text
+    found = factors_before(trained.model, data, VALIDATION)
+    assert found.items[:, :2].any()
+    assert not found.items[:, 2:].any()
+
+
+def test_of_many_positives_those_of_drawn_users_compare_the_values_of_ials(messages: list[str]) -> None:
+    rng = np.random.default_rng(0)
+    tastes, n_users, n_items = rng.normal(size=(2, 3)), 400, 90
+    likes = rng.normal(size=(n_users, 2)) @ tastes @ rng.normal(size=(3, n_items)) + rng.normal(size=(n_users, n_items))
+    user, item = np.nonzero(likes > np.quantile(likes, 0.3, axis=1, keepdims=True))
+    part = rng.choice(["train", "validation", "test"], len(user), p=[0.96, 0.02, 0.02])
+    schema = Schema(
+        features=(
+            Sequence(name="one", side="user", share_embedding=False, pooling="ridge"),
+            Categorical(name="item_id", side="item"),
+        )
+    )
+    frame = pl.DataFrame({"user_id": user, "item_id": item, "part": part})
+    data = build_dataset(check(None, None, frame, schema), schema, COLUMN)
+    values = {"sweeps": 2, "regularization": [0.001, 0.1]}
+    trainer = Trainer(data, config("ials", values=values))
+    closed = trainer._closed_forms
+    closed.max_compared = 20_000
+    found = closed.best(trainer.recipe.train.start[0])
+    (told,) = (line for line in messages if "compare its values" in line)
+    assert re.search(r"ials: 19,9\d\d of 24,\d{3} positives, those of users who are drawn", told), told
+    messages.clear()
+    closed.fill(found)
+    other = Trainer(data, config("ials", values=found.model_dump(mode="json")))
+    other.run()
+    assert not any("compare its values" in line for line in messages)
+    mine, theirs = trainer.model.state_dict(), other.model.state_dict()
+    tables = [name for name in mine if name.startswith("pairs.0.")]
+    assert any(mine[name].dim() == 2 and mine[name].any() for name in tables)
+    for name in tables:
+        assert torch.equal(mine[name], theirs[name]), name
+
+
+@pytest.mark.parametrize("kinds", [("slit", "next_content"), ("next_content", "slit"), ("next_content",)])
+def test_columns_solved_again_from_the_same_rows_are_as_they_were(kinds: tuple[str, ...]) -> None:
+    data = courses(300)
+    trainer = Trainer(data, by_columns(*kinds, bias=True))
+    before = {name: weight.clone() for name, weight in trainer.run().model.state_dict().items()}
+    for form, weights in trainer._solved:
+        trainer._closed_forms.solve_again(form, data, weights)
+    for name, weight in trainer.model.state_dict().items():
+        torch.testing.assert_close(weight, before[name], rtol=1e-5, atol=1e-6, msg=name)
+
+
+@pytest.mark.parametrize("kinds", [("ials", "ease"), ("trained", "ease")])
+def test_what_validation_chooses_is_solved_again_on_all_of_train(
+    kinds: tuple[str, str], messages: list[str], tmp_path: Path
+) -> None:
+    """The closed forms are those of a split without validation by the chosen values; the metrics of validation are of
+    before."""
+    whole, data = (groups(share, validates=False, users=400, zipf=1.0) for share in (0.0, 0.1))
+    assert (len(data.train) + len(data.validation), len(whole.validation)) == (len(whole.train), 0)
+    chosen = config(*kinds)
+    done = Trainer(data, chosen).run()
+    assert (
+        f"closed forms are solved again on all {len(whole.train):,} training rows, with the chosen values and weights"
+        in messages
+    )
+    found = factors_before(done.model.eval(), data, TEST)
+    again = evaluate_part(found, data, VALIDATION, EvaluationConfig(k=(5,), bootstrap=0))["ndcg@5"]
+    assert again != (before := done.metrics["validation.ndcg@5"])
+    run = api.fit(data, data.schema, chosen.model_copy(update={"split": COLUMN}), folder=tmp_path / "run")
+    assert run.config.split.from_train == "random"
+    assert run.metrics["validation.ndcg@5"] == before
+    assert api.evaluate(api.load(tmp_path / "run")) == {n: v for n, v in run.metrics.items() if "train." not in n}
+    for kind, part in zip(kinds, done.model.parts_of_pairs(), strict=True):
+        if kind == "trained":
+            continue
+        alone = Trainer(whole, config(kind)).run().model
+        solved = scores(factors_before(alone.eval(), whole, TEST), slice(None)).double().ravel()
+        own = scores(found, part).double().ravel()
+        factor = float(own @ solved / (solved @ solved))
+        assert factor > 0
+        torch.testing.assert_close(own, factor * solved, rtol=0, atol=2e-3 * float(own.abs().max()))
