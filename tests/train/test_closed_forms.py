@@ -360,7 +360,9 @@ def test_what_validation_chooses_is_solved_again_on_all_of_train(
     )
     found = factors_before(done.model.eval(), data, TEST)
     again = evaluate_part(found, data, VALIDATION, EvaluationConfig(k=(5,), bootstrap=0))["ndcg@5"]
-    assert again != (before := done.metrics["validation.ndcg@5"])
+    before = done.metrics["validation.ndcg@5"]
+    # `ials` has the rows of validation itself now; the row of an item in EASE never holds the item.
+    assert again > before if kinds[0] == "ials" else again != before
     run = api.fit(data, data.schema, chosen.model_copy(update={"split": COLUMN}), folder=tmp_path / "run")
     assert run.config.split.from_train == "random"
     assert run.metrics["validation.ndcg@5"] == before

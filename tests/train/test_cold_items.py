@@ -151,7 +151,7 @@ def test_the_bias_is_fitted_to_the_scores_with_a_closed_form(messages: list[str]
             values[UNKNOWN] = value
         scores.append(trainer._score(trainer._scorer()))
     assert bias > 0
-    assert scores[0] > scores[3] + 0.02
+    assert scores[0] > scores[3] + 0.05
     assert scores[0] == max(scores)
 
 

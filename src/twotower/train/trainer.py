@@ -57,7 +57,7 @@ from twotower.train.torchrec.embeddings import TorchRecEmbeddings
 from twotower.train.weights import BestWeights, ModelOptimizer, MovingAverage, Weights
 
 log = logging.getLogger(__name__)
-SHARES = (3.0, 1.0, 0.3, 0.1)
+SHARES = (1.0, 0.3, 0.1)
 """Shares of the weights of the mix that are measured: the likeliest weights are not always those of the best lists."""
 _HOW_TO_SHRINK = "lower hash_buckets, max_grams, max_length, width or layers, or raise min_count"
 
