@@ -194,7 +194,7 @@ def test_the_root_of_the_package_holds_few_modules_and_the_house_few_layers() ->
     contract = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["importlinter"][
         "contracts"
     ][0]
-    assert len(contract["layers"]) == 10
+    assert len(contract["layers"]) == 11
     assert "ignore_imports" not in contract
 
 

@@ -52,8 +52,8 @@ from twotower.model.two_tower import TwoTower
 from twotower.runs import Run
 from twotower.train.defaults import with_defaults
 from twotower.train.order import Epoch
+from twotower.train.pair import clear_pair
 from twotower.train.samplers import PositiveSampler
-from twotower.train.starts.pair import clear_pair
 from twotower.train.trainer import Trainer
 
 ENOUGH: dict[str, object] = {"epochs": 12, "batch_size": 128, "lr": 0.03, "device": "cpu"}

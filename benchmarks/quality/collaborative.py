@@ -26,8 +26,8 @@ from twotower.data.tables import Tables, check
 from twotower.evaluation.bootstrap import bootstrap, paired_bootstrap
 from twotower.evaluation.factors import Factors
 from twotower.features.schema import Schema
-from twotower.train.starts.ease import ease_weights
-from twotower.train.starts.positives import PositiveMatrix
+from twotower.scorers.ease import ease_weights
+from twotower.scorers.positives import PositiveMatrix
 
 DECLARED: Numbers = declared(__file__)
 K = 20

@@ -13,8 +13,8 @@ from pydantic import Field
 
 from twotower.features.field import PoolingSpec
 from twotower.model.pooling.pooling import Pooling
-from twotower.train.starts.positives import PositiveMatrix
-from twotower.train.starts.start import PairValues, Start
+from twotower.scorers.positives import PositiveMatrix
+from twotower.scorers.start import PairValues, Start
 
 
 class Together(Start):

@@ -209,7 +209,7 @@ ELSEWHERE = {
     "model.own_counts",  # train/test_own_counts.py
     "data.buckets",
     "data.prepared",
-    "train.start.kind",  # train/starts/test_start.py
+    "train.start.kind",  # scorers/test_start.py
     "train.start.pair",
     "train.start.learn",
     "train.start.scale",
@@ -319,7 +319,7 @@ def test_every_option_of_a_kind_is_covered() -> None:
     of_milvus = {of for of in known if of[:2] == ("index", "milvus")}
     of_branches = {("model.pairs.user.branches", *of) for of in BRANCHES}
     known -= {("data.dataset", kind, "archive") for kind in DATASETS.names}  # in data/datasets
-    known -= {of for of in known if of[0] in ("train.start", "scorers")}  # in train/starts
+    known -= {of for of in known if of[0] in ("train.start", "scorers")}  # in scorers
     known -= {("evaluation.metrics", "diversity", "column")}  # in evaluation/test_metrics_beyond_accuracy
     assert known == OF_KINDS.keys() | of_branches | {("index", *of) for of in INDEXES} | of_milvus
 

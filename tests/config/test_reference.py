@@ -22,11 +22,11 @@ from twotower.kinds import Kinds
 from twotower.model.branches import BRANCHES
 from twotower.model.pooling import POOLINGS
 from twotower.model.towers import TowerConfig
+from twotower.scorers import Start
 from twotower.section import Section, Tier
 from twotower.serve.settings import HINTS
 from twotower.train.negatives import SOURCES
 from twotower.train.negatives.config import NegativesConfig
-from twotower.train.starts import Start
 
 MAX_WORDS = 25
 

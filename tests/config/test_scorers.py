@@ -20,8 +20,8 @@ from twotower.data.split import SplitConfig
 from twotower.data.tables import check
 from twotower.errors import ConfigError
 from twotower.features.schema import Schema
+from twotower.scorers import SCORERS, AddedScorer
 from twotower.train.defaults import with_defaults
-from twotower.train.starts import SCORERS, AddedScorer
 
 COLUMNS: list[dict[str, Any]] = [
     {"kind": "categorical", "side": "user", "name": "city"},

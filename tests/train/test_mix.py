@@ -26,15 +26,15 @@ from twotower.evaluation.recent_scores import RecentScores
 from twotower.features.categorical import Categorical
 from twotower.features.schema import Schema
 from twotower.features.values import UNKNOWN
+from twotower.scorers.next_content import NextContent
+from twotower.scorers.start import PairValues
 from twotower.train import mix
 from twotower.train.choices import MIN_ROWS
 from twotower.train.closed_forms import ClosedForm, FormTerm
 from twotower.train.factors import factors_before, factors_during
 from twotower.train.mix import FREE, Mix, add_biases, fit_weights, log_popularity
+from twotower.train.pair import PairPart
 from twotower.train.recent_popularity import half_lives_of
-from twotower.train.starts.next_content import NextContent
-from twotower.train.starts.pair import PairPart
-from twotower.train.starts.start import PairValues
 from twotower.train.trainer import Trainer
 
 

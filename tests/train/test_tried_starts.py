@@ -26,7 +26,7 @@ from twotower.features.categorical import Categorical
 from twotower.features.schema import Schema
 from twotower.features.sequence import Sequence
 from twotower.runs import Run
-from twotower.train.starts.ials import Ials
+from twotower.scorers.ials import Ials
 from twotower.train.tried_starts import TRIED, TriedStarts
 
 START = Ials.model_validate({"kind": "ials", "regularization": [0.1 + 0.2]})

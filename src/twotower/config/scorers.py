@@ -14,8 +14,8 @@ from twotower.features.schema import Schema
 from twotower.features.side import SIDES
 from twotower.model.towers import TowerConfig
 from twotower.model.two_tower import PairConfig
+from twotower.scorers.start import Start
 from twotower.section import first_problem
-from twotower.train.starts.start import Start
 
 
 def with_scorers(schema: Schema, config: Config) -> tuple[Schema, Config]:

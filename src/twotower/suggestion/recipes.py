@@ -11,12 +11,12 @@ from pathlib import Path
 from twotower.config.toml import TomlValue, parse_sections
 from twotower.errors import ConfigError, listed
 from twotower.features.side import SIDES
+from twotower.scorers import SCORERS
+from twotower.scorers.start import Start
+from twotower.scorers.user_content import fewer_columns
 from twotower.suggestion.features import SideFeature
 from twotower.suggestion.shape import RecipeRule, Shape
 from twotower.train.defaults import MIN_BATCH, STEPS_OF_EPOCH, batch_of
-from twotower.train.starts import SCORERS
-from twotower.train.starts.start import Start
-from twotower.train.starts.user_content import fewer_columns
 
 _PACKAGED = files("twotower") / "recipes"
 FOLDER = _PACKAGED if _PACKAGED.is_dir() else Path(__file__).parents[3] / "examples" / "recipes"

@@ -20,9 +20,9 @@ from twotower.data.times import TIME
 from twotower.features.schema import Schema
 from twotower.features.side import SIDES, SideName
 from twotower.progress import doing
+from twotower.scorers.start import common_items
 from twotower.suggestion.features import SideFeature, SideFeatures, is_text
 from twotower.suggestion.roles import is_undoing, no_rating
-from twotower.train.starts.start import common_items
 
 DENSE = 0.5  # share of all pairs of user and item from which the presence of a row says nothing
 MIN_NEW = 0.2  # share of new items from which a model must know items by their contents

@@ -19,15 +19,15 @@ from twotower.evaluation.config import EvaluationConfig
 from twotower.evaluation.factors import Factors
 from twotower.model.inputs.side_tensors import SideTensors
 from twotower.model.two_tower import TwoTower
+from twotower.scorers.positives import PositiveMatrix
+from twotower.scorers.search import evaluation_of_search, search, users_told
+from twotower.scorers.start import PairValues, Start
 from twotower.train.choices import Choices
 from twotower.train.cold_items import spread_of_scores
 from twotower.train.factors import gathered_factors
 from twotower.train.own_counts import own_scores_by
+from twotower.train.pair import PairPart, parts_of_pair, start_pair, targets_kept, weigh_parts, write_targets
 from twotower.train.recipe import Recipe
-from twotower.train.starts.pair import PairPart, parts_of_pair, start_pair, targets_kept, weigh_parts, write_targets
-from twotower.train.starts.positives import PositiveMatrix
-from twotower.train.starts.search import evaluation_of_search, search, users_told
-from twotower.train.starts.start import PairValues, Start
 from twotower.train.tried_starts import TriedStarts
 
 log = logging.getLogger(__name__)

@@ -20,7 +20,7 @@ from twotower.evaluation.version_factors import VersionFactors
 from twotower.features.values import UNKNOWN
 from twotower.model.inputs.side_tensors import SideTensors
 from twotower.model.two_tower import TwoTower
-from twotower.train.starts.search import CLOSE
+from twotower.scorers.search import CLOSE
 
 log = logging.getLogger(__name__)
 

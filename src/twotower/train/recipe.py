@@ -10,6 +10,9 @@ from pydantic import Field, model_validator
 from twotower.errors import did_you_mean, listed
 from twotower.evaluation.config import EvaluationConfig
 from twotower.model.two_tower import ModelConfig
+from twotower.scorers import SCORERS, STARTS
+from twotower.scorers.scorer import AddedScorer
+from twotower.scorers.start import Start
 from twotower.section import Section
 from twotower.train.losses import LOSSES
 from twotower.train.losses.bce import Bce
@@ -19,9 +22,6 @@ from twotower.train.negatives.config import NegativesConfig
 from twotower.train.optimizers import OPTIMIZERS
 from twotower.train.optimizers.adam import Adam
 from twotower.train.optimizers.optimizer import Optimizer
-from twotower.train.starts import SCORERS, STARTS
-from twotower.train.starts.scorer import AddedScorer
-from twotower.train.starts.start import Start
 
 
 class TrainConfig(Section):

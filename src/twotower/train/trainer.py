@@ -39,6 +39,7 @@ from twotower.model.inputs.side_tensors import SideTensors
 from twotower.model.lowering import MAX_TABLE_BYTES
 from twotower.model.tables import blank_tables, deferred_tables
 from twotower.model.two_tower import TwoTower
+from twotower.scorers.search import evaluation_of_search
 from twotower.train.checkpoint import Checkpoint, Checkpoints, Stateful
 from twotower.train.closed_forms import ClosedForm, ClosedForms, check_started
 from twotower.train.cold_items import fit_cold_item_bias
@@ -47,11 +48,10 @@ from twotower.train.factors import context_factors, gathered_factors, has_finite
 from twotower.train.mix import Mix
 from twotower.train.objective import ContrastiveObjective, PointwiseObjective
 from twotower.train.order import Epoch
+from twotower.train.pair import clear_pair
 from twotower.train.progress import Callback, EpochRecord, TrainingProgress
 from twotower.train.recipe import Recipe
 from twotower.train.stacking import stack
-from twotower.train.starts.pair import clear_pair
-from twotower.train.starts.search import evaluation_of_search
 from twotower.train.stopping import StopNow, StopSignals, at_once
 from twotower.train.torchrec.embeddings import TorchRecEmbeddings
 from twotower.train.weights import BestWeights, ModelOptimizer, MovingAverage, Weights

@@ -15,7 +15,7 @@ from pydantic import JsonValue
 from twotower import files
 from twotower.errors import RunError
 from twotower.files.readers import read_json
-from twotower.train.starts.start import Start
+from twotower.scorers.start import Start
 
 log = logging.getLogger(__name__)
 

@@ -12,7 +12,7 @@ import numpy as np
 from twotower.data.pairs import Pairs
 from twotower.evaluation.config import EvaluationConfig
 from twotower.evaluation.metrics.metric import PairMetric
-from twotower.train.starts.start import Start
+from twotower.scorers.start import Start
 
 MAX_BEYOND = 8
 """Rounds of values that are not given. A round tries one value further of every option whose outermost is the best."""

@@ -7,8 +7,8 @@ import math
 import pytest
 
 from twotower.evaluation.config import EvaluationConfig
-from twotower.train.starts import Ials, Start
-from twotower.train.starts.search import MAX_SCORES, MIN_USERS, evaluation_of_search, search
+from twotower.scorers import Ials, Start
+from twotower.scorers.search import MAX_SCORES, MIN_USERS, evaluation_of_search, search
 
 GIVEN = Ials(unobserved=(0.03, 0.3), regularization=(0.004, 0.032))
 

@@ -24,9 +24,9 @@ from twotower.features.numeric import Numeric
 from twotower.features.schema import Schema
 from twotower.features.sequence import Sequence
 from twotower.features.values import UNKNOWN
+from twotower.scorers.columns import ContentMatrix
+from twotower.scorers.ials import PRIOR_ITEMS, Ials, nearest
 from twotower.train.factors import factors_before
-from twotower.train.starts.columns import ContentMatrix
-from twotower.train.starts.ials import PRIOR_ITEMS, Ials, nearest
 from twotower.train.trainer import Trainer
 
 USERS, ITEMS, KINDS = 500, 80, 5

@@ -26,8 +26,8 @@ from twotower.model.pooling import resolve
 from twotower.model.pooling.pooling import Pooling
 from twotower.model.towers import TowerConfig
 from twotower.model.two_tower import ModelConfig, PairConfig
-from twotower.train.starts.positives import PositiveMatrix
-from twotower.train.starts.scorer import AddedScorer, Addition
+from twotower.scorers.positives import PositiveMatrix
+from twotower.scorers.scorer import AddedScorer, Addition
 
 Positive = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]

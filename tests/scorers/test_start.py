@@ -48,14 +48,14 @@ from twotower.onnx.export import export_tower
 from twotower.onnx.tower import OnnxTower
 from twotower.retrieval.request import Request
 from twotower.retrieval.retriever import Retriever
+from twotower.scorers import STARTS, Ials, PairValues, Start, TransitionFactors
+from twotower.scorers.ease import ease_of_few_users, singular_values_by_users
+from twotower.scorers.next_content import shared_out
+from twotower.scorers.positives import PositiveMatrix, PositiveSequences
+from twotower.scorers.search import evaluation_of_search, search
+from twotower.scorers.slit import decayed_products
+from twotower.scorers.start import common_items
 from twotower.train.factors import factors_before
-from twotower.train.starts import STARTS, Ials, PairValues, Start, TransitionFactors
-from twotower.train.starts.ease import ease_of_few_users, singular_values_by_users
-from twotower.train.starts.next_content import shared_out
-from twotower.train.starts.positives import PositiveMatrix, PositiveSequences
-from twotower.train.starts.search import evaluation_of_search, search
-from twotower.train.starts.slit import decayed_products
-from twotower.train.starts.start import common_items
 from twotower.train.trainer import Trainer
 
 USERS, ITEMS, WIDTH = 60, 14, 20
@@ -682,7 +682,7 @@ def test_the_scale_of_slit_holds_under_a_regularization_far_above_the_counts() -
     np.testing.assert_allclose(found, expected, rtol=2e-3, atol=2e-4)
 
 
-STARTS_MODULE = "twotower.train.starts"
+STARTS_MODULE = "twotower.scorers"
 SHARED = {
     "content": "content._directions",
     "ease": "positives.PositiveMatrix.gram",

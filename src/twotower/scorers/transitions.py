@@ -19,9 +19,9 @@ from twotower.features.field import PoolingSpec
 from twotower.model.pooling import resolve
 from twotower.model.pooling.pooling import Pooling
 from twotower.model.two_tower import ModelConfig
-from twotower.train.starts.ease import leading, scaled_values
-from twotower.train.starts.positives import PositiveMatrix
-from twotower.train.starts.start import NotNegative, PairValues, Start
+from twotower.scorers.ease import leading, scaled_values
+from twotower.scorers.positives import PositiveMatrix
+from twotower.scorers.start import NotNegative, PairValues, Start
 
 log = logging.getLogger(__name__)
 Product = Callable[[F32[Tensor, "N k"]], F32[Tensor, "N k"]]

@@ -22,8 +22,8 @@ from twotower.model.pooling import resolve
 from twotower.model.tables import FieldTables
 from twotower.model.towers import select_fields
 from twotower.model.two_tower import ModelConfig
-from twotower.train.starts.positives import PositiveMatrix
-from twotower.train.starts.start import Start
+from twotower.scorers.positives import PositiveMatrix
+from twotower.scorers.start import Start
 
 BUCKETS_ALIKE = 1.5
 """Distance in buckets at which two numbers have e^(-1/2) of their likeness."""

@@ -33,8 +33,8 @@ from twotower.features.sequence import Sequence
 from twotower.features.text import Text
 from twotower.onnx.export import export_tower
 from twotower.onnx.tower import OnnxTower
+from twotower.scorers.user_content import fewer_columns, leading
 from twotower.train.factors import factors_before
-from twotower.train.starts.user_content import fewer_columns, leading
 from twotower.train.trainer import Trainer
 
 USERS, ITEMS, TOWNS = 600, 60, 6

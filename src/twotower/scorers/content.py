@@ -10,10 +10,10 @@ from torch import Tensor
 from twotower.arrays.types import F32
 from twotower.errors import TrainingError
 from twotower.model.pooling.pooling import Pooling
-from twotower.train.starts.columns import ColumnStart, PositivesAndContent
-from twotower.train.starts.ease import leading, wide
-from twotower.train.starts.positives import PositiveMatrix
-from twotower.train.starts.start import PairValues, Positive
+from twotower.scorers.columns import ColumnStart, PositivesAndContent
+from twotower.scorers.ease import leading, wide
+from twotower.scorers.positives import PositiveMatrix
+from twotower.scorers.start import PairValues, Positive
 
 
 class ContentFactors(ColumnStart):

@@ -20,8 +20,8 @@ from twotower.model.pooling import resolve
 from twotower.model.pooling.pooling import Pooling
 from twotower.model.pooling.ridge import RidgeLayer
 from twotower.model.two_tower import TwoTower
-from twotower.train.starts.positives import PositiveMatrix
-from twotower.train.starts.start import PairValues, Start
+from twotower.scorers.positives import PositiveMatrix
+from twotower.scorers.start import PairValues, Start
 from twotower.train.stopping import at_once
 
 

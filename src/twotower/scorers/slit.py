@@ -17,10 +17,10 @@ from twotower.model.pooling import resolve
 from twotower.model.pooling.decay import reach
 from twotower.model.pooling.pooling import Pooling
 from twotower.model.two_tower import ModelConfig
-from twotower.train.starts.ease import leading, scaled_values
-from twotower.train.starts.positives import PositiveMatrix, PositiveSequences
-from twotower.train.starts.start import PairValues, Positive, Start
-from twotower.train.starts.transitions import TransitionFactors
+from twotower.scorers.ease import leading, scaled_values
+from twotower.scorers.positives import PositiveMatrix, PositiveSequences
+from twotower.scorers.start import PairValues, Positive, Start
+from twotower.scorers.transitions import TransitionFactors
 
 log = logging.getLogger(__name__)
 ITERATIONS = 4

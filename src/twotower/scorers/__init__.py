@@ -1,20 +1,19 @@
-"""Starts: closed-form values of a pair of towers, from the training positives. One file a kind."""
+"""Scorers: terms of a score that no step trains. One file a kind."""
 
 from __future__ import annotations
 
 from twotower.kinds import Kinds
-from twotower.train.starts.content import ContentFactors
-from twotower.train.starts.ease import Ease
-from twotower.train.starts.ials import Ials
-from twotower.train.starts.next_content import NextContent
-from twotower.train.starts.pair import start_pair
-from twotower.train.starts.repeats import Repeats
-from twotower.train.starts.scorer import AddedScorer
-from twotower.train.starts.slit import Slit
-from twotower.train.starts.start import PairValues, Start
-from twotower.train.starts.transitions import TransitionFactors
-from twotower.train.starts.trending import Trending
-from twotower.train.starts.user_content import UserContent
+from twotower.scorers.content import ContentFactors
+from twotower.scorers.ease import Ease
+from twotower.scorers.ials import Ials
+from twotower.scorers.next_content import NextContent
+from twotower.scorers.repeats import Repeats
+from twotower.scorers.scorer import AddedScorer
+from twotower.scorers.slit import Slit
+from twotower.scorers.start import PairValues, Start
+from twotower.scorers.transitions import TransitionFactors
+from twotower.scorers.trending import Trending
+from twotower.scorers.user_content import UserContent
 
 __all__ = [
     "SCORERS",
@@ -31,7 +30,6 @@ __all__ = [
     "TransitionFactors",
     "Trending",
     "UserContent",
-    "start_pair",
 ]
 
 SCORERS: Kinds[AddedScorer] = Kinds(

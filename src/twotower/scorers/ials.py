@@ -19,9 +19,9 @@ from twotower.features.side import SideName
 from twotower.model.pooling.pooling import Pooling
 from twotower.model.pooling.ridge import MAX_NUMBERS_PER_PASS, conjugate_gradients
 from twotower.model.two_tower import ModelConfig
-from twotower.train.starts.columns import ColumnStart, ContentMatrix, PositivesAndContent
-from twotower.train.starts.positives import PositiveMatrix
-from twotower.train.starts.start import PairValues, Positive, Start
+from twotower.scorers.columns import ColumnStart, ContentMatrix, PositivesAndContent
+from twotower.scorers.positives import PositiveMatrix
+from twotower.scorers.start import PairValues, Positive, Start
 
 PRIOR_ITEMS = 10.0
 """Items of a value of a column, and positives of an item, by which half of its vector is believed."""

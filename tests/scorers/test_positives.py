@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from twotower.arrays.ragged import offsets_of
-from twotower.train.starts.positives import PositiveMatrix, PositiveSequences
+from twotower.scorers.positives import PositiveMatrix, PositiveSequences
 
 
 def matrix(weighted: bool) -> PositiveMatrix:

@@ -17,9 +17,9 @@ from twotower.data.dataset import Dataset
 from twotower.errors import ConfigError, TrainingError
 from twotower.model.pooling.pooling import Pooling
 from twotower.model.two_tower import ModelConfig
-from twotower.train.starts.columns import ColumnStart, ColumnVectors, ContentMatrix, PositivesAndContent
-from twotower.train.starts.positives import PositiveMatrix
-from twotower.train.starts.start import PairValues, Positive
+from twotower.scorers.columns import ColumnStart, ColumnVectors, ContentMatrix, PositivesAndContent
+from twotower.scorers.positives import PositiveMatrix
+from twotower.scorers.start import PairValues, Positive
 
 MAX_CELLS = 2**26
 """Pairs of a value of the users and one of the items that are counted at most: 256 MiB, and some three times that for

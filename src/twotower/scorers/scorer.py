@@ -14,7 +14,7 @@ from twotower.model.two_tower import PairConfig
 
 if TYPE_CHECKING:
     from twotower.features.schema import Schema
-    from twotower.train.starts.start import Start
+    from twotower.scorers.start import Start
 
 
 class Addition(NamedTuple):

@@ -20,9 +20,9 @@ from twotower.features.sequence import Sequence
 from twotower.features.values import UNKNOWN
 from twotower.model.pooling.decay import Rate
 from twotower.model.pooling.pooling import Pooling
-from twotower.train.starts.columns import ColumnStart, PositivesAndContent
-from twotower.train.starts.positives import PositiveMatrix, PositiveSequences
-from twotower.train.starts.start import PairValues, Positive, history_of_positives
+from twotower.scorers.columns import ColumnStart, PositivesAndContent
+from twotower.scorers.positives import PositiveMatrix, PositiveSequences
+from twotower.scorers.start import PairValues, Positive, history_of_positives
 
 USERS = 8192
 """Users whose histories are read at a time."""

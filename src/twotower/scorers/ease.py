@@ -28,8 +28,8 @@ from twotower.model.inputs.bag import Bag
 from twotower.model.pooling import resolve
 from twotower.model.pooling.pooling import Pooling
 from twotower.model.two_tower import ModelConfig
-from twotower.train.starts.positives import PositiveMatrix, PositiveSequences
-from twotower.train.starts.start import PairValues, Positive, Start, common_items, history_of_positives
+from twotower.scorers.positives import PositiveMatrix, PositiveSequences
+from twotower.scorers.start import PairValues, Positive, Start, common_items, history_of_positives
 
 log = logging.getLogger(__name__)
 OVERSAMPLING, ITERATIONS = 16, 12

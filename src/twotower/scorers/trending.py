@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from twotower.train.starts.scorer import AddedScorer, Addition
+from twotower.scorers.scorer import AddedScorer, Addition
 
 if TYPE_CHECKING:
     from twotower.features.schema import Schema
