@@ -119,14 +119,14 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "own counts": ("replayed", {
         "loss": SOFTMAX,
         "negatives": {"uniform": 9},
-        "model": {"own_counts": "taken"},
+        "scorers": [{"kind": "repeats", "history": "taken"}],
         "evaluation": {"k": [5], "repeats": "allow"},
         "train": {"monitor": "validation.recall@5", "lr": 0.3},
     }),
     "recent popularity": ("waves", {
         "loss": SOFTMAX,
         "negatives": {"uniform": 9},
-        "model": {"recent_popularity": True},
+        "scorers": ["trending"],
         "train": {"monitor": "validation.recall@5"} | SLOW,
     }),
     "attention": (
@@ -206,7 +206,7 @@ def trainer(case: str, context: DistributedContext | None = None, **train: Any) 
     """Make the trainer of a case, without dropout and unknown values: ranks draw other ones than one process."""
     name, sections = CASES[case]
     data = world(name)
-    sections = {k: dict(v) for k, v in sections.items()}
+    sections = {k: dict(v) if isinstance(v, dict) else v for k, v in sections.items()}
     sections["model"] = {"unknown_rate": 0.0, "width": 8} | sections.get("model", {})
     chosen = {"optimizer": "SGD", "lr": 0.5, "batch_size": 90, "epochs": 2} | sections.get("train", {}) | train
     if chosen["batch_size"] == 0:

@@ -17,6 +17,7 @@ import waves
 from disk_worlds import on_disk_and_in_memory
 from model_worlds import pair_of, weight_of
 from torch import nn
+from waves import trending
 from worlds import (
     CHECKERBOARD_SCHEMA,
     EVERYTHING_SCHEMA,
@@ -47,9 +48,11 @@ from twotower.features.multi_hot import MultiHot
 from twotower.features.numeric import Numeric
 from twotower.features.schema import Schema
 from twotower.features.sequence import Sequence
+from twotower.features.side import SIDES
 from twotower.model.towers import Tower
 from twotower.model.two_tower import TwoTower
 from twotower.runs import Run
+from twotower.scorers import alone
 from twotower.train.defaults import with_defaults
 from twotower.train.order import Epoch
 from twotower.train.pair import clear_pair
@@ -67,10 +70,11 @@ def trained(data: Dataset, **sections: dict[str, object]) -> Run:
     return Run(None, with_defaults(config, data), data, done.model.eval(), done.metrics, done.history)
 
 
-def untrained(data: Dataset, observed: float = math.nan, **sections: dict[str, object]) -> Run:
+def untrained(data: Dataset, observed: float = math.nan, **sections: Any) -> Run:
     config = with_defaults(settings(**sections), data)
     torch.manual_seed(0)
-    model = TwoTower(config.model, data.encoders.fields("user"), data.encoders.fields("item"))
+    users, items = (data.encoders.fields(side) for side in SIDES)
+    model = TwoTower(config.model, users, items, config.terms_for(users, items))
     history = [] if math.isnan(observed) else [{"epoch": 1, "train.loss": observed}]
     return Run(None, config, data, model.eval(), {}, history)
 
@@ -467,8 +471,8 @@ def test_a_model_of_repeats_is_compared_with_own_counts(repeats: str) -> None:
     for found in findings:
         assert found.severity == "warning"
         assert "The model is worse than own counts: ndcg@5" in found.text
-        measured = evaluate_model(run.factors, data, run.config.evaluation)
-        assert found.evidence["baseline"] == pytest.approx(measured["baseline.own_counts.ndcg@5"])
+        measured = evaluate_model(run.factors, data, run.config.evaluation, alone=alone)
+        assert found.evidence["baseline"] == pytest.approx(measured["baseline.repeats.ndcg@5"])
         assert found.evidence["model"] == pytest.approx(measured["test.ndcg@5"])
 
 
@@ -482,7 +486,7 @@ def test_what_is_popular_changes_and_the_model_does_not_know() -> None:
     unmeasured = waves.world(validation=0.0)
     (without,) = drift(diagnosis.DiagnosisContext(untrained(unmeasured, **softmax)))
     assert "fitted to a validation part, which split.validation gives" in without.text
-    reads = untrained(data, model={"recent_popularity": True}, **softmax)
+    reads = untrained(data, scorers=["trending"], **softmax)
     for run, says in (
         (reads, "adds nothing, as validation gave it the weight 0"),
         (
@@ -494,7 +498,7 @@ def test_what_is_popular_changes_and_the_model_does_not_know() -> None:
         assert told.severity == "ok"
         assert says in told.text
     with torch.no_grad():
-        reads.model.recent_popularity.numbers.fill_(0.5)
+        trending(reads.model).numbers.fill_(0.5)
     (told,) = drift(diagnosis.DiagnosisContext(reads))
     assert (told.severity, "and the model reads it" in told.text) == ("ok", True)
     hashed = (waves.SCHEMA.features[0], Categorical(name="item_id", side="item", hash_buckets=8))

@@ -24,9 +24,10 @@ from twotower.evaluation.config import Metrics
 from twotower.evaluation.factors import CatalogueScorer
 from twotower.evaluation.part_evaluation import evaluate_model
 from twotower.evaluation.ranking import EvaluationQueries, evaluation_queries
-from twotower.evaluation.transitions import Transitions
 from twotower.runs import Run
 from twotower.runs.evaluation import QueryShard, _rank, evaluate
+from twotower.scorers import alone
+from twotower.scorers.transitions import Transitions
 
 USERS = 1_300
 """Three blocks of at most 512."""
@@ -66,7 +67,9 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 def ranked_by(engine: JobEngine, run: Run) -> Metrics:
     ranked, monitor = _rank(run, engine, 1), run.config.train.monitor
-    return evaluate_model(run.factors_during, run.dataset, run.config.evaluation, ranked=ranked, monitor=monitor)
+    return evaluate_model(
+        run.factors_during, run.dataset, run.config.evaluation, ranked=ranked, monitor=monitor, alone=alone
+    )
 
 
 @pytest.mark.parametrize("split", ["last", "random"])
@@ -94,7 +97,8 @@ def test_the_calling_process_ranks_no_shared_user_again(run: Run, monkeypatch: p
 
     monkeypatch.setattr(EvaluationQueries, "top_k", counted)
     monitor, evaluation = run.config.train.monitor, run.config.evaluation
-    assert evaluate_model(run.factors_during, run.dataset, evaluation, ranked=ranked, monitor=monitor) == expected
+    found = evaluate_model(run.factors_during, run.dataset, evaluation, ranked=ranked, monitor=monitor, alone=alone)
+    assert found == expected
     assert by == [Transitions]
 
 

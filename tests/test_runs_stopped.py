@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 from pathlib import Path
+from typing import Any
 
 import kill_points
 import preloaded
@@ -130,17 +131,23 @@ def test_a_training_that_still_runs_says_so(tmp_path: Path) -> None:
     assert found == [f"in training after epoch 1 of 2; the best is epoch 1; {lacks}"]
 
 
-@pytest.mark.parametrize("option", ["recent_popularity", "cold_item_bias"])
-def test_what_is_fitted_after_the_last_epoch_is_told(option: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("sections", "says"),
+    [
+        ({"scorers": ["trending"]}, "the mix weights the scorer 'trending' after the last"),
+        ({"model": {"cold_item_bias": True}}, "model.cold_item_bias is fitted after the last"),
+    ],
+)
+def test_what_is_fitted_after_the_last_epoch_is_told(sections: dict[str, Any], says: str, tmp_path: Path) -> None:
     found = []
 
     class Reader(Callback):
         def on_epoch_end(self, history: list[dict[str, float]]) -> None:
             found.append(api.load(tmp_path / "run").unfinished)
 
-    config = settings(loss={"kind": "softmax"}, train={"epochs": 1}, model={option: True})
+    config = settings(loss={"kind": "softmax"}, train={"epochs": 1}, **sections)
     api.fit(checkerboard(), CHECKERBOARD_SCHEMA, config, folder=tmp_path / "run", callback=Reader())
-    assert found[0].endswith(f"; model.{option} is fitted after the last")
+    assert found[0].endswith(f"; {says}")
 
 
 def test_a_training_that_sigterm_stopped_is_read_too(tmp_path: Path) -> None:

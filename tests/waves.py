@@ -13,6 +13,8 @@ from twotower.data.tables import check
 from twotower.features.categorical import Categorical
 from twotower.features.schema import Schema
 from twotower.features.sequence import Sequence
+from twotower.model.two_tower import TwoTower
+from twotower.scorers.trending import PopularityBias
 
 N_USERS, N_ITEMS, LENGTH = 240, 90, 8
 DAY = 86_400
@@ -39,3 +41,10 @@ def waves(share: float = 0.7, n_users: int = N_USERS, seed: int = 0) -> pl.DataF
 def world(share: float = 0.7, schema: Schema = SCHEMA, **split: Any) -> Dataset:
     """The log with a split, by default of the last rows."""
     return build_dataset(check(None, None, waves(share), schema), schema, SplitConfig(**({"kind": "last"} | split)))
+
+
+def trending(model: TwoTower) -> PopularityBias:
+    """Return the recent popularity of a model that has it."""
+    term = model.terms["trending"]
+    assert isinstance(term, PopularityBias)
+    return term

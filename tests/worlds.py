@@ -146,15 +146,15 @@ def everything(n_users: int = 60, n_items: int = 40, n: int = 1200) -> tuple[pl.
     return users, items, actions
 
 
-def settings(**sections: dict[str, Any]) -> Config:
+def settings(**sections: dict[str, Any] | list[Any]) -> Config:
     """A config that trains in a blink; sections override."""
-    base: dict[str, dict[str, Any]] = {
+    base: dict[str, Any] = {
         "train": {"epochs": 2, "batch_size": 256, "lr": 0.02, "device": "cpu"},
         "model": {"width": 8, "pairs": [{"user": {"layers": [8]}, "item": {"layers": [8]}}]},
         "evaluation": {"k": [5], "bootstrap": 0},
     }
     for name, values in sections.items():
-        base[name] = base.get(name, {}) | values
+        base[name] = base.get(name, {}) | values if isinstance(values, dict) else values
     return parse_config(base)[1]
 
 

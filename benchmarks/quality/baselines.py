@@ -18,8 +18,8 @@ from benchmarks.quality.films import Films, Part
 from twotower.arrays.types import Floats, Ints
 from twotower.evaluation.bootstrap import bootstrap
 from twotower.evaluation.factors import CatalogueScorer, Factors
-from twotower.evaluation.transitions import TransitionCounts, count_transitions
 from twotower.scorers.ease import ease_weights
+from twotower.scorers.transitions import TransitionCounts, count_transitions
 
 Candidate = tuple[dict[str, Any], Callable[[Part], Ints]]
 """Settings, and the ranks of a part's targets, from 1, by a model that has learned from the train part alone."""

@@ -59,6 +59,7 @@ from twotower.retrieval.retriever import current_retriever
 from twotower.runs import Run, load
 from twotower.runs.evaluation import evaluate
 from twotower.runs.folder import is_complete, locked, replace_run, writing_folder
+from twotower.scorers import alone
 from twotower.suggestion.roles import RoleColumns
 from twotower.suggestion.suggest import suggest
 from twotower.train.checkpoint import shared_checkpoint
@@ -268,7 +269,9 @@ def _train(
     factors_of: Callable[[int], Scorer] = lru_cache(1)(done.factors_during)  # the report shows those of the test part
     callback.on_phase("evaluation", config)
     with _resume_hint(place, folder, trainer), trainer.stoppable("in the evaluation"):
-        metrics = evaluate_model(factors_of, dataset, config.evaluation, best, monitor=config.train.monitor)
+        metrics = evaluate_model(
+            factors_of, dataset, config.evaluation, best, monitor=config.train.monitor, alone=alone
+        )
         metrics |= trained.metrics
     metrics["train.peak_memory_mb"] = peak_memory_mb()
     done = replace(done, metrics=metrics)
@@ -368,16 +371,15 @@ def recommend(
         popularity = Popularity(dataset.item_positive_counts, trained.latest_popularity())
         rows[unknown] = popularity.top(k, users[:0], None)[0]
     factors = factors or trained.factors()
-    index = build_index(
-        "exact", factors.items.cpu().numpy(), np.arange(len(dataset.items)), trained.model.config.metric
-    )
+    index = build_index("exact", factors.items.cpu().numpy(), np.arange(len(dataset.items)), trained.model.metric)
     catalogue = Catalogue(index, TextColumn(dataset.items.ids), TextColumn(dataset.title_column()))
     keeps, none = trained.config.evaluation.repeats != "exclude", users[:0]
     for part in pieces(len(ids), max(1, min(BLOCK_USERS, BLOCK_ITEMS // k))):
         known = part.start + np.flatnonzero(~unknown[part])
         some = users[known]
         seen = [none if keeps else dataset.interacted_items.row(row).astype(np.int64) for row in some.tolist()]
-        own = None if factors.own is None else [factors.own.of_user(row) for row in some.tolist()]
+        sparse = factors.sparse
+        own = None if sparse is None else [sparse.of_user(row) for row in some.tolist()]
         vectors = factors.users[torch.from_numpy(some)].cpu().numpy()
         rows[known], scores[known] = catalogue.rank_many(vectors, rows.shape[1], seen, own=own)
     sources = SOURCES.gather(np.where(unknown, 2, 0))

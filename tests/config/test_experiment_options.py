@@ -86,7 +86,6 @@ CHANGES: dict[str, tuple[Any, dict[str, Any]]] = {
     "model.embedding_std": (0.2, {}),
     "model.stacking": (True, {}),
     "model.cold_item_bias": (True, {}),
-    "model.recent_popularity": (True, {}),
     "evaluation.metrics": (["mykinds.metrics:TailShare"], {}),
     "model.pairs.user.branches": ([{"kind": "identity"}, {"kind": "cross"}], {}),
     "model.pairs.user.augment": (True, {}),
@@ -205,8 +204,7 @@ ELSEWHERE = {
     "data.format.encoding",
     "data.format.columns",
     "data.format.layout",
-    "evaluation.repeats",  # evaluation/test_own_counts.py
-    "model.own_counts",  # train/test_own_counts.py
+    "evaluation.repeats",  # scorers/test_repeats.py
     "data.buckets",
     "data.prepared",
     "train.start.kind",  # scorers/test_start.py

@@ -20,7 +20,7 @@ from twotower.data.split import SplitConfig
 from twotower.data.tables import check
 from twotower.errors import ConfigError
 from twotower.features.schema import Schema
-from twotower.scorers import SCORERS, AddedScorer
+from twotower.scorers import SCORERS, AddedScorer, Repeats, Trending
 from twotower.train.defaults import with_defaults
 
 COLUMNS: list[dict[str, Any]] = [
@@ -96,15 +96,14 @@ def test_a_closed_form_is_a_pair_that_reads_what_the_schema_has(
 @pytest.mark.parametrize("kind", [*SCORERS, Together])
 def test_each_kind_adds_to_trained_towers_what_a_written_config_holds(kind: type[AddedScorer]) -> None:
     found, config = parsed(kind.kind, schema=LABEL | TIME)
-    assert not config.scorers
-    changed = bool(config.train.start), bool(config.model.own_counts), config.model.recent_popularity
-    assert sum(changed) == 1
+    assert len(config.train.start) + len(config.terms) == 1
+    assert config.scorers == (*config.terms,)
     assert parse_config(tomllib.loads(dump_config(found, config))) == (found, config)
 
 
-def test_repeats_and_trending_are_options_of_the_model() -> None:
+def test_repeats_and_trending_stay_scorers() -> None:
     found, config = parsed("repeats", "trending", schema=TIME)
-    assert (config.model.own_counts, config.model.recent_popularity) == ("__repeats", True)
+    assert config.scorers == (Repeats(history="__repeats"), Trending())
     assert added(found)["__repeats"][1] == "positive"
     assert len(config.model.pairs) == 1
     assert "__repeats" not in config.model.pairs[0].user.fields
@@ -116,7 +115,7 @@ def test_without_epochs_no_tower_is_trained_and_unread_histories_go() -> None:
     assert [pair.user.fields for pair in config.model.pairs] == [("__ials",)]
     assert {f.name for f in found.features if f.history} == {"__ials", "__repeats"}
     assert {f.name for f in found.features} >= {"user_id", "city", "brand"}
-    kept, _ = parsed("ials", epochs=0, model={"similarity": "dot", "own_counts": "own"})
+    kept, _ = parsed("ials", {"kind": "repeats", "history": "own"}, epochs=0)
     assert "own" in {f.name for f in kept.features}
     pair = {side: {"fields": [f"{side}_id" if side == "item" else "own"], "layers": []} for side in ("user", "item")}
     model = {"similarity": "dot", "pairs": [pair]}
@@ -146,9 +145,8 @@ def test_ials_reads_columns_on_request_and_ease_no_negatives() -> None:
         (["user_content"], {"features": IDS}, "'user_content' reads columns of the users"),
         (["ials"], {"features": COLUMNS}, "'ials' reads the id of the items"),
         (["repeats"], {"epochs": 0}, "train.epochs = 0 trains no tower"),
-        (["repeats", "repeats"], {}, "twice, which sets model.own_counts"),
-        (["trending", "trending"], {}, "twice, which sets model.recent_popularity"),
-        (["repeats"], {"model": {"own_counts": "own"}}, "model.own_counts, which is set already"),
+        (["repeats", "repeats"], {}, "names 'repeats' twice"),
+        (["trending", "trending"], {}, "names 'trending' twice"),
         ([{"kind": "ials", "scale": 2}], {}, "leave scale out"),
         (["ials"], {"train": {"embedding_placement": "torchrec"}}, "replicated"),
         (["bm25"], {}, "no scorer of kind 'bm25'"),
@@ -186,7 +184,7 @@ def test_prepared_data_train_as_tables_do(tmp_path: Path) -> None:
     )
     prepared = api.prepare_folder(config, REPLAYED_SCHEMA, tmp_path / "prepared")
     of_tables = api.fit((None, None, rows), REPLAYED_SCHEMA, config)
-    assert of_tables.model.own_counts.are_fitted
+    assert of_tables.model.terms["repeats"].is_fitted
     for schema in (REPLAYED_SCHEMA, None):
         run = api.fit(prepared, schema, config)
         assert run.dataset.schema.features == of_tables.dataset.schema.features

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from twotower.arrays.ragged import Ragged, offsets_of
-from twotower.data.own_items import Recency, own_items
+from twotower.data.own_items import HistoryTerm, Recency, own_items
 
 ROWS = np.array([-1, 2, 0, 1])
 """Item row of each code; code 0 is of no item."""
@@ -20,7 +20,7 @@ def test_a_score_is_the_logarithm_of_the_sum_of_weights_times_recencies(recency:
     rng = np.random.default_rng(0)
     lengths = np.array([0, 5, 1, 0, 40])
     histories = Ragged(rng.integers(0, 4, lengths.sum()).astype(np.int32), offsets_of(lengths))
-    offsets, own = own_items(histories, ROWS, WEIGHTS, recency, 3.0, 4)
+    offsets, own = own_items(histories, ROWS, HistoryTerm("", WEIGHTS, 3.0, recency), 4)
     assert offsets[-1] == len(own.rows) == len(own.scores)
     for user in range(len(lengths)):
         wanted = dict[int, float]()
@@ -38,6 +38,6 @@ def test_a_score_is_the_logarithm_of_the_sum_of_weights_times_recencies(recency:
 
 
 def test_no_history_has_no_items() -> None:
-    offsets, own = own_items(Ragged(np.zeros(0, np.int32), np.zeros(3, np.int64)), ROWS, WEIGHTS, Recency(), 3.0, 4)
+    offsets, own = own_items(Ragged(np.zeros(0, np.int32), np.zeros(3, np.int64)), ROWS, HistoryTerm("", WEIGHTS), 4)
     assert offsets.tolist() == [0, 0, 0]
     assert not len(own.rows)

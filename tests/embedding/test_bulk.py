@@ -31,6 +31,7 @@ from messages import collected_messages
 from object_server import ObjectServer
 from ray_worlds import running_ray
 from version_worlds import CITY_SCHEMA, leaking_city
+from waves import trending
 from wire import Wire
 from worlds import checkerboard, settings
 
@@ -460,7 +461,7 @@ def test_vectors_of_items_that_lack_what_a_bundle_knows_of_their_rows_are_told(
 ) -> None:
     users, _, actions = checkerboard()
     config = settings(
-        train={"epochs": 1, "monitor": "validation.recall@5"}, model={"recent_popularity": True}, evaluation={"k": [5]},
+        train={"epochs": 1, "monitor": "validation.recall@5"}, scorers=["trending"], evaluation={"k": [5]},
         loss={"kind": "softmax"}, negatives={"uniform": 5},
     )  # fmt: skip
     run = api.fit((users, items(0, 30), actions), SCHEMA, config, folder=tmp_path / "run")
@@ -468,8 +469,8 @@ def test_vectors_of_items_that_lack_what_a_bundle_knows_of_their_rows_are_told(
     for weight, told in ((0.0, False), (1.0, True)):
         caplog.clear()
         with torch.no_grad():
-            run.model.recent_popularity.numbers.zero_()
-            run.model.recent_popularity.numbers[:2] = torch.tensor([1.0, weight])
+            trending(run.model).numbers.zero_()
+            trending(run.model).numbers[:2] = torch.tensor([1.0, weight])
         with caplog.at_level("WARNING", "twotower"):
             api.embed(run, "item", tmp_path / "items.parquet", tmp_path / f"out{weight}")
         assert ("the model ranks by recent popularity" in caplog.text) == told

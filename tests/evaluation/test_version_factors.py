@@ -20,17 +20,17 @@ from twotower.data.recent_popularity import PopularityTerms
 from twotower.data.split import SplitConfig
 from twotower.data.splits import TEST, VALIDATION
 from twotower.data.tables import check
+from twotower.evaluation.added_scores import SparseScores
 from twotower.evaluation.config import EvaluationConfig
 from twotower.evaluation.factors import Factors
 from twotower.evaluation.metrics.diversity import Diversity
 from twotower.evaluation.metrics.measured import RankedItems
-from twotower.evaluation.own_scores import OwnScores
 from twotower.evaluation.part_evaluation import PartEvaluation, evaluate_part
-from twotower.evaluation.recent_scores import RecentScores
 from twotower.evaluation.user_slices import MISSING
 from twotower.evaluation.version_factors import VersionFactors
 from twotower.model.inputs.side_tensors import SideTensors
 from twotower.runs import Run
+from twotower.scorers.trending import RecentScores
 
 SPLITS = {"random": SplitConfig(), "time": SplitConfig(kind="time"), "last": SplitConfig(kind="last")}
 
@@ -197,7 +197,7 @@ def test_recent_popularity_is_of_items_whatever_their_versions() -> None:
     recent = RecentScores.of_part(of, TEST, PopularityTerms(30.0, 0.5), held)
     every = random_versions(of)
     plain, found = (
-        VersionFactors.of_part(Factors(every.users, every.items, recent=x), of, TEST) for x in (None, recent)
+        VersionFactors.of_part(Factors(every.users, every.items, added=x), of, TEST) for x in ((), (recent,))
     )
     assert isinstance(found, VersionFactors)
     users = np.unique(of.test.user).astype(np.int64)
@@ -206,7 +206,7 @@ def test_recent_popularity_is_of_items_whatever_their_versions() -> None:
     torch.testing.assert_close(found.catalogue_scores(users) - plain.catalogue_scores(users), added, rtol=0, atol=1e-5)
     of_pairs = found.scores(of.test) - plain.scores(of.test)
     np.testing.assert_allclose(of_pairs, recent.of_pairs(of.test.user, of.test.item), atol=1e-5)
-    assert found.at_once().recent is recent
+    assert found.at_once().added == (recent,)
 
 
 def test_own_scores_are_of_users_and_items_whatever_their_versions() -> None:
@@ -214,12 +214,12 @@ def test_own_scores_are_of_users_and_items_whatever_their_versions() -> None:
     dense = (rng.random((len(dataset.users), len(dataset.items))) < 0.2).astype(np.float32)
     users, items = np.nonzero(dense)
     offsets = np.r_[0, np.cumsum(np.bincount(users, minlength=len(dense)))]
-    own = OwnScores(offsets, items, dense[users, items], len(dataset.items))
+    own = SparseScores(offsets, items, dense[users, items], len(dataset.items))
     sides = [
         torch.from_numpy(rng.standard_normal((len(s.by_version()), 3)).astype(np.float32))
         for s in (dataset.users, dataset.items)
     ]
-    plain, found = (VersionFactors.of_part(Factors(*sides, own=x), dataset, TEST) for x in (None, own))
+    plain, found = (VersionFactors.of_part(Factors(*sides, added=x), dataset, TEST) for x in ((), (own,)))
     asked, pairs = np.arange(len(dense)), dataset.test
     added = (found.catalogue_scores(asked) - plain.catalogue_scores(asked)).numpy()
     np.testing.assert_allclose(added, dense, atol=1e-5)

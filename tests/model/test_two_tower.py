@@ -196,7 +196,7 @@ def test_the_weights_of_some_pairs_are_those_of_their_numbers() -> None:
 def test_an_index_divides_by_lengths_only_where_nothing_is_beside_the_cosine(
     bias: int, stacking: int, metric: str
 ) -> None:
-    assert ModelConfig(similarity="cosine", bias=bool(bias), stacking=bool(stacking)).metric == metric
+    assert build(similarity="cosine", bias=bool(bias), stacking=bool(stacking)).metric == metric
 
 
 @pytest.mark.parametrize("has_bias", [True, False])
@@ -215,8 +215,8 @@ def test_the_bias_of_cold_items_is_added_to_items_of_the_unknown_id_alone(simila
     unknown = ids_of(world().items.fields, items) == UNKNOWN
     assert 0 < unknown.sum() < len(unknown)
     assert close(found[1] - found[0], (3.0 * unknown).expand_as(found[0]), 1e-4)
-    assert model.config.metric == "dot"
-    assert model.config.bias_columns
+    assert model.metric == "dot"
+    assert model.bias_columns
 
 
 @pytest.mark.parametrize("learn", [True, False])
@@ -240,10 +240,10 @@ def test_the_metric_is_cosine_only_where_ranking_by_cosine_is_ranking_by_logit(s
         u, v = model.user_vectors(users), model.item_vectors(items)
     by_logit = (u @ v.T).argsort(1)
     by_cosine = (nn.functional.normalize(u) @ nn.functional.normalize(v).T).argsort(1)
-    assert model.config.metric == ("cosine" if similarity == "cosine" and not bias else "dot")
+    assert model.metric == ("cosine" if similarity == "cosine" and not bias else "dot")
     # Vectors of one length tie in neither order but for rounding.
     agree = (by_logit == by_cosine).float().mean().item()
-    assert (agree > 0.95) == (model.config.metric == "cosine")
+    assert (agree > 0.95) == (model.metric == "cosine")
 
 
 def test_a_zero_vector_has_a_finite_logit_and_gradient() -> None:

@@ -137,8 +137,6 @@ MODELS: dict[str, dict[str, Any]] = {
     "no bias": {"bias": False, "pairs": both(layers=[16, 8])},
     "stacking": {"stacking": True, "bias": True, "pairs": 2 * both(layers=[16, 8])},
     "cold items": {"cold_item_bias": True, "bias": True},
-    "recent popularity": {"recent_popularity": True, "bias": True},
-    "recent popularity, no bias": {"recent_popularity": True, "cold_item_bias": True, "bias": False},
     "cold items, stacking": {"cold_item_bias": True, "stacking": True, "bias": True},
     "cold items, no bias": {"cold_item_bias": True, "bias": False, "similarity": "dot"},
     "stacking, no bias": {"stacking": True, "bias": False, "pairs": 2 * both()},
@@ -283,7 +281,7 @@ def test_rows_of_data_may_differ_by_what_rounding_explains_and_random_ones_by_le
 def test_every_setting_of_a_model_is_exported_or_only_of_training() -> None:
     """A new setting must get a row in MODELS, or be named here as one that does not change evaluation."""
     tried = {key for model in MODELS.values() for key in model}
-    assert set(ModelConfig.model_fields) - tried <= {"width", "embedding_std", "own_counts"}
+    assert set(ModelConfig.model_fields) - tried <= {"width", "embedding_std"}
     towers = [t for m in MODELS.values() for b in m.get("pairs", []) for t in b.values()]
     tried = {key for tower in towers for key in tower}
     assert set(TowerConfig.model_fields) - tried <= {"width", "weight_decay_scale"}

@@ -129,7 +129,8 @@ def test_without_a_terminal_phases_epochs_and_values_are_lines(
     start = {"kind": "ials", "pair": 1, "learn": False}
     tower = {"fields": ["a"], "layers": []}
     recipe = settings(
-        model={"cold_item_bias": True, "recent_popularity": True, "pairs": [{"user": tower, "item": tower}] * 2},
+        scorers=["trending"],
+        model={"pairs": [{"user": tower, "item": tower}] * 2},
         train={"epochs": 5, "patience": 2, "start": [start]},
     )
     for name in ("reading", "reading", "epochs"):  # a command reads the tables, and the training checks them
@@ -143,7 +144,7 @@ def test_without_a_terminal_phases_epochs_and_values_are_lines(
     assert capsys.readouterr().out.splitlines() == [
         "phase 1 of 5: reading",
         "phase 2 of 5: epochs",
-        "epoch   3 of 5  loss 0.2500  auc 0.7500 (without recent popularity, the bias of cold items and pair 1)  80.0 "
+        "epoch   3 of 5  loss 0.2500  auc 0.7500 (without recent popularity and pair 1)  80.0 "
         "s, at most 1:00 of epochs left",
         "phase 3 of 5: closed forms after the epochs",
     ]

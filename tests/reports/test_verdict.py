@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from worlds import settings
 
@@ -9,7 +11,7 @@ from twotower.config.experiment import Config
 from twotower.reports.verdict import verdict
 
 
-def monitored(metric: str, **sections: dict[str, object]) -> Config:
+def monitored(metric: str, **sections: Any) -> Config:
     """A config that monitors a metric of validation."""
     sections["train"] = {"monitor": f"validation.{metric}"} | sections.get("train", {})
     return settings(evaluation={"k": [5]}, **sections)
@@ -63,10 +65,10 @@ def said(metrics: dict[str, float], config: Config) -> str:
 
 
 def test_the_help_is_the_option_that_adds_the_baseline_and_is_not_set_yet() -> None:
-    own = {"test.ndcg@5": 0.1, "baseline.own_counts.ndcg@5": 0.2}
+    own = {"test.ndcg@5": 0.1, "baseline.repeats.ndcg@5": 0.2}
     biased = {"test.auc": 0.6, "baseline.bias.auc": 0.7}
     assert "'repeats'" in said(own, monitored("ndcg@5"))
-    assert "'repeats'" not in said(own, monitored("ndcg@5", model={"own_counts": "history"}))
+    assert "'repeats'" not in said(own, monitored("ndcg@5", scorers=[{"kind": "repeats", "history": "history"}]))
     assert "model.bias = true" in said(biased, monitored("auc", model={"bias": False}))
     assert "model.bias" not in said(biased, monitored("auc", model={"bias": True}))
 

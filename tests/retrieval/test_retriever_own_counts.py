@@ -16,7 +16,7 @@ from worlds import REPLAYED_SCHEMA, replayed, settings
 from twotower import api
 from twotower.arrays.types import Floats
 from twotower.data.ids import TextColumn
-from twotower.data.own_items import OwnItems, Recency
+from twotower.data.own_items import HistoryScores, HistoryTerm, OwnItems
 from twotower.data.split import SplitConfig
 from twotower.data.splits import TEST
 from twotower.errors import RunError
@@ -28,7 +28,6 @@ from twotower.index.faiss.hnsw import Hnsw
 from twotower.publishing.bundle_evaluation import evaluate_bundle
 from twotower.retrieval.catalogue import Catalogue
 from twotower.retrieval.event import Event
-from twotower.retrieval.loaded_bundle import OwnCountWeights
 from twotower.retrieval.request import Request
 from twotower.retrieval.retriever import Retriever
 from twotower.runs import Run
@@ -66,10 +65,10 @@ def shop(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     config = settings(
         split=SplitConfig(kind="time").model_dump(), loss={"kind": "softmax"},
         evaluation={"k": [5], "repeats": "allow"},
-        train={"monitor": "validation.recall@5", "epochs": 1}, model={"own_counts": "taken"},
+        train={"monitor": "validation.recall@5", "epochs": 1}, scorers=[{"kind": "repeats", "history": "taken"}],
     )  # fmt: skip
     run = api.fit((None, None, replayed(n_items=N_ITEMS, n=3000)), SCHEMA, config, folder=folder / "run")
-    assert run.model.own_counts.are_fitted
+    assert run.model.terms["repeats"].is_fitted
     api.publish(run, folder / "store", request.param)
     scores = run.factors(TEST).catalogue_scores(np.arange(len(run.dataset.users))).numpy()
     return Shop(run, folder / "store", scores)
@@ -163,14 +162,14 @@ def test_a_run_that_reads_the_context_is_measured_and_served_with_them(repeats: 
     config = settings(
         split=SplitConfig(kind="time").model_dump(), loss={"kind": "softmax"},
         evaluation={"k": [5], "repeats": repeats},
-        train={"monitor": "validation.recall@5", "epochs": 3}, model={"own_counts": "taken"},
+        train={"monitor": "validation.recall@5", "epochs": 3}, scorers=[{"kind": "repeats", "history": "taken"}],
     )  # fmt: skip
     rows = replayed().with_columns(at=pl.col("at") * 20_000 + 1_600_000_000)
     run = api.fit((None, None, rows), schema, config, folder=tmp_path / "run")
-    own, scorer = run.factors().own, run.factors_during(TEST)
+    own, scorer = run.factors().sparse, run.factors_during(TEST)
     assert own is not None
     pairs, interactions = run.dataset.test, run.dataset.part_indices(TEST)
-    plain = replace(scorer, own=None)
+    plain = replace(scorer, added=())
     user, item = pairs.user.astype(np.int64), pairs.item.astype(np.int64)
     added = own.added_to(torch.zeros(len(run.dataset.users), own.n_items), np.arange(len(run.dataset.users))).numpy()
     at = np.arange(len(user))
@@ -185,16 +184,17 @@ def test_a_run_that_reads_the_context_is_measured_and_served_with_them(repeats: 
 
 
 def test_weights_of_another_history_are_refused(retriever: Retriever) -> None:
-    own = retriever.own_counts
+    own = retriever.history_scores
     assert own is not None
-    for name, weights in (("taken", own.weights[:-1]), ("other", own.weights), ("user_id", own.weights)):
+    every = own.term.weights
+    for name, weights in (("taken", every[:-1]), ("other", every), ("user_id", every)):
         with pytest.raises(RunError, match=f"weights are not those of the codes of a history '{name}'"):
-            OwnCountWeights.of(retriever.dataset, own.stored, name, weights, Recency(), 1.0)
+            HistoryScores.of(retriever.dataset, own.stored, HistoryTerm(name, weights))
 
 
 def test_a_damaged_file_is_refused(shop: Shop) -> None:
     bundle = Store(shop.store).current()
-    path = bundle.folder / layout.OWN_COUNTS
+    path = bundle.folder / layout.HISTORY_TERM
     kept = path.read_bytes()
     try:
         for weights in (
@@ -204,7 +204,7 @@ def test_a_damaged_file_is_refused(shop: Shop) -> None:
             np.zeros(9, np.float32),
         ):
             np.save(path, weights)
-            with pytest.raises(RunError, match="own_counts"):
+            with pytest.raises(RunError, match="history_term"):
                 Retriever(bundle)
     finally:
         path.write_bytes(kept)

@@ -32,6 +32,11 @@ from twotower.train.trainer import Trainer
 World = tuple[pl.DataFrame | None, pl.DataFrame | None, pl.DataFrame]
 
 
+def adds(found: Suggestion, kind: str) -> bool:
+    """Return True if a suggested config has a scorer without a pair of towers."""
+    return kind in [term.kind for term in found.config.terms]
+
+
 def worlds() -> dict[str, World]:
     """Return a world for each recipe."""
     actions, items = with_new_items(log(), 0.5)
@@ -520,7 +525,7 @@ def test_repeats_are_ranked_from_a_tenth_on_and_kept_where_rows_have_times(repea
     found = of((None, None, pl.concat([actions, again])))
     assert found.schema.duplicates == ("keep" if repeats else "last")
     assert (found.config.evaluation.repeats == "allow") == ranked
-    assert bool(found.config.model.own_counts) == ranked
+    assert adds(found, "repeats") == ranked
     assert ("has taken before is left out of rankings" in " ".join(found.text.split("\n# "))) == (0 < repeats < 10)
     assert found.config.split.follows_time
     without = of((None, None, pl.concat([actions, again]).drop("timestamp")))
@@ -550,7 +555,7 @@ def test_what_is_popular_now_is_read_where_it_changes(share: float) -> None:
     drift = found.shape.drift
     assert drift is not None
     assert (drift.lift >= 1.2) == (share >= 0.1), "the sweep has both sides of the threshold"
-    assert found.config.model.recent_popularity == (share >= 0.1)
+    assert adds(found, "trending") == (share >= 0.1)
     assert f"one item {drift.lift:.2f} times as often as any two" in " ".join(found.reasons)
     assert ("# What is popular changes:" in found.text) == (share >= 0.1)
 
@@ -558,40 +563,40 @@ def test_what_is_popular_now_is_read_where_it_changes(share: float) -> None:
 def test_what_is_popular_now_needs_a_time_validation_and_a_loss_of_rankings() -> None:
     log = waves()
     found = of((None, None, log), recipe="collaborative")
-    assert (found.config.model.recent_popularity, found.config.split.kind) == (True, "last")
+    assert (adds(found, "trending"), found.config.split.kind) == (True, "last")
     assert of((None, None, waves(0.0)), recipe="collaborative").config.split.kind == "user_random"
-    assert not suggest(log, overrides=["split.validation=0"]).config.model.recent_popularity
-    assert not suggest(log, overrides=["schema.time="]).config.model.recent_popularity
-    assert not of((None, None, with_label(log, 0.4)), recipe="ranking").config.model.recent_popularity
+    assert not adds(suggest(log, overrides=["split.validation=0"]), "trending")
+    assert not adds(suggest(log, overrides=["schema.time="]), "trending")
+    assert not adds(of((None, None, with_label(log, 0.4)), recipe="ranking"), "trending")
     numbered = log.sort("user_id", "at").with_columns(at=pl.int_range(pl.len()).over("user_id"))
     found = suggest(numbered, recipe="sequence-short", overrides=["schema.time=at"])
-    assert (found.shape.drift, found.config.model.recent_popularity) == (None, False)
+    assert (found.shape.drift, adds(found, "trending")) == (None, False)
     assert "Drift: no times that all users share" in " ".join(found.reasons)
     places = numbered.sample(fraction=0.8, seed=1)  # some are missing, so that they are no numbers of the rows
     assert suggest(places, overrides=["schema.time=at"]).shape.drift is None
     days = log.with_columns(at=(pl.col("at") - 1_500_000_000) // 86_400)
     found = suggest(days, overrides=["schema.time=at"])
-    assert (found.schema.time_unit, found.config.model.recent_popularity) == ("order", True)
+    assert (found.schema.time_unit, adds(found, "trending")) == ("order", True)
 
 
 def test_own_counts_need_validation_and_a_loss_of_rankings() -> None:
     actions = log(n_users=40, length=10, n_items=100)
     again = pl.concat([actions, actions.with_columns(timestamp=pl.col("timestamp") + 10**6)])
-    assert of((None, None, again), recipe="collaborative").config.model.own_counts
-    assert not suggest(again, recipe="collaborative", overrides=["split.validation=0"]).config.model.own_counts
+    assert adds(of((None, None, again), recipe="collaborative"), "repeats")
+    assert not adds(suggest(again, recipe="collaborative", overrides=["split.validation=0"]), "repeats")
     for of_user in (["evaluation.repeats=exclude"], ["evaluation.repeats=exclude", "schema.duplicates=last"]):
         found = suggest(again, recipe="collaborative", overrides=of_user)
-        assert not found.config.model.own_counts
+        assert not adds(found, "repeats")
         assert "repeats" not in tomllib.loads(found.text)["scorers"]
     only = suggest(again, recipe="collaborative", overrides=["evaluation.repeats=only"])
-    assert only.config.model.own_counts
+    assert adds(only, "repeats")
     ranking = of((None, None, with_label(again, 0.4)))
-    assert (ranking.recipe, ranking.config.model.own_counts) == ("ranking", "")
+    assert (ranking.recipe, adds(ranking, "repeats")) == ("ranking", False)
     labelled = of((None, None, with_label(again, 0.4)), recipe="sequence-long")
     liked = {f.name for f in labelled.schema.features if f.history and f.history.interactions == "positive"}
-    assert labelled.config.model.own_counts in liked, "not all that they met"
+    assert labelled.config.terms[0].reads in liked, "not all that they met"
     short = of((None, None, again), recipe="sequence-short")
-    assert short.config.model.own_counts
+    assert adds(short, "repeats")
     assert [start.kind for start in short.config.train.start] == ["ials", "slit"], "closed forms go with repeats"
 
 

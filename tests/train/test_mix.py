@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -11,6 +12,7 @@ import polars as pl
 import pytest
 import torch
 from closed_form_worlds import GROUPS, ITEMS, courses, groups
+from waves import trending
 from worlds import settings
 
 from twotower.config.experiment import Config
@@ -22,19 +24,19 @@ from twotower.data.tables import check
 from twotower.distributed import DistributedContext
 from twotower.evaluation.factors import Factors
 from twotower.evaluation.part_evaluation import evaluate_part
-from twotower.evaluation.recent_scores import RecentScores
 from twotower.features.categorical import Categorical
 from twotower.features.schema import Schema
 from twotower.features.values import UNKNOWN
+from twotower.scorers.choices import MIN_ROWS
+from twotower.scorers.logit import FREE, fit_weights
 from twotower.scorers.next_content import NextContent
 from twotower.scorers.start import PairValues
+from twotower.scorers.trending import RecentScores, half_lives_of
 from twotower.train import mix
-from twotower.train.choices import MIN_ROWS
 from twotower.train.closed_forms import ClosedForm, FormTerm
 from twotower.train.factors import factors_before, factors_during
-from twotower.train.mix import FREE, Mix, add_biases, fit_weights, log_popularity
+from twotower.train.mix import Mix, add_biases, log_popularity
 from twotower.train.pair import PairPart
-from twotower.train.recent_popularity import half_lives_of
 from twotower.train.trainer import Trainer
 
 
@@ -194,7 +196,7 @@ def test_a_mix_that_finds_less_adds_nothing(monkeypatch: pytest.MonkeyPatch, mes
     def worse(self: Mix, first: Any, forms: Any) -> Any:
         found = fit(self, first, forms)
         assert found is not None
-        return mix.MixWeights([[-100.0 for _ in weights] for weights in found.forms], [])
+        return mix.MixWeights([[-100.0 for _ in weights] for weights in found.forms], [], [])
 
     monkeypatch.setattr(Mix, "fit", worse)
     trainer = Trainer(data, trained_and_ease())
@@ -226,9 +228,9 @@ def test_closed_forms_solved_again_from_the_same_rows_are_as_they_were(epochs: i
         torch.testing.assert_close(weight, before[name], rtol=1e-5, atol=1e-6, msg=name)
 
 
-@pytest.mark.parametrize("model", [{"bias": True}, {"recent_popularity": True}])
+@pytest.mark.parametrize("scorers", [[], ["trending"]])
 def test_a_model_has_the_weighted_sum_of_all_terms(
-    model: dict[str, Any], monkeypatch: pytest.MonkeyPatch, messages: list[str]
+    scorers: list[str], monkeypatch: pytest.MonkeyPatch, messages: list[str]
 ) -> None:
     """Of courses, whose columns and popularity have weights."""
     data, seen, fit = courses(300), list[tuple[Factors, Any, mix.MixWeights]](), Mix.fit
@@ -251,7 +253,8 @@ def test_a_model_has_the_weighted_sum_of_all_terms(
         },
     ]
     chosen = settings(
-        model={"similarity": "dot", "temperature": 1.0, "bias": False, "pairs": pairs} | model,
+        model={"similarity": "dot", "temperature": 1.0, "bias": not scorers, "pairs": pairs},
+        scorers=scorers,
         loss={"kind": "softmax"},
         negatives={"full": True},
         train={
@@ -270,13 +273,14 @@ def test_a_model_has_the_weighted_sum_of_all_terms(
     wanted = first.catalogue_scores(users)
     for term, weight in zip(forms[0].terms, found.forms[0], strict=True):
         wanted += weight * (term.users @ term.items.T)[torch.from_numpy(users)]
-    if "bias" in model:
+    if not scorers:
         assert abs(found.popularity) > 0.01
         wanted += found.popularity * log_popularity(data)
     else:
-        assert abs(found.recent.recent) + abs(found.recent.total) > 0.01
+        recent = recent_of(trainer, found)
+        assert abs(recent.recent) + abs(recent.total) > 0.01
         nothing = np.zeros(ITEMS, np.float32)
-        RecentScores.of_part(data, VALIDATION, found.recent, nothing).added_to(wanted, users)
+        RecentScores.of_part(data, VALIDATION, recent, nothing).added_to(wanted, users)
     mine = factors_during(trainer.model.eval(), data, VALIDATION).catalogue_scores(users)
     of_row = (mine - wanted).mean(1, keepdim=True)  # which changes no ranking
     torch.testing.assert_close(mine - of_row, wanted, rtol=1e-3, atol=1e-3)
@@ -361,12 +365,23 @@ def taken(terms: PopularityTerms, has_new: bool = True, untaken: int = 0) -> tup
     return found, dataset(rows)
 
 
-def mixed(found: Factors, data: Dataset, **model: Any) -> mix.MixWeights:
-    """The weights of the first two dimensions, those of a pair of one part, and those of one of two parts."""
+def recent_of(trainer: Trainer, found: mix.MixWeights) -> PopularityTerms:
+    """Recent popularity by some weights."""
+    ((half_life, weights),), term = found.terms, trending(trainer.model)
+    term.write(trainer.dataset, half_life, weights)
+    return term.terms
+
+
+def mixed(
+    found: Factors, data: Dataset, scorers: Sequence[str] = (), **model: Any
+) -> tuple[mix.MixWeights, PopularityTerms]:
+    """The weights of a pair of one part and of one of two parts, added to the first two dimensions, and recent
+    popularity."""
     tower: dict[str, Any] = {"layers": []}
     pairs = [{"user": tower, "item": tower}]
     chosen = settings(
         model={"similarity": "dot", "temperature": 1.0, "bias": False, "pairs": pairs} | model,
+        scorers=[*scorers],
         loss={"kind": "softmax"},
         negatives={"full": True},
         train={"epochs": 1, "monitor": "validation.ndcg@5", "device": "cpu"},
@@ -382,7 +397,7 @@ def mixed(found: Factors, data: Dataset, **model: Any) -> mix.MixWeights:
     first = Factors(found.users[:, :2], found.items[:, :2])
     weights = Mix(trainer.model, data, trainer.recipe, DistributedContext()).fit(first, forms)
     assert weights is not None
-    return weights
+    return weights, recent_of(trainer, weights) if scorers else PopularityTerms(1.0, 0.0)
 
 
 @pytest.mark.parametrize(
@@ -391,17 +406,17 @@ def mixed(found: Factors, data: Dataset, **model: Any) -> mix.MixWeights:
 def test_weights_of_closed_forms_and_recent_popularity_are_those_by_which_users_take(
     total: float, age: float, new: float
 ) -> None:
-    weights = mixed(*taken(PopularityTerms(HALF_LIFE, 2.0, total, age, new)), recent_popularity=True)
+    weights, recent = mixed(*taken(PopularityTerms(HALF_LIFE, 2.0, total, age, new)), ["trending"])
     assert [*weights.forms[0], *weights.forms[1]] == pytest.approx(WEIGHTS, abs=0.2)
-    assert weights.recent.half_life == HALF_LIFE
-    assert weights.recent[1:] == pytest.approx((2.0, total, age, new), abs=0.35)
+    assert recent.half_life == HALF_LIFE
+    assert recent[1:] == pytest.approx((2.0, total, age, new), abs=0.35)
 
 
 @pytest.mark.parametrize("age", [-0.8, 0.8])
 def test_where_no_item_is_new_such_ones_gain_by_no_age(age: float) -> None:
-    weights = mixed(*taken(PopularityTerms(HALF_LIFE, 2.0, 0.0, age, -3.0), has_new=False), recent_popularity=True)
-    assert weights.recent.age == pytest.approx(age, abs=0.3)
-    assert weights.recent.new == min(weights.recent.age, 0.0)
+    _, recent = mixed(*taken(PopularityTerms(HALF_LIFE, 2.0, 0.0, age, -3.0), has_new=False), ["trending"])
+    assert recent.age == pytest.approx(age, abs=0.3)
+    assert recent.new == min(recent.age, 0.0)
 
 
 @pytest.mark.parametrize("of_test", [False, True])
@@ -411,12 +426,12 @@ def test_items_that_nobody_took_yet_are_not_held_behind_all(of_test: bool) -> No
     found, data = taken(PopularityTerms(HALF_LIFE, 2.0, 0.0, -0.8), has_new=False, untaken=0 if of_test else 4)
     if of_test:
         data = replace(data, parts=np.where(data.pairs.item < 4, TEST, data.parts))
-    terms = mixed(found, data, recent_popularity=True).recent
+    _, terms = mixed(found, data, ["trending"])
     assert terms.age == pytest.approx(-0.8, abs=0.3)
     assert terms.new == terms.age
     known = RecentPopularity.before(data, VALIDATION)
     popular = known.scores_at_end(terms)
-    assert not known.have_rows_at_end[:4].any()
+    assert not np.isin(np.arange(4), known.items).any()
     assert popular[:4] == pytest.approx(popular[0])
     assert popular[0] > popular[4:].min() - 2.0
 
@@ -428,7 +443,7 @@ def test_few_users_who_take_new_items_change_no_weight(age: float) -> None:
     items = data.pairs.item.copy()
     items[rows] = np.arange(len(rows)) % 4
     changed = replace(data, pairs=replace(data.pairs, item=items))
-    before, after = (mixed(found, one, recent_popularity=True).recent for one in (data, changed))
+    before, after = (mixed(found, one, ["trending"])[1] for one in (data, changed))
     assert after == pytest.approx(before, abs=0.15)
 
 
@@ -449,7 +464,7 @@ def test_columns_do_not_tell_which_items_are_cold() -> None:
         "at": np.arange(2 * USERS + 1),
         "part": ["train"] * USERS + ["validation"] * USERS + ["test"],
     }
-    blind, told = (mixed(found, dataset(rows), cold_item_bias=bias).forms for bias in (False, True))
+    blind, told = (mixed(found, dataset(rows), cold_item_bias=bias)[0].forms for bias in (False, True))
     assert blind[1][0] < -2
     assert abs(told[1][0]) < 0.2
     assert [told[0][0], told[1][1]] == pytest.approx([2.0, 0.5], abs=0.2)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 
-from pydantic import JsonValue, ValidationError
+from pydantic import ValidationError
 
 from twotower.config.experiment import Config
 from twotower.errors import ConfigError
@@ -14,35 +14,34 @@ from twotower.features.schema import Schema
 from twotower.features.side import SIDES
 from twotower.model.towers import TowerConfig
 from twotower.model.two_tower import PairConfig
+from twotower.scorers.scorer import TermScorer
 from twotower.scorers.start import Start
 from twotower.section import first_problem
 
 
 def with_scorers(schema: Schema, config: Config) -> tuple[Schema, Config]:
-    """Return a schema and a config in which pairs of towers and their starts stand for the scorers; as they are without
-    scorers. The trained towers read what they read before. Raises ConfigError."""
+    """Return a schema and a config in which pairs of towers and their starts stand for the scorers, but those without a
+    pair, which have their features. The trained towers read what they read before. Raises ConfigError."""
     if not config.scorers:
         return schema, config
     known = {f.name: f for f in schema.features}
     kept = bool(config.train.epochs or config.train.start)  # pairs without epochs have a start each
     n_pairs, counts = len(config.model.pairs) if kept else 0, Counter[str]()
-    features, added_pairs = list[Feature](), list[PairConfig]()
-    starts, model = list[Start](config.train.start), dict[str, JsonValue]()
+    features, pairs_added = list[Feature](), list[PairConfig]()
+    starts, terms = list[Start](config.train.start), list[TermScorer]()
     for scorer in config.scorers:
         counts[scorer.kind] += 1
         number = f"_{n}" if (n := counts[scorer.kind]) > 1 else ""
         name = "__" + re.sub(r"\W", "_", scorer.kind) + number
-        added = scorer.addition(schema, name, n_pairs + len(added_pairs))
+        added = scorer.addition(schema, name, n_pairs + len(pairs_added))
         features += added.features
         if added.pair and added.start:
-            added_pairs.append(added.pair)
+            pairs_added.append(added.pair)
             starts.append(added.start)
-        if twice := next((option for option in added.model if option in model), ""):
-            raise ConfigError(f"scorers names '{scorer.kind}' twice, which sets model.{twice}; leave one of them out")
-        if given := next((option for option in added.model if getattr(config.model, option)), ""):
-            raise ConfigError(f"the scorer '{scorer.kind}' sets model.{given}, which is set already; leave one out")
-        model |= added.model
-    if not (kept or added_pairs):
+        if added.term and number:
+            raise ConfigError(f"scorers names '{scorer.kind}' twice; leave one of them out")
+        terms += [added.term] if added.term else []
+    if not (kept or pairs_added):
         kinds = ", ".join(f"'{scorer.kind}'" for scorer in config.scorers)
         raise ConfigError(
             f"train.epochs = 0 trains no tower, and scorers holds {kinds}, which add to other scores; name another "
@@ -50,17 +49,17 @@ def with_scorers(schema: Schema, config: Config) -> tuple[Schema, Config]:
         )
     names = {f.name for f in features if known.get(f.name) == f}  # of prepared data, which have them
     own = schema.model_copy(update={"features": tuple(f for f in schema.features if f.name not in names)})
-    pairs = [*(_explicit(pair, own) for pair in config.model.pairs if kept), *added_pairs]
+    pairs = [*(_explicit(pair, own) for pair in config.model.pairs if kept), *pairs_added]
     features = [*own.features, *features]
     if not config.train.epochs:
         read = {name for pair in pairs for tower in (pair.user, pair.item) for name in tower.fields}
-        read |= {config.model.own_counts, *map(str, model.values())}
+        read |= {term.reads for term in terms}
         features = [f for f in features if not f.history or f.name in read]
-    own_pairs = {"pairs": tuple(pairs)} if added_pairs or features != [*own.features] else {}
+    own_pairs = {"pairs": tuple(pairs)} if pairs_added or features != [*own.features] else {}
     # What is set stays apart from defaults, which the data may complete; so the whole is checked, and not read.
-    train = {"train": config.train.model_copy(update={"start": tuple(starts)})} if added_pairs else {}
+    train = {"train": config.train.model_copy(update={"start": tuple(starts)})} if pairs_added else {}
     changed = config.model_copy(
-        update={"scorers": (), "model": config.model.model_copy(update={**model, **own_pairs}), **train}
+        update={"scorers": tuple(terms), "model": config.model.model_copy(update=own_pairs), **train}
     )
     whole = schema.model_copy(update={"features": tuple(features)})
     try:

@@ -12,7 +12,7 @@ import numpy as np
 import polars as pl
 
 from twotower.arrays.pieces import pieces
-from twotower.arrays.types import Bools, Codes, Doubles, Floats, Ints, Shaped
+from twotower.arrays.types import Codes, Doubles, Floats, Ints, Shaped
 
 if TYPE_CHECKING:
     from twotower.data.dataset import Dataset
@@ -93,16 +93,6 @@ class RecentPopularity:
         places = self._places(times)
         return self._scores(places, self._first[items], lambda half_life: self.of_pairs(times, items, half_life), terms)
 
-    def have_rows(self, times: Shaped[Ints, "T"]) -> Shaped[Bools, "T I"]:
-        """Return True for items that have a positive before each time."""
-        found: Bools = self._places(times)[:, None] > self._first
-        return found
-
-    def pairs_have_rows(self, times: Shaped[Ints, "n"], items: Shaped[Codes | Ints, "n"]) -> Shaped[Bools, "n"]:
-        """Return True if one item has a positive before each time."""
-        found: Bools = self._places(times) > self._first[items]
-        return found
-
     def scores_of_new(self, places: Shaped[Ints, "*_"], terms: PopularityTerms) -> Shaped[Doubles, "*_"]:
         """Return the score of an item without a row, after so many rows of others."""
         scores: Doubles = terms.new * np.log1p(places)
@@ -112,12 +102,6 @@ class RecentPopularity:
         """Return the score of each item after all positives."""
         scores: Floats = self.scores(self._end, terms)[0]
         return scores
-
-    @property
-    def have_rows_at_end(self) -> Shaped[Bools, "I"]:
-        """True for items that have a positive."""
-        found: Bools = self.have_rows(self._end)[0]
-        return found
 
     @property
     def _end(self) -> Shaped[Ints, "1"]:

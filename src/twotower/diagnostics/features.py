@@ -25,6 +25,7 @@ from twotower.features.values import UNKNOWN
 from twotower.model.embeddings import FieldEmbeddings
 from twotower.model.inputs import carrier, stacked
 from twotower.model.inputs.code_layout import CodeLayout, Inputs
+from twotower.scorers.scorer import terms_of
 
 
 def statistics(context: DiagnosisContext) -> Iterator[Finding]:
@@ -225,7 +226,7 @@ def _why_unused(context: DiagnosisContext, side: SideName, name: str, effect: fl
         return (
             f"has the same value in every row, so it has no effect. Remove it, or check the column '{feature.source}'."
         )
-    if effect >= 1e-3 or (side == "user" and name == context.config.model.own_counts and model.own_counts.are_fitted):
+    if effect >= 1e-3 or any((own := term.served()) and own.history == name for term in terms_of(model)):
         return ""
     readers = _readers(context, side, name)
     towers = [model.towers(side)[n] for n in readers]

@@ -18,6 +18,7 @@ from twotower.data.split import PART_NAMES
 from twotower.data.splits import TEST, TRAIN
 from twotower.diagnostics.diagnosis import DiagnosisContext, Finding, Severity, or_ok
 from twotower.progress import JobProgress
+from twotower.scorers.scorer import terms_of
 from twotower.train.preconditions import MIN_PAIRS, OrderReaders, order_problem
 
 log = logging.getLogger(__name__)
@@ -150,10 +151,10 @@ def drift(context: DiagnosisContext) -> Iterator[Finding]:
     if not evidence.exists:
         return
     numbers = {"lift": evidence.lift, "z": evidence.z}
-    if context.run.follows_popularity:
+    if context.run.moves:
         yield Finding("ok", "drift", f"Popularity changes over time, and the model reads it: {evidence}.", numbers)
         return
-    if config.model.recent_popularity:
+    if any(term.moves for term in terms_of(context.run.model)):
         why = (
             "the training has not ended, and it is fitted after the last epoch"
             if context.run.unfinished

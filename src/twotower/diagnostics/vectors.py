@@ -21,11 +21,11 @@ from twotower.evaluation.comparison import (
     compare_rankings,
     comparison_data,
 )
-from twotower.evaluation.factors import Factors
+from twotower.evaluation.factors import Factors, SomeUsers
 from twotower.evaluation.metrics.auc import Auc
 from twotower.evaluation.metrics.ndcg import Ndcg
-from twotower.evaluation.own_counts import own_counts
 from twotower.features.side import SIDES
+from twotower.scorers import SCORERS, alone
 from twotower.train.preconditions import OrderReaders, order_problem
 
 FEW_DIRECTIONS = 0.1
@@ -48,7 +48,7 @@ def collapse(context: DiagnosisContext) -> Iterator[Finding]:
     items = context.factors.items[context.trained_rows["item"]].double()
     if len(users) < 2 or len(items) < 2:
         return
-    end = -2 if context.config.model.bias_columns else None  # leaves out the bias columns
+    end = -2 if context.run.model.bias_columns else None  # leaves out the bias columns
     evidence: dict[str, float] = {}
     for side, rows in (("user", users[:, :end]), ("item", items[:, :end])):
         evidence[f"{side}_cosine"], evidence[f"{side}_rank"] = _mean_cosine(rows), _effective_rank(rows)
@@ -152,7 +152,7 @@ def _effective_rank(rows: Tensor) -> float:
 def baselines(context: DiagnosisContext) -> Iterator[Finding]:
     """Compare the model on test users with baselines.
 
-    Rankings: popularity and, if repeats count, own counts. Pairs: user and item biases."""
+    Rankings: popularity, and scorers alone. Pairs: user and item biases."""
     data, config = context.data, context.config
     users = context.sample(np.flatnonzero(data.grouped(TEST).lengths))
     if len(users) < 2:
@@ -168,8 +168,7 @@ def baselines(context: DiagnosisContext) -> Iterator[Finding]:
         counts = popularity_baseline(data.train, n_users, n_items)
         for c in _compare_with_baseline(context, counts, users, test_data, [k], f"{Ndcg.name}@{k}"):
             yield _baseline_finding(c, "popularity", "baseline_ranking", "error", remedy)
-        if config.evaluation.repeats != "exclude" and data.schema.duplicates == "keep":
-            yield from _own_counts(context, users, test_data, k, remedy)
+        yield from _alone(context, users, test_data, k, remedy)
     if config.loss.pointwise:
         severity: Severity = "warning" if drawn_pairs else "error"
         remedy = (
@@ -205,19 +204,18 @@ def _likely_causes(context: DiagnosisContext) -> str:
     return context.remedy(f"Likely causes, most likely first: {'; '.join(causes)}. See the other findings.")
 
 
-def _own_counts(
-    context: DiagnosisContext, users: Ints, test_data: ComparisonData, k: int, remedy: str
-) -> Iterator[Finding]:
-    """Compare the model with the most frequent items of each user."""
-    queries = test_data.queries
-    frequent = own_counts(context.data, TEST, users[queries.users], min(k, queries.n_items))
+def _alone(context: DiagnosisContext, users: Ints, test_data: ComparisonData, k: int, remedy: str) -> Iterator[Finding]:
+    """Compare the model with scorers alone."""
+    queries, config = test_data.queries, context.config
     best = queries.top_k(context.factors.take(users), k)
-    compared = {c.metric: c for c in compare_rankings(frequent, best, test_data, [k], 200)}
-    if found := compared.get(f"{Ndcg.name}@{k}"):
-        more = remedy
-        if not context.config.model.own_counts:
-            more += " Add the scorer { kind = 'repeats' } to scorers."
-        yield _baseline_finding(found, "own counts", "baseline_repeats", "warning", more)
+    for name, scores in alone(context.data, TEST, config.evaluation, context.factors.added):
+        compared = {
+            c.metric: c for c in compare_rankings(queries.top_k(SomeUsers(scores, users), k), best, test_data, [k], 200)
+        }
+        if found := compared.get(f"{Ndcg.name}@{k}"):
+            is_added = name in {scorer.kind for scorer in (*config.scorers, *config.train.start)}
+            more = "" if is_added else f" Add the scorer {{ kind = '{name}' }} to scorers."
+            yield _baseline_finding(found, SCORERS.find(name).label, f"baseline_{name}", "warning", remedy + more)
 
 
 def _compare_with_baseline(

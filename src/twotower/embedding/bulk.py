@@ -104,7 +104,7 @@ def embed(
         table.check_unchanged()
         made.sort()
         result.finish(made, {
-            "twotower": __version__, "metric": run.model.config.metric, "rows": table.rows,
+            "twotower": __version__, "metric": run.model.metric, "rows": table.rows,
             "width": made[0].facts["width"],
             "shards": [{"file": shard.file, "rows": shard.facts["rows"]} for shard in made],
         })  # fmt: skip

@@ -14,8 +14,7 @@ from twotower.arrays.pieces import temporary_array
 from twotower.arrays.types import Float, Floats, Int, Ints, Shaped
 from twotower.data.dataset import Dataset
 from twotower.data.pairs import Pairs
-from twotower.evaluation.own_scores import OwnScores, added_own_of_pairs
-from twotower.evaluation.recent_scores import RecentScores
+from twotower.evaluation.added_scores import AddedScores, SparseScores
 
 SINGLE_DIMENSIONS = 512
 """Number of dimensions in which one item alone is not zero, as in a table with an axis for each item, from which they
@@ -35,14 +34,34 @@ class CatalogueScorer(ABC):
         interactions."""
 
 
+@dataclass(frozen=True)
+class SomeUsers(CatalogueScorer):
+    """Scores of some user rows, which are rows 0, 1, … in this order."""
+
+    every: CatalogueScorer
+    rows: Shaped[Ints, "u"]
+
+    def catalogue_scores(
+        self, users: Shaped[Ints, "B"], interactions: Shaped[Ints, "B"] | None = None
+    ) -> Float[Tensor, "B I"]:
+        return self.every.catalogue_scores(self.rows[users], interactions)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Scorer(CatalogueScorer):
     """Scores of pairs as products of vectors of users and items, and what is added to them."""
 
-    own: OwnScores | None = None
-    """Scores that each user's own history adds."""
-    recent: RecentScores | None = None
-    """Scores that recent popularity adds."""
+    added: tuple[AddedScores, ...] = ()
+
+    @property
+    def sparse(self) -> SparseScores | None:
+        """The added scores of few items of each user; None: there are none."""
+        return next((added for added in self.added if isinstance(added, SparseScores)), None)
+
+    @property
+    def moves(self) -> bool:
+        """True if scores depend on the time of a ranking."""
+        return any(added.moves for added in self.added)
 
     @abstractmethod
     def part_scores(self, dataset: Dataset, part: int) -> Shaped[Floats, "n"]:
@@ -57,18 +76,18 @@ class Scorer(CatalogueScorer):
     ) -> Float[Tensor, "B I"]:
         """Return the products of some user rows and all items, in place, with what is added to them; with
         `interactions` at the times of these."""
-        if self.own is not None:
-            scores = self.own.added_to(scores, users)
-        return scores if self.recent is None else self.recent.added_to(scores, users, interactions)
+        for added in self.added:
+            scores = added.added_to(scores, users, interactions)
+        return scores
 
     def _added_of_pairs(
         self, scores: Shaped[Floats, "n"], pairs: Pairs, interactions: Shaped[Ints, "n"] | None = None
     ) -> Shaped[Floats, "n"]:
         """Return the products of pairs, in place, with what is added to them; with `interactions` at the times of
         these."""
-        if self.recent is not None:
-            scores += self.recent.of_pairs(pairs.user, pairs.item, interactions)
-        return added_own_of_pairs(self.own, scores, pairs)
+        for added in self.added:
+            scores += added.of_pairs(pairs.user, pairs.item, interactions)
+        return scores
 
 
 @dataclass(frozen=True)
@@ -86,8 +105,7 @@ class _Split:
 
 @dataclass(frozen=True)
 class Factors(Scorer):
-    """Vectors of a model or baseline: the score of a pair (u, i) is users[u] . items[i], what u's own history adds to
-    i, and what recent popularity adds."""
+    """Vectors of a model or baseline: the score of a pair (u, i) is users[u] . items[i], and what is added to it."""
 
     users: Float[Tensor, "U D"]
     items: Float[Tensor, "I D"]
@@ -107,10 +125,9 @@ class Factors(Scorer):
 
     def take(self, users: Shaped[Ints, "u"], items: Shaped[Ints, "i"] | None = None) -> Factors:
         """Return the vectors of some user rows, and of some distinct item rows, None for all."""
-        own = None if self.own is None else self.own.take(users, items)
-        recent = None if self.recent is None else self.recent.take(users, items)
+        added = tuple(one.take(users, items) for one in self.added)
         of_items = self.items if items is None else self.items[torch.from_numpy(items)]
-        return Factors(self.users[torch.from_numpy(users)], of_items, own=own, recent=recent)
+        return Factors(self.users[torch.from_numpy(users)], of_items, added=added)
 
     @cached_property
     def _split(self) -> _Split | None:

@@ -7,38 +7,36 @@ by exact search, with the items that the user has seen as `evaluation.repeats` s
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-import torch
 
 from twotower.arrays.pieces import gathered
 from twotower.arrays.types import Bools, Doubles, Floats, Ints, Shaped
 from twotower.data.dataset import Dataset
 from twotower.data.pairs import Pairs
-from twotower.data.recent_popularity import PopularityTerms
 from twotower.data.splits import TEST, VALIDATION
 from twotower.evaluation import cold_items
+from twotower.evaluation.added_scores import AddedScores
 from twotower.evaluation.baselines import BASELINES, baseline_of
 from twotower.evaluation.bootstrap import bootstrap
 from twotower.evaluation.comparison import compare_resampled
 from twotower.evaluation.config import EvaluationConfig, Metrics
-from twotower.evaluation.factors import Factors, Scorer
+from twotower.evaluation.factors import CatalogueScorer, Scorer
 from twotower.evaluation.metrics.measured import RankedItems, Rankings, ScoredPairs
 from twotower.evaluation.metrics.metric import PairMetric, RankingMetric, UserValues
 from twotower.evaluation.moments import users_during
-from twotower.evaluation.own_counts import own_counts
 from twotower.evaluation.ranking import EvaluationQueries, evaluation_queries
-from twotower.evaluation.recent_scores import RecentScores
 from twotower.evaluation.table_slices import fixed_slices
-from twotower.evaluation.transitions import Transitions
 from twotower.evaluation.user_slices import UserSlices
 from twotower.features.side import SideName
 
 log = logging.getLogger(__name__)
 
 
+Alone = Callable[[Dataset, int, EvaluationConfig, Sequence[AddedScores]], Iterable[tuple[str, CatalogueScorer]]]
+"""Function from a dataset, a part, a config and what a model adds to its vectors to baselines by name."""
 MODEL = "model"
 """Name of the model, added to the names of BASELINES."""
 MAX_RESAMPLED_PAIRS = 2**20
@@ -248,10 +246,11 @@ def evaluate_model(
     validated: Metrics | None = None,
     ranked: Mapping[int, Ranked] | None = None,
     monitor: str = "",
+    alone: Alone = lambda *_: (),
 ) -> Metrics:
     """Return the metrics of a run by name: validation, if it has rows, and test, intervals and slices of test,
     baselines on test. With `monitor`, such as validation.ndcg@10, also the interval of the difference to the best
-    baseline by it.
+    baseline by it. `alone` yields further baselines of rankings.
 
     `factors_of(part)` returns the vectors from the data before that part, by which it is evaluated. `validated` are the
     metrics of validation, if they are known; `ranked` are rankings by part, if other processes have made them.
@@ -266,7 +265,7 @@ def evaluate_model(
     for name, part in (("validation", VALIDATION), ("test", TEST)):
         if part == VALIDATION and (out or not len(dataset.validation)):
             continue
-        if factors is None or factors.recent is not None or part_of_vectors(dataset, part) == TEST:
+        if factors is None or factors.moves or part_of_vectors(dataset, part) == TEST:
             factors = factors_of(part)
         given = ranked.get(part) or Ranked(evaluation_queries(dataset, part, config), {})
         evaluation = PartEvaluation.from_factors(factors, dataset, part, config, given.queries, given.best.get(MODEL))
@@ -279,7 +278,8 @@ def evaluate_model(
     judged = config.metric_set.judged_by(monitor) if monitor else ""
     sign = 1 if not judged or config.metric_set.find(judged).higher_is_better else -1
     leader: tuple[float, str, PartEvaluation] | None = None
-    for name, baseline, left_out in _baselines(dataset, queries, best_of, config, factors.recent if factors else None):
+    further = alone(dataset, TEST, config, factors.added if factors else ())
+    for name, baseline, left_out in _baselines(dataset, queries, best_of, config, further):
         metrics = {m: v for m, v in baseline.metrics().items() if m not in left_out}
         out |= {f"baseline.{name}.{m}": v for m, v in metrics.items()}
         value = sign * metrics.get(judged, float("nan"))
@@ -293,7 +293,7 @@ def evaluate_model(
 
 def _baselines(
     dataset: Dataset, queries: EvaluationQueries, ranked: Mapping[str, Shaped[Ints, "Q K"]], config: EvaluationConfig,
-    recent: RecentScores | None,
+    alone: Iterable[tuple[str, CatalogueScorer]],
 ) -> Iterator[tuple[str, PartEvaluation, set[str]]]:  # fmt: skip
     """Yield the name of each baseline, its evaluation on the test part, and the metrics that it does not have. `ranked`
     has known rankings by baseline."""
@@ -302,28 +302,6 @@ def _baselines(
         scorer = baseline_of(name, dataset)
         yield name, PartEvaluation.from_factors(scorer, dataset, TEST, config, queries, ranked.get(name)), of_logits
     of_pairs = {m.name for m in config.metric_set.of_pairs}
-    for name, best in _rankings_of_baselines(dataset, queries, config, recent):
-        nothing = np.zeros(len(dataset.test), np.float32)
+    for name, scores in alone:
+        best, nothing = queries.top_k(scores, max(config.k)), np.zeros(len(dataset.test), np.float32)
         yield name, PartEvaluation._of(queries, best, nothing, dataset, TEST, config), of_pairs
-
-
-def _alone(recent: RecentScores) -> Factors:
-    """Return the scores of recent popularity alone."""
-    n_users, n_items = len(recent.asked), len(recent.held)
-    terms = PopularityTerms(recent.terms.half_life, 1.0)
-    scores = replace(recent, terms=terms, held=np.zeros_like(recent.held), cold=None)
-    return Factors(torch.zeros(n_users, 1), torch.zeros(n_items, 1), recent=scores)
-
-
-def _rankings_of_baselines(
-    dataset: Dataset, queries: EvaluationQueries, config: EvaluationConfig, recent: RecentScores | None = None
-) -> Iterator[tuple[str, Shaped[Ints, "Q K"]]]:
-    """Yield the baselines that rank items and score no pairs, by name: the best item rows of each query of the test
-    part. `recent` is the recent popularity of a model that has it."""
-    k = min(max(config.k), len(dataset.items))
-    if config.repeats != "exclude" and dataset.schema.duplicates == "keep":
-        yield "own_counts", own_counts(dataset, TEST, queries.users, k)
-    if recent is not None:
-        yield "recent_popularity", queries.top_k(_alone(recent), k)
-    if dataset.time_ordered and (transitions := Transitions.of(dataset, TEST)):
-        yield "transitions", queries.top_k(transitions, k)

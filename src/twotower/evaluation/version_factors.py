@@ -45,8 +45,8 @@ class VersionFactors(Factors):
         pairs, times = dataset.pairs_of(part), dataset.times_of(part)
         assert times is not None
         asked = asked_times(dataset, part)
-        own, recent, sides = factors.own, factors.recent, (dataset.users, dataset.items)
-        return cls(factors.users, factors.items, *sides, pairs, times, asked, own=own, recent=recent)
+        sides = dataset.users, dataset.items
+        return cls(factors.users, factors.items, *sides, pairs, times, asked, added=factors.added)
 
     def scores(self, pairs: Pairs, block: int = 16_384) -> Shaped[Floats, "n"]:
         """Return the scores of the pairs of the part."""
@@ -74,7 +74,7 @@ class VersionFactors(Factors):
         n_items = len(self.item_side)
         item = _at(self.item_side, np.arange(n_items), np.broadcast_to(self.asked.min(), n_items))
         users, items = self.users[torch.from_numpy(user)], self.items[torch.from_numpy(item)]
-        return Factors(users, items, own=self.own, recent=self.recent)
+        return Factors(users, items, added=self.added)
 
 
 def scores_at(scores: Float[Tensor, "B VI"], items: Side, times: Shaped[Ints, "B"]) -> Float[Tensor, "B I"]:

@@ -15,7 +15,7 @@ STORE_FILES = frozenset({BUNDLES, CURRENT, HISTORY, STORE_LOCK})
 MANIFEST, USER_VECTORS, INDEX, MODEL_CARD = "MANIFEST.json", "user_vectors.npy", "index", "README.md"
 
 # Bundle of a model with own counts: the weight of each code of a history.
-OWN_COUNTS = "own_counts.npy"
+HISTORY_TERM = "history_term.npy"
 
 # Bundle of a model with recent popularity: the popularity of each item at the end of the rows before the test part.
 POPULARITY = "popularity.npy"

@@ -26,9 +26,8 @@ from twotower.model.id_prior import IdPrior
 from twotower.model.inputs import stacked
 from twotower.model.inputs.code_layout import Inputs
 from twotower.model.layers import normalize
-from twotower.model.own_counts import OwnCounts
-from twotower.model.recent_popularity import RecentPopularityBias
 from twotower.model.tables import FieldTables, Table
+from twotower.model.term import Term
 from twotower.model.towers import Tower, TowerConfig, select_fields
 from twotower.section import Section
 
@@ -57,16 +56,12 @@ class ModelConfig(Section):
     users and items. It needs a pointwise loss and a validation part.
 
     **Cold items** are items whose id is unknown: without training, or below min_count. Their bias has the best
-    train.monitor on the validation part, or, with too few of them, on known items that read as unknown. With a recent
-    popularity that has a weight, the bias ends at an item's first row.
-
-    The tutorial explains own counts and recent popularity.
+    train.monitor on the validation part, or, with too few of them, on known items that read as unknown.
     """
 
     start_here = ("width",)
     research = (
         "learn_temperature", "unknown_rate", "user_id_dropout", "embedding_std", "stacking", "cold_item_bias",
-        "own_counts", "recent_popularity",
     )  # fmt: skip
 
     width: int = Field(16, ge=1, description="Embedding width of a field.")
@@ -97,23 +92,6 @@ class ModelConfig(Section):
     cold_item_bias: bool = Field(
         False, description="Bias of the items with an unknown id, fitted after training by train.monitor. false: 0."
     )
-    own_counts: str = Field(
-        "", description="History of the users whose items get a score of their own, fitted after training. Empty: none."
-    )
-    recent_popularity: bool = Field(
-        False, description="Bias of each item by its recent popularity, fitted after training. false: 0."
-    )
-
-    @property
-    def bias_columns(self) -> bool:
-        """True if the last two numbers of a vector are biases."""
-        return self.bias or self.cold_item_bias or self.recent_popularity
-
-    @property
-    def metric(self) -> Literal["cosine", "dot"]:
-        """Metric of an index over the item vectors."""
-        adds = self.bias_columns or self.stacking or self.own_counts
-        return "cosine" if self.similarity == "cosine" and not adds else "dot"
 
 
 class TowerPair(nn.Module):
@@ -142,13 +120,16 @@ class TwoTower(nn.Module):
 
     The vectors of several pairs of towers are concatenated, so that their scores add up. With biases the vectors are [v
     / T, b_u + b, 1] and [w, 1, b_i], T the temperature. Stacking weights v pair by pair, b_u by the second last and b_i
-    by the last of `term_weights`, and adds the prior of the id to both. Cold items and recent popularity add to b_i.
+    by the last of `term_weights`, and adds the prior of the id to both. Cold items and terms that are biases add to
+    b_i.
     """
 
     def __init__(
-        self, config: ModelConfig, user_fields: tuple[InputField, ...], item_fields: tuple[InputField, ...]
-    ) -> None:
-        """Build all pairs of towers. Raises ConfigError if the two vectors of a pair differ in width."""
+        self, config: ModelConfig, user_fields: tuple[InputField, ...], item_fields: tuple[InputField, ...],
+        terms: Sequence[Term] = (),
+    ) -> None:  # fmt: skip
+        """Build all pairs of towers, and take `terms` that no tower computes. Raises ConfigError if the two vectors of
+        a pair differ in width."""
         super().__init__()
         self.config = config
         self.pairs = nn.ModuleList()
@@ -169,7 +150,7 @@ class TwoTower(nn.Module):
             self.term_weights = nn.Parameter(torch.ones(n_terms), requires_grad=False)
             if config.bias:
                 self.user_prior, self.item_prior = IdPrior(user_fields), IdPrior(item_fields)
-        self._fitted_biases: dict[SideName, list[IdPrior]] = {"user": [], "item": []}
+        self._fitted_biases: dict[SideName, list[IdPrior | Term]] = {"user": [], "item": []}
         if config.cold_item_bias:
             self.cold_items = IdPrior(item_fields, "cold_items")
             if self.cold_items.field is None:
@@ -178,11 +159,8 @@ class TwoTower(nn.Module):
                     "id without hash_buckets; add one, or set model.cold_item_bias = false"
                 )
             self._fitted_biases["item"].append(self.cold_items)
-        if config.recent_popularity:
-            self.recent_popularity = RecentPopularityBias(item_fields)
-            self._fitted_biases["item"].append(self.recent_popularity)
-        if config.own_counts:
-            self.own_counts = OwnCounts(user_fields, config.own_counts)
+        self.terms = nn.ModuleDict({term.name: term for term in terms})
+        self._fitted_biases["item"] += [term for term in terms if term.is_bias]
         self._id_columns = {
             side: _id_column(side, fields)
             for side, fields in zip(SIDES, (user_fields, item_fields), strict=True)
@@ -223,6 +201,17 @@ class TwoTower(nn.Module):
     def prior(self, side: SideName) -> IdPrior:
         """Return the values of the ids of `side` in a model with biases and stacking."""
         return self.user_prior if side == "user" else self.item_prior
+
+    @property
+    def bias_columns(self) -> bool:
+        """True if the last two numbers of a vector are biases."""
+        return self.config.bias or bool(self._fitted_biases["item"])
+
+    @property
+    def metric(self) -> Literal["cosine", "dot"]:
+        """Metric of an index over the item vectors."""
+        adds = self.bias_columns or self.config.stacking or len(self.terms)
+        return "cosine" if self.config.similarity == "cosine" and not adds else "dot"
 
     @property
     def temperature(self) -> F32[Tensor, ""]:
@@ -286,7 +275,7 @@ class TwoTower(nn.Module):
         if bias is not None and self.config.stacking:
             bias = self.prior(side)(inputs, bias * self.term_weights[_BIAS_TERMS[side]])
         joined = torch.cat(vectors, 1) if len(vectors) > 1 else vectors[0]
-        if self.config.bias_columns:
+        if self.bias_columns:
             bias = joined.new_zeros(len(joined), 1) if bias is None else bias
             for fitted in self._fitted_biases[side]:
                 bias = fitted(inputs, bias)
@@ -331,7 +320,7 @@ class TwoTower(nn.Module):
             joined = g("Div", joined, g.constant(self.temperature.item()))
         if side == "user" and self.config.stacking:
             joined = g("Mul", joined, g.constant(self._column_weights()))
-        if not self.config.bias_columns:
+        if not self.bias_columns:
             return joined, width
         if self.config.bias:
             bias = self.first_order(side).lower(g, joined)

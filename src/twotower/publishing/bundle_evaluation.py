@@ -14,9 +14,9 @@ from twotower.data.dataset import Dataset
 from twotower.data.pairs import Pairs
 from twotower.data.splits import TEST
 from twotower.errors import RunError
+from twotower.evaluation.added_scores import SparseScores
 from twotower.evaluation.config import EvaluationConfig, Metrics
 from twotower.evaluation.factors import Factors
-from twotower.evaluation.own_scores import OwnScores, added_own_of_pairs
 from twotower.evaluation.part_evaluation import PartEvaluation
 from twotower.evaluation.ranking import EvaluationQueries
 from twotower.features.side import SideName
@@ -43,7 +43,7 @@ def evaluate_bundle(retriever: Retriever, config: EvaluationConfig | None = None
         )
     if not len(dataset.test):
         raise RunError(f"{retriever.bundle.folder}: the bundle has no test part")
-    if retriever.bundle.manifest.recent_popularity and not _follows(dataset):
+    if retriever.bundle.manifest.moves and not _follows(dataset):
         log.warning(
             "a bundle ranks by the popularity at the end of the rows before its test part, and test rows have earlier "
             "times, so that these metrics are, as a rule, lower than the metrics of the run, which reads the rows "
@@ -87,7 +87,7 @@ def _scores(retriever: Retriever, method: Method) -> Floats:
     for part in pieces(len(users), RANKED_USERS):
         users[part] = embed_users(retriever, np.arange(part.start, part.stop), method)
     items = _item_vectors(retriever)
-    scores = Factors(torch.from_numpy(users), torch.from_numpy(items), own=_own(retriever)).scores(pairs)
+    scores = Factors(torch.from_numpy(users), torch.from_numpy(items), added=_added(retriever)).scores(pairs)
     for part in pieces(len(scores)):
         np.nan_to_num(scores[part], copy=False, nan=-1e9)
     return scores
@@ -102,13 +102,15 @@ def _scores_in_context(retriever: Retriever, pairs: Pairs) -> Floats:
     for part in pieces(len(pairs), RANKED_USERS):
         users = embed_users(retriever, pairs.user[part].astype(np.int64), 2, interactions[part])
         scores[part] = np.nan_to_num((users * items[pairs.item[part]]).sum(1), nan=-1e9)
-    return added_own_of_pairs(_own(retriever), scores, pairs)
+    for added in _added(retriever):
+        scores += added.of_pairs(pairs.user, pairs.item)
+    return scores
 
 
-def _own(retriever: Retriever) -> OwnScores | None:
-    """Return the own counts of the stored histories of the users; None for a model without own counts."""
-    own = retriever.own_counts
-    return OwnScores.of(own.stored, own.rows, own.weights, own.recency, own.factor, own.n_items) if own else None
+def _added(retriever: Retriever) -> tuple[SparseScores, ...]:
+    """Return what the stored histories of the users add."""
+    own = retriever.history_scores
+    return (SparseScores.of(own.stored, own.rows, own.term, own.n_items),) if own else ()
 
 
 def _item_vectors(retriever: Retriever) -> Floats:

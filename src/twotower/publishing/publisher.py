@@ -4,7 +4,7 @@ config.toml  encoders.json  vocabularies.arrow  users|items|interactions.parquet
 model.safetensors  model.json  metrics.json
 user_tower.onnx  item_tower.onnx      compared with torch before the bundle is published
 user_vectors.npy  index/              the index is tuned and checked with two halves of a sample of users
-own_counts.npy  popularity.npy        of a model that has them
+history_term.npy  popularity.npy      of a model with such terms
 README.md                             the model card
 """
 
@@ -47,13 +47,13 @@ from twotower.retrieval.request import Request
 from twotower.retrieval.retriever import Retriever
 from twotower.runs import Run
 from twotower.runs.folder import reading_folder, run_stamp
+from twotower.scorers import alone
+from twotower.scorers.scorer import terms_of
 from twotower.store.bundle import Bundle
-from twotower.store.manifest import BundleFacts, Counts, IndexFacts, OwnCountsFacts, RecallCheck
+from twotower.store.manifest import BundleFacts, Counts, HistoryTermFacts, IndexFacts, RecallCheck
 from twotower.store.remote_collections import RemoteCollections
 from twotower.store.store import Store
-from twotower.train.factors import factors_during
-from twotower.train.own_counts import own_scores
-from twotower.train.recent_popularity import with_popularity_at_end
+from twotower.train.factors import factors_during, items_at_end
 from twotower.version import __version__
 
 log = logging.getLogger(__name__)
@@ -87,7 +87,7 @@ def publish(
             )
         reason = "; ".join(filter(None, (reason, run.unfinished)))
         monitor = run.config.train.monitor
-        measured = evaluate_model(run.factors_during, run.dataset, run.config.evaluation, monitor=monitor)
+        measured = evaluate_model(run.factors_during, run.dataset, run.config.evaluation, monitor=monitor, alone=alone)
         run = replace(run, metrics=measured | run.metrics)
     if run.config.evaluation.repeats == "only":
         log.warning(
@@ -138,7 +138,7 @@ def _write(run: Run, config: IndexConfig, folder: Path, collections: RemoteColle
         if vectors is not None:
             _check_users(vectors)
     register = None if collections is None else collections.register
-    index = build_item_index(items, run.model.config.metric, config, Publication(model, register))
+    index = build_item_index(items, run.model.metric, config, Publication(model, register))
     recall_check = tune_and_check(index, queries, config, _left_out(run, query_users))
     index.save(folder / layout.INDEX)
     if users is not None:
@@ -155,15 +155,15 @@ def _write(run: Run, config: IndexConfig, folder: Path, collections: RemoteColle
     return BundleFacts(
         model=model,
         dims=items.shape[1],
-        metric=run.model.config.metric,
+        metric=run.model.metric,
         counts=Counts(users=len(run.dataset.users), items=len(items)),
         schema=run.dataset.schema,
         split=run.config.split,
         similarity=run.config.model.similarity,
-        bias=run.config.model.bias_columns,
+        bias=run.model.bias_columns,
         keep_seen=run.config.evaluation.repeats != "exclude",
-        own_counts=_own_counts(run, folder),
-        recent_popularity=_write_popularity(run, folder),
+        history_term=_write_terms(run, folder),
+        moves=run.moves,
         recall_check=recall_check,
         index=index_facts(index),
         parity=parity,
@@ -174,22 +174,17 @@ def _write(run: Run, config: IndexConfig, folder: Path, collections: RemoteColle
     )
 
 
-def _own_counts(run: Run, folder: Path) -> OwnCountsFacts | None:
-    """Write the weights of own counts, and return their facts; None for a model without own counts."""
-    name = run.config.model.own_counts
-    if not name or not run.model.own_counts.are_fitted:
-        return None
-    np.save(folder / layout.OWN_COUNTS, run.model.own_counts.weights.cpu().numpy())
-    own = run.model.own_counts
-    rate, exponent = own.recency
-    return OwnCountsFacts(history=name, rate=rate, exponent=exponent, factor=float(own.factor))
-
-
-def _write_popularity(run: Run, folder: Path) -> bool:
-    """Write the popularity for unknown users; return False for a model whose scores do not depend on popularity."""
+def _write_terms(run: Run, folder: Path) -> HistoryTermFacts | None:
+    """Write the popularity for unknown users, and the weights of the items of a history; return the facts of these.
+    None for a model without."""
     if (latest := run.latest_popularity()) is not None:
         np.save(folder / layout.POPULARITY, latest)
-    return run.follows_popularity
+    term = next((served for term in terms_of(run.model) if (served := term.served())), None)
+    if term is None:
+        return None
+    np.save(folder / layout.HISTORY_TERM, term.weights)
+    rate, exponent = term.recency
+    return HistoryTermFacts(history=term.history, rate=rate, exponent=exponent, factor=term.factor)
 
 
 def _check_unchanged(run: Run, folder: Path, digest: str) -> None:
@@ -214,7 +209,7 @@ def _unread_rows(run: Run) -> str:
     split = run.config.split
     parts = (TEST,) if split.histories_grow else (VALIDATION, TEST)
     rows = sum(len(run.dataset.part_indices(part)) for part in parts)
-    if not rows or not (run.dataset.schema.histories("user") or run.follows_popularity):
+    if not rows or not (run.dataset.schema.histories("user") or run.moves):
         return ""
     names = [PART_NAMES[part] for part in parts]
     option = "split.users" if split.kind in split.kinds_of_users else " and ".join(f"split.{name}" for name in names)
@@ -227,7 +222,7 @@ def _left_out(run: Run, users: Ints) -> list[Ints] | None:
     """Return the rows of the items that the search for each user leaves out; None if it leaves out none.
 
     These are seen items, unless answers hold them, and items with an own count, which are ranked apart."""
-    excludes, own = run.config.evaluation.repeats == "exclude", own_scores(run.model, run.dataset, TEST)
+    excludes, own = run.config.evaluation.repeats == "exclude", run.factors(TEST).sparse
     if not excludes and own is None:
         return None
     seen, none = run.dataset.interacted_items, np.zeros(0, np.int64)
@@ -261,7 +256,7 @@ def _vectors(run: Run, n_queries: int) -> tuple[Floats, tuple[Floats, Ints], Flo
     chosen = run.dataset.pairs.user[rows].astype(np.int64)
     queries = scorer.of_users(chosen, rows).cpu().numpy()
     stored = run.factors(TEST).users.cpu().numpy() if run.dataset.schema.precomputes else None
-    items = with_popularity_at_end(scorer.items, run.model, newest)
+    items = items_at_end(scorer.items, run.model, newest)
     return items.cpu().numpy(), (queries, chosen), stored
 
 

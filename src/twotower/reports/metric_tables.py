@@ -10,15 +10,12 @@ from typing import NamedTuple
 
 from twotower.evaluation.config import EvaluationConfig, Metrics, MetricSet
 from twotower.evaluation.metrics.metric import Prominence
+from twotower.scorers import SCORERS
 from twotower.train.progress import EpochRecord
 
 ROWS = {"model": "test", "popularity": "baseline.popularity", "user+item bias": "baseline.bias"}
 """Label of a row -> prefix of its metrics."""
-WHERE_MEASURED = {
-    "transition counts": "baseline.transitions",
-    "own counts": "baseline.own_counts",
-    "recent popularity": "baseline.recent_popularity",
-}
+WHERE_MEASURED = {kind.label: f"baseline.{kind.kind}" for kind in SCORERS if kind.label}
 """Rows that only some evaluations have: of ordered logs, of ranked repeats, of models with recent popularity."""
 
 RANKED = {

@@ -7,6 +7,7 @@ from typing import NamedTuple
 from twotower.config.experiment import Config
 from twotower.evaluation.config import Metrics
 from twotower.reports.metric_tables import ROWS, WHERE_MEASURED, cell
+from twotower.scorers import SCORERS
 
 _BASELINES = {label: prefix.partition(".")[2] for label, prefix in (ROWS | WHERE_MEASURED).items() if prefix != "test"}
 """Label of a baseline -> its name."""
@@ -60,15 +61,8 @@ def verdict(metrics: Metrics, config: Config) -> Verdict | None:
 
 def _help(baseline: str, config: Config) -> str:
     """Return a sentence about the option that adds a baseline to the model; empty without one, and if it is set."""
-    is_set, text = {
-        "own counts": (
-            config.model.own_counts,
-            "Add { kind = 'repeats' } to scorers, which adds the own counts to the score. ",
-        ),
-        "user+item bias": (config.model.bias, "Set model.bias = true, which adds the biases to the score. "),
-        "transition counts": (
-            bool(config.train.start),
-            "Add { kind = 'transitions' } to scorers. ",
-        ),
-    }.get(baseline, (True, ""))
-    return "" if is_set else text
+    if baseline == "user+item bias" and not config.model.bias:
+        return "Set model.bias = true, which adds the biases to the score. "
+    kind = next((scorer.kind for scorer in SCORERS if scorer.label == baseline), "")
+    is_set = kind in {scorer.kind for scorer in (*config.scorers, *config.train.start)}
+    return f"Add {{ kind = '{kind}' }} to scorers, which adds it to the score. " if kind and not is_set else ""

@@ -254,9 +254,9 @@ class BatchRecommender:
         ]
 
     def _own(self, users: UserBatch, places: Ints) -> list[OwnItems] | None:
-        """Return what the histories of some users add to the scores of their items. None: the model has no own
-        counts."""
-        if (own := self._retriever.own_counts) is None:
+        """Return what the histories of some users add to the scores of their items. None: the model
+        has no such term."""
+        if (own := self._retriever.history_scores) is None:
             return None
         detailed = users.is_detailed[places]
         plain = iter(own.of_users(users.rows[places[~detailed]]))
@@ -424,7 +424,7 @@ def rank_items(
     for part in pieces(len(users), RANKED_USERS):
         vectors = embed_users(retriever, users[part], method, None if interactions is None else interactions[part])
         items = _distinct_items(seen, users[part], len(retriever.item_ids))
-        own = retriever.own_counts.of_users(users[part]) if retriever.own_counts else None
+        own = retriever.history_scores.of_users(users[part]) if retriever.history_scores else None
         if only_seen:
             for n, (vector, allowed) in enumerate(zip(vectors, items, strict=True)):
                 best[part.start + n] = rank(vector[None], k, no_rows, allowed, own[n] if own else None, exact)[0]

@@ -13,11 +13,11 @@ import numpy as np
 import polars as pl
 
 from twotower.arrays.ragged import Column, Ragged
-from twotower.arrays.types import Codes, Floats, Ints, ItemRow, Shaped, UserRow
+from twotower.arrays.types import Floats, Ints, ItemRow, UserRow
 from twotower.data import memmap
 from twotower.data.dataset import Dataset
 from twotower.data.ids import ItemIds, TextColumn, UserIds
-from twotower.data.own_items import OwnItems, Recency, own_items, rows_of_codes
+from twotower.data.own_items import HistoryScores, HistoryTerm, Recency
 from twotower.data.splits import TEST
 from twotower.errors import DataError, RunError, TwoTowerError, first_line
 from twotower.features.field import InputField
@@ -30,47 +30,6 @@ from twotower.onnx.tower import InspectionLimits, OnnxTower, inspect_towers
 from twotower.store.bundle import Bundle
 
 INDEX_FILE = f"{layout.INDEX}/{layout.INDEX_FAISS}"
-
-
-@dataclass(frozen=True)
-class OwnCountWeights:
-    """Own counts: weights by which the items of a user history add to their scores."""
-
-    history: str
-    """Name of the feature."""
-    stored: Ragged
-    """Codes of each user row."""
-    rows: Shaped[Ints, "codes"]
-    """Item row of each code, -1 for none."""
-    weights: Shaped[Floats, "codes"]
-    recency: Recency
-    factor: float
-    n_items: int
-
-    @classmethod
-    def of(
-        cls, dataset: Dataset, stored: Ragged, history: str, weights: Floats, recency: Recency, factor: float
-    ) -> OwnCountWeights:
-        """Take the weights of the codes of a history. Raises RunError for another number of codes."""
-        spec = next((h for h in dataset.schema.histories("user") if h.name == history), None)
-        field = next((f for f in dataset.encoders.fields("user") if f.name == history), None)
-        if spec is None or field is None or spec.feature or spec.codes or len(weights) != field.rows:
-            raise RunError(f"{len(weights):,} weights are not those of the codes of a history '{history}'")
-        rows = rows_of_codes(dataset, spec, field.rows)
-        return cls(history, stored, rows, weights, recency, factor, len(dataset.items))
-
-    def of_codes(self, codes: Codes) -> OwnItems:
-        """Return the items of one history, the codes (n,), oldest first."""
-        return self._of(Ragged(codes.astype(np.int32), np.array([0, len(codes)])))[0]
-
-    def of_users(self, users: Ints) -> list[OwnItems]:
-        """Return the items of the stored histories of some user rows."""
-        return self._of(self.stored.take(users))
-
-    def _of(self, histories: Ragged) -> list[OwnItems]:
-        offsets, own = own_items(histories, self.rows, self.weights, self.recency, self.factor, self.n_items)
-        ends = offsets[1:-1]
-        return [OwnItems(*part) for part in zip(np.split(own.rows, ends), np.split(own.scores, ends), strict=True)]
 
 
 @dataclass(frozen=True)
@@ -91,10 +50,10 @@ class LoadedBundle:
     user_ids: UserIds
     item_ids: ItemIds
     titles: TextColumn[str]
-    own_counts: OwnCountWeights | None
-    """None: the model has no own counts."""
+    history_scores: HistoryScores | None
+    """What the items of a history have in addition. None: nothing."""
     popularity: Floats | None
-    """(items,) recent popularity. None: the model has no recent popularity."""
+    """(items,) for unknown users. None: the number of positives."""
 
     @classmethod
     def load(
@@ -116,18 +75,17 @@ class LoadedBundle:
             titles: TextColumn[str] = TextColumn(dataset.title_column())
             vectors = read_checked(folder / layout.USER_VECTORS, _matrix) if schema.precomputes else None
             own = None
-            if facts := manifest.own_counts:
-                weights, stored = read_checked(folder / layout.OWN_COUNTS, _numbers), columns.get(facts.history)
+            if facts := manifest.history_term:
+                weights, stored = read_checked(folder / layout.HISTORY_TERM, _numbers), columns.get(facts.history)
                 if not isinstance(stored, Ragged):
                     raise RunError(
-                        f"{folder}: damaged (own counts name no history of the users, but {facts.history!r:.80})"
+                        f"{folder}: damaged (a term names no history of the users, but {facts.history!r:.80})"
                     )
                 try:
-                    own = OwnCountWeights.of(
-                        dataset, stored, facts.history, weights, Recency(facts.rate, facts.exponent), facts.factor
-                    )
+                    recency = Recency(facts.rate, facts.exponent)
+                    own = HistoryScores.of(dataset, stored, HistoryTerm(facts.history, weights, facts.factor, recency))
                 except RunError as e:
-                    raise RunError(f"{folder / layout.OWN_COUNTS}: damaged ({e})") from None
+                    raise RunError(f"{folder / layout.HISTORY_TERM}: damaged ({e})") from None
             popularity = None
             if layout.POPULARITY in digests:
                 popularity = read_checked(folder / layout.POPULARITY, _numbers)

@@ -80,7 +80,7 @@ class Retriever:
                 self.loaded = loaded = LoadedBundle.load(bundle, threads, verified_indexes, limits)
                 self.bundle, self.dataset, self.index = bundle, loaded.dataset, loaded.index
                 self.user_ids, self.item_ids, self.titles = loaded.user_ids, loaded.item_ids, loaded.titles
-                self.own_counts = loaded.own_counts
+                self.history_scores = loaded.history_scores
                 self.catalogue = Catalogue(self.index, self.item_ids, self.titles, bundle.id)
                 self.user_inputs = UserInputs(self.dataset, loaded.columns)
                 self.stored_events = StoredEvents(self.dataset)
@@ -193,12 +193,12 @@ class Retriever:
 
     def own_items(self, request: Request, user: RequestRows, method: Method) -> OwnItems | None:
         """Return what the history of a request, by method 1 the stored one, adds to the scores of its items. None: the
-        model has no own counts."""
-        if (own := self.own_counts) is None:
+        model has no such term."""
+        if (own := self.history_scores) is None:
             return None
         if method == 1 and user.user is not None:
             request, user = Request(request.user_id), RequestRows(user.user, {})
-        return own.of_codes(self.user_inputs.history(own.history, request, user))
+        return own.of_codes(self.user_inputs.history(own.term.history, request, user))
 
     def recommend_frame(
         self, users: TableLike, k: int = 100, method: Method = 1, *, unknown: UnknownUsers = "popular",

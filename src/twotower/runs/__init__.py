@@ -39,7 +39,6 @@ from twotower.config.experiment import Config
 from twotower.config.toml import CONFIG_FORMAT, TomlValue, dump_config, parse_config
 from twotower.data import memmap
 from twotower.data.dataset import Dataset
-from twotower.data.recent_popularity import PopularityTerms, RecentPopularity
 from twotower.data.splits import TEST
 from twotower.errors import ConfigError, DataError, RunError, first_line
 from twotower.escaping import python_literal, representation
@@ -55,6 +54,7 @@ from twotower.kinds import CODE, CODE_OF, code_digests, untrusted_kind, warn_of_
 from twotower.model.tables import blank_tables
 from twotower.model.two_tower import TwoTower
 from twotower.runs.folder import is_complete, reading_folder, run_stamp
+from twotower.scorers.scorer import terms_of
 from twotower.section import first_problem
 from twotower.train.checkpoint import CODES, DATA, EVALUATION, STATE, Checkpoint, load_states
 from twotower.train.factors import factors_before, factors_during
@@ -102,36 +102,24 @@ class Run:
 
         It differs from `factors` in three things, all at the time of each interaction of the part: the versions of
         users and items, the popularity, and the context."""
-        own_moments = self.dataset.has_versions or self.dataset.schema.side("context") or self.follows_popularity
+        own_moments = self.dataset.has_versions or self.dataset.schema.side("context") or self.moves
         return factors_during(self.model, self.dataset, part) if own_moments else self.factors(part)
 
     @property
-    def follows_popularity(self) -> bool:
-        """True if scores depend on the popularity at the time of a ranking."""
-        return self.config.model.recent_popularity and self.model.recent_popularity.is_fitted
+    def moves(self) -> bool:
+        """True if scores depend on the time of a ranking, as recent popularity does."""
+        return any(term.is_fitted and term.moves for term in terms_of(self.model))
 
     def latest_popularity(self) -> Floats | None:
         """Return the popularity (items,) before the test part, which ranks the items for unknown users.
 
         None if the model's scores do not depend on it."""
-        if not self.follows_popularity or (terms := self.model.recent_popularity.terms).recent <= 0:
-            return None
-        return RecentPopularity.before(self.dataset, TEST).scores_at_end(PopularityTerms(terms.half_life, 1.0))
+        orders = (term.order_of_items(self.dataset) for term in terms_of(self.model))
+        return next((order for order in orders if order is not None), None)
 
     def vector_gaps(self, side: SideName, columns: Collection[str]) -> list[str]:
         """Return what an index of other software lacks if it has the vectors of a side, from a table with `columns`."""
-        missed, model = list[str](), self.config.model
-        if side == "user" and model.own_counts and self.model.own_counts.are_fitted:
-            missed.append(
-                "users: the model adds own counts (scorer 'repeats') to the product of the vectors: an index of other "
-                "software ranks without them"
-            )
-        if side == "item" and self.follows_popularity:
-            missed.append(
-                "items: the model ranks by recent popularity (scorer 'trending'), which the vectors have by the "
-                "id: an item that training lacks, or has fewer than min_count rows of, counts as one without a row; "
-                "the index of a bundle reads its rows: publish the run for these"
-            )
+        missed = [line for term in terms_of(self.model) if (line := term.missed_in(side))]
         if (version := self.dataset.schema.valid_from) in columns:
             missed.append(
                 f"{side}s: '{version}' begins versions of an id, and each row gets a vector: give a table of the "
@@ -224,7 +212,7 @@ def save_model(folder: Path, run: Run) -> str:
     files.write(folder / layout.WEIGHTS, data)
     about: files.JsonData = {
         "format": RUN_FORMAT, "twotower": __version__, "torch": torch.__version__, "sha256": digest,
-        "metric": run.model.config.metric, "model": run.config.model.model_dump(mode="json"),
+        "metric": run.model.metric, "model": run.config.model.model_dump(mode="json"),
         "fields": {s: to_jsonable_python(run.dataset.encoders.fields(s)) for s in SIDES},
         CODE: _code(run.dataset, run.config),
     }  # fmt: skip
@@ -311,13 +299,13 @@ def _best_so_far(folder: Path, config: Config, dataset: Dataset, found: Checkpoi
     running = False
     with suppress(OSError):  # of a folder that may not be written
         running = locks.is_locked(folder / layout.RUN_LOCK)
-    fitted = ("own_counts", "recent_popularity", "cold_item_bias")
     state = [
         f"{'in training' if running else 'stopped'} after epoch {progress.epoch} of {config.train.epochs}",
         f"the best is epoch {best.epoch}",
         *(f"the mix weights pair {start.pair} after the last" for start in config.last_starts),
         *["model.stacking weighs its terms after the last"] * bool(config.model.stacking),
-        *(f"model.{option} is fitted after the last" for option in fitted if getattr(config.model, option)),
+        *["model.cold_item_bias is fitted after the last"] * bool(config.model.cold_item_bias),
+        *(f"the mix weights the scorer '{term.kind}' after the last" for term in config.terms),
     ]
     digest, metrics = hashlib.sha256(_weights_file(model)).hexdigest(), progress.metrics(best.epoch)
     return Run(folder, config, dataset, model, metrics, history, sha256=digest, unfinished="; ".join(state))
@@ -406,7 +394,8 @@ def _model_of(
     """Return the model with weights by name, or with the content of the file `path`. Raises RunError."""
     try:
         with blank_tables():
-            model = TwoTower(config.model, encoders.fields("user"), encoders.fields("item"))
+            users, items = (encoders.fields(side) for side in SIDES)
+            model = TwoTower(config.model, users, items, config.terms_for(users, items))
         tensors = load_tensors(weights) if isinstance(weights, bytes) else weights
         if lacking := [name for name, _ in model.named_parameters() if name not in tensors]:
             what = f"lacks {lacking[0]}, which the model of config.toml has in this version"

@@ -27,6 +27,7 @@ from twotower.evaluation.ranking import EvaluationQueries, evaluation_queries
 from twotower.kinds import foreign_modules
 from twotower.runs import Run
 from twotower.runs.shared import RunCopy, check_share
+from twotower.scorers import alone
 
 SHARD_USERS = 4_096
 """Least number of queries of a shard but the last. A shard has whole blocks: the same blocks as in one process."""
@@ -64,7 +65,7 @@ def evaluate(
     learned = run.dataset.split.from_train and run.config.solved_again
     return evaluate_model(
         run.factors_during, run.dataset, run.config.evaluation, run.metrics if learned else None, ranked=ranked,
-        monitor=run.config.train.monitor,
+        monitor=run.config.train.monitor, alone=alone,
     )  # fmt: skip
 
 
@@ -120,7 +121,7 @@ class _Rankings:
         dataset = self._run.dataset
         if shard.part not in self._queries:
             self._queries = {shard.part: evaluation_queries(dataset, shard.part, self._config)}
-        before = shard.part if self._run.follows_popularity else part_of_vectors(dataset, shard.part)
+        before = shard.part if self._run.moves else part_of_vectors(dataset, shard.part)
         name = (shard.by, before)
         if self._scorer is None or self._scorer[0] != name:
             self._scorer = None  # and its memory

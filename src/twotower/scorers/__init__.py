@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+
+from twotower.data.dataset import Dataset
+from twotower.evaluation.added_scores import AddedScores
+from twotower.evaluation.config import EvaluationConfig
+from twotower.evaluation.factors import CatalogueScorer
 from twotower.kinds import Kinds
 from twotower.scorers.content import ContentFactors
 from twotower.scorers.ease import Ease
@@ -30,6 +36,7 @@ __all__ = [
     "TransitionFactors",
     "Trending",
     "UserContent",
+    "alone",
 ]
 
 SCORERS: Kinds[AddedScorer] = Kinds(
@@ -50,3 +57,13 @@ STARTS: Kinds[Start] = Kinds(
     "start", Start, ContentFactors, Ease, Ials, NextContent, Slit, TransitionFactors, UserContent
 )
 """Kinds of starts, by their names in a config."""
+
+
+def alone(
+    dataset: Dataset, part: int, config: EvaluationConfig, added: Sequence[AddedScores]
+) -> Iterator[tuple[str, CatalogueScorer]]:
+    """Yield the name and the scores of each scorer that is a baseline of a part. `added` is what a model adds to its
+    vectors."""
+    for kind in SCORERS:
+        if (found := kind.alone(dataset, part, config, added)) is not None:
+            yield kind.kind, found

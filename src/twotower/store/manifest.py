@@ -38,7 +38,7 @@ from twotower.section import Section, first_problem
 if TYPE_CHECKING:
     from twotower.features.schema import Schema
 
-SCHEMA_VERSION = 5
+SCHEMA_VERSION = 6
 """Version of the manifest that is written, and the only one that is read."""
 
 MAX_MANIFEST_BYTES = 16 << 20
@@ -87,9 +87,9 @@ class IndexFacts(_Facts):
     collection: StrictStr = ""
 
 
-class OwnCountsFacts(_Facts):
-    """History with own counts, the weight of its n-th latest interaction, rate^(n - 1) n^-exponent, and the factor of
-    the logarithm of the sums."""
+class HistoryTermFacts(_Facts):
+    """History whose items have a score of their own: its n-th latest interaction weighs rate^(n - 1) n^-exponent, and
+    `factor` is that of the logarithm of the sums."""
 
     history: StrictStr
     rate: Annotated[Number, Field(ge=0, le=1)]
@@ -119,10 +119,10 @@ class BundleFacts(_Facts):
     bias: StrictBool
     keep_seen: StrictBool
     """True if answers hold items of the user's history, unless a request says otherwise."""
-    own_counts: OwnCountsFacts | None
+    history_term: HistoryTermFacts | None
     """None: the model has none."""
-    recent_popularity: StrictBool
-    """True if the items have a bias by their popularity before the test part."""
+    moves: StrictBool
+    """True if scores depend on the time, which is the end of the rows before the test part."""
     recall_check: RecallCheck
     index: IndexFacts
     parity: dict[SideName, Number]
@@ -158,7 +158,7 @@ class BundleFacts(_Facts):
 class Manifest(BundleFacts):
     """A validated manifest."""
 
-    schema_version: Literal[5]
+    schema_version: Literal[6]
     bundle: StrictStr
     created: StrictStr
     forced: StrictBool

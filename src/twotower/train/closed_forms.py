@@ -12,20 +12,19 @@ from torch import Tensor
 
 from twotower.arrays.types import F32
 from twotower.data.dataset import Dataset
-from twotower.data.own_items import Recency
 from twotower.distributed import DistributedContext
 from twotower.errors import TrainingError
 from twotower.evaluation.config import EvaluationConfig
 from twotower.evaluation.factors import Factors
 from twotower.model.inputs.side_tensors import SideTensors
 from twotower.model.two_tower import TwoTower
+from twotower.scorers.choices import Choices
 from twotower.scorers.positives import PositiveMatrix
+from twotower.scorers.scorer import terms_of
 from twotower.scorers.search import evaluation_of_search, search, users_told
 from twotower.scorers.start import PairValues, Start
-from twotower.train.choices import Choices
 from twotower.train.cold_items import spread_of_scores
 from twotower.train.factors import gathered_factors
-from twotower.train.own_counts import own_scores_by
 from twotower.train.pair import PairPart, parts_of_pair, start_pair, targets_kept, weigh_parts, write_targets
 from twotower.train.recipe import Recipe
 from twotower.train.tried_starts import TriedStarts
@@ -33,7 +32,7 @@ from twotower.train.tried_starts import TriedStarts
 log = logging.getLogger(__name__)
 
 USUAL = 3.0
-"""Root mean square of own counts while values are compared, in standard deviations of a user's scores."""
+"""Root mean square of the scores of a term while values are compared, in standard deviations of a user's scores."""
 MAX_COMPARED = 4_000_000
 """Positives of a start up to which all of them compare its values, if those of some users can."""
 
@@ -90,8 +89,8 @@ class ClosedForms:
         self.max_compared = MAX_COMPARED
         self._scores = tried or TriedStarts(None, {})
         self._evaluation = evaluation_of_search(recipe.evaluation, len(dataset.items))
-        self._own = own_scores_by(model, dataset, Recency())[0] if recipe.model.own_counts else None
-        """Own counts, which stand beside a closed form while its values are compared."""
+        self._usual = next((scores for term in terms_of(model) if (scores := term.usual(dataset))), None)
+        """Scores of a term, to which a closed form is added while its values are compared."""
         self._compares = False
         """True while values are compared."""
         self._positives = dict[int, PositiveMatrix]()
@@ -161,20 +160,20 @@ class ClosedForms:
         except TrainingError as e:
             return -math.inf, f"left out of the values that are tried: {str(e).partition(';')[0]}"
         monitor = self.recipe.train.monitor
-        metrics = self.measure(self._with_own_counts(self._factors(start)), self._evaluation)
+        metrics = self.measure(self._with_term(self._factors(start)), self._evaluation)
         score = self.score_of(metrics)  # of a metric that was measured
         by = users_told(self._evaluation, monitor, self.dataset.validation)
         line = f"pair {start.pair} by {start.kind}: {start.describe()}: {monitor} = {metrics[monitor]:.4f}{by}"
         return score, line
 
-    def _with_own_counts(self, found: Factors) -> Factors:
-        """Return scores with own counts of a usual weight, of a model that has them: the values of a closed form are
-        compared by what it adds to these."""
-        if self._own is None or not len(self._own.values):
+    def _with_term(self, found: Factors) -> Factors:
+        """Return scores with those of a term, where there is one: the values of a closed form are compared by what it
+        adds to these."""
+        if self._usual is None or not len(self._usual.values):
             return found
-        size = float(np.sqrt(np.square(self._own.values, dtype=np.float64).mean())) or 1.0
+        size = float(np.sqrt(np.square(self._usual.values, dtype=np.float64).mean())) or 1.0
         factor = np.float32(USUAL * spread_of_scores(found, self.dataset) / size)
-        return replace(found, own=replace(self._own, values=self._own.values * factor))
+        return replace(found, added=(replace(self._usual, values=self._usual.values * factor),))
 
     def _start(self, start: Start) -> PairValues:
         if self.context.is_main and start.pair not in self._positives:

@@ -11,8 +11,7 @@ import torch
 
 from twotower.arrays.types import Bools, Codes, Ints, Shaped
 from twotower.data.dataset import Dataset
-from twotower.data.recent_popularity import RecentPopularity
-from twotower.data.splits import TEST, TRAIN, VALIDATION
+from twotower.data.splits import VALIDATION
 from twotower.distributed import DistributedContext
 from twotower.evaluation.context_factors import ContextFactors
 from twotower.evaluation.factors import Factors, Scorer
@@ -20,6 +19,7 @@ from twotower.evaluation.version_factors import VersionFactors
 from twotower.features.values import UNKNOWN
 from twotower.model.inputs.side_tensors import SideTensors
 from twotower.model.two_tower import TwoTower
+from twotower.scorers.choices import BLOCK_SCORES, later_items
 from twotower.scorers.search import CLOSE
 
 log = logging.getLogger(__name__)
@@ -34,10 +34,6 @@ FINER = (0.25, 0.125)
 """Steps around the best of them."""
 MAX_BEYOND = 8
 """Steps beyond the outermost."""
-IN_NO_ORDER = ("random", "user_random")
-"""Kinds of splits whose parts are of the same days."""
-BLOCK_SCORES = 2**25
-"""Scores that are held at a time."""
 PAIRS = 256
 """Validation pairs whose users' scores give the standard deviation."""
 
@@ -56,17 +52,14 @@ class ColdItems:
         return f"{self.which.sum()} known items that read as cold ones" if self.inputs else "cold items"
 
 
-def cold_items(
-    model: TwoTower, dataset: Dataset, seed: int, ends: bool = False, stand_in: bool = True
-) -> ColdItems | str:
+def cold_items(model: TwoTower, dataset: Dataset, seed: int, stand_in: bool = True) -> ColdItems | str:
     """Return the items that tell the bias of cold ones on validation, or why there are none.
 
     An item that the test part alone has is none unless the split is in no order: it is not there yet. Where validation
     has fewer than MIN_POSITIVES positives of cold items, as in a random split, a share of the known items reads as
-    unknown and stands for them, unless `stand_in` is False. `ends` is True if the bias ends with an item's first row,
-    so that an item of an unknown id with training rows, too few for a code, has none."""
+    unknown and stands for them, unless `stand_in` is False."""
     codes, own = _codes_and_items(model, dataset)
-    cold = _rows_of_cold_items(model, dataset, ends)
+    cold = _rows_of_cold_items(model, dataset)
     which = _of_items(dataset, own, cold)
     if (n := _positives(dataset, which)) >= MIN_POSITIVES:
         return ColdItems(cold, which, None)
@@ -104,18 +97,13 @@ def fit_cold_item_bias(
     items, or of the data's own for None, and `score` their validation metric, higher is better; all ranks call both. A
     bias by items that stand for cold ones costs validation no more than CLOSE by the cold items that it has.
     """
-    ends = model.config.recent_popularity and model.recent_popularity.is_fitted
-    cold = cold_items(model, dataset, seed, ends)
+    cold = cold_items(model, dataset, seed)
     if isinstance(cold, str):
         log.warning(f"model.cold_item_bias fits nothing, and the bias stays 0: {cold}")
         return
     found = scorer(cold.inputs)
-    if cold.inputs is not None:  # no cold item is in a history, or popular
-        counted, popular = found.own, found.recent
-        if popular:
-            of_unknown = float(model.recent_popularity.values[UNKNOWN])
-            popular = popular.without(cold.which, of_unknown)
-        found = replace(found, own=counted and counted.without(cold.which), recent=popular)
+    if cold.inputs is not None:  # no cold item is in a history
+        found = replace(found, added=tuple(added.without(cold.which) for added in found.added))
     spread = context.broadcast(spread_of_scores(found, dataset) if context.is_main else 0.0)
     if not spread > 0:
         log.warning("model.cold_item_bias fits nothing, and the bias stays 0: each user scores all items alike")
@@ -130,10 +118,7 @@ def fit_cold_item_bias(
         return scores[bias]
 
     bias = best_bias(of_bias, spread)
-    if (
-        cold.inputs is not None
-        and (bounded := _bounded_bias(scores, model, dataset, scorer(None), score, ends)) != bias
-    ):
+    if cold.inputs is not None and (bounded := _bounded_bias(scores, model, dataset, scorer(None), score)) != bias:
         log.info(
             f"bias of cold items: {bias:.2f} is best by {cold}, and costs validation more than {CLOSE:.0%}, as hardly "
             f"anybody takes the items without a row there are; {bounded:.2f} in its place"
@@ -149,11 +134,11 @@ def fit_cold_item_bias(
 
 def _bounded_bias(
     scores: dict[float, float], model: TwoTower, dataset: Dataset, found: Factors | ContextFactors,
-    score: Callable[[Scorer], float], ends: bool,
+    score: Callable[[Scorer], float],
 ) -> float:  # fmt: skip
     """Return the bias of the highest of `scores`, which are by items that stand for cold ones, among those under which
     the score of validation by the cold items that it has is lower by no more than CLOSE than without a bias."""
-    rows = torch.from_numpy(_rows_of_cold_items(model, dataset, ends)).to(found.items.device)
+    rows = torch.from_numpy(_rows_of_cold_items(model, dataset)).to(found.items.device)
     if not rows.any():
         return max(scores, key=lambda bias: (scores[bias], -abs(bias)))
 
@@ -188,18 +173,6 @@ def best_bias(score: Callable[[float], float], spread: float) -> float:
     return best * spread
 
 
-def later_items(dataset: Dataset) -> Shaped[Bools, "items"]:
-    """Return True for the items that the test part alone has, which are not there yet on validation; of a split in no
-    order none is later."""
-    if dataset.split.kind in IN_NO_ORDER:
-        return np.zeros(len(dataset.items), bool)
-    of_parts = [
-        np.bincount(dataset.pairs_of(part).item, minlength=len(dataset.items)) for part in (TRAIN, VALIDATION, TEST)
-    ]
-    later: Bools = (of_parts[0] + of_parts[1] == 0) & (of_parts[2] > 0)
-    return later
-
-
 def _codes_and_items(model: TwoTower, dataset: Dataset) -> tuple[Shaped[Codes, "rows"], Shaped[Ints, "rows"]]:
     """Return the code of the id and the item of each row of the items `by_version`."""
     field, side = model.cold_items.field, dataset.items.by_version()
@@ -208,11 +181,11 @@ def _codes_and_items(model: TwoTower, dataset: Dataset) -> tuple[Shaped[Codes, "
     return np.asarray(side.columns[field.name]), own
 
 
-def _rows_of_cold_items(model: TwoTower, dataset: Dataset, ends: bool) -> Shaped[Bools, "rows"]:
-    """Return True for rows of an unknown id, but of `later_items`, and if `ends` of those that have a training row."""
+def _rows_of_cold_items(model: TwoTower, dataset: Dataset) -> Shaped[Bools, "rows"]:
+    """Return True for rows of an unknown id, but of `later_items`."""
     codes, own = _codes_and_items(model, dataset)
     cold: Bools = (codes == UNKNOWN) & ~later_items(dataset)[own]
-    return cold & ~RecentPopularity.before(dataset, VALIDATION).have_rows_at_end[own] if ends else cold
+    return cold
 
 
 def _of_items(dataset: Dataset, items: Shaped[Ints, "n"], rows: Shaped[Bools, "n"]) -> Shaped[Bools, "items"]:
@@ -230,7 +203,7 @@ def _positives(dataset: Dataset, items: Shaped[Bools, "items"]) -> int:
 
 def spread_of_scores(found: Factors | ContextFactors, dataset: Dataset) -> float:
     """Return the standard deviation of a user's products over all items, a mean over users of the validation part."""
-    scorer = VersionFactors.of_part(replace(found, own=None, recent=None), dataset, VALIDATION)
+    scorer = VersionFactors.of_part(replace(found, added=()), dataset, VALIDATION)
     rows = dataset.part_indices(VALIDATION)
     rows = rows[np.linspace(0, len(rows) - 1, min(len(rows), PAIRS)).astype(int)]
     users, size = dataset.pairs.user[rows], max(1, BLOCK_SCORES // len(dataset.items))

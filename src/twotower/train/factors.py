@@ -24,8 +24,7 @@ from twotower.features.side import SIDES, SideName
 from twotower.model.inputs.code_layout import Inputs
 from twotower.model.inputs.side_tensors import SideTensors
 from twotower.model.two_tower import TwoTower, evaluation_mode
-from twotower.train.own_counts import own_scores
-from twotower.train.recent_popularity import recent_scores, with_popularity_at_end
+from twotower.scorers.scorer import terms_of
 from twotower.train.torchrec.embeddings import TorchRecEmbeddings
 
 F = TypeVar("F", bound=Factors | ContextFactors)
@@ -54,8 +53,8 @@ def factors_before(model: TwoTower, dataset: Dataset, part: int) -> Factors:
     context = default_context(dataset.encoders, dataset.context_frame) if dataset.schema.side("context") else None
     sides = [dataset.side_before(side, part) for side in SIDES]
     found = model_factors(model, *_tensors(model, dataset, sides, context))
-    items = with_popularity_at_end(found.items, model, dataset)
-    return replace(found, items=items, own=own_scores(model, dataset, part))
+    added = with_added(found, model, dataset, part).added
+    return replace(found, items=items_at_end(found.items, model, dataset), added=tuple(a for a in added if not a.moves))
 
 
 def factors_during(model: TwoTower, dataset: Dataset, part: int) -> Scorer:
@@ -69,9 +68,15 @@ def factors_during(model: TwoTower, dataset: Dataset, part: int) -> Scorer:
 
 
 def with_added(found: F, model: TwoTower, dataset: Dataset, part: int) -> F:
-    """Return scores of a part with what is added to the products: own counts and what is popular at the time of each
-    ranking."""
-    return replace(found, own=own_scores(model, dataset, part), recent=recent_scores(model, dataset, part))
+    """Return scores of a part with what terms add to the products."""
+    return replace(found, added=tuple(a for term in terms_of(model) if (a := term.added(dataset, part))))
+
+
+def items_at_end(items: Float[Tensor, "I D"], model: TwoTower, dataset: Dataset) -> Float[Tensor, "I D"]:
+    """Return the vectors of all items as they are at the end of what comes before the test part."""
+    for term in terms_of(model):
+        items = term.at_end(items, dataset)
+    return items
 
 
 def _tensors(

@@ -22,8 +22,6 @@ from twotower.features.schema import Schema
 from twotower.features.side import SIDES
 from twotower.model.pooling import check_poolings, resolve
 from twotower.train.defaults import STEPS_OF_EPOCH, batch_of, training_rows
-from twotower.train.own_counts import check_own_counts
-from twotower.train.recent_popularity import check_recent_popularity
 from twotower.train.recipe import Recipe
 
 log = logging.getLogger(__name__)
@@ -70,12 +68,9 @@ def check_recipe(dataset: Dataset, recipe: Recipe, context: DistributedContext) 
             "model.cold_item_bias is fitted to the validation part, and the split has none; set model.cold_item_bias "
             "= false"
         )
-    if recipe.model.own_counts:
-        check_own_counts(dataset, recipe.model.own_counts, recipe.evaluation.repeats)
-    if recipe.model.recent_popularity:
-        check_recent_popularity(dataset, recipe.model.stacking)
-    options = {"'repeats'": recipe.model.own_counts, "'trending'": recipe.model.recent_popularity}
-    fitted = [kind for kind, is_set in options.items() if is_set]
+    for term in recipe.terms:
+        term.check(dataset, recipe.model, recipe.evaluation)
+    fitted = [f"'{term.kind}'" for term in recipe.terms]
     if recipe.last_starts and not recipe.model.stacking:  # which calibrates them
         fitted += [f"'{start.kind}'" for start in recipe.last_starts]
     of_pairs = isinstance(recipe.evaluation.metric_set.find(recipe.train.monitor), PairMetric)

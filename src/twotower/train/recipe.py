@@ -9,9 +9,10 @@ from pydantic import Field, model_validator
 
 from twotower.errors import did_you_mean, listed
 from twotower.evaluation.config import EvaluationConfig
+from twotower.features.field import InputField
 from twotower.model.two_tower import ModelConfig
 from twotower.scorers import SCORERS, STARTS
-from twotower.scorers.scorer import AddedScorer
+from twotower.scorers.scorer import AddedScorer, FittedTerm, TermScorer
 from twotower.scorers.start import Start
 from twotower.section import Section
 from twotower.train.losses import LOSSES
@@ -215,11 +216,20 @@ class Recipe(Section):
         return self._pairs_without(self.last_starts)
 
     @property
+    def terms(self) -> list[TermScorer]:
+        """Scorers without a pair of towers."""
+        return [scorer for scorer in self.scorers if isinstance(scorer, TermScorer)]
+
+    def terms_for(self, users: tuple[InputField, ...], items: tuple[InputField, ...]) -> list[FittedTerm]:
+        """Return the numbers of the terms of a model of these fields. Raises ConfigError."""
+        return [term.term(users, items) for term in self.terms]
+
+    @property
     def is_mixed(self) -> bool:
         """True if the mix adds weighted terms to the scores after the last epoch."""
         model = self.model
         adds_popularity = model.bias and not model.stacking and bool(self.train.start) and not self.train.epochs
-        return bool(self.last_starts or model.recent_popularity or model.own_counts or adds_popularity)
+        return bool(self.last_starts or self.terms or adds_popularity)
 
     def reads_in_steps(self, side: str, feature: str) -> bool:
         """Return True if a step needs the vectors of a tower that reads a feature. Without epochs there is no step."""
@@ -245,10 +255,12 @@ class Recipe(Section):
     def fitted_last(self) -> str:
         """Words for what is fitted to validation after the last epoch. Empty: nothing."""
         model, pairs = self.model, [str(start.pair) for start in self.last_starts]
-        popular = self.is_mixed and not pairs and not (model.recent_popularity or model.own_counts)
-        fits = model.stacking, model.recent_popularity, model.own_counts, model.cold_item_bias, popular
-        names = "stacking", "recent popularity", "own counts", "the bias of cold items", "popularity"
-        found = [*compress(names, fits)]
+        popular = self.is_mixed and not pairs and not self.terms
+        names, fits = (
+            ("stacking", "the bias of cold items", "popularity"),
+            (model.stacking, model.cold_item_bias, popular),
+        )
+        found = [*compress(names, fits), *(term.label or f"'{term.kind}'" for term in self.terms)]
         found += [f"pair{'s' * (len(pairs) > 1)} {listed(pairs)}"] if pairs else []
         return listed(found) if found else ""
 

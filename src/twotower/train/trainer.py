@@ -497,10 +497,11 @@ def build_model(
         torch.manual_seed(recipe.train.seed)
         if recipe.train.embedding_placement == "torchrec":
             with deferred_tables():
-                model = TwoTower(recipe.model, user_fields, item_fields)
+                model = TwoTower(recipe.model, user_fields, item_fields, recipe.terms_for(user_fields, item_fields))
             return model, TorchRecEmbeddings(model, recipe, context, device)
         _check_size(recipe, user_fields, item_fields)
-        return TwoTower(recipe.model, user_fields, item_fields).to(device), None
+        terms = recipe.terms_for(user_fields, item_fields)
+        return TwoTower(recipe.model, user_fields, item_fields, terms).to(device), None
 
 
 def _check_size(recipe: Recipe, user_fields: tuple[InputField, ...], item_fields: tuple[InputField, ...]) -> None:
@@ -508,7 +509,7 @@ def _check_size(recipe: Recipe, user_fields: tuple[InputField, ...], item_fields
     file."""
     with torch.device("meta"), blank_tables():  # tensors without numbers
         try:
-            model = TwoTower(recipe.model, user_fields, item_fields)
+            model = TwoTower(recipe.model, user_fields, item_fields, recipe.terms_for(user_fields, item_fields))
         except RuntimeError as e:  # a weight has more numbers than torch can count
             raise ConfigError(f"the model cannot be built ({str(e).splitlines()[0]}); {_HOW_TO_SHRINK}") from None
     weights = dict(model.named_parameters())

@@ -11,10 +11,10 @@ from waves import N_ITEMS, world
 
 from twotower.data.recent_popularity import PopularityTerms, RecentPopularity
 from twotower.data.splits import TEST, VALIDATION
+from twotower.evaluation.config import EvaluationConfig
 from twotower.evaluation.factors import Factors
 from twotower.evaluation.moments import asked_times
-from twotower.evaluation.part_evaluation import _alone
-from twotower.evaluation.recent_scores import RecentScores
+from twotower.scorers.trending import RecentScores, Trending
 
 HALF_LIFE, WEIGHT = 20.0, 0.7
 TERMS = PopularityTerms(HALF_LIFE, WEIGHT, -0.3, 0.2)
@@ -71,25 +71,12 @@ def test_pairs_have_the_scores_of_the_catalogue(dense: np.ndarray) -> None:
 def test_some_rows_keep_their_scores(dense: np.ndarray) -> None:
     users, items = np.array([30, 4, 99]), np.array([8, 80, 1, 44])
     vectors = torch.zeros(len(dense), 1), torch.zeros(N_ITEMS, 1)
-    some = Factors(*vectors, recent=scores()).take(users, items)
+    some = Factors(*vectors, added=(scores(),)).take(users, items)
     np.testing.assert_allclose(some.catalogue_scores(np.arange(3)), dense[np.ix_(users, items)], atol=1e-5)
     again = some.take(np.array([2, 0]), np.array([3, 0]))
     np.testing.assert_allclose(
         again.catalogue_scores(np.arange(2)), dense[np.ix_(users[[2, 0]], items[[3, 0]])], atol=1e-5
     )
-
-
-def test_items_of_a_mask_have_none(dense: np.ndarray) -> None:
-    mask = np.arange(N_ITEMS) % 3 == 0
-    every = scores().without(mask, 0.25)
-    found = every.added_to(torch.zeros(len(dense), N_ITEMS), np.arange(len(dense))).numpy()
-    places = np.searchsorted(every.popularity.times, every.asked)
-    np.testing.assert_allclose(
-        found[:, mask],
-        np.tile(every.popularity.scores_of_new(places, TERMS)[:, None] - 0.25, (1, int(mask.sum()))),
-        atol=1e-5,
-    )
-    np.testing.assert_allclose(found[:, ~mask], dense[:, ~mask], atol=1e-5)
 
 
 def test_a_weight_of_each_row_is_a_number_of_rows() -> None:
@@ -101,5 +88,7 @@ def test_a_weight_of_each_row_is_a_number_of_rows() -> None:
 
 def test_the_baseline_has_no_term_but_the_recent_count() -> None:
     found, users = scores(), np.array([30, 4, 99])
-    alone = _alone(found).catalogue_scores(users).numpy()
+    scorer = Trending.alone(world(), TEST, EvaluationConfig(), [found])
+    assert scorer is not None
+    alone = scorer.catalogue_scores(users).numpy()
     np.testing.assert_allclose(alone, found.popularity.at(found.asked[users], HALF_LIFE), atol=1e-5)

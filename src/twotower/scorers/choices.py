@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -13,12 +13,12 @@ from twotower.arrays.ragged import Ragged
 from twotower.arrays.sets import pair_keys
 from twotower.arrays.types import F32, Bools, Codes, Floats, Int, Ints, Shaped
 from twotower.data.dataset import Dataset
-from twotower.data.splits import VALIDATION
+from twotower.data.splits import TEST, TRAIN, VALIDATION
 from twotower.evaluation.config import Repeats
 from twotower.evaluation.factors import Factors, Scorer
 from twotower.evaluation.version_factors import VersionFactors
 from twotower.features.side import SIDES
-from twotower.train.cold_items import BLOCK_SCORES, later_items
+from twotower.scorers.logit import Column, TermWeights, fit_columns
 
 MIN_ROWS, MAX_ROWS = 50, 2048
 """Rows of the validation part below which no weight is fitted, and that are read at most."""
@@ -26,6 +26,10 @@ MAX_ITEMS = 1000
 """Items that each row's own item is compared with; more are sampled."""
 MAX_OWN = 64
 """Items of the user's history that are also compared where repeats are ranked; more are sampled."""
+BLOCK_SCORES = 2**25
+"""Scores that are held at a time."""
+IN_NO_ORDER = ("random", "user_random")
+"""Kinds of splits whose parts are of the same days."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +84,7 @@ class Choices:
 
     def scores(self, scorer: Scorer) -> F32[Tensor, "n k"]:
         """Return the products of the vectors of a scorer, without what is added to them."""
-        scorer = VersionFactors.of_part(replace(scorer, own=None, recent=None), self.dataset, VALIDATION)
+        scorer = VersionFactors.of_part(replace(scorer, added=()), self.dataset, VALIDATION)
         if type(scorer) is Factors:
             return self.products(scorer.users, scorer.items)
         size, found = max(1, BLOCK_SCORES // len(self.dataset.items)), list[Tensor]()
@@ -104,6 +108,11 @@ class Choices:
             u, v = u[:, dimensions.cpu()], v[:, dimensions.cpu()]
         return (u @ v.T).gather(1, torch.from_numpy(place.reshape(self.candidates.shape)))
 
+    def weights(self, columns: Sequence[Column]) -> TermWeights | None:
+        """Return the weights of all columns but the first, under which the items taken are most likely; None if the
+        first is the same for all items."""
+        return fit_columns(columns, self.offsets)
+
     def of_items(self, values: Shaped[Tensor, "items"]) -> F32[Tensor, "n k"]:
         """Return a number of each item."""
         return values.cpu().float()[torch.from_numpy(self.candidates)]
@@ -117,6 +126,18 @@ class Choices:
             np.broadcast_to(rows, shape).ravel().astype(np.int32) for rows in (self.users[:, None], self.candidates)
         )
         return torch.from_numpy(scores(users, items)).float().view(shape)
+
+
+def later_items(dataset: Dataset) -> Shaped[Bools, "items"]:
+    """Return True for the items that the test part alone has, which are not there yet on validation; of a split in no
+    order none is later."""
+    if dataset.split.kind in IN_NO_ORDER:
+        return np.zeros(len(dataset.items), bool)
+    of_parts = [
+        np.bincount(dataset.pairs_of(part).item, minlength=len(dataset.items)) for part in (TRAIN, VALIDATION, TEST)
+    ]
+    later: Bools = (of_parts[0] + of_parts[1] == 0) & (of_parts[2] > 0)
+    return later
 
 
 def _own_items(

@@ -1,8 +1,10 @@
-"""Scores that a user's own history adds to the items it holds."""
+"""Scores that are added to the products of vectors."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -12,14 +14,40 @@ from twotower.arrays.pieces import pieces
 from twotower.arrays.ragged import Ragged, offsets_of, run_indices
 from twotower.arrays.sets import pair_keys
 from twotower.arrays.types import Bools, Codes, Float, Floats, Ints, Shaped
-from twotower.data.own_items import OwnItems, Recency, own_items
-from twotower.data.pairs import Pairs
+from twotower.data.own_items import HistoryTerm, OwnItems, own_items
+
+
+class AddedScores(ABC):
+    """Scores of users and items that no vector holds. `interactions` have the time of each ranking or pair; None: that
+    of the ranking of the user."""
+
+    moves: ClassVar[bool] = False
+    """True if they depend on the time."""
+
+    @abstractmethod
+    def added_to(
+        self, scores: Float[Tensor, "B I"], users: Shaped[Ints, "B"], interactions: Shaped[Ints, "B"] | None = None
+    ) -> Float[Tensor, "B I"]:
+        """Add the scores of some user rows to those of all items, in place."""
+
+    @abstractmethod
+    def of_pairs(
+        self, users: Shaped[Codes, "n"], items: Shaped[Codes, "n"], interactions: Shaped[Ints, "n"] | None = None
+    ) -> Shaped[Floats, "n"]:
+        """Return the scores of pairs of user and item rows."""
+
+    @abstractmethod
+    def take(self, users: Shaped[Ints, "u"], items: Shaped[Ints, "i"] | None = None) -> AddedScores:
+        """Return the scores of some user rows, and of some distinct item rows in their order, None for all."""
+
+    @abstractmethod
+    def without(self, items: Shaped[Bools, "I"]) -> AddedScores:
+        """Return the scores with 0 for the items of a mask."""
 
 
 @dataclass(frozen=True)
-class OwnScores:
-    """A sparse matrix (users, items) that is added to the products of vectors: zero but for the items of each user's
-    history."""
+class SparseScores(AddedScores):
+    """A sparse matrix (users, items): zero but for some items of each user, such as those of its history."""
 
     offsets: Shaped[Ints, "_"]  # (U + 1,)
     items: Shaped[Ints, "L"]
@@ -28,12 +56,9 @@ class OwnScores:
     n_items: int
 
     @classmethod
-    def of(
-        cls, histories: Ragged, rows: Shaped[Ints, "codes"], weights: Shaped[Floats, "codes"], recency: Recency,
-        factor: float, n_items: int
-    ) -> OwnScores:  # fmt: skip
+    def of(cls, histories: Ragged, rows: Shaped[Ints, "codes"], term: HistoryTerm, n_items: int) -> SparseScores:
         """Return the scores of `own_items`, of a history of each user."""
-        offsets, own = own_items(histories, rows, weights, recency, factor, n_items)
+        offsets, own = own_items(histories, rows, term, n_items)
         return cls(offsets, own.rows, own.scores, n_items)
 
     def of_user(self, user: int) -> OwnItems:
@@ -41,8 +66,9 @@ class OwnScores:
         part = slice(*self.offsets[user : user + 2])
         return OwnItems(self.items[part], self.values[part])
 
-    def added_to(self, scores: Float[Tensor, "B I"], users: Shaped[Ints, "B"]) -> Float[Tensor, "B I"]:
-        """Add the scores of some user rows to those of all items, in place."""
+    def added_to(
+        self, scores: Float[Tensor, "B I"], users: Shaped[Ints, "B"], interactions: Shaped[Ints, "B"] | None = None
+    ) -> Float[Tensor, "B I"]:
         lengths = np.diff(self.offsets)[users]
         at = run_indices(self.offsets[users], lengths)
         cells = np.repeat(np.arange(len(users)), lengths) * self.n_items + self.items[at]
@@ -50,8 +76,9 @@ class OwnScores:
         scores.view(-1).index_add_(0, into, values.to(scores.dtype))
         return scores
 
-    def of_pairs(self, users: Shaped[Codes, "n"], items: Shaped[Codes, "n"]) -> Shaped[Floats, "n"]:
-        """Return the scores of pairs of user and item rows."""
+    def of_pairs(
+        self, users: Shaped[Codes, "n"], items: Shaped[Codes, "n"], interactions: Shaped[Ints, "n"] | None = None
+    ) -> Shaped[Floats, "n"]:
         if not len(self.items):
             return np.zeros(len(users), np.float32)
         owners = np.repeat(np.arange(len(self.offsets) - 1), np.diff(self.offsets))
@@ -62,28 +89,19 @@ class OwnScores:
             found[some] = np.where(keys[at] == asked, self.values[at], np.float32(0))
         return found
 
-    def without(self, items: Shaped[Bools, "I"]) -> OwnScores:
-        """Return the scores with 0 for the items of a mask."""
+    def without(self, items: Shaped[Bools, "I"]) -> SparseScores:
         return replace(self, values=np.where(items[self.items], np.float32(0), self.values))
 
-    def take(self, users: Shaped[Ints, "u"], items: Shaped[Ints, "i"] | None = None) -> OwnScores:
-        """Return the scores of some user rows, and of some distinct item rows in their order, None for all."""
+    def take(self, users: Shaped[Ints, "u"], items: Shaped[Ints, "i"] | None = None) -> SparseScores:
         lengths = np.diff(self.offsets)[users]
         at = run_indices(self.offsets[users], lengths)
         owner, item, values = np.repeat(np.arange(len(users)), lengths), self.items[at], self.values[at]
         if items is None:
-            return OwnScores(offsets_of(lengths), item, values, self.n_items)
+            return SparseScores(offsets_of(lengths), item, values, self.n_items)
         place = np.full(self.n_items, -1)
         place[items] = np.arange(len(items))
         kept = place[item] >= 0
         owner, item, values = owner[kept], place[item[kept]], values[kept]
         order = np.lexsort((item, owner))
         lengths = np.bincount(owner, minlength=len(users))
-        return OwnScores(offsets_of(lengths), item[order], values[order], len(items))
-
-
-def added_own_of_pairs(own: OwnScores | None, scores: Shaped[Floats, "n"], pairs: Pairs) -> Shaped[Floats, "n"]:
-    """Return scores of pairs, in place, with those of the histories; as they are for None."""
-    if own is not None:
-        scores += own.of_pairs(pairs.user, pairs.item)
-    return scores
+        return SparseScores(offsets_of(lengths), item[order], values[order], len(items))

@@ -18,15 +18,18 @@ from twotower.config.experiment import Config
 from twotower.data.dataset import Dataset, build_dataset
 from twotower.data.own_items import Recency
 from twotower.data.split import SplitConfig
+from twotower.data.splits import VALIDATION
 from twotower.data.tables import check
 from twotower.errors import ConfigError
+from twotower.evaluation.added_scores import SparseScores
 from twotower.evaluation.factors import Factors
 from twotower.features.categorical import Categorical
 from twotower.features.schema import Schema
 from twotower.features.sequence import Sequence
 from twotower.reports.compare import compare_runs
+from twotower.scorers.repeats import SMALL, Chosen, OwnCounts, shares_of_repeats
+from twotower.scorers.scorer import terms_of
 from twotower.train.mix import Mix
-from twotower.train.own_counts import SMALL, own_scores, shares_of_repeats
 from twotower.train.trainer import Trainer
 
 N_USERS, N_ITEMS = 150, 80
@@ -62,9 +65,10 @@ def world(again: float = 0.8, **split: Any) -> Dataset:
 
 
 def config(own: str = "taken", **sections: dict[str, Any]) -> Config:
-    base: dict[str, dict[str, Any]] = {
+    base: dict[str, Any] = {
+        "scorers": [{"kind": "repeats", "history": own}] if own else [],
         "model": {
-            "own_counts": own, "similarity": "dot", "temperature": 1.0, "unknown_rate": 0.0, "width": 8,
+            "similarity": "dot", "temperature": 1.0, "unknown_rate": 0.0, "width": 8,
             "pairs": [{"user": {"layers": []}, "item": {"layers": []}}],
         },
         "loss": {"kind": "softmax"},
@@ -74,6 +78,13 @@ def config(own: str = "taken", **sections: dict[str, Any]) -> Config:
         "split": {"kind": "last"},
     }  # fmt: skip
     return settings(**base | sections)
+
+
+def added(trainer: Trainer) -> SparseScores | None:
+    (term,) = terms_of(trainer.model)
+    found = term.added(trainer.dataset, VALIDATION)
+    assert found is None or isinstance(found, SparseScores)
+    return found
 
 
 @pytest.fixture(scope="module")
@@ -86,9 +97,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_run_finds_what_its_users_take_again_and_keeps_it(folder: Path) -> None:
     run, plain = runs.load(folder), api.fit(world(), SCHEMA, config(""))
     assert run.metrics["test.recall@5"] > plain.metrics["test.recall@5"] + 0.2
-    assert run.metrics["test.recall@5"] > 0.95 * run.metrics["baseline.own_counts.recall@5"]
+    assert run.metrics["test.recall@5"] > 0.95 * run.metrics["baseline.repeats.recall@5"]
     assert run.metrics["validation.recall@5"] > 0.5
-    own = run.model.own_counts
+    own = run.model.terms["repeats"]
+    assert isinstance(own, OwnCounts)
     items = run.dataset.items.ids.cast(pl.Int64).to_numpy()
     spec = next(h for h in SCHEMA.histories("user"))
     codes = run.dataset.encoders.history_codes(spec, run.dataset.items.frame)
@@ -106,13 +118,13 @@ def test_the_towers_are_those_without(folder: Path) -> None:
         biases.pop("item_bias.table.weight")  # popularity is one
     for name, weight in wanted.items():
         assert torch.equal(found.pop(name), weight)
-    assert sorted(found) == [f"own_counts.{name}" for name in ("exponent", "factor", "rate", "weights")]
+    assert sorted(found) == [f"terms.repeats.{name}" for name in ("exponent", "factor", "rate", "weights")]
 
 
 def test_a_run_compares_and_recommends_with_them(folder: Path) -> None:
     run = runs.load(folder)
     factors = run.factors()
-    own = factors.own
+    own = factors.sparse
     assert own is not None
     scores = factors.catalogue_scores(np.arange(N_USERS)).numpy()
     for user in (0, 7, 149):
@@ -155,14 +167,14 @@ def test_a_log_without_repeats_gets_none() -> None:
     )
     trainer = Trainer(data, config())
     trainer.run()
-    assert own_scores(trainer.model, data, 1) is None
+    assert added(trainer) is None
 
 
 @pytest.mark.parametrize(
     ("own", "sections", "split", "says"),
     [
-        ("take", {}, {}, "model.own_counts = 'take' is no history of the users .found: taken.; name a feature of kind "
-            "'sequence'"),
+        ("take", {}, {}, "the scorer 'repeats' has history = 'take', which is no history of the users .found: "
+            "taken.; name"),
         ("taken", {"evaluation": {"k": [5], "repeats": "exclude"}}, {}, "evaluation.repeats = 'exclude' ranks none of "
             "it; set"),
         ("taken", {"train": {"epochs": 1}}, {"kind": "random", "validation": 0.0}, "fitted to the validation part, and "
@@ -183,7 +195,7 @@ def test_known_items_that_stand_for_cold_ones_have_no_score_of_their_own(caplog:
     with caplog.at_level(logging.INFO):
         trainer.run()
     assert "known items that read as cold ones" in caplog.text
-    own = own_scores(trainer.model, data, 1)
+    own = added(trainer)
     assert own is not None
     mask = np.arange(N_ITEMS) % 2 == 0
     left = own.without(mask)
@@ -224,5 +236,7 @@ def test_the_recency_and_the_weight_by_which_items_are_taken_again_are_found(rec
     trainer = Trainer(data, config())
     found = Mix(trainer.model, data, trainer.recipe, trainer.context).fit(first, [])
     assert found
-    assert found.recency == recency
-    assert found.own == pytest.approx(weight, rel=0.15)
+    ((state, of_columns),) = found.terms
+    assert isinstance(state, Chosen)
+    assert state.recency == recency
+    assert of_columns["repeats"] == pytest.approx(weight, rel=0.15)

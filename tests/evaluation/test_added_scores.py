@@ -8,8 +8,8 @@ import numpy as np
 import torch
 
 from twotower.data.pairs import Pairs
+from twotower.evaluation.added_scores import SparseScores
 from twotower.evaluation.factors import Factors
-from twotower.evaluation.own_scores import OwnScores
 
 N_USERS, N_ITEMS = 7, 9
 RNG = np.random.default_rng(0)
@@ -17,15 +17,15 @@ DENSE = (RNG.random((N_USERS, N_ITEMS)) * (RNG.random((N_USERS, N_ITEMS)) < 0.3)
 DENSE[3] = 0
 
 
-def own() -> OwnScores:
+def own() -> SparseScores:
     users, items = np.nonzero(DENSE)
     offsets = np.r_[0, np.cumsum(np.bincount(users, minlength=N_USERS))]
-    return OwnScores(offsets, items, DENSE[users, items], N_ITEMS)
+    return SparseScores(offsets, items, DENSE[users, items], N_ITEMS)
 
 
 def factors() -> Factors:
     vectors = np.random.default_rng(1).standard_normal((N_USERS + N_ITEMS, 4)).astype(np.float32)
-    return Factors(torch.from_numpy(vectors[:N_USERS]), torch.from_numpy(vectors[N_USERS:]), own=own())
+    return Factors(torch.from_numpy(vectors[:N_USERS]), torch.from_numpy(vectors[N_USERS:]), added=(own(),))
 
 
 def test_scores_of_the_catalogue_and_of_pairs_are_the_products_and_the_own_ones() -> None:
@@ -35,7 +35,7 @@ def test_scores_of_the_catalogue_and_of_pairs_are_the_products_and_the_own_ones(
     user, item = (a.astype(np.int32) for a in np.divmod(np.arange(N_USERS * N_ITEMS), N_ITEMS))
     pairs = Pairs(user, item, np.ones(len(user), bool))
     np.testing.assert_allclose(found.scores(pairs), dense[user, item], rtol=1e-5)
-    assert replace(found, own=None).scores(pairs)[DENSE.ravel() > 0].tolist() != dense[DENSE > 0].tolist()
+    assert replace(found, added=()).scores(pairs)[DENSE.ravel() > 0].tolist() != dense[DENSE > 0].tolist()
 
 
 def test_some_rows_keep_their_scores() -> None:

@@ -21,8 +21,9 @@ from twotower.data.unknown_ids import rows_of_ids
 from twotower.evaluation.baselines import popularity_baseline
 from twotower.evaluation.config import EvaluationConfig
 from twotower.evaluation.part_evaluation import evaluate_model
-from twotower.evaluation.transitions import FREQUENCY, LAG, RATE, SPAN, Transitions, count_transitions
 from twotower.features.schema import Schema
+from twotower.scorers import alone
+from twotower.scorers.transitions import FREQUENCY, LAG, RATE, SPAN, Transitions, count_transitions
 
 SCHEMA = Schema(time="at", time_unit="order", features=ID_FEATURES)
 LAST = SplitConfig(kind="last")
@@ -109,7 +110,7 @@ def test_transition_counts_know_the_step_that_popularity_does_not_and_need_an_or
     def measured(split: SplitConfig, schema: Schema = SCHEMA) -> dict[str, float]:
         data = built(walks(300), split, schema)
         popular = popularity_baseline(data.train, len(data.users), len(data.items))
-        return evaluate_model(lambda _: popular, data, config)
+        return evaluate_model(lambda _: popular, data, config, alone=alone)
 
     found = measured(LAST)
     assert found["baseline.transitions.recall@1"] > 0.4 > 0.1 > found["baseline.popularity.recall@1"]

@@ -13,7 +13,7 @@ import polars as pl
 import pytest
 import torch
 from trainers import weights
-from waves import N_ITEMS, SCHEMA, waves, world
+from waves import N_ITEMS, SCHEMA, trending, waves, world
 from worlds import settings
 
 from twotower import api, runs
@@ -23,10 +23,9 @@ from twotower.data.recent_popularity import PopularityTerms, RecentPopularity
 from twotower.data.split import SplitConfig
 from twotower.data.splits import TEST, VALIDATION
 from twotower.data.tables import check
-from twotower.distributed import DistributedContext
 from twotower.errors import ConfigError, Interrupted, RunError
 from twotower.evaluation.context_factors import ContextFactors
-from twotower.evaluation.factors import Factors, Scorer
+from twotower.evaluation.factors import Factors
 from twotower.features.categorical import Categorical
 from twotower.features.day_of_week import DayOfWeek
 from twotower.features.values import UNKNOWN
@@ -37,16 +36,16 @@ from twotower.reports.compare import compare_runs
 from twotower.retrieval.request import Method, Request
 from twotower.retrieval.retriever import Retriever
 from twotower.runs.evaluation import QueryShard, _Rankings
-from twotower.train.cold_items import ColdItems, cold_items, fit_cold_item_bias
+from twotower.scorers.trending import RecentScores, half_lives_of
 from twotower.train.mix import Mix
-from twotower.train.recent_popularity import half_lives_of
 from twotower.train.trainer import Trainer
 
 
-def config(recent: bool = True, **sections: dict[str, Any]) -> Config:
-    base: dict[str, dict[str, Any]] = {
+def config(recent: bool = True, **sections: Any) -> Config:
+    base: dict[str, Any] = {
+        "scorers": ["trending"] if recent else [],
         "model": {
-            "recent_popularity": recent, "similarity": "dot", "temperature": 1.0, "unknown_rate": 0.0, "width": 8,
+            "similarity": "dot", "temperature": 1.0, "unknown_rate": 0.0, "width": 8,
             "pairs": [{"user": {"layers": []}, "item": {"layers": []}}],
         },
         "loss": {"kind": "softmax"},
@@ -70,8 +69,8 @@ def test_a_run_finds_what_is_popular_at_the_time_and_keeps_it(folder: Path) -> N
     for part in ("validation", "test"):
         assert plain.metrics[f"{part}.recall@5"] < 0.2
         assert run.metrics[f"{part}.recall@5"] > 0.4
-    assert run.metrics["baseline.recent_popularity.recall@5"] > run.metrics["baseline.popularity.recall@5"] + 0.2
-    assert "baseline.recent_popularity.recall@5" not in plain.metrics
+    assert run.metrics["baseline.trending.recall@5"] > run.metrics["baseline.popularity.recall@5"] + 0.2
+    assert "baseline.trending.recall@5" not in plain.metrics
     assert api.evaluate(run)["test.recall@5"] == pytest.approx(run.metrics["test.recall@5"])
     compared = {c.metric: c for c in compare_runs(plain, run, resamples=100)}["recall@5"]
     assert (compared.a, compared.b) == pytest.approx((plain.metrics["test.recall@5"], run.metrics["test.recall@5"]))
@@ -84,27 +83,27 @@ def test_the_towers_are_those_without() -> None:
     found = weights(fitted)
     for name, weight in weights(plain).items():
         assert torch.equal(found.pop(name), weight)
-    assert sorted(found) == [f"recent_popularity.{name}" for name in ("numbers", "values")]
+    assert sorted(found) == [f"terms.trending.{name}" for name in ("ids.values", "numbers")]
 
 
 def test_items_have_what_is_popular_before_the_test_part(folder: Path) -> None:
     """Method 1, recommendations and bundles serve that; the evaluation of a time takes it off."""
     run = runs.load(folder)
-    bias, known = run.model.recent_popularity, RecentPopularity.before(run.dataset, TEST)
+    bias, known = trending(run.model), RecentPopularity.before(run.dataset, TEST)
     wanted = known.scores_at_end(bias.terms)
     factors = run.factors()
-    assert factors.recent is None
+    assert not factors.moves
     plain = run.factors().items[:, -1].clone()
     codes = np.asarray(run.dataset.items.columns["item_id"])
-    np.testing.assert_allclose(bias.values.numpy()[codes], wanted, rtol=1e-5)
+    np.testing.assert_allclose(bias.ids.values.numpy()[codes], wanted, rtol=1e-5)
     known = RecentPopularity.before(run.dataset, TEST)
     of_new = float(known.scores_of_new(np.array(len(known.items)), bias.terms))
-    assert float(bias.values[UNKNOWN]) == pytest.approx(of_new, rel=1e-5)
+    assert float(bias.ids.values[UNKNOWN]) == pytest.approx(of_new, rel=1e-5)
     with torch.no_grad():
-        bias.values.zero_()
+        bias.ids.values.zero_()
     np.testing.assert_allclose(plain - run.factors().items[:, -1], wanted, atol=1e-5)
     during = runs.load(folder).factors_during(TEST)
-    assert during.recent is not None
+    assert during.moves
     zeroed = run.factors_during(TEST)
     users = np.arange(len(run.dataset.users))
     np.testing.assert_allclose(during.catalogue_scores(users), zeroed.catalogue_scores(users), atol=1e-4)
@@ -134,7 +133,7 @@ def test_a_user_of_whom_nothing_is_known_gets_what_is_popular_now(folder: Path, 
     positives = run.dataset.item_positive_counts
     known = RecentPopularity.before(run.dataset, TEST)
     end = np.array([known.times[-1] + 1])
-    now = known.at(end, run.model.recent_popularity.terms.half_life)[0]
+    now = known.at(end, trending(run.model).terms.half_life)[0]
     wanted = sorted(range(N_ITEMS), key=lambda row: (-now[row], -positives[row], row))[:5]
     assert wanted != np.argsort(-positives, kind="stable")[:5].tolist(), "the wave has gone on"
     found = retriever.recommend(Request("nobody"), 5)
@@ -155,7 +154,7 @@ def test_of_a_split_by_time_a_bundle_has_the_numbers_of_the_run(
 ) -> None:
     """All test rows are later than what is counted."""
     run = api.fit(world(kind="time"), SCHEMA, config(split={"kind": "time"}), folder=tmp_path / "run")
-    assert run.model.recent_popularity.is_fitted
+    assert trending(run.model).is_fitted
     api.publish(run, tmp_path / "store", Exact())
     with caplog.at_level(logging.WARNING):
         evaluate_bundle(api.retriever(tmp_path / "store"))
@@ -178,13 +177,13 @@ def test_an_item_of_an_unknown_id_is_served_as_it_is_evaluated(context: tuple[Da
     tables = check(None, pl.DataFrame({"item_id": range(N_ITEMS + 1)}), waves(), schema)
     run = api.fit(tables, schema, config(split={"kind": "time"}, model=model), folder=tmp_path / "run")
     codes = np.asarray(run.dataset.items.columns["item_id"])
-    unknown, bias = codes == UNKNOWN, run.model.recent_popularity
+    unknown, bias = codes == UNKNOWN, trending(run.model)
     assert unknown.sum() > 5
     at_end = RecentPopularity.before(run.dataset, TEST).scores_at_end(bias.terms)
     assert np.abs(at_end[unknown]).max() > 0.1
     known = RecentPopularity.before(run.dataset, TEST)
     of_new = float(known.scores_of_new(np.array(len(known.items)), bias.terms))
-    assert float(bias.values[UNKNOWN]) == pytest.approx(of_new, rel=1e-5)
+    assert float(bias.ids.values[UNKNOWN]) == pytest.approx(of_new, rel=1e-5)
     assert at_end[-1] == pytest.approx(of_new, rel=1e-5)
     assert unknown[-1]
     rows = run.dataset.part_indices(TEST)
@@ -200,54 +199,13 @@ def test_an_item_of_an_unknown_id_is_served_as_it_is_evaluated(context: tuple[Da
     assert found["recall@5"] == pytest.approx(run.metrics["test.recall@5"], abs=2e-3)
 
 
-def test_the_bias_of_cold_items_ends_with_their_first_row() -> None:
-    """From there on an item of an unknown id has a popularity, which the bias stands for where there is none."""
-    model = config().model.model_dump() | {"cold_item_bias": True}
-    tables = check(None, pl.DataFrame({"item_id": range(N_ITEMS + 1)}), waves(), RARE)
-    run = api.fit(tables, RARE, config(split={"kind": "time"}, model=model))
-    assert run.model.recent_popularity.is_fitted
-    unknown = np.asarray(run.dataset.items.columns["item_id"]) == UNKNOWN
-    rows = run.dataset.part_indices(TEST)
-    users, pairs = run.dataset.pairs.user[rows].astype(np.int64), run.dataset.test
-    found, baselines = [], []
-    for bias in (0.0, 3.0):
-        with torch.no_grad():
-            run.model.cold_items.values[UNKNOWN] = bias
-        baselines.append(api.evaluate(run)["baseline.recent_popularity.recall@5"])
-        during, at_end = run.factors_during(TEST), run.factors()
-        assert isinstance(during, Factors)
-        found.append((during.catalogue_scores(users), during.scores(pairs), at_end.catalogue_scores(users)))
-    assert baselines[0] == baselines[1] > 0
-    taken = RecentPopularity.before(run.dataset, TEST).have_rows_at_end
-    assert (unknown & taken).sum() > 5
-    assert unknown[-1]
-    assert not taken[-1]
-    for before, after in ((found[0][0], found[1][0]), (found[0][2], found[1][2])):
-        wanted = torch.from_numpy(np.where(unknown & ~taken, 3.0, 0.0)).float().expand_as(before)
-        torch.testing.assert_close(after - before, wanted, rtol=0, atol=1e-4)
-    np.testing.assert_allclose(found[1][1] - found[0][1], np.where((unknown & ~taken)[pairs.item], 3.0, 0.0), atol=1e-4)
-
-
-def test_items_of_too_few_rows_for_a_code_are_no_cold_ones_of_a_bias_that_ends() -> None:
-    model = config().model.model_dump() | {"cold_item_bias": True}
-    trainer = Trainer(world(schema=RARE), config(model=model))
-    unknown = np.asarray(trainer.dataset.items.columns["item_id"]) == UNKNOWN
-    known = RecentPopularity.before(trainer.dataset, VALIDATION).have_rows_at_end
-    every, some = (cold_items(trainer.model, trainer.dataset, 0, ends) for ends in (False, True))
-    assert isinstance(every, ColdItems)
-    assert every.inputs is None
-    assert (every.rows & known).any()
-    assert not isinstance(some, ColdItems) or some.inputs is not None or not (some.rows & known).any()
-    assert (unknown & known).any()
-
-
 @pytest.mark.parametrize("kind", ["last", "random"])
 def test_each_part_has_its_own_times(kind: str) -> None:
     """Of a random split both parts have the same vectors, and other times."""
     run = api.fit(world(kind=kind), SCHEMA, config(split={"kind": kind}))
-    own = run.factors_during(VALIDATION).recent, run.factors_during(TEST).recent
-    assert own[0] is not None
-    assert own[1] is not None
+    own = [run.factors_during(part).added[0] for part in (VALIDATION, TEST)]
+    assert isinstance(own[0], RecentScores)
+    assert isinstance(own[1], RecentScores)
     assert len(own[0].popularity.items) < len(own[1].popularity.items)
     assert not np.array_equal(own[0].asked, own[1].asked)
     rankings = _Rankings(run, run.config.evaluation)
@@ -270,33 +228,10 @@ def test_with_features_of_the_context_a_pair_has_its_own_time() -> None:
     assert run.metrics["test.recall@5"] > 0.5
 
 
-def test_known_items_that_stand_for_cold_ones_are_not_popular(caplog: pytest.LogCaptureFixture) -> None:
-    base = config().model.model_dump() | {"cold_item_bias": True}
-    trainer = Trainer(world(kind="random", test=0.1, validation=0.4), config(model=base))
-    with caplog.at_level(logging.INFO):
-        trainer.run()
-    assert "known items that read as cold ones" in caplog.text
-    assert trainer.model.recent_popularity.is_fitted
-    seen = list[Factors]()
-
-    def score(scorer: Scorer) -> float:
-        assert isinstance(scorer, Factors)
-        seen.append(scorer)
-        return 0.5
-
-    with torch.no_grad():
-        trainer.model.cold_items.values.zero_()
-    fit_cold_item_bias(trainer.model, trainer.dataset, trainer._scorer, score, DistributedContext(), 0)
-    biased = (seen[0].items[:, -1] != seen[1].items[:, -1]).numpy()
-    assert biased.any()
-    recent = seen[0].recent
-    assert recent is not None
-    added = recent.added_to(torch.zeros(3, len(biased)), np.arange(3)).numpy()
-    of_unknown = float(trainer.model.recent_popularity.values[UNKNOWN])
-    places = np.searchsorted(recent.popularity.times, recent.asked[:3])
-    wanted = recent.popularity.scores_of_new(places, recent.terms) - of_unknown
-    np.testing.assert_allclose(added[:, biased], np.tile(wanted[:, None], (1, int(biased.sum()))), atol=1e-4)
-    assert (added[:, ~biased] != added[:, ~biased][:, :1]).any()
+def test_it_has_the_weight_of_new_items_in_place_of_a_bias_of_cold_ones() -> None:
+    model = config().model.model_dump() | {"cold_item_bias": True}
+    with pytest.raises(ConfigError, match="has a weight for items without a row, as model.cold_item_bias has"):
+        Trainer(world(), config(model=model))
 
 
 def test_own_counts_and_recent_popularity_add_up() -> None:
@@ -305,10 +240,10 @@ def test_own_counts_and_recent_popularity_add_up() -> None:
     data = build_dataset(check(None, None, log, schema), schema, SplitConfig(kind="last"))
     found = []
     for recent in (False, True):
-        model = config(recent).model.model_dump() | {"own_counts": "taken"}
-        trainer = Trainer(data, config(model=model, evaluation={"k": [5], "repeats": "allow"}))
+        scorers = [{"kind": "repeats", "history": "taken"}, *["trending"] * recent]
+        trainer = Trainer(data, config(scorers=scorers, evaluation={"k": [5], "repeats": "allow"}))
         trainer.run()
-        assert trainer.model.own_counts.are_fitted
+        assert trainer.model.terms["repeats"].is_fitted
         found.append(trainer._score(trainer._scorer()))
     assert found[1] > found[0] + 0.1
 
@@ -325,7 +260,9 @@ def drawn(terms: PopularityTerms, n: int = 4000, rows: int = 2000) -> tuple[Data
     users, items = (rng.normal(size=(k, 3)).astype(np.float32) for k in (n + rows, N_ITEMS))
     logits = users[n:] @ items.T + known.scores(asked, terms)
     if not terms.new:
-        logits[~known.have_rows(asked)] = -np.inf
+        first = np.full(N_ITEMS, n)
+        np.minimum.at(first, taken, np.arange(n))
+        logits[np.searchsorted(times, asked)[:, None] <= first] = -np.inf
     chosen = (logits + rng.gumbel(size=logits.shape)).argmax(1)
     frame = pl.DataFrame(
         {
@@ -355,9 +292,12 @@ def test_the_half_life_and_the_weights_by_which_items_are_taken_are_found(terms:
     trainer = Trainer(data, config())
     found = Mix(trainer.model, data, trainer.recipe, trainer.context).fit(first, [])
     assert found
-    assert found.recent.half_life == terms.half_life
-    wanted = terms if terms.new else terms._replace(new=min(found.recent.age, 0.0))
-    assert found.recent[1:] == pytest.approx(wanted[1:], abs=0.15)
+    ((half_life, of_columns),) = found.terms
+    trending(trainer.model).write(data, half_life, of_columns)
+    wrote = trending(trainer.model).terms
+    assert wrote.half_life == terms.half_life
+    wanted = terms if terms.new else terms._replace(new=min(wrote.age, 0.0))
+    assert wrote[1:] == pytest.approx(wanted[1:], abs=0.15)
 
 
 def test_fault_B2_a_signal_ends_the_fit_of_what_is_popular(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -367,19 +307,19 @@ def test_fault_B2_a_signal_ends_the_fit_of_what_is_popular(monkeypatch: pytest.M
         os.kill(os.getpid(), signal.SIGTERM)
         return half_lives_of(rows)
 
-    monkeypatch.setattr("twotower.train.mix.half_lives_of", press)
+    monkeypatch.setattr("twotower.scorers.trending.half_lives_of", press)
     with pytest.raises(Interrupted, match="after the last step"):
         trainer.run()
-    assert not trainer.model.recent_popularity.is_fitted
+    assert not trending(trainer.model).is_fitted
 
 
 @pytest.mark.parametrize(
     ("update", "sections", "split", "says"),
     [
         ({"time": ""}, {}, {"kind": "random"}, "the latest rows of the log, and they have no time; name its column in "
-            "schema.time, or set"),
+            "schema.time, or leave"),
         ({}, {"train": {"epochs": 1}}, {"kind": "random", "validation": 0.0}, "fitted to the validation part, and the "
-            "split has none; set"),
+            "split has none; leave"),
         ({"features": (SCHEMA.features[0], Categorical(name="item_id", side="item", hash_buckets=8))}, {}, {},
             "without hash_buckets; add one"),
     ],
@@ -396,5 +336,5 @@ def test_stacking_does_not_go_with_it() -> None:
     log = waves().with_columns(liked=pl.int_range(pl.len()) % 2)
     model = config().model.model_dump() | {"stacking": True}
     pointwise = config(model=model, loss={"kind": "bce"}, negatives={}, train={"epochs": 1})
-    with pytest.raises(ConfigError, match="weighs the terms of a logit, and model.recent_popularity would be added"):
+    with pytest.raises(ConfigError, match="weighs the terms of a logit, and the scorer 'trending' would be added"):
         api.fit((None, None, log), schema, pointwise)

@@ -20,11 +20,12 @@ from twotower.data.tables import check
 from twotower.data.unknown_ids import rows_of_ids
 from twotower.errors import ConfigError, RunError
 from twotower.evaluation.baselines import popularity_baseline
-from twotower.evaluation.own_counts import own_counts
 from twotower.evaluation.part_evaluation import evaluate_model
 from twotower.index.exact import Exact
 from twotower.reports.compare import compare_runs
 from twotower.retrieval.retriever import Retriever
+from twotower.scorers import alone
+from twotower.scorers.repeats import OwnItemsAlone
 from twotower.store.store import Store
 
 BY_TIME = SplitConfig(kind="time", test=0.2, validation=0.1)
@@ -34,6 +35,14 @@ def kept(**split: Any) -> Dataset:
     return build_dataset(check(None, None, replayed(), KEPT), KEPT, BY_TIME.model_copy(update=split))
 
 
+def ranked(data: Dataset, part: int, users: np.ndarray, k: int) -> list[list[int]]:
+    """The best items of the baseline, -1 after the last."""
+    scores = OwnItemsAlone(data, part).catalogue_scores(users).numpy()
+    best = np.argsort(-scores, axis=1, kind="stable")[:, :k]
+    found: list[list[int]] = np.where(np.take_along_axis(scores, best, 1) > -np.inf, best, -1).tolist()
+    return found
+
+
 def repeating(repeats: str, k: int = 5, **train: Any) -> Config:
     return settings(
         split=BY_TIME.model_dump(), loss={"kind": "softmax"}, evaluation={"k": [k], "repeats": repeats},
@@ -41,8 +50,8 @@ def repeating(repeats: str, k: int = 5, **train: Any) -> Config:
     )  # fmt: skip
 
 
-@pytest.mark.parametrize(("block", "weighted"), [(7, False), (4096, False), (4096, True)])
-def test_own_counts_equal_a_loop(block: int, weighted: bool) -> None:
+@pytest.mark.parametrize("weighted", [False, True])
+def test_own_counts_equal_a_loop(weighted: bool) -> None:
     actions, k = replayed(), 6
     weight = np.random.default_rng(5).integers(3, size=len(actions)) if weighted else np.ones(len(actions))
     schema = KEPT.model_copy(update={"weight": "w"}) if weighted else KEPT
@@ -61,8 +70,8 @@ def test_own_counts_equal_a_loop(block: int, weighted: bool) -> None:
         latest = {int(data.pairs.item[n]): int(times[n]) for n in mine}
         order = sorted(counts, key=lambda i: (-counts[i], -latest[i], i))[:k]
         expected.append(order + [-1] * (k - len(order)))
-    assert own_counts(data, TEST, users, k, block).tolist() == expected
-    assert own_counts(data, 0, users, 3).tolist() == [[-1] * 3] * len(users)
+    assert ranked(data, TEST, users, k) == expected
+    assert ranked(data, 0, users, 3) == [[-1] * 3] * len(users)
 
 
 def test_own_counts_of_prepared_data_are_those_of_memory(tmp_path: Path) -> None:
@@ -71,15 +80,15 @@ def test_own_counts_of_prepared_data_are_those_of_memory(tmp_path: Path) -> None
     disk, memory = api.prepare_folder(config, KEPT, tmp_path / "prepared"), kept()
     assert disk.items.ids.equals(memory.items.ids)
     rows = rows_of_ids(memory.users.ids, disk.users.ids).to_numpy().astype(np.int64)
-    expected = own_counts(memory, TEST, np.arange(len(memory.users)), 6)
-    assert own_counts(disk, TEST, rows, 6).tolist() == expected.tolist()
+    expected = ranked(memory, TEST, np.arange(len(memory.users)), 6)
+    assert ranked(disk, TEST, rows, 6) == expected
 
 
 @pytest.mark.parametrize("repeats", ["exclude", "allow", "only"])
 def test_a_run_and_its_bundle_rank_repeats_as_the_setting_says(tmp_path: Path, repeats: str) -> None:
     config = repeating(repeats)
     run = api.fit((None, None, replayed()), KEPT, config, folder=tmp_path / "run")
-    assert ("baseline.own_counts.recall@5" in run.metrics) == (repeats != "exclude")
+    assert ("baseline.repeats.recall@5" in run.metrics) == (repeats != "exclude")
     assert api.evaluate(run)["test.recall@5"] == pytest.approx(run.metrics["test.recall@5"])
     api.publish(run, tmp_path / "store", Exact())
     served = api.evaluate_bundle(Retriever(Store(tmp_path / "store").current()))
@@ -107,7 +116,7 @@ def test_repeats_need_a_log_that_keeps_them(repeats: str) -> None:
         api.fit((None, None, replayed()), last, config)
     data = build_dataset(check(None, None, replayed(), last), last, BY_TIME)
     factors = popularity_baseline(data.train, len(data.users), len(data.items))
-    assert not [m for m in evaluate_model(lambda _: factors, data, config.evaluation) if "own_counts" in m], (
+    assert not [m for m in evaluate_model(lambda _: factors, data, config.evaluation, alone=alone) if "repeats" in m], (
         "of an earlier run"
     )
 
@@ -123,5 +132,5 @@ def test_a_model_of_a_log_with_many_repeats_finds_more_than_own_counts() -> None
     evaluation = config.evaluation.model_copy(update={"bootstrap": 200})
     changed = {"model": model, "negatives": negatives, "evaluation": evaluation}
     run = api.fit((None, None, actions), KEPT, config.model_copy(update=changed))
-    assert run.metrics["test.recall@10.low"] > run.metrics["baseline.own_counts.recall@10"] > 0.6
-    assert run.metrics["test.recall@10"] > run.metrics["baseline.own_counts.recall@10"] + 0.05
+    assert run.metrics["test.recall@10.low"] > run.metrics["baseline.repeats.recall@10"] > 0.6
+    assert run.metrics["test.recall@10"] > run.metrics["baseline.repeats.recall@10"] + 0.05

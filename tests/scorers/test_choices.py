@@ -17,10 +17,10 @@ from twotower.data.splits import TEST, VALIDATION
 from twotower.data.tables import check
 from twotower.evaluation.config import Repeats
 from twotower.evaluation.factors import Factors
-from twotower.evaluation.recent_scores import RecentScores
 from twotower.features.categorical import Categorical
 from twotower.features.schema import Schema
-from twotower.train.choices import MAX_ITEMS, MAX_OWN, MAX_ROWS, MIN_ROWS, Choices
+from twotower.scorers.choices import MAX_ITEMS, MAX_OWN, MAX_ROWS, MIN_ROWS, Choices
+from twotower.scorers.trending import RecentScores
 
 N_ITEMS = 40
 IDS = Categorical(name="user_id", side="user"), Categorical(name="item_id", side="item")
@@ -132,7 +132,7 @@ def test_terms_are_the_scores_of_the_candidates() -> None:
     torch.testing.assert_close(choices.products(found.users, found.items, dimensions), some[pairs])
     held = np.zeros(N_ITEMS, np.float32)
     recent = RecentScores.of_part(data, VALIDATION, PopularityTerms(20.0, 1.0, -0.5, 0.3, 0.1), held)
-    torch.testing.assert_close(choices.scores(replace(found, recent=recent)), every[pairs])
+    torch.testing.assert_close(choices.scores(replace(found, added=(recent,))), every[pairs])
     popular = recent.added_to(torch.zeros(400, N_ITEMS), np.arange(400))
     torch.testing.assert_close(choices.of_pairs(recent.of_pairs), popular[pairs])
     numbers = torch.randn(N_ITEMS, generator=generator)
