@@ -165,7 +165,6 @@ HEAVY = {
     "test_a_run_with_memory_and_mined_candidates_stopped_at_any_step_ends_in_the_same_weights": r".*",
     "test_a_config_of_a_bucket_gives_the_tables_of_the_disk_in_memory_and_prepared": r".*",
     "test_with_features_of_the_context_a_pair_has_its_own_time": r".*",
-    "test_known_items_that_stand_for_cold_ones_are_not_popular": r".*",
     "test_fault_G8_of_three_at_once_one_is_done": r".*",
     "test_fault_G8_a_run_that_is_replaced_while_it_is_read_or_published_is_not_mixed": r".*",
     "test_users_without_a_history_are_ranked_by_their_columns": r".*",

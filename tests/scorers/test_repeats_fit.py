@@ -27,7 +27,7 @@ from twotower.features.categorical import Categorical
 from twotower.features.schema import Schema
 from twotower.features.sequence import Sequence
 from twotower.reports.compare import compare_runs
-from twotower.scorers.repeats import SMALL, Chosen, OwnCounts, shares_of_repeats
+from twotower.scorers.repeats import SMALL, OwnCounts, shares_of_repeats
 from twotower.scorers.scorer import terms_of
 from twotower.train.mix import Mix
 from twotower.train.trainer import Trainer
@@ -236,7 +236,6 @@ def test_the_recency_and_the_weight_by_which_items_are_taken_again_are_found(rec
     trainer = Trainer(data, config())
     found = Mix(trainer.model, data, trainer.recipe, trainer.context).fit(first, [])
     assert found
-    ((state, of_columns),) = found.terms
-    assert isinstance(state, Chosen)
-    assert state.recency == recency
+    ((chosen, of_columns),) = found.terms
+    assert chosen == recency
     assert of_columns["repeats"] == pytest.approx(weight, rel=0.15)

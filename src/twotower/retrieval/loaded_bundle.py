@@ -51,7 +51,7 @@ class LoadedBundle:
     item_ids: ItemIds
     titles: TextColumn[str]
     history_scores: HistoryScores | None
-    """What the items of a history have in addition. None: nothing."""
+    """Scores of the items of a history. None: the model has no such term."""
     popularity: Floats | None
     """(items,) for unknown users. None: the number of positives."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -147,13 +147,6 @@ class OwnItemsAlone(CatalogueScorer):
         return found
 
 
-class Chosen(NamedTuple):
-    """What the fit of own counts chooses."""
-
-    recency: Recency
-    weights: Shaped[Floats, "codes"]
-
-
 class OwnCounts(FittedTerm):
     """Weight of each code of a history of the users.
 
@@ -195,7 +188,7 @@ class OwnCounts(FittedTerm):
 
     def fit(self, dataset: Dataset, choices: Choices, before: Sequence[Column]) -> TermFit:
         """Return the column by the recency of the least loss; none if nobody takes an item again."""
-        best: tuple[float, Column, Chosen] | None = None
+        best: tuple[float, Column, Recency] | None = None
         recencies = [Recency()]
         if dataset.times is not None:
             recencies += [Recency(exponent=exponent) for exponent in EXPONENTS]
@@ -205,13 +198,15 @@ class OwnCounts(FittedTerm):
             column = Column(NAME, choices.of_pairs(scores.of_pairs), -FREE)
             found = choices.weights([*before, column]) if weights.any() else None
             if found and (best is None or found.loss < best[0]):
-                best = found.loss, column, Chosen(recency, weights)
+                best = found.loss, column, recency
         return TermFit(choices, (best[1],), best[2]) if best else TermFit(choices)
 
-    def write(self, dataset: Dataset, state: object, weights: Mapping[str, float]) -> None:
-        recency, of_codes = state if isinstance(state, Chosen) else (Recency(), None)
+    def write(self, dataset: Dataset, chosen: tuple[float, ...], weights: Mapping[str, float]) -> None:
+        recency = Recency(*chosen)
         with torch.no_grad():
-            self.weights.copy_(torch.zeros_like(self.weights) if of_codes is None else torch.from_numpy(of_codes))
+            self.weights.zero_()
+            if chosen:
+                self.weights.copy_(torch.from_numpy(self._by(dataset, recency)[1]))
             for number, value in zip((self.rate, self.exponent), recency, strict=True):
                 number.fill_(value)
             self.factor.fill_(weights.get(NAME, 0.0))

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 class Addition(NamedTuple):
-    """What a scorer adds to a schema and a model: a pair with its closed form, or a term."""
+    """Features, pair and term that a scorer adds to a schema and a model."""
 
     features: tuple[Feature, ...] = ()
     pair: PairConfig | None = None
@@ -84,8 +84,8 @@ class TermFit(NamedTuple):
     choices: Choices
     """Those that are compared from here on."""
     columns: tuple[Column, ...] = ()
-    state: object = None
-    """What was chosen in addition to weights."""
+    chosen: tuple[float, ...] = ()
+    """Numbers in addition to weights."""
 
 
 class FittedTerm(Term):
@@ -104,8 +104,9 @@ class FittedTerm(Term):
         """Return the columns by which the choices on validation are the likeliest, in addition to those `before`."""
 
     @abstractmethod
-    def write(self, dataset: Dataset, state: object, weights: Mapping[str, float]) -> None:
-        """Overwrite the numbers with the weights of the columns by their names, none for a term that adds nothing."""
+    def write(self, dataset: Dataset, chosen: tuple[float, ...], weights: Mapping[str, float]) -> None:
+        """Overwrite the numbers with those of a fit and with the weights of its columns by their names. Without any the
+        term adds nothing."""
 
     @abstractmethod
     def describe(self) -> str:

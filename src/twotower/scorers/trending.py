@@ -219,13 +219,13 @@ class PopularityBias(FittedTerm):
         if not tried:
             return TermFit(choices)
         _, half_life, columns = min(tried, key=lambda one: one[0])
-        return TermFit(choices, tuple(columns), half_life)
+        return TermFit(choices, tuple(columns), (half_life,))
 
-    def write(self, dataset: Dataset, state: object, weights: Mapping[str, float]) -> None:
+    def write(self, dataset: Dataset, chosen: tuple[float, ...], weights: Mapping[str, float]) -> None:
         """Give the items the recent popularity at the end of what comes before the test part. An item without a row
         gains by no age that nothing determines."""
         age, total = weights.get("age", 0.0), weights.get("total", 0.0) - weights.get("less", 0.0)
-        half_life = state if isinstance(state, float) else NOTHING.half_life
+        half_life, *_ = chosen or NOTHING
         found = PopularityTerms(half_life, weights.get("recent", 0.0), total, age, weights.get("new", min(age, 0.0)))
         with torch.no_grad():
             self.numbers.copy_(torch.tensor(found))

@@ -47,8 +47,8 @@ class MixWeights:
 
     forms: list[list[float]]
     """Factors of the terms of each closed form."""
-    terms: list[tuple[object, Mapping[str, float]]]
-    """What each term that no tower computes has chosen, and the weights of its columns."""
+    terms: list[tuple[tuple[float, ...], Mapping[str, float]]]
+    """Numbers of each term that no tower computes, chosen in addition to weights, and the weights of its columns."""
     spreads: list[tuple[str, float]]
     """Name of each column, and the standard deviation of its weighted scores in that of the first term."""
     popularity: float = 0.0
@@ -58,7 +58,7 @@ class MixWeights:
         return replace(
             self,
             forms=[[share * factor for factor in factors] for factors in self.forms],
-            terms=[(state, {name: share * weight for name, weight in found.items()}) for state, found in self.terms],
+            terms=[(chosen, {name: share * weight for name, weight in found.items()}) for chosen, found in self.terms],
             popularity=share * self.popularity,
         )
 
@@ -85,14 +85,14 @@ class Mix:
         """Overwrite the terms of the model with weighted ones."""
         for form, weights in zip(forms, found.forms, strict=True):
             form.write(self.model, weights)
-        for term, (state, of_columns) in zip(terms_of(self.model), found.terms, strict=True):
-            term.write(self.dataset, state, of_columns)
+        for term, (chosen, of_columns) in zip(terms_of(self.model), found.terms, strict=True):
+            term.write(self.dataset, chosen, of_columns)
         if found.popularity:
             add_biases(self.model, self.dataset, found.popularity * log_popularity(self.dataset))
 
     def nothing(self, forms: Sequence[ClosedForm]) -> MixWeights:
         """Return the weight 0 of everything."""
-        return MixWeights([[0.0] * len(form.terms) for form in forms], [(None, {}) for _ in terms_of(self.model)], [])
+        return MixWeights([[0.0] * len(form.terms) for form in forms], [((), {}) for _ in terms_of(self.model)], [])
 
     def describe(self, found: MixWeights) -> str:
         """Return the weights, and the terms of the model, in words."""
@@ -123,7 +123,7 @@ class Mix:
             return "no user of validation scores one item above another"
         names, left = [column.name for column in columns[1:]], iter(found.factors)
         return MixWeights(
-            terms=[(fit.state, {column.name: next(left) for column in fit.columns}) for fit in fits],
+            terms=[(fit.chosen, {column.name: next(left) for column in fit.columns}) for fit in fits],
             forms=[[next(left) for _ in form.terms] for form in forms],
             popularity=next((f for name, f in zip(names, found.factors, strict=True) if name == POPULARITY), 0.0),
             spreads=[(name, s) for name, s in zip(names, found.spreads, strict=True) if name != COLD and s],
