@@ -44,17 +44,15 @@ def test_each_time_counts_the_rows_before_it(half_life: float, weights: Floats |
 def test_terms_are_the_count_by_all_rows_and_the_rows_since_the_first(
     weights: Floats | None, total: float, age: float, new: float
 ) -> None:
-    """An item without a row has a weight of its own, and most rows if the weight of the count is below 0."""
+    """An item without a row has a weight of its own."""
     log, times = RecentPopularity(ITEMS, TIMES, weights, N_ITEMS), np.array([150, 0, 45, 400])
     terms = PopularityTerms(20.0, 0.5, total, age, new)
     wanted = np.zeros((len(times), N_ITEMS))
     for row, time in zip(wanted, times.tolist(), strict=True):
         before, weight = time > TIMES, np.ones(400) if weights is None else weights
-        most = np.bincount(ITEMS[before], weight[before], N_ITEMS).max()
         for item in range(N_ITEMS):
             own = np.flatnonzero(before & (item == ITEMS) & (weight > 0))
-            taken = weight[own].sum() if len(own) else most * (total < 0)
-            row[item] = total * np.log1p(taken)
+            row[item] = total * np.log1p(weight[own].sum())
             row[item] += age * np.log1p(before.sum() - own[0]) if len(own) else new * np.log1p(before.sum())
         row += 0.5 * np.array(by_loop(time, 20.0, weights))
     found = log.scores(times, terms)

@@ -204,14 +204,6 @@ def test_known_items_that_stand_for_cold_ones_have_no_score_of_their_own(caplog:
     assert float(trainer.model.cold_items.values[0]) >= 0
 
 
-def test_what_users_disliked_is_not_taken() -> None:
-    schema = SCHEMA.model_copy(update={"label": "liked", "positive_above": 0})
-    rows = log_of_favourites().with_columns(liked=pl.int_range(pl.len()) % 3)
-    data = build_dataset(check(None, None, rows, schema), schema, SplitConfig(kind="last"))
-    with pytest.raises(ConfigError, match=r"what a user disliked would count as taken; set interactions = 'positive'"):
-        Trainer(data, config())
-
-
 @pytest.mark.parametrize(
     "recency",
     [Recency(), Recency(exponent=1.0), Recency(rate=0.5 ** (1 / 3)), Recency(rate=0.5 ** (1 / 25))],

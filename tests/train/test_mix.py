@@ -416,7 +416,7 @@ def test_weights_of_closed_forms_and_recent_popularity_are_those_by_which_users_
 def test_where_no_item_is_new_such_ones_gain_by_no_age(age: float) -> None:
     _, recent = mixed(*taken(PopularityTerms(HALF_LIFE, 2.0, 0.0, age, -3.0), has_new=False), ["trending"])
     assert recent.age == pytest.approx(age, abs=0.3)
-    assert recent.new == min(recent.age, 0.0)
+    assert recent.new == pytest.approx(min(recent.age, 0.0) + min(recent.total, 0.0))
 
 
 @pytest.mark.parametrize("of_test", [False, True])
@@ -428,7 +428,7 @@ def test_items_that_nobody_took_yet_are_not_held_behind_all(of_test: bool) -> No
         data = replace(data, parts=np.where(data.pairs.item < 4, TEST, data.parts))
     _, terms = mixed(found, data, ["trending"])
     assert terms.age == pytest.approx(-0.8, abs=0.3)
-    assert terms.new == terms.age
+    assert terms.new == pytest.approx(terms.age + min(terms.total, 0.0))
     known = RecentPopularity.before(data, VALIDATION)
     popular = known.scores_at_end(terms)
     assert not np.isin(np.arange(4), known.items).any()

@@ -24,8 +24,7 @@ ALL_ALIKE = 1e18
 
 
 class PopularityTerms(NamedTuple):
-    """Weights by which what a log knows of an item before a time makes a score. An item without a row has no count and
-    no age; by a weight of all rows below 0 it has what the item with most of them has, so that it gains by none."""
+    """Weights by which what a log knows of an item before a time makes a score."""
 
     half_life: float
     recent: float
@@ -35,8 +34,7 @@ class PopularityTerms(NamedTuple):
     age: float = 0.0
     """Of log(1 + n), n the number of rows since the item's first."""
     new: float = 0.0
-    """Of log(1 + n), n the number of all rows, of an item without one: the weight of the age, if it is to have what the
-    first item has."""
+    """Of log(1 + n), n the number of all rows, of an item without one, which has neither count nor age."""
 
 
 @dataclass(frozen=True)
@@ -93,11 +91,6 @@ class RecentPopularity:
         places = self._places(times)
         return self._scores(places, self._first[items], lambda half_life: self.of_pairs(times, items, half_life), terms)
 
-    def scores_of_new(self, places: Shaped[Ints, "*_"], terms: PopularityTerms) -> Shaped[Doubles, "*_"]:
-        """Return the score of an item without a row, after so many rows of others."""
-        scores: Doubles = terms.new * np.log1p(places)
-        return scores if terms.total >= 0 else scores + terms.total * np.log1p(self._most[places])
-
     def scores_at_end(self, terms: PopularityTerms) -> Shaped[Floats, "I"]:
         """Return the score of each item after all positives."""
         scores: Floats = self.scores(self._end, terms)[0]
@@ -120,16 +113,9 @@ class RecentPopularity:
             found += np.float32(terms.total) * counts(ALL_ALIKE)
         if terms.age:
             found += np.float32(terms.age) * np.log1p(np.maximum(places - first, 0), dtype=np.float32)
-        if terms.new or terms.total < 0:
-            found = np.where(places > first, found, self.scores_of_new(places, terms).astype(np.float32))
+        if terms.new:
+            found = np.where(places > first, found, (terms.new * np.log1p(places)).astype(np.float32))
         return found
-
-    @cached_property
-    def _most(self) -> Shaped[Doubles, "N+1"]:
-        """The count of the item with most rows, by all rows alike, after each number of rows."""
-        counts = np.empty(len(self.items))
-        counts[self._by_item[1]] = self._after_each(ALL_ALIKE)
-        return np.maximum.accumulate(np.append(0.0, counts))
 
     @cached_property
     def _first(self) -> Shaped[Ints, "I"]:

@@ -40,10 +40,6 @@ class AddedScores(ABC):
     def take(self, users: Shaped[Ints, "u"], items: Shaped[Ints, "i"] | None = None) -> AddedScores:
         """Return the scores of some user rows, and of some distinct item rows in their order, None for all."""
 
-    @abstractmethod
-    def without(self, items: Shaped[Bools, "I"]) -> AddedScores:
-        """Return the scores with 0 for the items of a mask."""
-
 
 @dataclass(frozen=True)
 class SparseScores(AddedScores):
@@ -90,6 +86,7 @@ class SparseScores(AddedScores):
         return found
 
     def without(self, items: Shaped[Bools, "I"]) -> SparseScores:
+        """Return the scores with 0 for the items of a mask."""
         return replace(self, values=np.where(items[self.items], np.float32(0), self.values))
 
     def take(self, users: Shaped[Ints, "u"], items: Shaped[Ints, "i"] | None = None) -> SparseScores:

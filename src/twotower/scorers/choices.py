@@ -18,7 +18,7 @@ from twotower.evaluation.config import Repeats
 from twotower.evaluation.factors import Factors, Scorer
 from twotower.evaluation.version_factors import VersionFactors
 from twotower.features.side import SIDES
-from twotower.scorers.logit import Column, TermWeights, fit_columns
+from twotower.scorers.logit import Column, TermWeights, fit_weights
 
 MIN_ROWS, MAX_ROWS = 50, 2048
 """Rows of the validation part below which no weight is fitted, and that are read at most."""
@@ -111,7 +111,7 @@ class Choices:
     def weights(self, columns: Sequence[Column]) -> TermWeights | None:
         """Return the weights of all columns but the first, under which the items taken are most likely; None if the
         first is the same for all items."""
-        return fit_columns(columns, self.offsets)
+        return fit_weights([c.scores for c in columns], self.offsets, [c.deviation for c in columns])
 
     def of_items(self, values: Shaped[Tensor, "items"]) -> F32[Tensor, "n k"]:
         """Return a number of each item."""

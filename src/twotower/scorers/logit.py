@@ -29,8 +29,6 @@ class Column(NamedTuple):
     scores: F32[Tensor, "n k"]
     deviation: float
     """Prior standard deviation of the weight; negative: in standard deviations of the scores."""
-    is_positive: bool = False
-    """True if a weight below 0 means something else, so that the column is left out."""
 
 
 class TermWeights(NamedTuple):
@@ -113,16 +111,3 @@ def _blocks(
     size = max(1, BLOCK_NUMBERS // x[0].numel())
     for first in range(0, len(x), size):
         yield x[first : first + size], offsets[first : first + size]
-
-
-def fit_columns(columns: Sequence[Column], offsets: Shaped[Floats, "n k"]) -> TermWeights | None:
-    """Return `fit_weights` of columns, 0 for those that are left out."""
-    kept = [*range(len(columns))]
-    while found := fit_weights([columns[n].scores for n in kept], offsets, [columns[n].deviation for n in kept]):
-        weights = dict(zip(kept[1:], zip(found.factors, found.spreads, strict=True), strict=True))
-        wrong = [n for n, (factor, _) in weights.items() if columns[n].is_positive and factor < 0]
-        if not wrong:
-            every = [weights.get(n, (0.0, 0.0)) for n in range(1, len(columns))]
-            return TermWeights([factor for factor, _ in every], [spread for _, spread in every], found.loss)
-        kept = [n for n in kept if n not in wrong]
-    return None

@@ -55,9 +55,7 @@ class Repeats(TermScorer):
 
     kind, label = NAME, "own counts"
 
-    history: str = Field(
-        "", description="Feature of kind sequence that holds what a user took. Empty: one of the scorer's own."
-    )
+    history: str = Field("", description="Name of the scorer's sequence, which a written config has. Empty: a new one.")
 
     @property
     def reads(self) -> str:
@@ -73,34 +71,14 @@ class Repeats(TermScorer):
         return OwnCounts(user_fields, self.history)
 
     def check(self, dataset: Dataset, model: ModelConfig, evaluation: EvaluationConfig) -> None:
-        name, schema = self.history, dataset.schema
-        spec = next((h for h in schema.histories("user") if h.name == name), None)
-        if spec is None or spec.feature or spec.codes or spec.interactions == "negative":
-            fits = [h.name for h in schema.histories("user") if not (h.feature or h.codes)]
-            raise ConfigError(
-                f"the scorer 'repeats' has history = '{name}', which is no history of what users took (found: "
-                f"{', '.join(fits) or 'none'}); leave it out, and the scorer has one of its own"
-            )
-        if spec.interactions == "all" and not dataset.pairs.labels.all():
-            raise ConfigError(
-                f"the scorer 'repeats' has history = '{name}', which holds all interactions, so that what a user "
-                f"disliked would count as taken; set interactions = 'positive' of feature '{name}', or leave it out"
-            )
-        codes = dataset.encoders.history_codes(spec, dataset.items.frame)
-        known = codes[codes != UNKNOWN]
-        if len(np.unique(known)) < len(known):
-            raise ConfigError(
-                f"the scorer 'repeats': several items have one code; leave hash_buckets of the item's id at its "
-                f"default, or set share_embedding = false of feature '{name}'"
-            )
         if not len(dataset.validation):
             raise ConfigError(
                 "the scorer 'repeats' is fitted to the validation part, and the split has none; leave it out"
             )
-        if schema.duplicates != "keep":
+        if dataset.schema.duplicates != "keep":
             raise ConfigError(
                 "the scorer 'repeats' scores what users take again, and schema.duplicates = "
-                f"'{schema.duplicates}' leaves none of it; set schema.duplicates = 'keep', or leave it out"
+                f"'{dataset.schema.duplicates}' leaves none of it; set schema.duplicates = 'keep', or leave it out"
             )
         if evaluation.repeats == "exclude":
             raise ConfigError(

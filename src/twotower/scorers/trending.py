@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from twotower.arrays.types import F32, Bools, Codes, Float, Floats, Ints, Shaped
+from twotower.arrays.types import F32, Codes, Float, Floats, Ints, Shaped
 from twotower.data.dataset import Dataset
 from twotower.data.recent_popularity import PopularityTerms, RecentPopularity
 from twotower.data.splits import TEST, VALIDATION
@@ -134,9 +134,6 @@ class RecentScores(AddedScores):
             rows = items if rows is None else rows[items]
         return replace(self, asked=self.asked[users], rows=rows)
 
-    def without(self, items: Shaped[Bools, "I"]) -> RecentScores:
-        raise NotImplementedError("a model with recent popularity has no bias of cold items")
-
     def _times(self, users: Shaped[Ints | Codes, "n"], interactions: Shaped[Ints, "n"] | None) -> Shaped[Ints, "n"]:
         return self.asked[users] if interactions is None else self.times[interactions]
 
@@ -203,8 +200,8 @@ class PopularityBias(FittedTerm):
         def by(**weights: float) -> F32[Tensor, "n k"]:
             return choices.of_pairs(replace(unit, terms=unit.terms._replace(**weights)).of_pairs)
 
-        new, age = by(new=1.0), Column("age", by(age=1.0), -FREE)
-        takes_new, fixed = new[:, 0] > 0, [age]
+        new, fixed = by(new=1.0), [Column("total", by(total=1.0), -FREE), Column("age", by(age=1.0), -FREE)]
+        takes_new = new[:, 0] > 0
         if int(takes_new.sum()) >= MIN_ROWS:
             fixed.append(Column("new", new, -FREE))
         else:
@@ -212,28 +209,27 @@ class PopularityBias(FittedTerm):
         tried = list[tuple[float, float, list[Column]]]()
         for half_life in half_lives_of(len(unit.popularity.items)):
             recent = Column("recent", by(half_life=half_life, recent=1.0), -FREE)
-            for sign in (1.0, -1.0):  # what an item without a row has depends on the sign of the weight of all rows
-                total = Column("total" if sign > 0 else "less", by(total=sign), -FREE, is_positive=True)
-                if found := choices.weights([*before, recent, total, *fixed]):
-                    tried.append((found.loss, half_life, [recent, total, *fixed]))
+            if found := choices.weights([*before, recent, *fixed]):
+                tried.append((found.loss, half_life, [recent, *fixed]))
         if not tried:
             return TermFit(choices)
         _, half_life, columns = min(tried, key=lambda one: one[0])
         return TermFit(choices, tuple(columns), (half_life,))
 
     def write(self, dataset: Dataset, chosen: tuple[float, ...], weights: Mapping[str, float]) -> None:
-        """Give the items the recent popularity at the end of what comes before the test part. An item without a row
-        gains by no age that nothing determines."""
-        age, total = weights.get("age", 0.0), weights.get("total", 0.0) - weights.get("less", 0.0)
+        """Give the items the recent popularity at the end of what comes before the test part. Where nothing determines
+        the weight of items without a row, they gain by no age and no count."""
         half_life, *_ = chosen or NOTHING
-        found = PopularityTerms(half_life, weights.get("recent", 0.0), total, age, weights.get("new", min(age, 0.0)))
+        recent, total, age = (weights.get(name, 0.0) for name in ("recent", "total", "age"))
+        new = weights.get("new", min(age, 0.0) + min(total, 0.0))
+        found = PopularityTerms(half_life, recent, total, age, new)
         with torch.no_grad():
             self.numbers.copy_(torch.tensor(found))
             known, values = RecentPopularity.before(dataset, TEST), self.ids.values
             values.zero_()
             held = torch.from_numpy(known.scores_at_end(self.terms)).to(values)
             values[torch.from_numpy(self._codes(dataset)).to(values.device)] = held
-            values[UNKNOWN] = float(known.scores_of_new(np.array(len(known.items)), self.terms))
+            values[UNKNOWN] = self.terms.new * float(np.log1p(len(known.items)))
 
     def describe(self) -> str:
         half_life, recent, total, age, new = self.terms

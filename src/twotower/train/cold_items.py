@@ -103,7 +103,7 @@ def fit_cold_item_bias(
         return
     found = scorer(cold.inputs)
     if cold.inputs is not None:  # no cold item is in a history
-        found = replace(found, added=tuple(added.without(cold.which) for added in found.added))
+        found = replace(found, added=(found.sparse.without(cold.which),) if found.sparse else ())
     spread = context.broadcast(spread_of_scores(found, dataset) if context.is_main else 0.0)
     if not spread > 0:
         log.warning("model.cold_item_bias fits nothing, and the bias stays 0: each user scores all items alike")
