@@ -33,11 +33,6 @@ class CsvOptions(TypedDict, total=False):
     separator: str
     has_header: bool
     new_columns: list[str] | None
-    infer_schema: bool
-    infer_schema_length: None
-    try_parse_dates: bool
-    decimal_comma: bool
-    schema_overrides: dict[str, type[pl.String]]
     quote_char: None
     n_rows: int
     truncate_ragged_lines: bool
@@ -52,19 +47,12 @@ class _ServerOptions(TypedDict, total=False):
 
 @dataclass(frozen=True)
 class FolderColumn:
-    """A column whose value is that of the folder `name=value` around a file. `type` is common to all files of a table:
-    whole numbers, dates (2026-11-01) or text."""
+    """A column whose value is that of the folder `name=value` around a file, of a type common to all files of a
+    table."""
 
     name: str
-    text: str | None
-    type: type[pl.Int64] | type[pl.Date] | type[pl.String]
-
-    def literal(self, as_text: bool) -> pl.Expr:
-        """Return the value as an expression, of its type or as text."""
-        if as_text or self.type is pl.String or self.text is None:
-            return pl.lit(self.text, pl.String if as_text else self.type).alias(self.name)
-        value = int(self.text) if self.type is pl.Int64 else date.fromisoformat(self.text)
-        return pl.lit(value, self.type).alias(self.name)
+    value: int | date | str | None
+    type: pl.DataType
 
 
 @dataclass(frozen=True)
@@ -133,23 +121,17 @@ class TablePath:
         return self.with_folder_columns(table) if self.folder_columns else table
 
     def scan_csv(self, **options: Unpack[CsvOptions]) -> pl.LazyFrame:
-        """Scan a text file, without the columns of its folders."""
+        """Scan a text file, all columns as text, without the columns of its folders."""
         file = self._as_utf8
-        return pl.scan_csv(file._where, glob=False, **options, **file._options)
+        return pl.scan_csv(file._where, glob=False, infer_schema=False, **options, **file._options)
 
-    def read_csv(self, **options: Unpack[CsvOptions]) -> pl.DataFrame:
-        """Read a text file, without the columns of its folders."""
-        if isinstance(place := self._as_utf8.place, Path):
-            return pl.read_csv(place, glob=False, **options)
-        return self.scan_csv(**options).collect()
-
-    def with_folder_columns(self, table: pl.LazyFrame, as_text: frozenset[str] | None = frozenset()) -> pl.LazyFrame:
-        """Add the columns of the folders that a table lacks; those of `as_text`, of all if that is None, are text."""
+    def with_folder_columns(self, table: pl.LazyFrame) -> pl.LazyFrame:
+        """Add the columns of the folders that a table lacks."""
         if not self.folder_columns:
             return table
         own = table.collect_schema().names()
         return table.with_columns(
-            c.literal(as_text is None or c.name in as_text) for c in self.folder_columns if c.name not in own
+            pl.lit(c.value, c.type).alias(c.name) for c in self.folder_columns if c.name not in own
         )
 
     @property

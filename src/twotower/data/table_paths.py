@@ -8,7 +8,6 @@ import os
 import re
 from collections.abc import Sequence
 from dataclasses import replace
-from datetime import date
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePath, PurePosixPath
 from urllib.parse import unquote
@@ -29,7 +28,6 @@ _SKIPPED = (".", "_")
 """Beginnings of names in a folder that are no files of its table: Spark puts _SUCCESS and .crc there."""
 _PARTITION = re.compile(r"([^=]+)=(.*)", re.DOTALL)
 _NO_VALUE = "__HIVE_DEFAULT_PARTITION__"
-_INTEGER, _DATE = re.compile(r"0|-?[1-9]\d{0,17}"), re.compile(r"\d{4}-\d\d-\d\d")
 
 
 def table_source(source: Path | str) -> Path | Url:
@@ -83,7 +81,14 @@ def table_files(source: Path | str | Url, endings: tuple[str, ...] = TABLE_SUFFI
                 f"{path}: found a '{path.path.suffix.lower()}' file, expected {shown}; convert or rename it"
             )
     _refuse_files_of_a_lake(found)
-    return _with_columns_of_folders(sorted(found, key=lambda p: p.path))
+    return _with_columns_of_folders(_of_one_kind(sorted(found, key=lambda p: p.path)))
+
+
+def _of_one_kind(paths: list[TablePath]) -> list[TablePath]:
+    """Return some paths. Raises DataError if they are files of text and of Parquet."""
+    if other := next((path for path in paths if path.is_text != paths[0].is_text), None):
+        raise DataError(f"{other}: is not of the form of {paths[0].name}; give all files as text or all as Parquet")
+    return paths
 
 
 def _refuse_files_of_a_lake(paths: list[TablePath]) -> None:
@@ -188,10 +193,10 @@ def _with_columns_of_folders(paths: list[TablePath]) -> list[TablePath]:
                 f"{path}: lies in {shown[1]}, and {paths[0]} in {shown[0]}; the folders of all files of a table must "
                 "have the same names"
             )
-    types = {name: _type([values[name] for values in given]) for name in names}
+    columns = {name: _typed([values[name] for values in given], paths[0].is_text) for name in names}
     return [
-        replace(path, folder_columns=tuple(FolderColumn(name, values[name], types[name]) for name in names))
-        for path, values in zip(paths, given, strict=True)
+        replace(path, folder_columns=tuple(FolderColumn(name, c[n], c.dtype) for name, c in columns.items()))
+        for n, path in enumerate(paths)
     ]
 
 
@@ -205,19 +210,17 @@ def _folder_values(path: PurePath) -> dict[str, str | None]:
     return dict(reversed(values))
 
 
-def _type(texts: Sequence[str | None]) -> type[pl.Int64] | type[pl.Date] | type[pl.String]:
-    """Return the type of the values of a column."""
-    present = {text for text in texts if text is not None}
-    if present and all(_INTEGER.fullmatch(text) for text in present):
-        return pl.Int64
-    return pl.Date if present and all(map(_is_date, present)) else pl.String
-
-
-def _is_date(text: str) -> bool:
-    try:
-        return _DATE.fullmatch(text) is not None and bool(date.fromisoformat(text))
-    except ValueError:
-        return False
+def _typed(texts: Sequence[str | None], as_text: bool) -> pl.Series:
+    """Return the values of a column: whole numbers or dates if all are spelled as such, else text."""
+    text = pl.Series(texts, dtype=pl.String)
+    for read in (
+        ()
+        if as_text or text.is_null().all()
+        else (text.cast(pl.Int64, strict=False), text.str.to_date("%Y-%m-%d", strict=False))
+    ):
+        if read.cast(pl.String).equals(text):
+            return read
+    return text
 
 
 def takes_in(source: Path | Url, path: Path | Url) -> bool:
@@ -255,4 +258,5 @@ def part_paths(files: PartFiles, endings: tuple[str, ...] = TABLE_SUFFIXES) -> d
         for path in paths:
             if (other := owners.setdefault(path.identity, name)) != name:
                 raise DataError(f"{path}: named by data.{other} and by data.{name}; name a file for one part")
+    _of_one_kind([path for paths in found.values() for path in paths])
     return found

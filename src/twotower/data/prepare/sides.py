@@ -14,7 +14,7 @@ from twotower.data.buckets import in_user_order
 from twotower.data.events import event_counts, event_notes, without_ignored
 from twotower.data.labels import POSITIVE
 from twotower.data.prepare.log_pieces import Log, Sides
-from twotower.data.readers import Reading, column_names, read_file, table_errors
+from twotower.data.readers import read_file, table_errors
 from twotower.data.table_path import TablePath
 from twotower.data.table_paths import table_files
 from twotower.data.tables import (
@@ -30,6 +30,7 @@ from twotower.data.tables import (
     with_present_ids,
     without_missing,
 )
+from twotower.data.text_files import Reading, column_names
 from twotower.data.times import Times
 from twotower.data.unknown_ids import COUNT, counted_ids, of_one_type
 from twotower.data.versions import no_versions
