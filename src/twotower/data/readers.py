@@ -15,7 +15,7 @@ from twotower.data.parts import PART, PartFiles
 from twotower.data.python_frames import of_mapping, of_pandas
 from twotower.data.split import PART_NAMES
 from twotower.data.table_path import TablePath, table_server
-from twotower.data.table_paths import part_paths, table_files
+from twotower.data.table_paths import check_one_kind, part_paths, table_files
 from twotower.data.text_files import Reading, as_types, check_utf8, scan_text, text_types, with_places
 from twotower.errors import DataError, first_line
 from twotower.files.object_stores import explain
@@ -95,6 +95,7 @@ def _read_paths(
 ) -> pl.DataFrame:
     """Read files as one table. `parts` are their part codes, if a column PART is wanted."""
     reading = reading or Reading(None)
+    check_one_kind(paths)
     paths = [replace(path, encoding=reading.encoding) for path in paths]
     frames = [_read_one(path, reading, wanted) for path in paths]
     if parts:

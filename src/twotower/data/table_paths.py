@@ -81,14 +81,13 @@ def table_files(source: Path | str | Url, endings: tuple[str, ...] = TABLE_SUFFI
                 f"{path}: found a '{path.path.suffix.lower()}' file, expected {shown}; convert or rename it"
             )
     _refuse_files_of_a_lake(found)
-    return _with_columns_of_folders(_of_one_kind(sorted(found, key=lambda p: p.path)))
+    return _with_columns_of_folders(sorted(found, key=lambda p: p.path))
 
 
-def _of_one_kind(paths: list[TablePath]) -> list[TablePath]:
-    """Return some paths. Raises DataError if they are files of text and of Parquet."""
+def check_one_kind(paths: Sequence[TablePath]) -> None:
+    """Raise DataError if some paths are files of text and of Parquet."""
     if other := next((path for path in paths if path.is_text != paths[0].is_text), None):
         raise DataError(f"{other}: is not of the form of {paths[0].name}; give all files as text or all as Parquet")
-    return paths
 
 
 def _refuse_files_of_a_lake(paths: list[TablePath]) -> None:
@@ -193,7 +192,8 @@ def _with_columns_of_folders(paths: list[TablePath]) -> list[TablePath]:
                 f"{path}: lies in {shown[1]}, and {paths[0]} in {shown[0]}; the folders of all files of a table must "
                 "have the same names"
             )
-    columns = {name: _typed([values[name] for values in given], paths[0].is_text) for name in names}
+    as_text = any(path.is_text for path in paths)
+    columns = {name: _typed([values[name] for values in given], as_text) for name in names}
     return [
         replace(path, folder_columns=tuple(FolderColumn(name, c[n], c.dtype) for name, c in columns.items()))
         for n, path in enumerate(paths)
@@ -258,5 +258,4 @@ def part_paths(files: PartFiles, endings: tuple[str, ...] = TABLE_SUFFIXES) -> d
         for path in paths:
             if (other := owners.setdefault(path.identity, name)) != name:
                 raise DataError(f"{path}: named by data.{other} and by data.{name}; name a file for one part")
-    _of_one_kind([path for paths in found.values() for path in paths])
     return found

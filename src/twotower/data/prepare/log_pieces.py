@@ -28,7 +28,7 @@ from twotower.data.parts import PART, PartFiles, check_part_column, given_parts
 from twotower.data.readers import columns_and_rows, table_errors
 from twotower.data.split import PART_NAMES, SplitConfig
 from twotower.data.table_path import TablePath
-from twotower.data.table_paths import part_paths, table_files
+from twotower.data.table_paths import check_one_kind, part_paths, table_files
 from twotower.data.table_shards import TableFile, TableShard, cut_into_shards, names_within, read_slices
 from twotower.data.tables import averaged_columns, need, with_ids, without_missing
 from twotower.data.text_files import Reading, as_types, text_as_parquet, text_types
@@ -76,6 +76,7 @@ class Log:
         by_part = part_paths(PartFiles(data.parts))
         given = [(path, PART_NAMES.index(name)) for name, found in by_part.items() for path in found]
         paths = [path for path, _ in given] if given else table_files(data.interactions)
+        check_one_kind(paths)
         users, items = (table_files(given)[0] if given else None for given in (data.users, data.items))
         data.format.check_tables({"users": users, "items": items, "interactions": paths[0]})
         reading = Reading.of(schema, form=data.format)
