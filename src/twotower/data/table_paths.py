@@ -14,8 +14,7 @@ from urllib.parse import unquote
 
 import polars as pl
 
-from twotower.data.lakes import lake_table
-from twotower.data.lakes.delta import DeltaLakeTable
+from twotower.data.lakes import DeltaLakeTable, lake_table
 from twotower.data.parts import PartFiles
 from twotower.data.split import PART_NAMES
 from twotower.data.table_path import TABLE_SUFFIXES, FolderColumn, TablePath, ending, table_server
