@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+import math
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from datetime import date, timedelta
+from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
+from uuid import UUID
 
+import numpy as np
+import numpy.typing as npt
 import polars as pl
 
 from twotower.data.column_types import common_types, with_types
 from twotower.data.parts import PART, PartFiles
-from twotower.data.python_frames import of_mapping, of_pandas
 from twotower.data.split import PART_NAMES
 from twotower.data.table_path import TablePath, table_server
 from twotower.data.table_paths import check_one_kind, part_paths, table_files
@@ -30,6 +35,13 @@ TableLike: TypeAlias = (
 )
 """A table: a frame, an Arrow table (or any other producer of an Arrow stream), columns, the path or URL of a file, or
 interactions in files by part."""
+
+
+Cell: TypeAlias = (
+    "str | bytes | float | Decimal | date | timedelta | UUID | np.generic"
+    " | npt.NDArray[np.generic] | Sequence[Cell] | None"
+)
+"""Value of a row, of one column."""
 
 
 def has_text(*tables: TableLike | None) -> bool:
@@ -57,9 +69,9 @@ def as_frame(table: TableLike, what: str, reading: Reading | None = None) -> pl.
         if isinstance(table, pl.LazyFrame):
             return table.collect()
         if type(table).__module__.split(".")[0] == "pandas" and hasattr(table, "columns"):
-            return of_pandas(table)
+            return _of_pandas(table)
         if isinstance(table, dict):
-            return of_mapping(table)
+            return pl.DataFrame({name: _mapped(values) for name, values in table.items()}, strict=False)
         if hasattr(table, "__arrow_c_stream__") and not isinstance(table, pl.Series):
             return pl.DataFrame(table)
     except (pl.exceptions.PolarsError, TypeError, ValueError) as e:
@@ -70,6 +82,60 @@ def as_frame(table: TableLike, what: str, reading: Reading | None = None) -> pl.
         f"{what}: found {type(table).__name__}, expected a polars or pandas frame, an Arrow table, a mapping of "
         "columns, or a path or URL of a CSV or Parquet file"
     )
+
+
+def _of_pandas(frame: pd.DataFrame) -> pl.DataFrame:
+    """Return a frame of pandas, column by column, which needs no pyarrow, and keeps lists and arrays as lists."""
+    return pl.DataFrame([_pandas_column(str(name), frame.iloc[:, i]) for i, name in enumerate(frame.columns)])
+
+
+def _pandas_column(name: str, column: pd.Series) -> pl.Series:
+    kind = column.dtype.kind if isinstance(column.dtype, np.dtype) else "O"
+    if kind in "biuf":
+        return pl.Series(name, column.to_numpy(), nan_to_null=True)
+    return pl.Series(name, column.to_numpy().astype("datetime64[us]")) if kind == "M" else _series(name, column)
+
+
+def _mapped(values: Iterable[Cell]) -> Iterable[Cell] | pl.Series:
+    is_plain = isinstance(values, list | tuple) or (isinstance(values, np.ndarray) and values.dtype.kind == "O")
+    if not is_plain or len({v.dtype if isinstance(v, np.ndarray) else None for v in values} - {None}) == 1:
+        return values  # arrays of one type, such as vectors, are read as they are
+    return _series("", values)
+
+
+def _series(name: str, values: Iterable[Cell]) -> pl.Series:
+    """Return any values as a series. If one is text, all numbers become text, a whole number the text of its integer:
+    an id 7 that a missing value made 7.0 stays 7."""
+    plain = [_plain(value) for value in values]
+    if any(isinstance(value, str) for value in plain):
+        plain = [int(v) if isinstance(v, float | Decimal) and _is_whole(v) else v for v in plain]
+        plain = [str(v) if isinstance(v, float | Decimal) else v for v in plain]
+    return pl.Series(name, plain, strict=False)
+
+
+def _is_whole(value: float | Decimal) -> bool:
+    """Return True for a number that is an integer, of floats for one that no other integer rounds to."""
+    return value == value // 1 and (isinstance(value, Decimal) or abs(value) < 2**53)
+
+
+def _plain(value: Cell) -> Cell:
+    """Return a value as one of Python: one of numpy, of which polars would make all others one type, or takes none; a
+    UUID as its text; NaN, also a decimal one, NaT and NA as None. Raises ValueError for a time that Python has not."""
+    if isinstance(value, np.datetime64 | np.timedelta64) and not np.isnat(value):
+        if isinstance(value.item(), int) and np.datetime_data(value.dtype)[0] not in ("ns", "ps", "fs", "as"):
+            raise ValueError(f"{value!r} is no time or duration of Python")
+        time: Cell = value.astype(f"{value.dtype.kind}8[us]").item()
+        return time
+    if isinstance(value, UUID):
+        return str(value)
+    if isinstance(value, np.ndarray | np.generic):
+        value = value.tolist()
+    elif isinstance(value, list | tuple):
+        return [_plain(each) for each in value]
+    elif isinstance(value, Decimal) and not value.is_finite():  # no decimal of polars
+        value = math.nan if value.is_nan() else float(value)
+    is_missing = value != value if isinstance(value, float) else type(value).__name__ in ("NAType", "NaTType")
+    return None if is_missing else value
 
 
 def read_file(

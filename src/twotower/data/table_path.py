@@ -32,7 +32,7 @@ class CsvOptions(TypedDict, total=False):
 
     separator: str
     has_header: bool
-    new_columns: list[str] | None
+    new_columns: list[str]
     quote_char: None
     n_rows: int
     truncate_ragged_lines: bool

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import polars as pl
 
-from twotower.data.table_path import TablePath
+from twotower.data.table_path import CsvOptions, TablePath
 from twotower.data.text_format import SEPARATOR_OF, SEPARATORS, SPACE, TextFormat
 from twotower.errors import DataError
 from twotower.features.schema import Schema, is_pattern
@@ -98,7 +98,7 @@ def scan_text(path: TablePath, reading: Reading, first: int | None = None) -> pl
     `first`; None leaves it out. Call it within `table_errors`. Raises DataError as `column_names` does."""
     names, separator = _own_names(path, reading), reading.of_file(path).separator
     if not reading.lines:
-        header = {"has_header": False, "new_columns": names} if reading.columns else {}
+        header = CsvOptions(has_header=False, new_columns=names) if reading.columns else CsvOptions()
         return path.with_folder_columns(path.scan_csv(separator=separator, **header))
     user, item, *order = reading.lines
     table = _scan_user_lines(path, user, item, separator)
@@ -235,7 +235,7 @@ def _tests(name: str, reading: Reading) -> pl.Expr:
         "number": _number(name, reading).cast(pl.Float64, strict=False).count() == text.count(),
         "n": text.count(),
     }
-    return pl.struct(**tests).alias(name)
+    return pl.struct([test.alias(key) for key, test in tests.items()]).alias(name)
 
 
 def _type(test: Mapping[str, int], name: str, reading: Reading) -> pl.DataType | None:
