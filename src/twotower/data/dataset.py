@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -16,7 +17,6 @@ from twotower.arrays.sets import distinct_keys, pair_keys
 from twotower.arrays.types import Bools, Codes, Ints, Numbers, WholeNumbers
 from twotower.data import splits
 from twotower.data.context import check_defaults, context_frame
-from twotower.data.dataset_digest import digest_of
 from twotower.data.histories import history_of
 from twotower.data.labels import POSITIVE, TYPE, WEIGHT, averaged_values
 from twotower.data.pairs import GroupedPairs, Pairs, counts, weight_sums
@@ -276,8 +276,20 @@ class Dataset:
 
     @property
     def digest(self) -> str:
-        """Digest of the interactions, columns, encoders and schema: 16 hexadecimal digits."""
-        return digest_of(self)
+        """Digest of the interactions, columns, encoders and schema, by which a resumed training knows its data again:
+        16 hexadecimal digits."""
+        digest, columns = hashlib.sha256(), list[Column]()
+        for side in (self.users, self.items):
+            of_versions = [] if side.versions is None else [*side.versions.columns.values()]
+            columns += [*side.columns.values(), *of_versions]
+            columns += [] if side.versions is None else [side.versions.owners, side.versions.since]
+        given = [*self.pairs.arrays.values(), self.parts, *([] if self.times is None else [self.times])]
+        for column in (*given, *columns, *self.context.values()):
+            for array in (column.values, column.offsets) if isinstance(column, Ragged) else (column,):
+                digest.update(np.ascontiguousarray(array).tobytes())
+        digest.update(self.encoders.digest.encode())
+        digest.update(self.schema.model_dump_json().encode())
+        return digest.hexdigest()[:16]
 
     @cached_property
     def interacted_items(self) -> Ragged:

@@ -95,7 +95,7 @@ def _columns_by_type(schema: Schema, side: FeatureSide) -> dict[str, set[str]]:
 
 def scan_text(path: TablePath, reading: Reading, first: int | None = None) -> pl.LazyFrame:
     """Scan a text file, whose columns are text. Of files with one user a line, the column of the order begins at
-    `first`; None leaves it out. Call it within `table_errors`. Raises DataError as `column_names` does."""
+    `first`; None leaves it out. Call it within `table_errors`. Raises DataError as `_own_names` does."""
     names, separator = _own_names(path, reading), reading.of_file(path).separator
     if not reading.lines:
         header = CsvOptions(has_header=False, new_columns=names) if reading.columns else CsvOptions()
@@ -145,12 +145,6 @@ def text_as_parquet(source: TablePath, columns: Collection[str], reading: Readin
 
 
 # ---- columns
-
-
-def column_names(path: TablePath, reading: Reading) -> list[str]:
-    """Return the columns of a text file, and those of its folders that it lacks. Raises as `_own_names` does."""
-    own = _own_names(path, reading)
-    return [*own, *(c.name for c in path.folder_columns if c.name not in own and not reading.lines)]
 
 
 def _own_names(path: TablePath, reading: Reading) -> list[str]:
