@@ -255,8 +255,8 @@ def test_each_table_has_a_separator_of_its_own(tmp_path: Path, prepared: bool) -
 @pytest.mark.parametrize(
     ("form", "words"),
     [
-        ({"separators": {"users": ";"}}, "names users, and no such table is in files; leave users out"),
-        ({"separators": {"items": ";"}}, "names items, and that table is Parquet; leave items out"),
+        ({"separators": {"users": ";"}}, "names users, and no such table is in text files; leave users out"),
+        ({"separators": {"items": ";"}}, "names items, and no such table is in text files; leave items out"),
         ({"decimal": ","}, "no comma separates, and commas separate those of all tables; set data.format.separator"),
     ],
 )

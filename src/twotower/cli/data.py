@@ -109,7 +109,7 @@ def stats(
             raise DataError(f"{folder}: holds no interactions.parquet, .csv, .tsv or .txt")
         if found_at:
             (paths[name],) = table_files(found_at)
-    form.check_used(any(path.is_text for path in paths.values()), paths["interactions"].is_text, "`{}`")
+    form.check_used(paths, "`{}`")
     found = {}
     for name, path in paths.items():
         reading = Reading(None).of_table(form if name == "interactions" else TextFormat(separator=separator))

@@ -129,7 +129,7 @@ class ShardedTable:
         """Look at the columns of all files, and count their rows. `reading` has the types of text files in a form, and
         `known` those of the training, whose booleans are parsed from text. Raises DataError."""
         paths = table_files(source)
-        form.check_table(paths)
+        form.check_used({"interactions": next((path for path in paths if path.is_text), None)}, "`{}`")
         self.files, self.schemas = list[TableFile](), list[pl.Schema]()
         for file in TableFile.look_at(paths):
             with table_errors(file.path):

@@ -67,7 +67,7 @@ def check(
     """
     notes: list[str] = []
     if form is not None:
-        form.check_tables(
+        form.check_used(
             {"users": first_file(users), "items": first_file(items), "interactions": first_file(interactions)}
         )
     reserved = [POSITIVE, TYPE, WEIGHT, TIME, _ROW_COLUMN, *([] if isinstance(interactions, PartFiles) else [PART])]

@@ -78,7 +78,7 @@ class Log:
         paths = [path for path, _ in given] if given else table_files(data.interactions)
         check_one_kind(paths)
         users, items = (table_files(given)[0] if given else None for given in (data.users, data.items))
-        data.format.check_tables({"users": users, "items": items, "interactions": paths[0]})
+        data.format.check_used({"users": users, "items": items, "interactions": paths[0]})
         reading = Reading.of(schema, form=data.format)
         files, schemas = list[TableFile](), list[pl.Schema]()
         paths = [replace(path, encoding=data.format.encoding) for path in paths]
