@@ -259,25 +259,14 @@ class Times:
 
     def _likely(self, unit: str, dated: bool) -> list[tuple[str, float, float]]:
         """Return guesses for a value that is no time in `unit`: name, lowest and highest value of each."""
-        per, year = _PER_SECOND[unit], datetime.fromtimestamp(self._until, UTC).year
-        own = [
+        per, latest = _PER_SECOND[unit], datetime.fromtimestamp(self._until, UTC).year * 10_000 + 1232
+        units = [(_UNIT_NAMES[u], _EARLIEST_SECOND * n, self._until * n) for u, n in _PER_SECOND.items()]
+        dates = [(f, 1990_01_00 * 10**n, latest * 10**n) for f, n in zip(_DIGITS, (-2, 0, 4, 6), strict=True)]
+        return [
+            *([] if dated else units + dates),
+            ("zeros", 0, 0),
             ("times before 1990", -np.inf if dated else 1e8 * per, _EARLIEST_SECOND * per),  # from 1973 on
             ("times in the future", self._until * per, np.inf if dated else 5e9 * per),  # up to 2128
-        ]
-        if dated:
-            return [("zeros", 0, 0), *own]
-        units = [(_UNIT_NAMES[u], _EARLIEST_SECOND * n, self._until * n) for u, n in _PER_SECOND.items()]
-        return [
-            *units,
-            ("zeros", 0, 0),
-            ("years", 1990, year),
-            *(
-                (f, 1990_01_00 * 10**n, (year * 10_000 + 1232) * 10**n)
-                for f, n in zip(_DIGITS, (-2, 0, 4, 6), strict=True)
-            ),
-            ("days of a spreadsheet", _EARLIEST_SECOND / _DAY + 25_569, self._until / _DAY + 25_569),
-            ("days since 1970", _EARLIEST_SECOND / _DAY, self._until / _DAY),
-            *own,
         ]
 
     def faults(self) -> str:
@@ -297,15 +286,12 @@ class Times:
         )
 
     def _advice(self) -> str:
-        names = [*self._like]
+        names, own = [*self._like], _UNIT_NAMES.get(self.schema.time_unit)
+        has_others = bool({*names} & {*_UNIT_NAMES.values(), *_DIGITS} - {own})
         if self.column == self.schema.valid_from:
-            if set(names) & {*_UNIT_NAMES.values(), *_DIGITS, "years", "days since 1970", "days of a spreadsheet"} - {
-                _UNIT_NAMES[self.schema.time_unit]
-            }:
-                form = self.schema.time_format
-                like = (
-                    f"format of schema.time ('{form}')" if form else f"unit of schema.time ('{self.schema.time_unit}')"
-                )
+            if has_others:
+                form, unit = self.schema.time_format, self.schema.time_unit
+                like = f"format of schema.time ('{form}')" if form else f"unit of schema.time ('{unit}')"
                 return f"give '{self.column}' in the {like}, or as dates"
             return f"drop those rows, or set their times; leave '{self.column}' empty in rows that always held"
         if len(names) == 1:
@@ -318,9 +304,9 @@ class Times:
         if self.drops:
             return "no row would be left; give times, or leave schema.time out"
         drop = "set schema.bad_times = 'drop' to leave those rows out"
-        if set(names) & {*_UNIT_NAMES.values(), *_DIGITS} - {_UNIT_NAMES.get(self.schema.time_unit, "")}:
+        if has_others:
             return f"give all rows one unit, or {drop}"
-        if not set(names) - {"zeros", "dates since 1990", _UNIT_NAMES.get(self.schema.time_unit)}:
+        if not {*names} - {"zeros", "dates since 1990", own}:
             return f"{drop}, or set their times"
         return f"{drop}; if all are right, set schema.time_unit = 'order'"
 
