@@ -26,7 +26,7 @@ import numpy as np
 from twotower.arrays.types import Ints
 
 MIN_LIFT = 1.2
-"""Lift from which an order exists, or what is popular changes: a fifth more agreements than by chance. Logs of films and
+"""Lift from which an order exists, or what is popular changes: a fifth more agreements than by chance. Logs of films or
 sessions have a drift of 1.0 to 1.2, of seasons 1.5 to 2.4, of news and ads 8 and more (docs/log.md)."""
 MIN_Z = 5.0
 """Deviations above chance from which an order exists, or what is popular changes."""

@@ -58,7 +58,7 @@ def exists(place: Path | Url) -> bool:
         return ObjectClient(place).head(place.key) is not None
 
 
-def table_files(source: Path | str | Url, endings: tuple[str, ...] = TABLE_SUFFIXES) -> list[TablePath]:
+def table_files(source: Path | str | Url) -> list[TablePath]:
     """Return the files of a table (a file, a folder of files or a pattern) in the order of their names.
 
     In a folder, and around files, folders named `name=value` are columns. A table of a lake is one file. Raises
@@ -70,14 +70,14 @@ def table_files(source: Path | str | Url, endings: tuple[str, ...] = TABLE_SUFFI
         found = _on_disk(place)
     else:
         with table_server():
-            found = _at(place, endings)
+            found = _at(place)
     if not found:
         raise DataError(f"{source}: no file found; name a table, a folder of tables or a pattern")
     for path in found:
-        if path.ending not in endings:
-            shown = ".csv, .tsv, .txt or .parquet" if ".csv" in endings else ".parquet"
+        if path.ending not in TABLE_SUFFIXES:
             raise DataError(
-                f"{path}: found a '{path.path.suffix.lower()}' file, expected {shown}; convert or rename it"
+                f"{path}: found a '{path.path.suffix.lower()}' file, expected .csv, .tsv, .txt or .parquet; convert or "
+                "rename it"
             )
     _refuse_files_of_a_lake(found)
     return _with_columns_of_folders(sorted(found, key=lambda p: p.path))
@@ -138,13 +138,13 @@ def _inside(folder: Path) -> list[Path]:
     return found
 
 
-def _at(url: Url, endings: tuple[str, ...]) -> list[TablePath]:
+def _at(url: Url) -> list[TablePath]:
     """Return the files of a table at a URL. Raises DataError."""
     bucket, key = ObjectClient(url), url.key
     is_pattern = url.is_object_store and glob.has_magic(key)
     if not url.is_object_store and not url.parts:
         raise DataError(f"{url}: names no file; name a Parquet or text file")
-    is_named = ending(url.path) in endings or not url.is_object_store
+    is_named = ending(url.path) in TABLE_SUFFIXES or not url.is_object_store
     if (is_named or is_pattern) and bucket.head(key):
         return [TablePath(url)]
     if not url.is_object_store:
@@ -212,13 +212,10 @@ def _folder_values(path: PurePath) -> dict[str, str | None]:
 def _typed(texts: Sequence[str | None], as_text: bool) -> pl.Series:
     """Return the values of a column: whole numbers or dates if all are spelled as such, else text."""
     text = pl.Series(texts, dtype=pl.String)
-    for read in (
-        ()
-        if as_text or text.is_null().all()
-        else (text.cast(pl.Int64, strict=False), text.str.to_date("%Y-%m-%d", strict=False))
-    ):
-        if read.cast(pl.String).equals(text):
-            return read
+    if not as_text and not text.is_null().all():
+        for read in (text.cast(pl.Int64, strict=False), text.str.to_date("%Y-%m-%d", strict=False)):
+            if read.cast(pl.String).equals(text):
+                return read
     return text
 
 
@@ -226,18 +223,21 @@ def takes_in(source: Path | Url, path: Path | Url) -> bool:
     """Return True if `path`, once it exists, is read with the table `source`: below a folder, or one that a pattern
     matches."""
     if isinstance(source, Url) and isinstance(path, Url):
-        below = path.parts[len(source.parts) :]
-        is_below = path.parts[: len(source.parts)] == source.parts and not any(
-            name.startswith(_SKIPPED) for name in below
+        return source.root == path.root and (
+            _is_within(path.parts, source.parts) or _is_visible_match(path.key, source.parts)
         )
-        return source.root == path.root and (is_below or _is_visible_match(path.key, source.parts))
     if isinstance(source, Url) or isinstance(path, Url):
         return False
     if source.is_dir():
-        base, inner = source.resolve(), path.resolve()
-        return base in inner.parents and not inner.relative_to(base).parts[0].startswith(_SKIPPED)
+        return _is_within(path.resolve().parts, source.resolve().parts)
     parts, pattern = (Path(os.path.abspath(p)).parts for p in (path, source))  # noqa: PTH100 - links are not followed
     return not source.exists() and glob.has_magic(str(source)) and _matches(parts, pattern)
+
+
+def _is_within(parts: Sequence[str], folder: Sequence[str]) -> bool:
+    """Return True if the parts of a path lie below those of a folder, and no name between them is skipped."""
+    below = parts[len(folder) :]
+    return parts[: len(folder)] == folder and not any(name.startswith(_SKIPPED) for name in below)
 
 
 def _matches(parts: Sequence[str], pattern: Sequence[str]) -> bool:
@@ -249,9 +249,9 @@ def _matches(parts: Sequence[str], pattern: Sequence[str]) -> bool:
     return fnmatchcase(parts[0], pattern[0]) and _matches(parts[1:], pattern[1:])
 
 
-def part_paths(files: PartFiles, endings: tuple[str, ...] = TABLE_SUFFIXES) -> dict[str, list[TablePath]]:
+def part_paths(files: PartFiles) -> dict[str, list[TablePath]]:
     """Return the files of each part, in the order train, validation, test. Raises DataError if a file is in two."""
-    found = {name: table_files(files.sources[name], endings) for name in PART_NAMES if name in files.sources}
+    found = {name: table_files(files.sources[name]) for name in PART_NAMES if name in files.sources}
     owners: dict[str, str] = {}
     for name, paths in found.items():
         for path in paths:
