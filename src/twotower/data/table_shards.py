@@ -8,7 +8,7 @@ import tempfile
 import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
 from pathlib import Path, PurePath
 
 import polars as pl
@@ -27,21 +27,24 @@ from twotower.files.urls import Url
 
 @dataclass(frozen=True)
 class TableFile:
-    """A file of a table: its path, its name within the table, its number of rows, 0 until they are counted, and its
-    size and time of change, or tag, as they were before it was first read."""
+    """A file of a table: its path, its name within the table, its number of rows, its size and time of change, or tag,
+    as they were before it was first read, and its columns, of a text file as text."""
 
     path: TablePath
     name: str
-    rows: int = 0
-    seen: tuple[str | int, ...] = ()
+    rows: int
+    seen: tuple[str | int, ...]
+    columns: pl.Schema = field(compare=False)
 
     @classmethod
-    def look_at(cls, paths: list[TablePath]) -> list[TableFile]:
-        """Return the files at some paths, whose rows are not counted yet. Raises DataError."""
+    def look_at(cls, paths: Sequence[TablePath], reading: Reading) -> list[TableFile]:
+        """Return the files at some paths, text files as in a reading. Raises DataError."""
         found = list[TableFile]()
         for path, name in zip(paths, names_within(paths), strict=True):
             with table_errors(path):
-                found.append(cls(path, name, seen=tuple(path.state())))
+                seen = tuple(path.state())
+                columns, rows = columns_and_rows(path, reading)
+            found.append(cls(path, name, rows, seen, columns))
         return found
 
     def state(self) -> list[str | int]:
@@ -99,7 +102,7 @@ def cut_into_shards(sources: list[TableFile], rows: int) -> list[TableShard]:
     return shards
 
 
-def names_within(paths: list[TablePath]) -> list[str]:
+def names_within(paths: Sequence[TablePath]) -> list[str]:
     """Return the names of files within their common folder, or as they are if they have none."""
     try:
         base = PurePath(os.path.commonpath([p.path.parent for p in paths]))
@@ -130,12 +133,8 @@ class ShardedTable:
         `known` those of the training, whose booleans are parsed from text. Raises DataError."""
         paths = table_files(source)
         form.check_used({"interactions": next((path for path in paths if path.is_text), None)}, "`{}`")
-        self.files, self.schemas = list[TableFile](), list[pl.Schema]()
-        for file in TableFile.look_at(paths):
-            with table_errors(file.path):
-                schema, rows = columns_and_rows(file.path, reading)
-            self.files.append(replace(file, rows=rows))
-            self.schemas.append(schema)
+        self.files = TableFile.look_at(paths, reading)
+        self.schemas = [file.columns for file in self.files]
         self.rows = sum(file.rows for file in self.files)
         self.names = {name for schema in self.schemas for name in schema}
         self.columns = list[str]()

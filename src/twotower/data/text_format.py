@@ -123,7 +123,7 @@ class TextFormat(Section):
         separators = {self.separator_of(name) or SEPARATOR_OF[path.ending] for name, path in texts.items()}
         if self.decimal == "," and separators == {","}:
             raise DataError(
-                f"{option.format('decimal')} = ',' reads files whose values no comma separates, and commas separate "
+                f"{option.format('decimal')} is ',', which reads files whose values no comma separates, and commas separate "
                 f"those of all tables; set {option.format('separator')}, or leave it out"
             )
 

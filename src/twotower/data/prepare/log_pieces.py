@@ -25,11 +25,11 @@ from twotower.data.events import type_names, without_ignored
 from twotower.data.interaction_columns import CONTEXT_PREFIX, ITEM, ROW, USER, VALUE_PREFIX
 from twotower.data.labels import POSITIVE, WEIGHT, averaged_values, labelled, weighted
 from twotower.data.parts import PART, PartFiles, check_part_column, given_parts
-from twotower.data.readers import columns_and_rows, table_errors
+from twotower.data.readers import table_errors
 from twotower.data.split import PART_NAMES, SplitConfig
 from twotower.data.table_path import TablePath
 from twotower.data.table_paths import check_one_kind, part_paths, table_files
-from twotower.data.table_shards import TableFile, TableShard, cut_into_shards, names_within, read_slices
+from twotower.data.table_shards import TableFile, TableShard, cut_into_shards, read_slices
 from twotower.data.tables import averaged_columns, need, with_ids, without_missing
 from twotower.data.text_files import Reading, as_types, text_as_parquet, text_types
 from twotower.data.times import TIME, Times
@@ -79,19 +79,13 @@ class Log:
         check_one_kind(paths)
         users, items = (table_files(given)[0] if given else None for given in (data.users, data.items))
         data.format.check_used({"users": users, "items": items, "interactions": paths[0]})
-        reading = Reading.of(schema, form=data.format)
-        files, schemas = list[TableFile](), list[pl.Schema]()
         paths = [replace(path, encoding=data.format.encoding) for path in paths]
-        for path, name in zip(paths, names_within(paths), strict=True):
-            with table_errors(path):
-                columns, rows = columns_and_rows(path, reading)
-                files.append(TableFile(path, name, rows))
-                schemas.append(columns)
-            if path.is_text:
-                need(pl.DataFrame(schema=columns), used_columns(schema), "interactions")
-                check_part_column(columns.names(), split)
+        files = TableFile.look_at(paths, Reading.of(schema, form=data.format))
+        for columns in (file.columns for file in files if file.path.is_text):
+            need(pl.DataFrame(schema=columns), used_columns(schema), "interactions")
+            check_part_column(columns.names(), split)
         parts = {file.name: part for file, (_, part) in zip(files, given, strict=True)} if given else {}
-        types = {} if paths[0].is_text else _types(paths, schemas, schema, split)
+        types = {} if paths[0].is_text else _types(paths, [file.columns for file in files], schema, split)
         log = cls(data, schema, tuple(files), _state(data), split, parts, types)
         if not log.rows:
             raise DataError("interactions: the table has no rows, expected at least one; fill it")
