@@ -123,8 +123,8 @@ class TextFormat(Section):
         separators = {self.separator_of(name) or SEPARATOR_OF[path.ending] for name, path in texts.items()}
         if self.decimal == "," and separators == {","}:
             raise DataError(
-                f"{option.format('decimal')} is ',', which reads files whose values no comma separates, and commas separate "
-                f"those of all tables; set {option.format('separator')}, or leave it out"
+                f"{option.format('decimal')} is ',', which reads files whose values no comma separates, and commas "
+                f"separate those of all tables; set {option.format('separator')}, or leave it out"
             )
 
     def separator_of(self, table: str) -> str:
