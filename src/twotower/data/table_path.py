@@ -7,14 +7,14 @@ import gzip
 import shutil
 import tempfile
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import date
 from functools import lru_cache
 from io import TextIOWrapper
 from pathlib import Path, PurePath
-from typing import BinaryIO, TypedDict, Unpack
+from typing import BinaryIO
 
 import polars as pl
 
@@ -25,24 +25,6 @@ from twotower.files.urls import Url
 
 TEXT_SUFFIXES = (".csv", ".tsv", ".txt")
 TABLE_SUFFIXES = (*TEXT_SUFFIXES, ".parquet", ".pq")
-
-
-class CsvOptions(TypedDict, total=False):
-    """Options of polars for a CSV or TSV."""
-
-    separator: str
-    has_header: bool
-    new_columns: list[str]
-    quote_char: None
-    n_rows: int
-    truncate_ragged_lines: bool
-
-
-class _ServerOptions(TypedDict, total=False):
-    """Options of polars for a file at a URL."""
-
-    storage_options: dict[str, str | int]
-    credential_provider: None
 
 
 @dataclass(frozen=True)
@@ -117,13 +99,22 @@ class TablePath:
 
     def scan(self) -> pl.LazyFrame:
         """Scan a Parquet file, with the columns of its folders that it lacks."""
-        table = pl.scan_parquet(self._where, glob=False, hive_partitioning=False, **self._options)
+        table = pl.scan_parquet(
+            self._where, glob=False, hive_partitioning=False, storage_options=self._storage, credential_provider=None
+        )
         return self.with_folder_columns(table) if self.folder_columns else table
 
-    def scan_csv(self, **options: Unpack[CsvOptions]) -> pl.LazyFrame:
-        """Scan a text file, all columns as text, without the columns of its folders."""
+    def scan_csv(
+        self, separator: str, names: Sequence[str] = (), quote_char: str | None = '"', first: bool = False
+    ) -> pl.LazyFrame:
+        """Scan a text file, all columns as text, without the columns of its folders. Without `names` the first line has
+        them; the `first` line alone is a row, and those after it may have more values."""
         file = self._as_utf8
-        return pl.scan_csv(file._where, glob=False, infer_schema=False, **options, **file._options)
+        return pl.scan_csv(
+            file._where, glob=False, infer_schema=False, separator=separator, quote_char=quote_char,
+            has_header=not (names or first), new_columns=list(names) or None, n_rows=1 if first else None,
+            truncate_ragged_lines=first, storage_options=file._storage, credential_provider=None,
+        )  # fmt: skip
 
     def with_folder_columns(self, table: pl.LazyFrame) -> pl.LazyFrame:
         """Add the columns of the folders that a table lacks."""
@@ -150,11 +141,9 @@ class TablePath:
         return self.place if isinstance(self.place, Path) else str(self.place)
 
     @property
-    def _options(self) -> _ServerOptions:
+    def _storage(self) -> dict[str, str | int] | None:
         """Options of polars that read the file with the limits and the credentials of this package."""
-        if isinstance(self.place, Path):
-            return {}
-        return {"storage_options": ObjectClient(self.place).limits.for_polars(), "credential_provider": None}
+        return None if isinstance(self.place, Path) else dict(ObjectClient(self.place).limits.for_polars())
 
 
 class _Utf8Copy:

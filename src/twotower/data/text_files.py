@@ -12,7 +12,7 @@ from pathlib import Path
 
 import polars as pl
 
-from twotower.data.table_path import CsvOptions, TablePath
+from twotower.data.table_path import TablePath
 from twotower.data.text_format import SEPARATOR_OF, SEPARATORS, SPACE, TextFormat
 from twotower.errors import DataError
 from twotower.features.schema import Schema, is_pattern
@@ -95,11 +95,11 @@ def _columns_by_type(schema: Schema, side: FeatureSide) -> dict[str, set[str]]:
 
 def scan_text(path: TablePath, reading: Reading, first: int | None = None) -> pl.LazyFrame:
     """Scan a text file, whose columns are text. Of files with one user a line, the column of the order begins at
-    `first`; None leaves it out. Call it within `table_errors`. Raises DataError as `_own_names` does."""
-    names, separator = _own_names(path, reading), reading.of_file(path).separator
+    `first`; None leaves it out. Call it within `table_errors`. Raises DataError for a file of another form."""
+    _check_form(path, reading)
+    separator = reading.of_file(path).separator
     if not reading.lines:
-        header = CsvOptions(has_header=False, new_columns=names) if reading.columns else CsvOptions()
-        return path.with_folder_columns(path.scan_csv(separator=separator, **header))
+        return path.with_folder_columns(path.scan_csv(separator, reading.columns))
     user, item, *order = reading.lines
     table = _scan_user_lines(path, user, item, separator)
     return with_places(table, order[0], first) if order and first is not None else table
@@ -122,7 +122,7 @@ def _scan_user_lines(path: TablePath, user: str, item: str, separator: str) -> p
 
 def _scan_values(path: TablePath, separator: str) -> pl.LazyFrame:
     """Return the values of each line of a file that is not empty, with their quotes, as the lists `values`."""
-    lines = path.scan_csv(separator="\x1f", has_header=False, new_columns=["line"], quote_char=None)  # whole lines
+    lines = path.scan_csv("\x1f", ["line"], quote_char=None)  # whole lines
     ends = re.escape(separator) + ("\t" if separator == SPACE else "")
     line = pl.col("line").str.strip_chars("\r")
     return lines.filter(line != "").select(line.str.extract_all(f'"(?:[^"]|"")*"|[^{ends}]+').alias("values"))
@@ -147,16 +147,15 @@ def text_as_parquet(source: TablePath, columns: Collection[str], reading: Readin
 # ---- columns
 
 
-def _own_names(path: TablePath, reading: Reading) -> list[str]:
-    """Return the columns within a text file. Raises DataError if its header names one twice, if the file has another
-    number of columns than `reading` names, or a header line of these names, or if it looks separated by another
-    character."""
+def _check_form(path: TablePath, reading: Reading) -> None:
+    """Raise DataError if a text file's header names a column twice, if the file has another number of columns than
+    `reading` names, or a header line of these names, or if it looks separated by another character."""
     separator = reading.of_file(path).separator
     if reading.lines:
         found = _scan_values(path, separator).head(1).collect().to_series()
         _check_separator(path, found[0].to_list() if len(found) else [], reading)
-        return [*reading.lines]
-    header = path.scan_csv(separator=separator, n_rows=1, has_header=False, truncate_ragged_lines=True).collect().row(0)
+        return
+    header = path.scan_csv(separator, first=True).collect().row(0)
     check_line_ends(path, header)
     _check_separator(path, header, reading)
     if reading.columns:
@@ -170,11 +169,10 @@ def _own_names(path: TablePath, reading: Reading) -> list[str]:
                 f"{path}: its first line holds the names of {option}, which are for files without a header line; leave "
                 f"{option} out, or remove the line"
             )
-        return [*reading.columns]
+        return
     twice = next((name for name in header if name and header.count(name) > 1), None)
     if twice is not None:
         raise DataError(f"{path}: the header names column '{twice}' twice; rename or remove one of them")
-    return path.scan_csv(separator=separator, truncate_ragged_lines=True).collect_schema().names()
 
 
 def _check_separator(path: TablePath, first: Sequence[str | None], reading: Reading) -> None:
