@@ -7,9 +7,10 @@ import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
+import numpy.typing as npt
 import polars as pl
 
 from twotower.arrays.ragged import Column, Ragged, offsets_of
@@ -278,13 +279,13 @@ class Dataset:
     def digest(self) -> str:
         """Digest of the interactions, columns, encoders and schema, by which a resumed training knows its data again:
         16 hexadecimal digits."""
-        digest, columns = hashlib.sha256(), list[Column]()
+        digest, columns = hashlib.sha256(), list[Column | npt.NDArray[Any]]([*self.pairs.arrays.values(), self.parts])
+        columns += [] if self.times is None else [self.times]
         for side in (self.users, self.items):
-            of_versions = [] if side.versions is None else [*side.versions.columns.values()]
-            columns += [*side.columns.values(), *of_versions]
-            columns += [] if side.versions is None else [side.versions.owners, side.versions.since]
-        given = [*self.pairs.arrays.values(), self.parts, *([] if self.times is None else [self.times])]
-        for column in (*given, *columns, *self.context.values()):
+            columns += side.columns.values()
+            if side.versions is not None:
+                columns += [*side.versions.columns.values(), side.versions.owners, side.versions.since]
+        for column in (*columns, *self.context.values()):
             for array in (column.values, column.offsets) if isinstance(column, Ragged) else (column,):
                 digest.update(np.ascontiguousarray(array).tobytes())
         digest.update(self.encoders.digest.encode())

@@ -281,8 +281,9 @@ class Times:
         has_others = bool({*names} & {*_UNIT_NAMES.values(), *_DIGITS} - {own})
         if self.column == self.schema.valid_from:
             if has_others:
-                form, unit = self.schema.time_format, self.schema.time_unit
-                like = f"format of schema.time ('{form}')" if form else f"unit of schema.time ('{unit}')"
+                form = self.schema.time_format
+                of_unit = f"unit of schema.time ('{self.schema.time_unit}')"
+                like = f"format of schema.time ('{form}')" if form else of_unit
                 return f"give '{self.column}' in the {like}, or as dates"
             return f"drop those rows, or set their times; leave '{self.column}' empty in rows that always held"
         if len(names) == 1:
