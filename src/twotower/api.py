@@ -25,9 +25,9 @@ from twotower.config.scorers import with_scorers
 from twotower.data import prepare
 from twotower.data.buckets import Buckets
 from twotower.data.buckets.check import check_buckets
+from twotower.data.config import check_lone_options
 from twotower.data.dataset import Dataset, build_dataset
 from twotower.data.ids import IdColumn, TextColumn
-from twotower.data.lone_options import check_lone_options
 from twotower.data.memmap import MemmapDataset
 from twotower.data.prepare.options import PrepareOptions
 from twotower.data.readers import TableLike, as_frame

@@ -87,7 +87,7 @@ def test_folders_of_a_bucket_give_their_columns(form: str, bucket: str) -> None:
         found = read_file(f"{bucket}/{source}")
         assert found.columns == [*FRAME.columns, "dt", "hour"]
         assert found["dt"].cast(pl.String).to_list() == ["2026-11-01"] * 3 + ["2026-11-02"] * 3
-        assert found["dt"].dtype == pl.Date
+        assert found["dt"].dtype == (pl.Date if form == "parquet" else pl.String)
         assert found["hour"].to_list() == [7] * 6
 
 

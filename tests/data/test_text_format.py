@@ -20,10 +20,11 @@ from twotower.data import prepare
 from twotower.data.config import DataConfig, DatasetConfig
 from twotower.data.dataset import Dataset, build_dataset
 from twotower.data.prepare.options import PrepareOptions
-from twotower.data.readers import Reading, read_file
+from twotower.data.readers import read_file
 from twotower.data.source import read
 from twotower.data.split import SplitConfig
 from twotower.data.tables import Tables, check
+from twotower.data.text_files import Reading
 from twotower.data.text_format import TextFormat
 from twotower.errors import ConfigError, DataError
 from twotower.features.categorical import Categorical
@@ -254,8 +255,8 @@ def test_each_table_has_a_separator_of_its_own(tmp_path: Path, prepared: bool) -
 @pytest.mark.parametrize(
     ("form", "words"),
     [
-        ({"separators": {"users": ";"}}, "names users, and no such table is in files; leave users out"),
-        ({"separators": {"items": ";"}}, "names items, and that table is Parquet; leave items out"),
+        ({"separators": {"users": ";"}}, "names users, and no such table is in text files; leave users out"),
+        ({"separators": {"items": ";"}}, "names items, and no such table is in text files; leave items out"),
         ({"decimal": ","}, "no comma separates, and commas separate those of all tables; set data.format.separator"),
     ],
 )
@@ -315,8 +316,6 @@ def test_a_number_that_commas_do_not_make_one_is_named_and_no_option_that_is_set
         ("a.csv.gz", '"user_id";"item_id"\n1;2\n3;4\n', TextFormat(separator=";", columns=("user_id", "item_id")),
          "its first line holds the names of data.format.columns"),
         ("a.csv.gz", "user_id;item_id\n1;2\n", TextFormat(), "first line holds ';' 1 times"),
-        ("a.tsv", "# made by: a; b\n# on: c\nuser_id\titem_id\n1\t2\n", TextFormat(),
-         "lines above line 3 begin with '#', as comments do, and are "),
         ("a.csv", "#user_id;item_id\n1;2\n", TextFormat(), 'holds \';\' 1 times; set data.format.separator = ";"'),
         ("a.csv.gz", b"user_id,item_id\n1,\xff\n", TextFormat(), "line 2 is not UTF-8"),
         ("a.csv", "u1 5 6\nu2 5\n", TextFormat(layout="sequences"),

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 from suggestion_worlds import with_columns
 
-from twotower.data.order_evidence import MIN_LIFT, MIN_Z, OrderEvidence
+from twotower.data.evidence import MIN_LIFT, MIN_Z, OrderEvidence
 from twotower.suggestion.shape import (
     MAX_FEW,
     MAX_QUERY_LENGTH,

@@ -227,11 +227,8 @@ def test_the_index_that_pandas_writes_is_no_column(tmp_path: Path) -> None:
 
 def test_a_line_of_comments_above_the_header_is_to_be_removed(tmp_path: Path) -> None:
     (tmp_path / "log.csv").write_text("# made by x\nuser_id,item_id\n1,2\n1,3\n2,3\n")
-    with pytest.raises(DataError, match=r"log.csv: the lines above line 2 begin with '#'.*`tail -n \+2 OLD > NEW`"):
+    with pytest.raises(DataError, match="remove lines above the header"):
         find_tables(tmp_path / "log.csv")
-    (tmp_path / "log.csv.gz").write_bytes(gzip.compress((tmp_path / "log.csv").read_bytes()))
-    with pytest.raises(DataError, match=r"`gzip -dc OLD \| tail -n \+2 \| gzip > NEW`"):
-        find_tables(tmp_path / "log.csv.gz")
 
 
 def test_a_file_without_a_header_line_is_asked_about(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from worlds import CHECKERBOARD_SCHEMA, ID_FEATURES, checkerboard, settings
 from twotower.arrays.types import Ints
 from twotower.config.experiment import Config
 from twotower.data.dataset import Dataset, build_dataset
-from twotower.data.order_evidence import OrderEvidence
+from twotower.data.evidence import OrderEvidence
 from twotower.data.split import SplitConfig
 from twotower.data.splits import VALIDATION
 from twotower.data.tables import check

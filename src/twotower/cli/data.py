@@ -86,9 +86,10 @@ def stats(
 ) -> None:
     """Describe three tables: sizes, columns, missing and distinct values, activity per user and item."""
     from twotower.data import summary
-    from twotower.data.readers import Reading, read_file
+    from twotower.data.readers import read_file
     from twotower.data.table_path import TABLE_SUFFIXES, TEXT_SUFFIXES, TablePath, ending
     from twotower.data.table_paths import exists, table_files, table_source
+    from twotower.data.text_files import Reading
     from twotower.data.text_format import TextFormat
     from twotower.features.schema import Schema
 
@@ -108,12 +109,10 @@ def stats(
             raise DataError(f"{folder}: holds no interactions.parquet, .csv, .tsv or .txt")
         if found_at:
             (paths[name],) = table_files(found_at)
-    form.check_used(any(path.is_text for path in paths.values()), paths["interactions"].is_text, "`{}`")
+    form.check_used(paths, "`{}`")
     found = {}
     for name, path in paths.items():
-        reading = Reading(None, dates=False).of_table(
-            form if name == "interactions" else TextFormat(separator=separator)
-        )
+        reading = Reading(None).of_table(form if name == "interactions" else TextFormat(separator=separator))
         if name == "interactions" and layout == "sequences":  # whose values have no types
             reading = replace(reading, numbers=frozenset(), lines=(schema.user_id, schema.item_id))
         found[name] = read_file(str(path), reading)

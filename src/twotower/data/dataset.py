@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
+import numpy.typing as npt
 import polars as pl
 
 from twotower.arrays.ragged import Column, Ragged, offsets_of
@@ -16,7 +18,6 @@ from twotower.arrays.sets import distinct_keys, pair_keys
 from twotower.arrays.types import Bools, Codes, Ints, Numbers, WholeNumbers
 from twotower.data import splits
 from twotower.data.context import check_defaults, context_frame
-from twotower.data.dataset_digest import digest_of
 from twotower.data.histories import history_of
 from twotower.data.labels import POSITIVE, TYPE, WEIGHT, averaged_values
 from twotower.data.pairs import GroupedPairs, Pairs, counts, weight_sums
@@ -276,8 +277,20 @@ class Dataset:
 
     @property
     def digest(self) -> str:
-        """Digest of the interactions, columns, encoders and schema: 16 hexadecimal digits."""
-        return digest_of(self)
+        """Digest of the interactions, columns, encoders and schema, by which a resumed training knows its data again:
+        16 hexadecimal digits."""
+        digest, columns = hashlib.sha256(), list[Column | npt.NDArray[Any]]([*self.pairs.arrays.values(), self.parts])
+        columns += [] if self.times is None else [self.times]
+        for side in (self.users, self.items):
+            columns += side.columns.values()
+            if side.versions is not None:
+                columns += [*side.versions.columns.values(), side.versions.owners, side.versions.since]
+        for column in (*columns, *self.context.values()):
+            for array in (column.values, column.offsets) if isinstance(column, Ragged) else (column,):
+                digest.update(np.ascontiguousarray(array).tobytes())
+        digest.update(self.encoders.digest.encode())
+        digest.update(self.schema.model_dump_json().encode())
+        return digest.hexdigest()[:16]
 
     @cached_property
     def interacted_items(self) -> Ragged:

@@ -7,14 +7,14 @@ import gzip
 import shutil
 import tempfile
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import date
 from functools import lru_cache
 from io import TextIOWrapper
 from pathlib import Path, PurePath
-from typing import BinaryIO, TypedDict, Unpack
+from typing import BinaryIO
 
 import polars as pl
 
@@ -27,44 +27,14 @@ TEXT_SUFFIXES = (".csv", ".tsv", ".txt")
 TABLE_SUFFIXES = (*TEXT_SUFFIXES, ".parquet", ".pq")
 
 
-class CsvOptions(TypedDict, total=False):
-    """Options of polars for a CSV or TSV."""
-
-    separator: str
-    has_header: bool
-    new_columns: list[str] | None
-    infer_schema: bool
-    infer_schema_length: None
-    try_parse_dates: bool
-    decimal_comma: bool
-    schema_overrides: dict[str, type[pl.String]]
-    quote_char: None
-    n_rows: int
-    truncate_ragged_lines: bool
-
-
-class _ServerOptions(TypedDict, total=False):
-    """Options of polars for a file at a URL."""
-
-    storage_options: dict[str, str | int]
-    credential_provider: None
-
-
 @dataclass(frozen=True)
 class FolderColumn:
-    """A column whose value is that of the folder `name=value` around a file. `type` is common to all files of a table:
-    whole numbers, dates (2026-11-01) or text."""
+    """A column whose value is that of the folder `name=value` around a file, of a type common to all files of a
+    table."""
 
     name: str
-    text: str | None
-    type: type[pl.Int64] | type[pl.Date] | type[pl.String]
-
-    def literal(self, as_text: bool) -> pl.Expr:
-        """Return the value as an expression, of its type or as text."""
-        if as_text or self.type is pl.String or self.text is None:
-            return pl.lit(self.text, pl.String if as_text else self.type).alias(self.name)
-        value = int(self.text) if self.type is pl.Int64 else date.fromisoformat(self.text)
-        return pl.lit(value, self.type).alias(self.name)
+    value: int | date | str | None
+    type: pl.DataType
 
 
 @dataclass(frozen=True)
@@ -129,27 +99,30 @@ class TablePath:
 
     def scan(self) -> pl.LazyFrame:
         """Scan a Parquet file, with the columns of its folders that it lacks."""
-        table = pl.scan_parquet(self._where, glob=False, hive_partitioning=False, **self._options)
+        table = pl.scan_parquet(
+            self._where, glob=False, hive_partitioning=False, storage_options=self._storage, credential_provider=None
+        )
         return self.with_folder_columns(table) if self.folder_columns else table
 
-    def scan_csv(self, **options: Unpack[CsvOptions]) -> pl.LazyFrame:
-        """Scan a text file, without the columns of its folders."""
+    def scan_csv(
+        self, separator: str, names: Sequence[str] = (), quote_char: str | None = '"', first: bool = False
+    ) -> pl.LazyFrame:
+        """Scan a text file, all columns as text, without the columns of its folders. Without `names` the first line has
+        them; the `first` line alone is a row, and those after it may have more values."""
         file = self._as_utf8
-        return pl.scan_csv(file._where, glob=False, **options, **file._options)
+        return pl.scan_csv(
+            file._where, glob=False, infer_schema=False, separator=separator, quote_char=quote_char,
+            has_header=not (names or first), new_columns=list(names) or None, n_rows=1 if first else None,
+            truncate_ragged_lines=first, storage_options=file._storage, credential_provider=None,
+        )  # fmt: skip
 
-    def read_csv(self, **options: Unpack[CsvOptions]) -> pl.DataFrame:
-        """Read a text file, without the columns of its folders."""
-        if isinstance(place := self._as_utf8.place, Path):
-            return pl.read_csv(place, glob=False, **options)
-        return self.scan_csv(**options).collect()
-
-    def with_folder_columns(self, table: pl.LazyFrame, as_text: frozenset[str] | None = frozenset()) -> pl.LazyFrame:
-        """Add the columns of the folders that a table lacks; those of `as_text`, of all if that is None, are text."""
+    def with_folder_columns(self, table: pl.LazyFrame) -> pl.LazyFrame:
+        """Add the columns of the folders that a table lacks."""
         if not self.folder_columns:
             return table
         own = table.collect_schema().names()
         return table.with_columns(
-            c.literal(as_text is None or c.name in as_text) for c in self.folder_columns if c.name not in own
+            pl.lit(c.value, c.type).alias(c.name) for c in self.folder_columns if c.name not in own
         )
 
     @property
@@ -168,11 +141,9 @@ class TablePath:
         return self.place if isinstance(self.place, Path) else str(self.place)
 
     @property
-    def _options(self) -> _ServerOptions:
+    def _storage(self) -> dict[str, str | int] | None:
         """Options of polars that read the file with the limits and the credentials of this package."""
-        if isinstance(self.place, Path):
-            return {}
-        return {"storage_options": ObjectClient(self.place).limits.for_polars(), "credential_provider": None}
+        return None if isinstance(self.place, Path) else dict(ObjectClient(self.place).limits.for_polars())
 
 
 class _Utf8Copy:

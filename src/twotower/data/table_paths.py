@@ -8,15 +8,13 @@ import os
 import re
 from collections.abc import Sequence
 from dataclasses import replace
-from datetime import date
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePath, PurePosixPath
 from urllib.parse import unquote
 
 import polars as pl
 
-from twotower.data.lakes import lake_table
-from twotower.data.lakes.delta import DeltaLakeTable
+from twotower.data.lakes import DeltaLakeTable, lake_table
 from twotower.data.parts import PartFiles
 from twotower.data.split import PART_NAMES
 from twotower.data.table_path import TABLE_SUFFIXES, FolderColumn, TablePath, ending, table_server
@@ -29,7 +27,6 @@ _SKIPPED = (".", "_")
 """Beginnings of names in a folder that are no files of its table: Spark puts _SUCCESS and .crc there."""
 _PARTITION = re.compile(r"([^=]+)=(.*)", re.DOTALL)
 _NO_VALUE = "__HIVE_DEFAULT_PARTITION__"
-_INTEGER, _DATE = re.compile(r"0|-?[1-9]\d{0,17}"), re.compile(r"\d{4}-\d\d-\d\d")
 
 
 def table_source(source: Path | str) -> Path | Url:
@@ -61,7 +58,7 @@ def exists(place: Path | Url) -> bool:
         return ObjectClient(place).head(place.key) is not None
 
 
-def table_files(source: Path | str | Url, endings: tuple[str, ...] = TABLE_SUFFIXES) -> list[TablePath]:
+def table_files(source: Path | str | Url) -> list[TablePath]:
     """Return the files of a table (a file, a folder of files or a pattern) in the order of their names.
 
     In a folder, and around files, folders named `name=value` are columns. A table of a lake is one file. Raises
@@ -73,17 +70,23 @@ def table_files(source: Path | str | Url, endings: tuple[str, ...] = TABLE_SUFFI
         found = _on_disk(place)
     else:
         with table_server():
-            found = _at(place, endings)
+            found = _at(place)
     if not found:
         raise DataError(f"{source}: no file found; name a table, a folder of tables or a pattern")
     for path in found:
-        if path.ending not in endings:
-            shown = ".csv, .tsv, .txt or .parquet" if ".csv" in endings else ".parquet"
+        if path.ending not in TABLE_SUFFIXES:
             raise DataError(
-                f"{path}: found a '{path.path.suffix.lower()}' file, expected {shown}; convert or rename it"
+                f"{path}: found a '{path.path.suffix.lower()}' file, expected .csv, .tsv, .txt or .parquet; convert or "
+                "rename it"
             )
     _refuse_files_of_a_lake(found)
     return _with_columns_of_folders(sorted(found, key=lambda p: p.path))
+
+
+def check_one_kind(paths: Sequence[TablePath]) -> None:
+    """Raise DataError if some paths are files of text and of Parquet."""
+    if other := next((path for path in paths if path.is_text != paths[0].is_text), None):
+        raise DataError(f"{other}: is not of the form of {paths[0].name}; give all files as text or all as Parquet")
 
 
 def _refuse_files_of_a_lake(paths: list[TablePath]) -> None:
@@ -135,13 +138,13 @@ def _inside(folder: Path) -> list[Path]:
     return found
 
 
-def _at(url: Url, endings: tuple[str, ...]) -> list[TablePath]:
+def _at(url: Url) -> list[TablePath]:
     """Return the files of a table at a URL. Raises DataError."""
     bucket, key = ObjectClient(url), url.key
     is_pattern = url.is_object_store and glob.has_magic(key)
     if not url.is_object_store and not url.parts:
         raise DataError(f"{url}: names no file; name a Parquet or text file")
-    is_named = ending(url.path) in endings or not url.is_object_store
+    is_named = ending(url.path) in TABLE_SUFFIXES or not url.is_object_store
     if (is_named or is_pattern) and bucket.head(key):
         return [TablePath(url)]
     if not url.is_object_store:
@@ -188,10 +191,11 @@ def _with_columns_of_folders(paths: list[TablePath]) -> list[TablePath]:
                 f"{path}: lies in {shown[1]}, and {paths[0]} in {shown[0]}; the folders of all files of a table must "
                 "have the same names"
             )
-    types = {name: _type([values[name] for values in given]) for name in names}
+    as_text = any(path.is_text for path in paths)
+    columns = {name: _typed([values[name] for values in given], as_text) for name in names}
     return [
-        replace(path, folder_columns=tuple(FolderColumn(name, values[name], types[name]) for name in names))
-        for path, values in zip(paths, given, strict=True)
+        replace(path, folder_columns=tuple(FolderColumn(name, c[n], c.dtype) for name, c in columns.items()))
+        for n, path in enumerate(paths)
     ]
 
 
@@ -205,37 +209,35 @@ def _folder_values(path: PurePath) -> dict[str, str | None]:
     return dict(reversed(values))
 
 
-def _type(texts: Sequence[str | None]) -> type[pl.Int64] | type[pl.Date] | type[pl.String]:
-    """Return the type of the values of a column."""
-    present = {text for text in texts if text is not None}
-    if present and all(_INTEGER.fullmatch(text) for text in present):
-        return pl.Int64
-    return pl.Date if present and all(map(_is_date, present)) else pl.String
-
-
-def _is_date(text: str) -> bool:
-    try:
-        return _DATE.fullmatch(text) is not None and bool(date.fromisoformat(text))
-    except ValueError:
-        return False
+def _typed(texts: Sequence[str | None], as_text: bool) -> pl.Series:
+    """Return the values of a column: whole numbers or dates if all are spelled as such, else text."""
+    text = pl.Series(texts, dtype=pl.String)
+    if not as_text and not text.is_null().all():
+        for read in (text.cast(pl.Int64, strict=False), text.str.to_date("%Y-%m-%d", strict=False)):
+            if read.cast(pl.String).equals(text):
+                return read
+    return text
 
 
 def takes_in(source: Path | Url, path: Path | Url) -> bool:
     """Return True if `path`, once it exists, is read with the table `source`: below a folder, or one that a pattern
     matches."""
     if isinstance(source, Url) and isinstance(path, Url):
-        below = path.parts[len(source.parts) :]
-        is_below = path.parts[: len(source.parts)] == source.parts and not any(
-            name.startswith(_SKIPPED) for name in below
+        return source.root == path.root and (
+            _is_within(path.parts, source.parts) or _is_visible_match(path.key, source.parts)
         )
-        return source.root == path.root and (is_below or _is_visible_match(path.key, source.parts))
     if isinstance(source, Url) or isinstance(path, Url):
         return False
     if source.is_dir():
-        base, inner = source.resolve(), path.resolve()
-        return base in inner.parents and not inner.relative_to(base).parts[0].startswith(_SKIPPED)
+        return _is_within(path.resolve().parts, source.resolve().parts)
     parts, pattern = (Path(os.path.abspath(p)).parts for p in (path, source))  # noqa: PTH100 - links are not followed
     return not source.exists() and glob.has_magic(str(source)) and _matches(parts, pattern)
+
+
+def _is_within(parts: Sequence[str], folder: Sequence[str]) -> bool:
+    """Return True if the parts of a path lie below those of a folder, and no name between them is skipped."""
+    below = parts[len(folder) :]
+    return parts[: len(folder)] == folder and not any(name.startswith(_SKIPPED) for name in below)
 
 
 def _matches(parts: Sequence[str], pattern: Sequence[str]) -> bool:
@@ -247,9 +249,9 @@ def _matches(parts: Sequence[str], pattern: Sequence[str]) -> bool:
     return fnmatchcase(parts[0], pattern[0]) and _matches(parts[1:], pattern[1:])
 
 
-def part_paths(files: PartFiles, endings: tuple[str, ...] = TABLE_SUFFIXES) -> dict[str, list[TablePath]]:
+def part_paths(files: PartFiles) -> dict[str, list[TablePath]]:
     """Return the files of each part, in the order train, validation, test. Raises DataError if a file is in two."""
-    found = {name: table_files(files.sources[name], endings) for name in PART_NAMES if name in files.sources}
+    found = {name: table_files(files.sources[name]) for name in PART_NAMES if name in files.sources}
     owners: dict[str, str] = {}
     for name, paths in found.items():
         for path in paths:

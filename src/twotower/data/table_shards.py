@@ -6,17 +6,18 @@ import hashlib
 import os
 import tempfile
 import weakref
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
 from pathlib import Path, PurePath
 
 import polars as pl
 
-from twotower.data.readers import Reading, columns_and_rows, parse_canonical_text, scan_text, table_errors
+from twotower.data.readers import columns_and_rows, table_errors
 from twotower.data.table_path import TablePath
 from twotower.data.table_paths import table_files, takes_in
 from twotower.data.tables import need
+from twotower.data.text_files import Reading, as_types, text_as_parquet, text_types
 from twotower.data.text_format import TextFormat
 from twotower.errors import DataError, RunError
 from twotower.files.locks import scratch_folder
@@ -26,21 +27,24 @@ from twotower.files.urls import Url
 
 @dataclass(frozen=True)
 class TableFile:
-    """A file of a table: its path, its name within the table, its number of rows, 0 until they are counted, and its
-    size and time of change, or tag, as they were before it was first read."""
+    """A file of a table: its path, its name within the table, its number of rows, its size and time of change, or tag,
+    as they were before it was first read, and its columns, of a text file as text."""
 
     path: TablePath
     name: str
-    rows: int = 0
-    seen: tuple[str | int, ...] = ()
+    rows: int
+    seen: tuple[str | int, ...]
+    columns: pl.Schema = field(compare=False)
 
     @classmethod
-    def look_at(cls, paths: list[TablePath]) -> list[TableFile]:
-        """Return the files at some paths, whose rows are not counted yet. Raises DataError."""
+    def look_at(cls, paths: Sequence[TablePath], reading: Reading) -> list[TableFile]:
+        """Return the files at some paths, text files as in a reading. Raises DataError."""
         found = list[TableFile]()
         for path, name in zip(paths, names_within(paths), strict=True):
             with table_errors(path):
-                found.append(cls(path, name, seen=tuple(path.state())))
+                seen = tuple(path.state())
+                columns, rows = columns_and_rows(path, reading)
+            found.append(cls(path, name, rows, seen, columns))
         return found
 
     def state(self) -> list[str | int]:
@@ -98,7 +102,7 @@ def cut_into_shards(sources: list[TableFile], rows: int) -> list[TableShard]:
     return shards
 
 
-def names_within(paths: list[TablePath]) -> list[str]:
+def names_within(paths: Sequence[TablePath]) -> list[str]:
     """Return the names of files within their common folder, or as they are if they have none."""
     try:
         base = PurePath(os.path.commonpath([p.path.parent for p in paths]))
@@ -120,40 +124,25 @@ def read_slices(table: pl.LazyFrame, source: TablePath, start: int, rows: int, s
         yield frame
 
 
-def text_as_parquet(
-    source: TablePath, columns: Collection[str], reading: Reading, to: Path, first: int = 0
-) -> pl.LazyFrame:
-    """Write columns of a text file as Parquet, with types inferred from all rows, and scan it. `first` is the row of
-    the table at which the file begins. Call it within `table_errors`."""
-    # All columns are parsed: else a line of too many values, as of a comma without quotes, would give values of other
-    # columns.
-    whole = pl.QueryOptFlags(projection_pushdown=False)
-    scan_text(source, reading, first).select(columns).sink_parquet(to, optimizations=whole)
-    return pl.scan_parquet(to, glob=False)
-
-
 class ShardedTable:
     """Columns of a table, read a slice at a time. A process copies a text file as Parquet into its temporary folder,
-    where one such copy is at a
-    time: the shards of a file come one after the other."""
+    where one such copy is at a time: the shards of a file come one after the other."""
 
     def __init__(self, source: Path | Url, reading: Reading, form: TextFormat, known: pl.Schema) -> None:
         """Look at the columns of all files, and count their rows. `reading` has the types of text files in a form, and
         `known` those of the training, whose booleans are parsed from text. Raises DataError."""
         paths = table_files(source)
-        form.check_table(paths)
-        self.files, self.schemas = list[TableFile](), list[pl.Schema]()
-        for file in TableFile.look_at(paths):
-            with table_errors(file.path):
-                schema, rows = columns_and_rows(file.path, reading)
-            self.files.append(replace(file, rows=rows))
-            self.schemas.append(schema)
+        form.check_used({"interactions": next((path for path in paths if path.is_text), None)}, "`{}`")
+        self.files = TableFile.look_at(paths, reading)
+        self.schemas = [file.columns for file in self.files]
         self.rows = sum(file.rows for file in self.files)
         self.names = {name for schema in self.schemas for name in schema}
         self.columns = list[str]()
         """Columns that are read: the ids first."""
-        self._reading, self._known = reading, known
+        self._reading = reading
+        self._typed = (reading.numbers or frozenset()) | {n for n, dtype in known.items() if dtype == pl.Boolean}
         self._copies: Path | None = None
+        self._copied_types = dict[str, pl.DataType]()
 
     def __getstate__(self) -> JsonObject:
         """Return what another process needs, which makes copies of its own."""
@@ -175,10 +164,10 @@ class ShardedTable:
     def slices(self, shard: TableShard, step: int, columns: Sequence[str] = ()) -> Iterator[pl.DataFrame]:
         """Yield the rows of a shard, at most `step` at a time, with some of the columns, or all. Raises DataError, also
         if the file has changed since it was looked at."""
-        is_text, table = shard.file.path.is_text, self._scan(shard.file).select(columns or self.columns)
-        for frame in read_slices(table, shard.file.path, shard.start, shard.rows, step):
-            parsed = frame.select(name for name in frame.columns if self._known.get(name) == pl.Boolean)
-            yield frame.with_columns(map(parse_canonical_text, parsed.select(pl.col(pl.String)))) if is_text else frame
+        path, table = shard.file.path, self._scan(shard.file).select(columns or self.columns)
+        for frame in read_slices(table, path, shard.start, shard.rows, step):
+            types = {name: dtype for name, dtype in self._copied_types.items() if name in frame.columns}
+            yield frame.with_columns(as_types(types, self._reading.of_file(path))) if path.is_text else frame
         shard.file.check_unchanged()
 
     def states(self) -> dict[str, list[str | int]]:
@@ -199,10 +188,11 @@ class ShardedTable:
                 self._copies = held.enter_context(scratch_folder(Path(tempfile.gettempdir()), "text"))
                 weakref.finalize(self, held.close)
             copy = self._copies / f"{hashlib.sha256(file.name.encode()).hexdigest()}.parquet"
-            if copy.exists():
-                return pl.scan_parquet(copy, glob=False)
-            for other in self._copies.iterdir():
-                other.unlink()
-            text_as_parquet(file.path, self.columns, self._reading, half := copy.with_suffix(".half"))
-            half.rename(copy)  # a disk that is full leaves no copy
+            if not copy.exists():
+                for other in self._copies.iterdir():
+                    other.unlink()
+                text_as_parquet(file.path, self.columns, self._reading, half := copy.with_suffix(".half"))
+                half.rename(copy)  # a disk that is full leaves no copy
+                table = pl.scan_parquet(copy, glob=False)
+                self._copied_types = text_types(table, self._reading.of_file(file.path), self._typed)
             return pl.scan_parquet(copy, glob=False)

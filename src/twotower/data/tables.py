@@ -20,7 +20,8 @@ from twotower.arrays.types import Doubles, Ints
 from twotower.data.events import event_counts, event_notes, without_ignored
 from twotower.data.labels import POSITIVE, TYPE, WEIGHT, labelled, weighted
 from twotower.data.parts import PART, PartFiles
-from twotower.data.readers import Reading, TableLike, as_frame, first_file, has_text
+from twotower.data.readers import TableLike, as_frame, first_file, has_text
+from twotower.data.text_files import Reading
 from twotower.data.text_format import TextFormat
 from twotower.data.times import TIME, Times
 from twotower.data.unknown_ids import counted_ids, with_unknown_ids
@@ -66,7 +67,7 @@ def check(
     """
     notes: list[str] = []
     if form is not None:
-        form.check_tables(
+        form.check_used(
             {"users": first_file(users), "items": first_file(items), "interactions": first_file(interactions)}
         )
     reserved = [POSITIVE, TYPE, WEIGHT, TIME, _ROW_COLUMN, *([] if isinstance(interactions, PartFiles) else [PART])]

@@ -106,46 +106,30 @@ class TextFormat(Section):
             where, message = e.errors()[0]["loc"], first_problem(e)
             raise ConfigError(message.replace(f"{where[0]}:", f"`{where[0]}`:", 1) if where else message) from None
 
-    def check_used(self, has_text: bool, is_text: bool, option: str = "data.format.{}") -> None:
-        """Raise DataError if an option has no effect: `has_text` tells whether a table is text, `is_text` whether the
-        interactions, or the only table, are. `option` is the name of an option in the message."""
-        unread: tuple[str, ...] = () if has_text else ("separator", "decimal", "encoding")
-        unread += () if is_text else ("columns", "layout")
+    def check_used(self, first: Mapping[str, TablePath | None], option: str = "data.format.{}") -> None:
+        """Raise DataError if an option has no effect on tables, of which the first file is given, None for no table in
+        files; the only table of a call is the interactions. `option` is the name of an option in the message."""
+        texts = {name: path for name, path in first.items() if path is not None and path.is_text}
+        unread: tuple[str, ...] = () if texts else ("separator", "decimal", "encoding")
+        unread += () if "interactions" in texts else ("columns", "layout")
         if unused := [name for name in unread if getattr(self, name) != type(self).model_fields[name].default]:
             raise DataError(
                 f"{option.format(unused[0])} tells how text files are read, and the table is Parquet; leave it out"
             )
-
-    def check_table(self, paths: Sequence[TablePath]) -> None:
-        """Raise DataError if an option has no effect on the files of the only table; options are arguments of a
-        call."""
-        texts = [path for path in paths if path.is_text]
-        self.check_used(bool(texts), bool(texts), "`{}`")
-        if self.decimal == "," and all((self.separator or SEPARATOR_OF[path.ending]) == "," for path in texts):
+        if unused := [name for name in self.separators if name not in texts]:
             raise DataError(
-                "`decimal` is ',', which reads files whose values no comma separates, and commas separate those of all "
-                "files; set `separator`, or leave it out"
+                f"data.format.separators names {unused[0]}, and no such table is in text files; leave {unused[0]} out"
+            )
+        separators = {self.separator_of(name) or SEPARATOR_OF[path.ending] for name, path in texts.items()}
+        if self.decimal == "," and separators == {","}:
+            raise DataError(
+                f"{option.format('decimal')} is ',', which reads files whose values no comma separates, and commas "
+                f"separate those of all tables; set {option.format('separator')}, or leave it out"
             )
 
     def separator_of(self, table: str) -> str:
         """Return the separator of the files of a table. Empty: by the ending of each."""
         return next((separator for name, separator in self.separators.items() if name == table), self.separator)
-
-    def check_tables(self, first: Mapping[str, TablePath | None]) -> None:
-        """Raise DataError if an option has no effect on tables, of which the first file is given, None for no table in
-        files."""
-        texts = {name: path for name, path in first.items() if path is not None and path.is_text}
-        self.check_used(bool(texts), "interactions" in texts)
-        if unused := next((name for name in self.separators if name not in texts), ""):
-            what = "no such table is in files" if first.get(unused) is None else "that table is Parquet"
-            raise DataError(f"data.format.separators names {unused}, and {what}; leave {unused} out")
-        if self.decimal == "," and all(
-            (self.separator_of(n) or SEPARATOR_OF[p.ending]) == "," for n, p in texts.items()
-        ):
-            raise DataError(
-                "data.format.decimal = ',' reads files whose values no comma separates, and commas separate those of "
-                "all tables; set data.format.separator, or leave decimal out"
-            )
 
     @property
     def given(self) -> list[str] | None:

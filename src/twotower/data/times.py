@@ -75,8 +75,8 @@ class Times:
         """True if rows of bad times are left out (`kept`), and are no error."""
         self._until = clock.time() + _DAY
         self._kinds: set[bool] = set()  # True for dates, False for numbers
-        self._formats: list[str] = []  # formats that fit all texts so far
-        self._counts: dict[str, int] = {}  # texts that a format reads, where the others are left out
+        self._formats: list[str] = []  # formats that read most texts so far
+        self._seen, self._counts = 0, dict[str, int]()  # texts so far, and those that a format reads
         self._ambiguous = False  # two formats fit and give different times
         self.bad, self.missing = 0, 0
         """Number of times that are bad, and of those that are missing."""
@@ -157,54 +157,45 @@ class Times:
         return bool((column.cast(pl.Int64, strict=False) == column).fill_null(self.drops).all())
 
     def _texts(self, column: pl.Series) -> pl.Series:
-        """Read a piece of text in a format that fits all rows so far. Raises DataError if none does, or the format is
-        refused."""
-        text = _as_text(column)
-        if self.drops:
-            return self._most(text)
-        if not self._formats:
-            self._formats = [self.schema.time_format] if self.schema.time_format else _formats(text[0])
-        found, at = [], -1
-        for form in self._formats:
-            read = self._read(text, form)
-            if read.null_count():
-                at = max(at, int(read.is_null().arg_max() or 0))  # the first row that is not of this format
-            else:
-                found.append((form, read))
-        if not found:
-            row, value, given = self.rows + at, text[at], self.schema.time_format
-            if _spell_zone(given, "") != given and not _read(text[at : at + 1], given, any_zone=True).null_count():
-                raise DataError(
-                    f"{self.what}: row {row + 1:,} holds '{value}', and %Z of schema.time_format = '{given}' reads the "
-                    f"zones {', '.join(_ZONES_OF_ZERO[:-1])} and {_ZONES_OF_ZERO[-1]} alone, as names of others say no "
-                    "offset; write offsets, such as +0100, and %z in its place"
-                )
-            if given or row:
-                what = f"schema.time_format = '{given}'" if given else "the format of the rows before"
-                raise DataError(
-                    f"{self.what}: row {row + 1:,} holds '{value}', which is not of {what}; give all rows one format "
-                    f"and name it in schema.time_format{self._or_drop}"
-                )
-            raise DataError(
-                f"{self.what}: row 1 holds '{value}', expected a number or a date such as 2023-01-31 12:30:15.250 or "
-                "31/01/2023 12:30; name another format in schema.time_format"
-            )
-        self._formats = [form for form, _ in found]
-        self._ambiguous = self._ambiguous or any(not read.equals(found[0][1]) for _, read in found)
-        return found[0][1]
-
-    def _most(self, text: pl.Series) -> pl.Series:
-        """Read a piece of text in the format that reads most texts so far; null where it reads none."""
-        some = text.drop_nulls().unique(maintain_order=True).head(SAMPLED_TEXTS)
-        forms = [self.schema.time_format] if self.schema.time_format else [f for t in some for f in _formats(t)]
-        self._counts = dict.fromkeys(forms, 0) | self._counts
+        """Read a piece of text in the format that reads most texts so far; null where it reads none. Raises DataError
+        if there is such a text and bad times are an error, or if the format is refused."""
+        text, seen = _as_text(column), self._seen
+        if self.drops or not self._counts:
+            some = text.drop_nulls().unique(maintain_order=True).head(SAMPLED_TEXTS if self.drops else 1)
+            forms = [self.schema.time_format] if self.schema.time_format else [f for t in some for f in _formats(t)]
+            self._counts = dict.fromkeys(forms, 0) | self._counts
         found = {form: self._read(text, form) for form in self._counts}
+        whole = [form for form, n in self._counts.items() if n == seen]
+        self._seen += len(text)
         self._counts = {form: n + found[form].count() for form, n in self._counts.items()}
         most = max(self._counts.values())
+        if not self.drops and most < self._seen:
+            at = max(int(found[form].is_null().arg_max() or 0) for form in whole)  # the first row of no such format
+            raise self._odd_text(text[at], self.rows + at)
         self._formats = [form for form, n in self._counts.items() if n == most]
         first, *others = (found[form] for form in self._formats)
         self._ambiguous = self._ambiguous or any(not read.equals(first) for read in others)
         return first
+
+    def _odd_text(self, value: str, row: int) -> DataError:
+        """Return the error of a text that is not of the format of the rows before."""
+        given = self.schema.time_format
+        if _spell_zone(given, "") != given and not _read(pl.Series([value]), given, any_zone=True).null_count():
+            return DataError(
+                f"{self.what}: row {row + 1:,} holds '{value}', and %Z of schema.time_format = '{given}' reads the "
+                f"zones {', '.join(_ZONES_OF_ZERO[:-1])} and {_ZONES_OF_ZERO[-1]} alone, as names of others say no "
+                "offset; write offsets, such as +0100, and %z in its place"
+            )
+        if given or row:
+            what = f"schema.time_format = '{given}'" if given else "the format of the rows before"
+            return DataError(
+                f"{self.what}: row {row + 1:,} holds '{value}', which is not of {what}; give all rows one format "
+                f"and name it in schema.time_format{self._or_drop}"
+            )
+        return DataError(
+            f"{self.what}: row 1 holds '{value}', expected a number or a date such as 2023-01-31 12:30:15.250 or "
+            "31/01/2023 12:30; name another format in schema.time_format"
+        )
 
     def _read(self, text: pl.Series, form: str) -> pl.Series:
         """Read text in a format. Raises DataError for a format that is not read."""
@@ -259,25 +250,14 @@ class Times:
 
     def _likely(self, unit: str, dated: bool) -> list[tuple[str, float, float]]:
         """Return guesses for a value that is no time in `unit`: name, lowest and highest value of each."""
-        per, year = _PER_SECOND[unit], datetime.fromtimestamp(self._until, UTC).year
-        own = [
+        per, latest = _PER_SECOND[unit], datetime.fromtimestamp(self._until, UTC).year * 10_000 + 1232
+        units = [(_UNIT_NAMES[u], _EARLIEST_SECOND * n, self._until * n) for u, n in _PER_SECOND.items()]
+        dates = [(f, 1990_01_00 * 10**n, latest * 10**n) for f, n in zip(_DIGITS, (-2, 0, 4, 6), strict=True)]
+        return [
+            *([] if dated else units + dates),
+            ("zeros", 0, 0),
             ("times before 1990", -np.inf if dated else 1e8 * per, _EARLIEST_SECOND * per),  # from 1973 on
             ("times in the future", self._until * per, np.inf if dated else 5e9 * per),  # up to 2128
-        ]
-        if dated:
-            return [("zeros", 0, 0), *own]
-        units = [(_UNIT_NAMES[u], _EARLIEST_SECOND * n, self._until * n) for u, n in _PER_SECOND.items()]
-        return [
-            *units,
-            ("zeros", 0, 0),
-            ("years", 1990, year),
-            *(
-                (f, 1990_01_00 * 10**n, (year * 10_000 + 1232) * 10**n)
-                for f, n in zip(_DIGITS, (-2, 0, 4, 6), strict=True)
-            ),
-            ("days of a spreadsheet", _EARLIEST_SECOND / _DAY + 25_569, self._until / _DAY + 25_569),
-            ("days since 1970", _EARLIEST_SECOND / _DAY, self._until / _DAY),
-            *own,
         ]
 
     def faults(self) -> str:
@@ -297,15 +277,13 @@ class Times:
         )
 
     def _advice(self) -> str:
-        names = [*self._like]
+        names, own = [*self._like], _UNIT_NAMES.get(self.schema.time_unit)
+        has_others = bool({*names} & {*_UNIT_NAMES.values(), *_DIGITS} - {own})
         if self.column == self.schema.valid_from:
-            if set(names) & {*_UNIT_NAMES.values(), *_DIGITS, "years", "days since 1970", "days of a spreadsheet"} - {
-                _UNIT_NAMES[self.schema.time_unit]
-            }:
+            if has_others:
                 form = self.schema.time_format
-                like = (
-                    f"format of schema.time ('{form}')" if form else f"unit of schema.time ('{self.schema.time_unit}')"
-                )
+                of_unit = f"unit of schema.time ('{self.schema.time_unit}')"
+                like = f"format of schema.time ('{form}')" if form else of_unit
                 return f"give '{self.column}' in the {like}, or as dates"
             return f"drop those rows, or set their times; leave '{self.column}' empty in rows that always held"
         if len(names) == 1:
@@ -318,9 +296,9 @@ class Times:
         if self.drops:
             return "no row would be left; give times, or leave schema.time out"
         drop = "set schema.bad_times = 'drop' to leave those rows out"
-        if set(names) & {*_UNIT_NAMES.values(), *_DIGITS} - {_UNIT_NAMES.get(self.schema.time_unit, "")}:
+        if has_others:
             return f"give all rows one unit, or {drop}"
-        if not set(names) - {"zeros", "dates since 1990", _UNIT_NAMES.get(self.schema.time_unit)}:
+        if not {*names} - {"zeros", "dates since 1990", own}:
             return f"{drop}, or set their times"
         return f"{drop}; if all are right, set schema.time_unit = 'order'"
 

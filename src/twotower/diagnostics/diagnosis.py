@@ -18,7 +18,7 @@ from twotower.arrays.types import Ints
 from twotower.config.experiment import Config
 from twotower.config.toml import parse_config
 from twotower.data.dataset import Dataset
-from twotower.data.order_evidence import OrderEvidence
+from twotower.data.evidence import OrderEvidence
 from twotower.data.pairs import Pairs
 from twotower.data.side import Side
 from twotower.data.split import PART_NAMES

@@ -13,7 +13,7 @@ from twotower.arrays.pieces import pieces
 from twotower.arrays.sets import distinct_keys, is_in_sorted, pair_keys
 from twotower.arrays.types import Bools, Codes, Ints
 from twotower.data.dataset import Dataset
-from twotower.data.drift_evidence import begin_apart, drift_evidence
+from twotower.data.evidence import begin_apart, drift_evidence
 from twotower.data.split import PART_NAMES
 from twotower.data.splits import TEST, TRAIN
 from twotower.diagnostics.diagnosis import DiagnosisContext, Finding, Severity, or_ok

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import polars as pl
 
-from twotower.data.readers import Reading
 from twotower.data.sharded_result import MadeShard, ShardedResult, shard_name
 from twotower.data.table_paths import absolute, result_place, table_source
 from twotower.data.table_shards import ShardedTable, TableShard, check_apart
+from twotower.data.text_files import Reading
 from twotower.data.text_format import TextFormat
 from twotower.embedding.folder import EMBEDDINGS_FORMAT, LIST_FILE
 from twotower.embedding.vectors import Precision, TableVectors

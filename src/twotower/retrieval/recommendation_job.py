@@ -17,10 +17,11 @@ import numpy as np
 import polars as pl
 
 from twotower.data.column_types import common_types, with_types
-from twotower.data.readers import Reading, table_errors
+from twotower.data.readers import table_errors
 from twotower.data.sharded_result import MadeShard, ShardedResult, shard_name
 from twotower.data.table_paths import absolute, result_place, table_source
 from twotower.data.table_shards import ShardedTable, TableShard, check_apart
+from twotower.data.text_files import Reading
 from twotower.data.text_format import TextFormat
 from twotower.engines import open_engine
 from twotower.errors import ConfigError, DataError

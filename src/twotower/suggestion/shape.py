@@ -10,10 +10,16 @@ import numpy as np
 import polars as pl
 
 from twotower.arrays.types import Ints
-from twotower.data import drift_evidence
-from twotower.data.drift_evidence import DriftEvidence, begin_apart
+from twotower.data.evidence import (
+    MIN_LIFT,
+    MIN_Z,
+    DriftEvidence,
+    OrderEvidence,
+    begin_apart,
+    drift_evidence,
+    order_evidence,
+)
 from twotower.data.labels import POSITIVE
-from twotower.data.order_evidence import MIN_LIFT, MIN_Z, OrderEvidence, order_evidence
 from twotower.data.parts import PART
 from twotower.data.tables import Tables
 from twotower.data.times import TIME
@@ -166,7 +172,7 @@ def measure_shape(
         long_length=float(np.quantile(lengths, 0.9)) if len(lengths) else 0.0,
         measurable=int((lengths >= MIN_LAST).sum()),
         order=None if times is None else order_evidence(users[taken], items[taken], times[taken]),
-        drift=drift_evidence.drift_evidence(users[taken], items[taken], times[taken])
+        drift=drift_evidence(users[taken], items[taken], times[taken])
         if times is not None and by_time and orders_all
         else None,
         label_values=labels.n_unique(),
@@ -328,7 +334,7 @@ def describe_drift(shape: Shape) -> str:
     if shape.drift is None:
         return "no times that all users share show what is popular when"
     verdict = "what is popular changes" if shape.drift.exists else "what is popular hardly changes"
-    return f"{verdict}: {shape.drift}; thresholds {drift_evidence.MIN_LIFT:g} times and z {drift_evidence.MIN_Z:g}"
+    return f"{verdict}: {shape.drift}; thresholds {MIN_LIFT:g} times and z {MIN_Z:g}"
 
 
 def _refused(shape: Shape) -> str:

@@ -20,7 +20,7 @@ from twotower.data.readers import TableLike
 from twotower.data.source import read
 from twotower.data.split import SplitConfig
 from twotower.data.tables import Tables, check, with_present_ids, without_missing
-from twotower.data.text_encoding import NotUtf8Error
+from twotower.data.text_files import NotUtf8Error
 from twotower.data.text_format import TextFormat
 from twotower.errors import ConfigError, DataError, did_you_mean
 from twotower.escaping import representation

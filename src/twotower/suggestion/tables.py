@@ -20,11 +20,11 @@ from twotower.data.datasets import DATASETS
 from twotower.data.datasets.named_dataset import NamedDataset
 from twotower.data.lakes import lake_table
 from twotower.data.parts import PART, PartFiles
-from twotower.data.readers import Reading, TableLike, as_frame, read_file
+from twotower.data.readers import TableLike, as_frame, read_file
 from twotower.data.split import PART_NAMES
 from twotower.data.table_path import TABLE_SUFFIXES, TablePath, ending
 from twotower.data.table_paths import table_files, table_source
-from twotower.data.text_encoding import check_line_ends, not_utf8
+from twotower.data.text_files import Reading, check_line_ends, not_utf8
 from twotower.data.text_format import SEPARATOR_OF, SPACE, TextFormat
 from twotower.errors import ConfigError, DataError, did_you_mean
 from twotower.features.schema import Schema, is_pattern
@@ -214,7 +214,7 @@ def _read(files: FolderTables, folder: Path, given: TextFormat | None) -> FoundT
 def _frames(files: FolderTables, form: TextFormat) -> dict[str, pl.DataFrame]:
     """Return the frames of the tables, in which times stay text, as in a training. Raises DataError."""
     reading = replace(
-        Reading(None, dates=False).of_table(form), option="data.format.{}", encoding=form.encoding,
+        Reading(None).of_table(form), option="data.format.{}", encoding=form.encoding,
         separator=form.separator_of("interactions"),
     )  # fmt: skip
     if form.layout == "sequences":

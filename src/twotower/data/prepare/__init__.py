@@ -14,8 +14,7 @@ from pathlib import Path
 
 from twotower import files
 from twotower.data.buckets import Bucket, Buckets
-from twotower.data.config import DataConfig
-from twotower.data.lone_options import check_lone_options
+from twotower.data.config import DataConfig, check_lone_options
 from twotower.data.memmap import MEMMAP_FORMAT, MemmapDataset
 from twotower.data.parts import check_gap
 from twotower.data.prepare.arrays import PreparedArrays

@@ -9,7 +9,7 @@ import itertools
 import logging
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -25,13 +25,13 @@ from twotower.data.events import type_names, without_ignored
 from twotower.data.interaction_columns import CONTEXT_PREFIX, ITEM, ROW, USER, VALUE_PREFIX
 from twotower.data.labels import POSITIVE, WEIGHT, averaged_values, labelled, weighted
 from twotower.data.parts import PART, PartFiles, check_part_column, given_parts
-from twotower.data.prepare.text_log import TextLog
-from twotower.data.readers import Reading, columns_and_rows, table_errors
+from twotower.data.readers import table_errors
 from twotower.data.split import PART_NAMES, SplitConfig
 from twotower.data.table_path import TablePath
-from twotower.data.table_paths import part_paths, table_files
-from twotower.data.table_shards import TableFile, TableShard, cut_into_shards, names_within, read_slices
+from twotower.data.table_paths import check_one_kind, part_paths, table_files
+from twotower.data.table_shards import TableFile, TableShard, cut_into_shards, read_slices
 from twotower.data.tables import averaged_columns, need, with_ids, without_missing
+from twotower.data.text_files import Reading, as_types, text_as_parquet, text_types
 from twotower.data.times import TIME, Times
 from twotower.data.unknown_ids import rows_of_ids
 from twotower.errors import DataError
@@ -64,10 +64,11 @@ class Log:
     parts: Mapping[str, int]
     """Part code of each file, if files give the parts."""
     types: Mapping[str, pl.DataType]
-    """Type of each column that is read of Parquet files; files may lack it, or have another one."""
+    """Type of each column that is read. Parquet files may lack it, or have another one; columns of text files that are
+    not named here are text."""
     pieces: tuple[TableShard, ...] = ()
-    text: TextLog | None = None
-    """Parquet copies of the files, if they are text."""
+    copies: Mapping[str, Path] = field(default_factory=dict)
+    """Parquet copies of the files by name, if they are text."""
 
     @classmethod
     def open(cls, data: DataConfig, schema: Schema, split: SplitConfig) -> Log:
@@ -75,25 +76,16 @@ class Log:
         by_part = part_paths(PartFiles(data.parts))
         given = [(path, PART_NAMES.index(name)) for name, found in by_part.items() for path in found]
         paths = [path for path, _ in given] if given else table_files(data.interactions)
+        check_one_kind(paths)
         users, items = (table_files(given)[0] if given else None for given in (data.users, data.items))
-        data.format.check_tables({"users": users, "items": items, "interactions": paths[0]})
-        reading = Reading.of(schema, form=data.format)
-        files, schemas = list[TableFile](), list[pl.Schema]()
+        data.format.check_used({"users": users, "items": items, "interactions": paths[0]})
         paths = [replace(path, encoding=data.format.encoding) for path in paths]
-        for path, name in zip(paths, names_within(paths), strict=True):
-            with table_errors(path):
-                columns, rows = columns_and_rows(path, reading)
-                files.append(TableFile(path, name, rows))
-                schemas.append(columns)
-            if path.is_text:
-                need(pl.DataFrame(schema=columns), used_columns(schema), "interactions")
-                check_part_column(columns.names(), split)
-            if path.is_text != paths[0].is_text:
-                raise DataError(
-                    f"{path}: is not of the form of {paths[0].name}; give all files as text or all as Parquet"
-                )
+        files = TableFile.look_at(paths, Reading.of(schema, form=data.format))
+        for columns in (file.columns for file in files if file.path.is_text):
+            need(pl.DataFrame(schema=columns), used_columns(schema), "interactions")
+            check_part_column(columns.names(), split)
         parts = {file.name: part for file, (_, part) in zip(files, given, strict=True)} if given else {}
-        types = {} if paths[0].is_text else _types(paths, schemas, schema, split)
+        types = {} if paths[0].is_text else _types(paths, [file.columns for file in files], schema, split)
         log = cls(data, schema, tuple(files), _state(data), split, parts, types)
         if not log.rows:
             raise DataError("interactions: the table has no rows, expected at least one; fill it")
@@ -109,9 +101,23 @@ class Log:
         read as they are. Raises DataError."""
         if not self.is_text:
             return self
-        wanted = dict.fromkeys([*used_columns(self.schema), *filter(None, [self.split.column])])
-        reading = Reading.of(self.schema, form=self.data.format)
-        return replace(self, text=TextLog.copy(self.files, list(wanted), reading, folder))
+        folder.mkdir(exist_ok=True)
+        wanted = list(dict.fromkeys([*used_columns(self.schema), *filter(None, [self.split.column])]))
+        copies, first = {file.name: folder / f"{n:06d}.parquet" for n, file in enumerate(self.files)}, 0
+        for file in self.files:
+
+            def into(to: Path, path: TablePath = file.path, first: int = first) -> None:
+                with table_errors(path):
+                    text_as_parquet(path, wanted, self._reading, to, first)
+
+            make_once(copies[file.name], into)
+            first += file.rows
+        table = pl.scan_parquet([*copies.values()], glob=False)
+        return replace(self, copies=copies, types=text_types(table, self._reading))
+
+    @property
+    def _reading(self) -> Reading:
+        return Reading.of(self.schema, form=self.data.format).of_file(self.files[0].path)
 
     def in_pieces(self, rows: int) -> Log:
         """Return the log cut into pieces of at most `rows` interactions."""
@@ -131,11 +137,15 @@ class Log:
         """Return some columns of a piece. Raises DataError if its file is another one than at first."""
         path, rows = piece.file.path, piece.rows
         with table_errors(path):
-            table = self.text.scan(piece.file) if self.text else path.scan()
-            table = table.select(columns if self.text else selectors.by_name(*columns, require_all=False))
+            copy = self.copies.get(piece.file.name)
+            table = path.scan() if copy is None else pl.scan_parquet(copy, glob=False)
+            table = table.select(selectors.by_name(*columns, require_all=copy is not None))
         (frame,) = read_slices(table, path, piece.start, rows, rows)
         self.check_unchanged("interactions", path)
-        return frame if self.text else with_types(path, frame, {name: self.types[name] for name in columns})
+        types = {name: self.types[name] for name in columns if name in self.types}
+        if copy is None:
+            return with_types(path, frame, types)
+        return frame.with_columns(as_types(types, self._reading))
 
     @property
     def drops(self) -> bool:

@@ -5,8 +5,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Container, Iterable
-from dataclasses import replace
+from collections.abc import Container
 
 import polars as pl
 
@@ -14,7 +13,7 @@ from twotower.data.buckets import in_user_order
 from twotower.data.events import event_counts, event_notes, without_ignored
 from twotower.data.labels import POSITIVE
 from twotower.data.prepare.log_pieces import Log, Sides
-from twotower.data.readers import Reading, column_names, read_file, table_errors
+from twotower.data.readers import read_file, table_errors
 from twotower.data.table_path import TablePath
 from twotower.data.table_paths import table_files
 from twotower.data.tables import (
@@ -30,6 +29,7 @@ from twotower.data.tables import (
     with_present_ids,
     without_missing,
 )
+from twotower.data.text_files import Reading
 from twotower.data.times import Times
 from twotower.data.unknown_ids import COUNT, counted_ids, of_one_type
 from twotower.data.versions import no_versions
@@ -134,7 +134,7 @@ def settle_sides(source: Log, known: Sides | None, notes: list[str]) -> tuple[Si
             wanted = [schema.table_id(side), *side_columns(side, schema)[1:], *filter(None, [schema.valid_from])]
             reading = Reading.of(schema, side, source.data.format)
             frame = with_id_name(read_file(given, reading, wanted), side, schema)
-            notes += _left_out(side, table_files(given), reading, wanted)
+            notes += _left_out(side, table_files(given), frame, wanted)
             for path in table_files(given):
                 source.check_unchanged(f"{side}s", path)
             found[side], every = check_versions(frame, side, schema, notes, counted, from_text)
@@ -148,13 +148,13 @@ def settle_sides(source: Log, known: Sides | None, notes: list[str]) -> tuple[Si
     return found, versions, times, left_out
 
 
-def _left_out(side: SideName, paths: Iterable[TablePath], reading: Reading, wanted: Container[str]) -> list[str]:
-    """Return a line about the columns of a table that the schema does not name, none without such."""
-    names = dict[str, None]()
-    for path in paths:
-        with table_errors(path := replace(path, encoding=reading.encoding)):
-            found = column_names(path, reading) if path.is_text else path.scan().collect_schema().names()
-        names |= dict.fromkeys(found)
+def _left_out(side: SideName, paths: list[TablePath], frame: pl.DataFrame, wanted: Container[str]) -> list[str]:
+    """Return a line about the columns of a table that the schema does not name, none without such. A frame of text
+    files has all columns."""
+    names = dict.fromkeys(frame.columns)
+    for path in () if paths[0].is_text else paths:
+        with table_errors(path):
+            names |= dict.fromkeys(path.scan().collect_schema().names())
     left = ", ".join(f"'{name}'" for name in names if name not in wanted)
     return (
         [f"{side}s: not kept, as the schema does not name them, so that no filter or slice reads them: {left}"]

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from twotower.arrays.types import Ints
-from twotower.data.order_evidence import MIN_LIFT, MIN_Z, OrderEvidence, order_evidence
+from twotower.data.evidence import MIN_LIFT, MIN_Z, OrderEvidence, order_evidence
 
 
 def chains(

@@ -9,7 +9,7 @@ import pytest
 from waves import waves
 
 from twotower.arrays.types import Ints
-from twotower.data.drift_evidence import MIN_LIFT, MIN_Z, DriftEvidence, begin_apart, drift_evidence
+from twotower.data.evidence import MIN_LIFT, MIN_Z, DriftEvidence, begin_apart, drift_evidence
 
 
 def codes(share: float, seed: int = 0) -> tuple[Ints, Ints, Ints]:

@@ -12,9 +12,8 @@ from worlds import CHECKERBOARD_SCHEMA, ID_FEATURES, checkerboard, settings
 import twotower
 from twotower import api
 from twotower.data import prepare
-from twotower.data.config import DataConfig
+from twotower.data.config import DataConfig, check_lone_options
 from twotower.data.dataset import build_dataset
-from twotower.data.lone_options import check_lone_options
 from twotower.data.split import SplitConfig
 from twotower.data.tables import check
 from twotower.errors import ConfigError
