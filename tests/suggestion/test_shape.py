@@ -25,10 +25,9 @@ from twotower.suggestion.suggest import suggest
 
 ORDER = OrderEvidence(1000, 499.0, 99.0, 1.0, 0.0)
 SHAPE = Shape(
-    users=100, items=50, unused=0, common=45, interactions=1000, taken=1000, length=10, long_length=20, measurable=100,
-    order=ORDER, drift=None, label_values=0, is_scale=False, no_rating=None, negatives=0.0, undone=0.0, new_items=0.0,
-    new_users=0.0, by_time=True, query="", words="", shared=(0.0, 0.0), content_kinds=1, content_values=0,
-    joint_values=0, contents=0, texts=0, telling={}, users_change=False, density=0.2, is_dense=False, values={},
+    users=100, items=50, common=45, interactions=1000, taken=1000, length=10, long_length=20, measurable=100,
+    order=ORDER, drift=None, label_values=0, is_scale=False, negatives=0.0, new_items=0.0, new_users=0.0, by_time=True,
+    query="", words="", shared=(0.0, 0.0), content_kinds=1, contents=0, texts=0, telling={}, values={},
 )  # fmt: skip
 
 
@@ -54,8 +53,6 @@ SHAPE = Shape(
         ({"label_values": 2, "negatives": MIN_NEGATIVES}, "ranking"),
         ({"label_values": 2, "negatives": MIN_NEGATIVES - 0.001}, "sequence-short"),
         ({"label_values": 2, "negatives": 1 - MIN_NEGATIVES + 0.001}, "sequence-short"),
-        ({"negatives": 0.3, "undone": 0.299 - MIN_NEGATIVES}, "ranking"),
-        ({"negatives": 0.3, "undone": 0.3 - MIN_NEGATIVES + 0.001}, "sequence-short"),
         ({"label_values": 3, "is_scale": True, "negatives": 0.5}, "sequence-short"),
         ({"label_values": 3, "negatives": 0.5}, "ranking"),
         ({"shared": (1.0, 0.1), "length": MAX_QUERY_LENGTH}, "words"),

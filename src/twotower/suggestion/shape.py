@@ -14,17 +14,14 @@ from twotower.data import drift_evidence
 from twotower.data.drift_evidence import DriftEvidence, begin_apart
 from twotower.data.labels import POSITIVE
 from twotower.data.order_evidence import MIN_LIFT, MIN_Z, OrderEvidence, order_evidence
-from twotower.data.parts import PART
 from twotower.data.tables import Tables
 from twotower.data.times import TIME
 from twotower.features.schema import Schema
 from twotower.features.side import SIDES, SideName
 from twotower.progress import doing
 from twotower.suggestion.features import SideFeature, SideFeatures, is_text
-from twotower.suggestion.roles import is_undoing, no_rating
 from twotower.train.starts.start import common_items
 
-DENSE = 0.5  # share of all pairs of user and item from which the presence of a row says nothing
 MIN_NEW = 0.2  # share of new items from which a model must know items by their contents
 MIN_NEW_USERS = 0.5  # share of new users from which the latest rows are of users without a history
 MAX_FEW = 10  # median rows of a user up to which columns of users may say more than a history without an order
@@ -51,7 +48,6 @@ class Shape:
 
     users: int  # users with an interaction
     items: int  # items of the catalogue, with an interaction or without
-    unused: int  # items of the catalogue without an interaction
     common: int  # the least number of items that have most of the taken rows
     interactions: int
     taken: int  # rows of what users took: the positives, or all rows if the label is a scale
@@ -61,10 +57,8 @@ class Shape:
     order: OrderEvidence | None  # None: the log has no time
     drift: DriftEvidence | None  # None: the log has no times that all users share
     label_values: int  # distinct labels; 0: no label
-    is_scale: bool  # three labels or more, or two from MIN_TOP on, in a log that is not dense
-    no_rating: float | None  # label that stands for no rating
+    is_scale: bool  # three labels or more, or two from MIN_TOP on
     negatives: float  # share of the rows that are negatives, by label or event
-    undone: float  # share of the rows that are negatives as they take an earlier choice back, such as a refund
     new_items: float  # share of the latest rows whose item is new; without shared times, of rows whose item has one
     new_users: float  # share of the latest rows whose user is new; 0 without times that all users share
     by_time: bool  # True if `new_items` is of the latest rows
@@ -72,20 +66,15 @@ class Shape:
     words: str  # column of text of the items; empty: none
     shared: tuple[float, float]  # share of rows whose `query` and `words` share a word, and with shuffled items
     content_kinds: int  # combinations of values of the items' columns without text and many names, at most
-    content_values: int  # values of the items' columns without text, added up
-    joint_values: int  # sum, over pairs of columns of users and items, of the smaller number of values
     contents: int  # features of the items without their ids
     texts: int  # those of them that are text
     telling: Mapping[str, float]  # columns of users that predict items, with the lift of a shared value
-    users_change: bool  # True if users have several values of a column, each from a time on
-    density: float  # share of the pairs of a user and an item, both with a row, that have one
-    is_dense: bool  # True if the presence of a row says nothing
-    values: Mapping[tuple[SideName, str], int]  # values of each column without text, by side and column
+    values: Mapping[SideName, Mapping[str, int]]  # values of each column without text, by side and column
 
     @property
     def rows_of_user(self) -> str:
         """Rows of a user, the median, in words."""
-        return f"{self.length:g} row{'' if self.length == 1 else 's'}"
+        return f"a user has {self.length:g} row{'' if self.length == 1 else 's'}, the median"
 
     @property
     def has_queries(self) -> bool:
@@ -115,81 +104,58 @@ class Shape:
 
 
 @doing("measuring the shape of the log")
-def measure_shape(
-    tables: Tables, schema: Schema, sides: Mapping[SideName, SideFeatures], shared_time: bool, may_be_unrated: bool
-) -> Shape:
+def measure_shape(tables: Tables, schema: Schema, sides: Mapping[SideName, SideFeatures], shared_time: bool) -> Shape:
     """Return the shape of checked tables with the features of their sides.
 
-    `shared_time` is False if times order the items of one user alone, `may_be_unrated` if no label is for no rating."""
+    `shared_time` is False if times order the items of one user alone."""
     actions = tables.interactions
     users = actions[schema.user_id].rank("dense").to_numpy().astype(np.int64) - 1
     items = np.unique(actions[schema.item_id].to_numpy(), return_inverse=True)[1].astype(np.int64)
     positive = actions[POSITIVE].to_numpy().astype(bool)
     labels = actions[schema.label] if schema.label else pl.Series([], dtype=pl.Float64)
-    n_users, n_items = int(users.max(initial=0)) + 1, int(items.max(initial=0)) + 1
-    pairs = len(np.unique(users * n_items + items))
-    density = pairs / (n_users * n_items)
-    is_dense = density >= DENSE and pairs >= 2 * max(n_users, n_items)
-    least = float(labels.min() or 0)  # type: ignore[arg-type]
-    unrated = no_rating(labels) if schema.label and may_be_unrated else None
-    is_scale = (labels.n_unique() > 2 or least >= MIN_TOP) and (least >= 0 or unrated is not None) and not is_dense
+    least, n_items = float(labels.min() or 0), int(items.max(initial=0)) + 1  # type: ignore[arg-type]
+    is_scale = (labels.n_unique() > 2 or least >= MIN_TOP) and least >= 0
     taken = positive | is_scale
     lengths = np.bincount(users[taken])
-    lengths = lengths[lengths > 0]
+    lengths = lengths[lengths > 0] if taken.any() else np.zeros(1)
     times = actions[TIME].to_numpy() if TIME in actions.columns else None
-    orders_all = times is not None and (schema.time_unit != "order" or begin_apart(users[taken], times[taken]))
+    of_all = times is not None and (schema.time_unit != "order" or begin_apart(users[taken], times[taken]))
     by_time = times is not None and shared_time and bool(times.min() < times.max())
     frames: dict[SideName, pl.DataFrame] = {"user": tables.users, "item": tables.items}
-    texts = {
-        side: [f.column for f in sides[side].features if f.is_text and is_text(frames[side][f.column])]
-        for side in SIDES
-    }
+    own = {side: sides[side].features for side in SIDES}
+    texts = {side: [f.column for f in own[side] if f.is_text and is_text(frames[side][f.column])] for side in SIDES}
     if not texts["user"] and is_text(actions[schema.user_id]):
         texts["user"] = [schema.user_id]
-    columns = [(side, f) for side in SIDES for f in sides[side].features if not f.is_text]
-    values: dict[tuple[SideName, str], int] = {(side, f.column): _values(frames[side], f) for side, f in columns}
     query, words, shared = _searched(tables, schema, texts["user"], texts["item"])
-    of_side = {side: [n for (where, _), n in values.items() if where == side] for side in SIDES}
-    undone = (
-        actions.filter(~pl.col(POSITIVE).cast(pl.Boolean))[schema.event]
-        if schema.event
-        else pl.Series([], dtype=pl.String)
-    )
+    coded = {side: [f for f in own[side] if not f.is_text] for side in SIDES}
+    single = float((np.bincount(items) == 1).sum()) / max(1, len(items))
     return Shape(
         users=int(users.max(initial=-1)) + 1,
         items=tables.items.height,
-        unused=tables.items.height - n_items,
         common=common_items(np.bincount(np.unique(users[taken] * n_items + items[taken]) % n_items)),
         interactions=actions.height,
         taken=int(taken.sum()),
-        length=float(np.median(lengths)) if len(lengths) else 0.0,
-        long_length=float(np.quantile(lengths, 0.9)) if len(lengths) else 0.0,
+        length=float(np.median(lengths)),
+        long_length=float(np.quantile(lengths, 0.9)),
         measurable=int((lengths >= MIN_LAST).sum()),
         order=None if times is None else order_evidence(users[taken], items[taken], times[taken]),
         drift=drift_evidence.drift_evidence(users[taken], items[taken], times[taken])
-        if times is not None and by_time and orders_all
+        if times is not None and by_time and of_all
         else None,
         label_values=labels.n_unique(),
         is_scale=is_scale,
-        no_rating=unrated,
         negatives=float(1 - positive.mean()),
-        undone=sum(is_undoing(str(kind)) for kind in undone) / actions.height,
-        new_items=_new_share(items, times) if times is not None and by_time else _single_share(items),
+        new_items=_new_share(items, times) if times is not None and by_time else single,
         new_users=_new_share(users, times) if times is not None and by_time else 0.0,
         by_time=by_time,
         query=query,
         words=words,
         shared=shared,
-        content_kinds=math.prod(_kinds(tables.items[f.column], f) for side, f in columns if side == "item"),
-        content_values=sum(of_side["item"]),
-        joint_values=sum(min(one, other) for one in of_side["user"] for other in (*of_side["item"], n_items)),
-        contents=len(sides["item"].features),
-        texts=sum(f.is_text for f in sides["item"].features),
-        telling=_telling(tables, schema, sides["user"].features, users[taken], items[taken]),
-        users_change="user" in tables.versions,
-        density=density,
-        is_dense=is_dense,
-        values=values,
+        content_kinds=math.prod(_kinds(tables.items[f.column], f) for f in coded["item"]),
+        contents=len(own["item"]),
+        texts=sum(f.is_text for f in own["item"]),
+        telling=_telling(tables, schema, coded["user"], users[taken], items[taken]),
+        values={side: {f.column: _values(frames[side][f.column], f) for f in coded[side]} for side in SIDES},
     )
 
 
@@ -199,9 +165,8 @@ def _kinds(values: pl.Series, feature: SideFeature) -> int:
     return min(distinct, MAX_BUCKETS) if "buckets" in feature.options else distinct
 
 
-def _values(frame: pl.DataFrame, feature: SideFeature) -> int:
+def _values(series: pl.Series, feature: SideFeature) -> int:
     """Return the number of values that a feature has, of lists those in them."""
-    series = frame[feature.column]
     if separator := feature.options.get("separator"):
         series = series.str.split(str(separator))
     return _kinds(series.explode() if series.dtype.is_nested() else series, feature)
@@ -219,16 +184,18 @@ def _searched(
         found = ids.join(last, on=key, how="left", maintain_order="left")[column]
         return found.fill_null("").str.to_lowercase().str.extract_all(_WORDS)
 
+    def share(one: pl.Series, other: pl.Series) -> float:
+        common = pl.DataFrame({"one": one, "other": other}).select(pl.col("one").list.set_intersection("other"))
+        return float((common["one"].list.len() > 0).mean() or 0)  # type: ignore[arg-type]
+
     best, gap = (next(iter(queries), ""), next(iter(titles), ""), (0.0, 0.0)), -math.inf
     for query in queries if titles else ():
         of_query = words(tables.users, schema.user_id, query)
         for title in titles:
-            found = words(tables.items, schema.item_id, title)
-            pairs = [pl.DataFrame({"one": of_query, "other": found.shuffle(n) if n else found}) for n in range(6)]
-            is_shared = (pl.col("one").list.set_intersection("other").list.len() > 0).mean()
-            share, *chance = (float(pair.select(is_shared).item() or 0) for pair in pairs)
-            if share - float(np.mean(chance)) > gap:
-                best, gap = (query, title, (share, float(np.mean(chance)))), share - float(np.mean(chance))
+            of_title = words(tables.items, schema.item_id, title)
+            found, chance = share(of_query, of_title), share(of_query, of_title.shuffle(1))
+            if found - chance > gap:
+                best, gap = (query, title, (found, chance)), found - chance
     return best
 
 
@@ -251,7 +218,7 @@ def _telling(
     lifts = dict[str, float]()
     for feature in features:
         values = frame[feature.column]
-        if feature.is_text or "separator" in feature.options or values.dtype.is_nested():
+        if "separator" in feature.options or values.dtype.is_nested():
             continue
         values = values.fill_nan(None) if values.dtype.is_float() else values
         if buckets := int(str(feature.options.get("buckets", 0))):
@@ -271,18 +238,12 @@ def _new_share(ids: Ints, times: Ints) -> float:
     return float((~np.isin(ids[late], known)).mean()) if len(known) else 0.0
 
 
-def _single_share(ids: Ints) -> float:
-    """Return the share of rows whose item has no other row."""
-    return float((np.bincount(ids) == 1).sum()) / max(1, len(ids))
-
-
-def parts_follow(actions: pl.DataFrame, schema: Schema) -> bool:
+def parts_follow(actions: pl.DataFrame, user_id: str, part: str) -> bool:
     """Return True if no row of a user is later than one of a later part."""
     if TIME not in actions.columns:
         return False
-    ends = actions.group_by(schema.user_id, PART).agg(first=pl.col(TIME).min(), last=pl.col(TIME).max())
-    ends = ends.sort(schema.user_id, PART)
-    after = ends.with_columns(before=pl.col("last").cum_max().shift().over(schema.user_id)).drop_nulls("before")
+    ends = actions.group_by(user_id, part).agg(first=pl.col(TIME).min(), last=pl.col(TIME).max()).sort(user_id, part)
+    after = ends.with_columns(before=pl.col("last").cum_max().shift().over(user_id)).drop_nulls("before")
     return bool(len(after)) and bool((after["first"] >= after["before"]).all())
 
 
@@ -331,6 +292,16 @@ def describe_drift(shape: Shape) -> str:
     return f"{verdict}: {shape.drift}; thresholds {drift_evidence.MIN_LIFT:g} times and z {drift_evidence.MIN_Z:g}"
 
 
+def _searches(shape: Shape) -> str:
+    if not (shape.query and shape.words):
+        return "users or items have no column of text"
+    return (
+        f"{shape.shared[0]:.1%} of the rows share a word of '{shape.query}' and '{shape.words}' (threshold "
+        f"{MIN_SHARED:.0%}), {shape.shared[1]:.1%} with shuffled items (threshold {MIN_TIMES:g} times as many), and "
+        f"{shape.rows_of_user} (threshold at most {MAX_QUERY_LENGTH})"
+    )
+
+
 def _refused(shape: Shape) -> str:
     if not shape.negatives:
         return "every row is a positive"
@@ -339,27 +310,24 @@ def _refused(shape: Shape) -> str:
         return (
             f"{share}, on a scale of {shape.label_values} labels: what users chose and rated, not what they were shown"
         )
-    if shape.is_dense:
-        return f"{share}, and users have {shape.density:.0%} of the items (threshold {DENSE:.0%}): what they were shown"
-    return f"{share}, {shape.undone:.1%} of the rows by taking an earlier choice back" if shape.undone else share
+    return share
 
 
 def _new(shape: Shape) -> str:
     lifts = ", ".join(f"'{name}' {lift:.2f}" for name, lift in shape.telling.items()) or "none"
-    rows = "of the latest tenth of the rows" if shape.by_time else "of the rows"
+    rows, other = ("of the latest tenth of the rows", "an earlier") if shape.by_time else ("of the rows", "another")
     return (
-        f"{shape.new_items:.1%} {rows} are of items without {'an earlier' if shape.by_time else 'another'} row "
-        f"(threshold {MIN_NEW:.0%}), and the items have {shape.contents} columns, {shape.texts} of them text; "
-        f"columns of users that predict items: {lifts} (threshold {MIN_USER_LIFT:g}); a user has "
-        f"{shape.rows_of_user}, the median (threshold at most {MAX_FEW}, without an order)"
+        f"{shape.new_items:.1%} {rows} are of items without {other} row (threshold {MIN_NEW:.0%}), and the items have "
+        f"{shape.contents} columns, {shape.texts} of them text; columns of users that predict items: {lifts} "
+        f"(threshold {MIN_USER_LIFT:g}); {shape.rows_of_user} (threshold at most {MAX_FEW}, without an order)"
     )
 
 
-def _length(shape: Shape) -> str:
-    return f"a user has {shape.rows_of_user}, the median (threshold {MIN_LONG})" if shape.has_order else "no order"
+def _long(shape: Shape) -> str:
+    return f"{shape.rows_of_user} (threshold {MIN_LONG})" if shape.has_order else "no order"
 
 
-def _needs_time(shape: Shape) -> str:
+def _lacks_time(shape: Shape) -> str:
     return "" if shape.order is not None else "a time: set schema.time"
 
 
@@ -367,19 +335,12 @@ RULES = (
     RecipeRule(
         "words", "which item do these words mean?", 36_451,
         lambda s: s.has_queries and s.length <= MAX_QUERY_LENGTH,
-        lambda s: "" if s.query and s.words else f"a text column of the {'items' if s.query else 'users'}",
-        lambda s: (
-            f"{s.shared[0]:.1%} of the rows share a word of '{s.query}' and '{s.words}' (threshold {MIN_SHARED:.0%}), "
-            f"{s.shared[1]:.1%} with shuffled items (threshold {MIN_TIMES:g} times as many), and a user has "
-            f"{s.rows_of_user}, the median (threshold at most {MAX_QUERY_LENGTH})"
-            if s.query and s.words else "users or items have no column of text"
-        ),
+        lambda s: "" if s.query and s.words else f"a text column of the {'items' if s.query else 'users'}", _searches,
     ),
     RecipeRule(
         "ranking", "would the user like an item that is shown?", 1_000_209,
-        lambda s: not s.is_scale and s.negatives - s.undone >= MIN_NEGATIVES and s.negatives <= 1 - MIN_NEGATIVES,
-        lambda s: "" if s.negatives else "negatives: set schema.label and schema.positive_above",
-        _refused,
+        lambda s: not s.is_scale and MIN_NEGATIVES <= s.negatives <= 1 - MIN_NEGATIVES,
+        lambda s: "" if s.negatives else "negatives: set schema.label and schema.positive_above", _refused,
     ),
     RecipeRule(
         "cold-start", "what does a user take next, if items or users are new and columns describe them?", 575_281,
@@ -389,11 +350,11 @@ RULES = (
     ),
     RecipeRule(
         "sequence-long", "what does a user take next?", 1_000_209,
-        lambda s: s.has_order and s.length >= MIN_LONG, _needs_time, _length,
+        lambda s: s.has_order and s.length >= MIN_LONG, _lacks_time, _long,
     ),
     RecipeRule(
         "sequence-short", "what does a user take next?", 198_502,
-        lambda s: s.has_order, _needs_time, _length, min_steps=1000, reads_users=True,
+        lambda s: s.has_order, _lacks_time, _long, min_steps=1000, reads_users=True,
     ),
     RecipeRule(
         "collaborative", "what else does a user take, in any order?", 575_281,
