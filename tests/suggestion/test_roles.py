@@ -44,11 +44,9 @@ OTHER: dict[str, list[object]] = {
 
 
 def found(
-    columns: Mapping[str, Sequence[object]],
-    roles: Mapping[str, str] | None = None,
-    tables: Mapping[str, pl.DataFrame | None] | None = None,
+    columns: Mapping[str, Sequence[object]], roles: Mapping[str, str] | None = None, has_users: bool = False
 ) -> Roles:
-    return find_roles(pl.DataFrame(columns), {}, dict(roles or {}), tables or {})
+    return find_roles(pl.DataFrame(columns), {}, dict(roles or {}), has_users)
 
 
 def question(columns: Mapping[str, Sequence[object]], **roles: str) -> Question:
@@ -240,7 +238,7 @@ def test_times_have_a_unit_or_a_format(values: Sequence[object], unit: str, form
 def test_dates_are_times_by_their_type_and_durations_are_none() -> None:
     days = pl.DataFrame({"user": ROWS["user_id"], "item": ROWS["item_id"], "x": ROWS["timestamp"], "watch_time": STARS})
     days = days.with_columns(pl.from_epoch("x"))
-    assert find_roles(days, {}, {"label": ""}, {}).options["time"] == "x"
+    assert find_roles(days, {}, {"label": ""}).options["time"] == "x"
     clicked = {"user": ROWS["user_id"], "item": ROWS["item_id"], "clicked_at": ROWS["timestamp"]}
     assert found(clicked).options["time"] == "clicked_at"
 
@@ -292,11 +290,11 @@ def test_nonsense_names_lead_to_a_question_and_with_flags_to_the_roles_of_standa
 ) -> None:
     names = {name: f"{NONSENSE[name]}{suffix}" for name in changed}
     frame = RATED.rename(names)
-    standard = find_roles(RATED, {}, {}, {}).options
+    standard = find_roles(RATED, {}, {}).options
     with pytest.raises(Question) as raised:
-        find_roles(frame, {}, {}, {})
+        find_roles(frame, {}, {})
     assert {*raised.value.arguments} == {FLAGS[name] for name in changed}
-    given_ = find_roles(frame, {}, {FLAGS[name]: new for name, new in names.items()}, {}).options
+    given_ = find_roles(frame, {}, {FLAGS[name]: new for name, new in names.items()}).options
     assert given_ == {key: names.get(str(value), value) for key, value in standard.items()}
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from twotower.config.toml import TomlValue, parse_sections
 from twotower.errors import ConfigError, listed
-from twotower.features.side import SIDES
+from twotower.features.side import SIDES, SideName
 from twotower.suggestion.features import SideFeature
 from twotower.suggestion.shape import RecipeRule, Shape
 from twotower.train.defaults import MIN_BATCH, STEPS_OF_EPOCH, batch_of
@@ -227,12 +227,12 @@ class FittedRecipe:
         coded = feature["kind"] in ("categorical", "multi_hot") or bool(feature.get("buckets"))
         return coded and _source(feature) != self.ids[str(feature["side"])]
 
-    def _why_left_out(self, scorer: Start, values: Mapping[str, Mapping[str, int]], shape: Shape) -> str:
+    def _why_left_out(self, scorer: Start, values: Mapping[SideName, Mapping[str, int]], shape: Shape) -> str:
         """Return why a closed form does not fit a log; "" if it fits."""
         if not scorer.is_exact(shape.users, shape.items, shape.common):
             return f"{shape.users:,} users and {shape.items:,} items are too many for its closed form."
-        sides = ["item"] * (scorer.adds_columns and not scorer.reads_ids) + ["user"] * scorer.adds_users
-        if not all(values[side] for side in sides):
+        of_items = scorer.adds_columns and not scorer.reads_ids
+        if (of_items and not values["item"]) or (scorer.adds_users and not values["user"]):
             return "the tables have none of the columns that it reads."
         if scorer.adds_users:
             counts = [{name: 1 + n for name, n in values[side].items()} for side in SIDES]

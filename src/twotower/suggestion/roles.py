@@ -190,13 +190,12 @@ def _looks_like_time(series: pl.Series) -> bool:
 
 
 def find_roles(
-    frame: pl.DataFrame, given: Mapping[str, TomlValue], columns: Mapping[str, str],
-    tables: Mapping[str, pl.DataFrame | None],
-) -> Roles:  # fmt: skip
+    frame: pl.DataFrame, given: Mapping[str, TomlValue], columns: Mapping[str, str], has_users: bool = False
+) -> Roles:
     """Return the roles of the columns of interactions.
 
     `given` are options of the schema and `columns` columns by role, with an empty name for a role that no column has.
-    `tables` are the tables of "users" and "items". Raises Question for all roles that are open."""
+    With a table of users a query is no user. Raises Question for all roles that are open."""
     roles = Roles()
     for option, value in {**role_options(columns), **given}.items():
         if value != "" or option not in ("user_id", "item_id"):
@@ -206,7 +205,7 @@ def find_roles(
             known = ", ".join(frame.columns[:12])
             raise DataError(f"interactions: no column '{name}'{did_you_mean(name, frame.columns)} (columns: {known})")
     roles.unread = {name for role, name in columns.items() if name and role != "title"} - roles.named
-    search = _Search(frame, roles, tables)
+    search = _Search(frame, roles, has_users)
     for find in (search.find_ids, search.find_time, search.find_outcome, search.find_weight):
         find()
     if search.open:
@@ -217,8 +216,8 @@ def find_roles(
 class _Search:
     """Search for the roles of columns."""
 
-    def __init__(self, frame: pl.DataFrame, roles: Roles, tables: Mapping[str, pl.DataFrame | None]) -> None:
-        self.frame, self.roles, self.tables = frame, roles, tables
+    def __init__(self, frame: pl.DataFrame, roles: Roles, has_users: bool) -> None:
+        self.frame, self.roles, self.has_users = frame, roles, has_users
         self.open = dict[str, tuple[list[str], str]]()
         """Columns that may have a role that is open, and the reason."""
 
@@ -256,7 +255,7 @@ class _Search:
         roles, frame = self.roles, self.frame
         if "user_id" not in roles.options:
             sessions, users = self._free("session"), self._free("user")
-            users = users + self._free("query") if self.tables.get("users") is None else users or self._free("query")
+            users = users or self._free("query") if self.has_users else users + self._free("query")
             self._settle("user", users or sessions, is_needed=True)
             if "user_id" in roles.options:
                 roles.unread |= {*sessions}

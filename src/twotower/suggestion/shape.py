@@ -117,7 +117,7 @@ def measure_shape(tables: Tables, schema: Schema, sides: Mapping[SideName, SideF
     is_scale = (labels.n_unique() > 2 or least >= MIN_TOP) and least >= 0
     taken = positive | is_scale
     lengths = np.bincount(users[taken])
-    lengths = lengths[lengths > 0] if taken.any() else np.zeros(1)
+    lengths = lengths[lengths > 0] if taken.any() else np.zeros(1, np.int64)
     times = actions[TIME].to_numpy() if TIME in actions.columns else None
     of_all = times is not None and (schema.time_unit != "order" or begin_apart(users[taken], times[taken]))
     by_time = times is not None and shared_time and bool(times.min() < times.max())

@@ -176,7 +176,7 @@ def _read_log(found: FoundTables, given: Settings, columns: RoleColumns, output:
         known = {"user_id": USER, "item_id": ITEM, "time": PLACE, "time_unit": "order"} | known
         roles = Roles(known, dict.fromkeys(known, "a line is a user and the user's items, oldest first"))
     else:
-        roles = find_roles(found.interactions, known, by_role, {"users": found.users, "items": found.items})
+        roles = find_roles(found.interactions, known, by_role, found.users is not None)
     frames: dict[SideName, pl.DataFrame | None] = {"user": found.users, "item": found.items}
     for side, frame in frames.items():
         key, option = str(roles.options[f"{side}_id"]), f"{side}s_id"

@@ -132,9 +132,9 @@ def _one(folder: Path, role: str, files: list[Path]) -> Path:
 
 def _read(sources: dict[str, Path | Url], notes: list[str], folder: Path, given: TextFormat | None) -> FoundTables:
     """Read tables in files, in a given form or the one that is sniffed. Raises DataError."""
-    form, log = given or TextFormat(), "train" if "train" in sources else "interactions"
+    form, of_log = given or TextFormat(), "train" if "train" in sources else "interactions"
     first = {
-        "interactions" if n == log else n: table_files(p)[0] for n, p in sources.items() if n not in PART_NAMES[1:]
+        "interactions" if n == of_log else n: table_files(p)[0] for n, p in sources.items() if n not in PART_NAMES[1:]
     }
     texts = {name: replace(path, encoding=form.encoding) for name, path in first.items() if path.is_text}
     is_open = not form.model_fields_set - {"encoding"}  # the form of the values
