@@ -26,14 +26,13 @@ class DataError(TwoTowerError):
     """A table, file or value that cannot be used."""
 
 
-class Question(DataError):
-    """Columns of a log that have several readings: `lines` say which, a column for each of the `arguments` settles it,
-    and `hint` says what else may be given."""
+class OpenRoles(DataError):
+    """Columns of a log that have several readings: `lines` say which, and a column for each of the `arguments` settles
+    it, or what `hint` says."""
 
-    def __init__(self, lines: Sequence[str], arguments: Sequence[str], hint: str) -> None:
+    def __init__(self, message: str, lines: Sequence[str] = (), arguments: Sequence[str] = (), hint: str = "") -> None:
+        super().__init__(message)
         self.lines, self.arguments, self.hint = lines, arguments, hint
-        again = ", ".join(f"`{name}='COLUMN'`" for name in arguments)
-        super().__init__("\n".join([*lines, f"  ({hint})", f"  again, with {again}"]))
 
 
 class RunError(TwoTowerError):

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from suggestion_worlds import START, log, queries, with_label
 
-from twotower.errors import ConfigError, DataError, Question
+from twotower.errors import ConfigError, DataError, OpenRoles
 from twotower.suggestion.roles import (
     MAX_STEPS,
     OPTION_OF,
@@ -49,8 +49,8 @@ def found(
     return find_roles(pl.DataFrame(columns), {}, dict(roles or {}), has_users)
 
 
-def question(columns: Mapping[str, Sequence[object]], **roles: str) -> Question:
-    with pytest.raises(Question) as raised:
+def question(columns: Mapping[str, Sequence[object]], **roles: str) -> OpenRoles:
+    with pytest.raises(OpenRoles) as raised:
         found(columns, roles)
     return raised.value
 
@@ -291,7 +291,7 @@ def test_nonsense_names_lead_to_a_question_and_with_flags_to_the_roles_of_standa
     names = {name: f"{NONSENSE[name]}{suffix}" for name in changed}
     frame = RATED.rename(names)
     standard = find_roles(RATED, {}, {}).options
-    with pytest.raises(Question) as raised:
+    with pytest.raises(OpenRoles) as raised:
         find_roles(frame, {}, {})
     assert {*raised.value.arguments} == {FLAGS[name] for name in changed}
     given_ = find_roles(frame, {}, {FLAGS[name]: new for name, new in names.items()}).options

@@ -21,7 +21,7 @@ from twotower.data.dataset import build_dataset
 from twotower.data.source import read
 from twotower.data.split import SplitConfig
 from twotower.data.tables import Tables, check
-from twotower.errors import ConfigError, DataError, Question
+from twotower.errors import ConfigError, DataError, OpenRoles
 from twotower.features.field import MEAN, PoolingSpec
 from twotower.suggestion.features import SideFeature
 from twotower.suggestion.recipes import FittedRecipe, read_recipe
@@ -166,7 +166,7 @@ def test_a_label_that_is_asked_for_is_read_whatever_the_recipe() -> None:
 def test_a_label_apart_is_asked_about_and_taken_for_a_refusal_if_it_is_given() -> None:
     scale = np.repeat([-1, 1, 2, 3, 4, 5], [9, 1, 1, 4, 5, 13])
     actions = log().with_columns(rating=pl.Series(scale[np.arange(log().height) % len(scale)]))
-    with pytest.raises(Question, match="-1 may be a refusal, or no rating"):
+    with pytest.raises(OpenRoles, match="-1 may be a refusal, or no rating"):
         suggest(actions)
     found = suggest(actions, label="rating")
     assert (found.recipe, found.schema.label, found.schema.positive_above) == ("ranking", "rating", 0)

@@ -12,7 +12,7 @@ from suggestion_worlds import log
 
 from twotower.data.table_path import TablePath
 from twotower.data.text_format import TextFormat
-from twotower.errors import DataError, Question
+from twotower.errors import DataError, OpenRoles
 from twotower.suggestion.suggest import suggest
 from twotower.suggestion.tables import find_tables, sniff
 
@@ -218,7 +218,7 @@ def test_a_line_of_comments_above_the_header_is_to_be_removed(tmp_path: Path) ->
 
 def test_a_file_without_a_header_line_is_asked_about(tmp_path: Path) -> None:
     log().write_csv(tmp_path / "log.csv", include_header=False)
-    with pytest.raises(Question) as asked:
+    with pytest.raises(OpenRoles) as asked:
         suggest(tmp_path / "log.csv")
     assert asked.value.arguments == ["user", "item", "time"]
     assert "    column_1  0, 1, 2" in asked.value.lines

@@ -11,7 +11,7 @@ import typer
 from typer.models import OptionInfo
 
 from twotower.cli.flags import Overrides
-from twotower.errors import ConfigError, DataError, Question
+from twotower.errors import ConfigError, DataError, OpenRoles
 from twotower.escaping import escape_controls, shell_command, shell_word
 from twotower.reports.terminal import print_line
 
@@ -79,7 +79,7 @@ def suggest(
             folder=output.parent if output else ".", output=output, user=user, item=item,
             query=query, time=time, label=label, event=event, weight=weight, session=session, title=title,
         )  # fmt: skip
-    except Question:
+    except OpenRoles:
         raise
     except DataError as e:  # there is no config yet in which a setting could be written
         raise DataError(_SETTING.sub(_as_flag, str(e))) from None

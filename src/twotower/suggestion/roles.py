@@ -13,7 +13,7 @@ import polars as pl
 from twotower.config.toml import TomlValue
 from twotower.data.constant_columns import measure_constancy
 from twotower.data.times import Times, formats_of, plausible_range
-from twotower.errors import DataError, Question, did_you_mean
+from twotower.errors import DataError, OpenRoles, did_you_mean
 from twotower.features.schema import Schema
 from twotower.features.values import missing_count
 
@@ -195,7 +195,7 @@ def find_roles(
     """Return the roles of the columns of interactions.
 
     `given` are options of the schema and `columns` columns by role, with an empty name for a role that no column has.
-    With a table of users a query is no user. Raises Question for all roles that are open."""
+    With a table of users a query is no user. Raises OpenRoles for all roles that are open."""
     roles = Roles()
     for option, value in {**role_options(columns), **given}.items():
         if value != "" or option not in ("user_id", "item_id"):
@@ -342,7 +342,7 @@ class _Search:
             numbers = [n for n in self._free("weight") if self.frame[n].dtype.is_numeric()]
             self._settle("weight", [n for n in numbers if self._varies(n, "weight")])
 
-    def question(self) -> Question:
+    def question(self) -> OpenRoles:
         """Return the question: open roles, what is taken for what, and all columns with examples."""
         lines = ["interactions: columns have two readings, or no usual name"]
         for role, (names, why) in self.open.items():
@@ -356,7 +356,8 @@ class _Search:
             some = series.drop_nulls().head(1000).unique(maintain_order=True).head(3).to_list()
             lines.append(f"    {series.name:{width}}  {', '.join(f'{v!s:.24}' for v in some)}".rstrip())
         hint = "'': no column has the role" + "; `query` or `session` may stand for `user`" * ("user" in self.open)
-        return Question(lines, [*self.open], hint)
+        again = ", ".join(f"`{role}='COLUMN'`" for role in self.open)
+        return OpenRoles("\n".join([*lines, f"  ({hint})", f"  again, with {again}"]), lines, [*self.open], hint)
 
 
 def threshold(series: pl.Series) -> tuple[float, str]:

@@ -128,7 +128,7 @@ def suggest(
     name for a role that none has. `folder` is the folder of the config, to which its paths are relative, and `output`
     its new file there, by which tables made of columns of the interactions are named; without it files get none.
 
-    Raises ConfigError, DataError, or Question where two readings of the columns are possible."""
+    Raises ConfigError, DataError, or OpenRoles where two readings of the columns are possible."""
     if recipe and recipe not in (known := [rule.recipe for rule in RULES]):
         raise ConfigError(
             f"`recipe` {recipe}: no such recipe{did_you_mean(recipe, known)} (allowed: {', '.join(known)})"
