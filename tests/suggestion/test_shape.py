@@ -76,11 +76,13 @@ def test_each_threshold_decides(change: dict[str, object], recipe: str) -> None:
     assert all(rule.reason(shape) for rule in RULES)
 
 
-def test_one_row_of_a_user_is_no_rows() -> None:
+def test_a_reason_has_the_numbers_with_their_thresholds() -> None:
     reasons = {rule.recipe: rule.reason(replace(SHAPE, length=1, query="q", words="w")) for rule in RULES}
-    for recipe in ("words", "cold-start", "sequence-long", "sequence-short"):
-        assert "a user has 1 row, the median" in reasons[recipe]
-    assert "a user has 1.5 rows, the median" in RULES[-2].reason(replace(SHAPE, length=1.5))
+    assert reasons["words"].startswith("share of the rows with a common word of 'q' and 'w' 0 (at least 0.2)")
+    assert reasons["ranking"] == "share of negatives 0 (at least 0.05 and at most 0.95)"
+    for recipe, bound in (("words", "most 5"), ("cold-start", "most 10"), ("sequence-long", "least 50")):
+        assert f"median rows of a user 1 (at {bound})" in reasons[recipe]
+    assert reasons["collaborative"] == "no other recipe fits"
 
 
 @pytest.mark.parametrize(("share", "names"), [(0.0, set()), (0.6, {"city"}), (1.0, {"city"})])

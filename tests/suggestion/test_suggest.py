@@ -372,7 +372,7 @@ def test_names_of_people_are_no_queries() -> None:
     chairs = items.with_columns(title=pl.format("Brown chair {}", "item_id"))
     found = of((people, chairs, actions))
     assert (found.recipe, found.shape.query, found.shape.words) == ("sequence-short", "query", "title")
-    assert "100.0% with shuffled items" in " ".join(found.reasons)
+    assert "multiple of shuffled items 1 (at least 2)" in " ".join(found.reasons)
     rated = with_label(actions, 0.4)
     assert of((people, chairs, rated)).recipe == "ranking"
     assert of((people, chairs, actions), recipe="words").recipe == "words"

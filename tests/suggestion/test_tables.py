@@ -241,7 +241,6 @@ def test_parts_of_other_forms_are_refused(tmp_path: Path) -> None:
     [
         (["train.csv", "valid.csv", "test.csv"], {"train": "train.csv", "validation": "valid.csv", "test": "test.csv"}),
         (["log.train.csv", "log.test.csv"], {"train": "log.train.csv", "test": "log.test.csv"}),
-        (["train_0.csv", "train_1.csv", "test.csv"], {"train": "train_*.csv", "test": "test.csv"}),
         (["train.csv"], {"interactions": "train.csv"}), (["train.csv", "valid.csv"], {"interactions": "train.csv"}),
         (["用户.csv", "商品.csv", "日志.csv"], {"users": "用户.csv", "items": "商品.csv", "interactions": "日志.csv"}),
     ],

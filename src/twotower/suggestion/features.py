@@ -212,8 +212,7 @@ def with_constant_columns(
             why = f"with an output file they are written as a table of {table}, which the config reads"
             roles.notes.append(f"{shown}, one value for each {side}; {why}")
             continue
-        made, own = made.select(key, *names), str(roles.options.get(f"{table}_id") or key)
-        made, section, place = made.rename({key: own}), found.section, ""
+        made, section, place = made.select(key, *names), found.section, ""
         if section is not None and output is not None:
             path = table_path(output, table)
             refuse_among_tables(found, path)

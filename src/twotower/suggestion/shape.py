@@ -72,16 +72,6 @@ class Shape:
     values: Mapping[SideName, Mapping[str, int]]  # values of each column without text, by side and column
 
     @property
-    def rows_of_user(self) -> str:
-        """Rows of a user, the median, in words."""
-        return f"a user has {self.length:g} row{'' if self.length == 1 else 's'}, the median"
-
-    @property
-    def has_queries(self) -> bool:
-        """True if words are shared often, and clearly more often than by chance."""
-        return self.shared[0] >= MIN_SHARED and self.shared[0] >= MIN_TIMES * self.shared[1]
-
-    @property
     def has_telling(self) -> bool:
         """True if a column of the users predicts much."""
         return max(self.telling.values(), default=0.0) >= MIN_USER_LIFT
@@ -90,17 +80,6 @@ class Shape:
     def has_order(self) -> bool:
         """True if rows follow one another."""
         return self.order is not None and self.order.exists
-
-    @property
-    def has_telling_users(self) -> bool:
-        """True if columns of users say more than their histories, which are short and in no order."""
-        return self.has_telling and self.length <= MAX_FEW and not self.has_order
-
-    @property
-    def has_new_items(self) -> bool:
-        """True if many items are new, and columns describe them: texts, where no times or order show new items."""
-        reads_text = self.texts > 0 and self.content_kinds < self.items
-        return self.contents > 0 and self.new_items >= MIN_NEW and (self.by_time or self.has_order or reads_text)
 
 
 @doing("measuring the shape of the log")
@@ -261,104 +240,129 @@ def repeated_share(actions: pl.DataFrame, user_id: str, item_id: str) -> float:
 
 
 @dataclass(frozen=True)
+class Condition:
+    """Number of a log, and the thresholds between which it fits a recipe."""
+
+    what: str
+    value: float
+    least: float = -math.inf
+    most: float = math.inf
+
+    @property
+    def holds(self) -> bool:
+        """True if the number fits."""
+        return self.least <= self.value <= self.most
+
+    def __str__(self) -> str:
+        bounds = {"at least": self.least, "at most": self.most}
+        shown = " and ".join(f"{word} {bound:g}" for word, bound in bounds.items() if math.isfinite(bound))
+        return f"{self.what} {self.value:.3g} ({shown})"
+
+
+Conditions = Sequence[Condition]
+
+
+@dataclass(frozen=True)
 class RecipeRule:
-    """Recipe, whether a shape is right for it, what a shape needs for it, and the numbers as text."""
+    """Recipe, the conditions of a shape that it is right for, and what a shape needs for it."""
 
     recipe: str
     question: str
     rows: int  # rows of the log on which the recipe's settings were chosen
-    fits: Callable[[Shape], bool]  # True for a shape that the recipe is right for, if no earlier rule fits
+    cases: Callable[[Shape], Sequence[Conditions]]  # of one case all must hold, and no earlier rule fit
     lacks: Callable[[Shape], str]  # column that the recipe needs and the tables lack; empty: none
-    reason: Callable[[Shape], str]  # numbers that decided, with their thresholds
     min_steps: int = 0  # least steps of a training, measured on small logs; 0: a tenth of the recipe's own
     ids: int = 0  # users and items of the log on which the settings of a recipe without epochs were chosen
     needs_contents: bool = False  # items are ranked by their contents alone
     reads_users: bool = False  # columns of users that predict items are added to the history
 
+    def fits(self, shape: Shape) -> bool:
+        """Return True if all conditions of a case hold."""
+        return any(map(hold, self.cases(shape)))
 
-def describe_order(shape: Shape) -> str:
-    """Return what is known of the order of the log, with the thresholds."""
-    if shape.order is None:
-        return "no time column gives the interactions an order"
-    verdict = "there is one" if shape.order.exists else "none is found"
-    return f"{verdict}: {shape.order}; thresholds {MIN_LIFT:g} times and z {MIN_Z:g}"
-
-
-def describe_drift(shape: Shape) -> str:
-    """Return what is known of how popularity changes, with the thresholds."""
-    if shape.drift is None:
-        return "no times that all users share show what is popular when"
-    verdict = "what is popular changes" if shape.drift.exists else "what is popular hardly changes"
-    return f"{verdict}: {shape.drift}; thresholds {drift_evidence.MIN_LIFT:g} times and z {drift_evidence.MIN_Z:g}"
+    def reason(self, shape: Shape) -> str:
+        """Return the numbers that decide, with their thresholds."""
+        return "; or ".join(", ".join(map(str, case)) for case in self.cases(shape)) or "no other recipe fits"
 
 
-def _searches(shape: Shape) -> str:
-    if not (shape.query and shape.words):
-        return "users or items have no column of text"
-    return (
-        f"{shape.shared[0]:.1%} of the rows share a word of '{shape.query}' and '{shape.words}' (threshold "
-        f"{MIN_SHARED:.0%}), {shape.shared[1]:.1%} with shuffled items (threshold {MIN_TIMES:g} times as many), and "
-        f"{shape.rows_of_user} (threshold at most {MAX_QUERY_LENGTH})"
-    )
+def hold(conditions: Conditions) -> bool:
+    """Return True if all of some conditions hold."""
+    return all(condition.holds for condition in conditions)
 
 
-def _refused(shape: Shape) -> str:
-    if not shape.negatives:
-        return "every row is a positive"
-    share = f"{shape.negatives:.1%} of the rows are negatives (threshold {MIN_NEGATIVES:.0%})"
-    if shape.is_scale:
-        return (
-            f"{share}, on a scale of {shape.label_values} labels: what users chose and rated, not what they were shown"
-        )
-    return share
+def new_items(shape: Shape) -> Conditions:
+    """Return whether many items are new, and columns describe them: texts, where no times or order show new items."""
+    is_shown = shape.by_time or shape.has_order or (shape.texts > 0 and shape.content_kinds < shape.items)
+    rows = "latest rows of items without an earlier row" if shape.by_time else "rows of items without another row"
+    return [
+        Condition(f"share of the {rows}", shape.new_items, MIN_NEW), Condition("columns of items", shape.contents, 1),
+        Condition("times, an order or texts that show new items", is_shown, 1),
+    ]  # fmt: skip
 
 
-def _new(shape: Shape) -> str:
-    lifts = ", ".join(f"'{name}' {lift:.2f}" for name, lift in shape.telling.items()) or "none"
-    rows, other = ("of the latest tenth of the rows", "an earlier") if shape.by_time else ("of the rows", "another")
-    return (
-        f"{shape.new_items:.1%} {rows} are of items without {other} row (threshold {MIN_NEW:.0%}), and the items have "
-        f"{shape.contents} columns, {shape.texts} of them text; columns of users that predict items: {lifts} "
-        f"(threshold {MIN_USER_LIFT:g}); {shape.rows_of_user} (threshold at most {MAX_FEW}, without an order)"
-    )
+def telling_users(shape: Shape) -> Conditions:
+    """Return whether columns of users say more than their histories, which are short and in no order."""
+    best = max(shape.telling.values(), default=0.0)
+    return [
+        Condition("lift of the columns of users that predict items", best, MIN_USER_LIFT),
+        Condition(_LENGTH, shape.length, most=MAX_FEW), Condition("an order", shape.has_order, most=0),
+    ]  # fmt: skip
 
 
-def _long(shape: Shape) -> str:
-    return f"{shape.rows_of_user} (threshold {MIN_LONG})" if shape.has_order else "no order"
+def _queries(shape: Shape) -> Conditions:
+    found, chance = shape.shared
+    columns = f" of '{shape.query}' and '{shape.words}'" if shape.query and shape.words else ""
+    return [
+        Condition(f"share of the rows with a common word{columns}", found, MIN_SHARED),
+        Condition("multiple of shuffled items", min(99.0, found / max(chance, 1e-9)), MIN_TIMES),
+        Condition(_LENGTH, shape.length, most=MAX_QUERY_LENGTH),
+    ]  # fmt: skip
+
+
+def _refusals(shape: Shape) -> Conditions:
+    share = Condition("share of negatives", shape.negatives, MIN_NEGATIVES, 1 - MIN_NEGATIVES)
+    scale = Condition(f"a scale of {shape.label_values} labels, which rate what users chose,", shape.is_scale, most=0)
+    return [share, scale] if shape.is_scale else [share]
+
+
+def _order(shape: Shape) -> list[Condition]:
+    found = shape.order
+    lift, z = (found.lift, found.z) if found else (0.0, 0.0)
+    return [Condition("lift of the order", lift, MIN_LIFT), Condition("its z", z, MIN_Z)]
 
 
 def _lacks_time(shape: Shape) -> str:
     return "" if shape.order is not None else "a time: set schema.time"
 
 
+_LENGTH = "median rows of a user"
+
 RULES = (
     RecipeRule(
-        "words", "which item do these words mean?", 36_451,
-        lambda s: s.has_queries and s.length <= MAX_QUERY_LENGTH,
-        lambda s: "" if s.query and s.words else f"a text column of the {'items' if s.query else 'users'}", _searches,
+        "words", "which item do these words mean?", 36_451, lambda s: [_queries(s)],
+        lambda s: "" if s.query and s.words else f"a text column of the {'items' if s.query else 'users'}",
     ),
     RecipeRule(
-        "ranking", "would the user like an item that is shown?", 1_000_209,
-        lambda s: not s.is_scale and MIN_NEGATIVES <= s.negatives <= 1 - MIN_NEGATIVES,
-        lambda s: "" if s.negatives else "negatives: set schema.label and schema.positive_above", _refused,
+        "ranking", "would the user like an item that is shown?", 1_000_209, lambda s: [_refusals(s)],
+        lambda s: "" if s.negatives else "negatives: set schema.label and schema.positive_above",
     ),
     RecipeRule(
         "cold-start", "what does a user take next, if items or users are new and columns describe them?", 575_281,
-        lambda s: s.has_new_items or s.has_telling_users,
+        lambda s: [new_items(s), telling_users(s)],
         lambda s: "" if s.contents or s.telling else "columns of items, or columns of users that predict items",
-        _new, needs_contents=True, reads_users=True,
+        needs_contents=True, reads_users=True,
     ),
     RecipeRule(
         "sequence-long", "what does a user take next?", 1_000_209,
-        lambda s: s.has_order and s.length >= MIN_LONG, _lacks_time, _long,
+        lambda s: [[*_order(s), Condition(_LENGTH, s.length, MIN_LONG)]], _lacks_time,
     ),
     RecipeRule(
-        "sequence-short", "what does a user take next?", 198_502,
-        lambda s: s.has_order, _lacks_time, _long, min_steps=1000, reads_users=True,
+        "sequence-short", "what does a user take next?", 198_502, lambda s: [_order(s)], _lacks_time,
+        min_steps=1000, reads_users=True,
     ),
     RecipeRule(
-        "collaborative", "what else does a user take, in any order?", 575_281,
-        lambda s: True, lambda s: "", lambda s: "no other recipe fits", ids=6038 + 3533,
+        "collaborative", "what else does a user take, in any order?", 575_281, lambda s: [[]], lambda s: "",
+        ids=6038 + 3533,
     ),
 )  # fmt: skip
 """Rules of the recipes; the first that fits is chosen."""

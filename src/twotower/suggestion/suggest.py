@@ -13,6 +13,8 @@ import polars as pl
 from twotower.config.experiment import Config
 from twotower.config.reference import toml_value, write_document
 from twotower.config.toml import TomlValue, override_settings, parse_config
+from twotower.data.drift_evidence import MIN_LIFT as MIN_DRIFT
+from twotower.data.drift_evidence import MIN_Z as MIN_DRIFT_Z
 from twotower.data.readers import TableLike
 from twotower.data.split import SplitConfig
 from twotower.data.tables import Tables, check
@@ -42,11 +44,12 @@ from twotower.suggestion.shape import (
     RecipeRule,
     Shape,
     choose,
-    describe_drift,
-    describe_order,
+    hold,
     measure_shape,
+    new_items,
     parts_follow,
     repeated_share,
+    telling_users,
 )
 from twotower.suggestion.tables import ITEM, PART_OF, PLACE, USER, FoundTables, find_tables
 
@@ -177,11 +180,11 @@ def _read_log(found: FoundTables, given: Settings, columns: RoleColumns, output:
         roles = Roles(known, dict.fromkeys(known, "a line is a user and the user's items, oldest first"))
     else:
         roles = find_roles(found.interactions, known, by_role, found.users is not None)
-    frames: dict[SideName, pl.DataFrame | None] = {"user": found.users, "item": found.items}
-    for side, frame in frames.items():
+    for side, frame in (("user", found.users), ("item", found.items)):
         key, option = str(roles.options[f"{side}_id"]), f"{side}s_id"
-        is_open = frame is not None and key not in frame.columns and option not in roles.options
-        if frame is not None and is_open and (own := own_id(frame, found.interactions[key])):
+        if frame is None or key in frame.columns or option in roles.options:
+            continue
+        if own := own_id(frame, found.interactions[key]):
             roles.put(option, own, f"the table of {side}s holds the same ids in it")
     other = {k: v for k, v in options.items() if k not in (*COLUMNS, "features", "title")}
     read = {key: value for key, value in roles.options.items() if value != "" and key != "title"}
@@ -196,9 +199,7 @@ def _read_log(found: FoundTables, given: Settings, columns: RoleColumns, output:
         tables = check(found.users, found.items, rows, schema)
     context = [str(f.get("column", f.get("name"))) for f in listed_sections(given, "features")]
     found = with_constant_columns(found, tables.interactions, roles, schema, output, context)
-    for side in (side for side in SIDES if f"{side}s" in found.made):
-        made = getattr(found, f"{side}s").rename({schema.table_id(side): schema.id_column(side)})
-        tables = replace(tables, **{f"{side}s": made})
+    tables = replace(tables, **{table: getattr(found, table) for table in found.made})
     sides: dict[SideName, SideFeatures] = {side: SideFeatures() for side in SIDES}
     for side, frame in (("user", found.users), ("item", found.items)):
         if frame is not None:
@@ -217,14 +218,11 @@ def _compose(
     own, config = parse_config(source, f"recipe {rule.recipe}")
     schema, comments = log.options, {f"schema.{key}": why for key, why in log.roles.why.items()}
     pointwise = config.loss.pointwise
-    by_users = rule.needs_contents and shape.has_telling_users and not shape.has_new_items
+    by_users = rule.needs_contents and hold(telling_users(shape)) and not hold(new_items(shape))
     takes_all = by_users or not (own or Schema()).has_negatives or (shape.label_values <= 2 and not pointwise)
-    if (
-        shape.is_scale
-        and takes_all
-        and "as given" not in {log.roles.why.get(key) for key in ("label", "positive_above")}
-    ):
-        schema = {key: value for key, value in schema.items() if key not in ("label", "positive_above")}
+    of_label = {key: log.roles.why.get(key) for key in ("label", "positive_above")}
+    if shape.is_scale and takes_all and "as given" not in of_label.values():
+        schema = {key: value for key, value in schema.items() if key not in of_label}
     columns = [f for side in SIDES for f in log.sides[side].features]
     if shape.query == schema["user_id"]:  # what was searched for is the user
         text: Settings = {"kind": "text", "side": "user", "name": shape.query}
@@ -248,9 +246,8 @@ def _compose(
         comments["model.cold_item_bias"] = "The items have no columns of contents, by which new ones would rank."
     if by_users and not follows:
         model["bias"], comments["model.bias"] = True, "Few items are new, so that popularity counts."
-    is_foreseen = (
-        bool(reads_users) or pointwise or any(f["side"] == "user" and f["kind"] == "text" for f in fitted.features)
-    )
+    has_text = any(f["side"] == "user" and f["kind"] == "text" for f in fitted.features)
+    is_foreseen = bool(reads_users) or pointwise or has_text
     split, why = _split(section(source, "split"), config.split, log, shape, is_foreseen, follows)
     split = section(given, "split") if "kind" in section(given, "split") else split
     comments |= {f"split.{key}": said for key, said in why.items() if key in split}
@@ -309,7 +306,8 @@ def _split(
         reasons["kind"] = f"{why}: {rows}{new if shape.by_time and not (by_time or follows) else ''}."
     elif config.kind == "user_random" and shape.length < MIN_ROWS_OF_SPLIT:
         split = {**split, "kind": "random"}
-        reasons["kind"] = f"{shape.rows_of_user} (threshold {MIN_ROWS_OF_SPLIT}): a tenth rounds to none."
+        rows = f"{shape.length:g} rows of a user, the median (threshold {MIN_ROWS_OF_SPLIT})"
+        reasons["kind"] = f"{rows}: a tenth rounds to none."
     if split.get("kind", config.kind) in SplitConfig.kinds_of_users and shape.measurable >= 2 * MEASURED_USERS:
         split = {**split, "users": float(f"{MEASURED_USERS / shape.measurable:.2g}")}
         reasons["users"] = f"{MEASURED_USERS:,} of {shape.measurable:,} users are enough to test."
@@ -324,8 +322,9 @@ def _reasons(rule: RecipeRule, shape: Shape, log: _Log, schema: Mapping[str, Tom
         f"Recipe {rule.recipe}: {rule.question}",
         f"Tables: {shape.interactions:,} interactions of {shape.users:,} users and {shape.items:,} items.",
         f"Columns, by standard names and types: {known}; an override such as schema.time=NAME corrects one.",
-        f"Order: {describe_order(shape)}.",
-        f"Drift: {describe_drift(shape)}.",
+        f"Order: {shape.order or 'no time column gives the interactions one'}.",
+        f"Drift: {shape.drift or 'no times that all users share show what is popular when'} (what is popular changes "
+        f"from {MIN_DRIFT:g} times and z {MIN_DRIFT_Z:g} on).",
         *(f"{note[:1].upper()}{note[1:]}." for note in log.found.notes),
     ]
     if is_asked:

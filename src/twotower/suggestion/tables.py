@@ -101,7 +101,10 @@ def _sources(path: Path | Url) -> tuple[dict[str, Path | Url], list[str]]:
         words = [w for w in plain(re.sub(r"\.[^.]+(\.gz)?$", "", table.name)).split("_") if not w.isdigit()]
         if role := next((role for role, known in _FILES.items() if {*words[-1:]} & {*known.split()}), ""):
             files.setdefault(role, []).append(table)
-    found: dict[str, Path | Url] = {role: _one(path, role, files[role]) for role in _FILES if role in files}
+    if role := next((role for role, of in files.items() if len(of) > 1), ""):
+        names = " and ".join(p.name for p in files[role][:2])
+        raise DataError(f"{path}: {names} both look like {role}; name one, and `users` and `items`")
+    found: dict[str, Path | Url] = {role: files[role][0] for role in _FILES if role in files}
     others = [p for p in inside if not any(p in of for of in files.values()) and ending(p) in TABLE_SUFFIXES]
     if not found:
         return {"interactions": path}, []
@@ -118,16 +121,6 @@ def _sources(path: Path | Url) -> tuple[dict[str, Path | Url], list[str]]:
     read = {p for role, of in files.items() for p in of if role in found} | {*found.values()}
     why = "its name is none of users, items and interactions, or a part without train and test"
     return found, [f"not read: {p.name}: {why}" for p in inside if p not in read]
-
-
-def _one(folder: Path, role: str, files: list[Path]) -> Path:
-    """Return the path of a table: a file, or for a part a pattern of files that differ in a number."""
-    pattern = re.sub(r"\d+", "*", files[0].name)
-    if len(files) > 1 and not (role in PART_NAMES and {*folder.glob(pattern)} == {*files}):
-        raise DataError(
-            f"{folder}: {files[0].name} and {files[1].name} both look like {role}; name one, and `users` and `items`"
-        )
-    return files[0] if len(files) == 1 else folder / pattern
 
 
 def _read(sources: dict[str, Path | Url], notes: list[str], folder: Path, given: TextFormat | None) -> FoundTables:
