@@ -629,7 +629,7 @@ def test_times_that_are_all_equal_split_nothing() -> None:
     actions = log(length=8).with_columns(timestamp=pl.lit(1_600_000_000))
     actions = pl.concat([actions, actions.gather_every(2)])
     found = of((None, None, actions))
-    assert (found.recipe, found.schema.duplicates, found.config.split.kind) == ("collaborative", "keep", "last")
+    assert (found.recipe, found.schema.duplicates, found.config.split.kind) == ("collaborative", "last", "user_random")
     twotower.fit((None, None, actions), found.schema, of_one_epoch(found.config))
 
 

@@ -180,7 +180,8 @@ def _read_log(found: FoundTables, given: Settings, columns: RoleColumns, output:
         roles = Roles(known, dict.fromkeys(known, "a line is a user and the user's items, oldest first"))
     else:
         roles = find_roles(found.interactions, known, by_role, found.users is not None)
-    for side, frame in (("user", found.users), ("item", found.items)):
+    frames: dict[SideName, pl.DataFrame | None] = {"user": found.users, "item": found.items}
+    for side, frame in frames.items():
         key, option = str(roles.options[f"{side}_id"]), f"{side}s_id"
         if frame is None or key in frame.columns or option in roles.options:
             continue
@@ -201,8 +202,8 @@ def _read_log(found: FoundTables, given: Settings, columns: RoleColumns, output:
     found = with_constant_columns(found, tables.interactions, roles, schema, output, context)
     tables = replace(tables, **{table: getattr(found, table) for table in found.made})
     sides: dict[SideName, SideFeatures] = {side: SideFeatures() for side in SIDES}
-    for side, frame in (("user", found.users), ("item", found.items)):
-        if frame is not None:
+    for side in SIDES:
+        if getattr(found, f"{side}s") is not None:
             table, key = getattr(tables, f"{side}s"), schema.id_column(side)
             seen = guess_features(table, side, key)
             seen = without_answers(seen, table, side, {"user": pair[0], "item": pair[1]}, tables.interactions)
