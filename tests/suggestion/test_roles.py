@@ -164,6 +164,11 @@ def test_an_open_role_is_one_question_with_all_that_settles_it(case: str) -> Non
     assert all(f"`{role}='COLUMN'`" in str(asked) for role in roles)
 
 
+def test_numbers_of_a_name_of_ids_are_no_label() -> None:
+    assert "label" not in found({**ROWS, "shop_id": STARS}).options
+    assert question({**ROWS, "shop": STARS}).arguments == ["label"]
+
+
 def test_a_question_says_what_is_taken_and_how_to_say_that_there_is_none() -> None:
     asked = question({**ROWS, "created_at": OTHER["created_at"]})
     assert "  found: user = 'user_id', item = 'item_id'" in asked.lines

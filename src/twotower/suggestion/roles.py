@@ -309,7 +309,8 @@ class _Search:
                 why = why or "a log has one label, or types of events"
             elif not (labels or events or {"label", "weight"} & {*roles.options}):
                 labels = [n for n in self._free() if role_of_name(n) in ("", "event") and _is_scale(frame[n])]
-                labels = [n for n in labels if not missing_count(frame[n]) and self._varies(n, "")]
+                labels = [n for n in labels if not plain(n).endswith("_id") and not missing_count(frame[n])]
+                labels = [n for n in labels if self._varies(n, "")]
                 why = "a rating, an outcome, or a quantity for `weight`" if labels else ""
             self._settle("label", labels, why)
             self._settle("event", events, why)
