@@ -1,6 +1,7 @@
 """Errors that a user can cause and correct, of one base class; exit code 2 on the command line.
 
-A message is one line: the given value, the allowed ones, a remedy. Arguments are in backticks (`resume=True`).
+A message is one line: the given value, the allowed ones, a remedy. A question is a few. Arguments are in backticks
+(`resume=True`).
 """
 
 from __future__ import annotations
@@ -23,6 +24,15 @@ class ConfigError(TwoTowerError):
 
 class DataError(TwoTowerError):
     """A table, file or value that cannot be used."""
+
+
+class OpenRoles(DataError):
+    """Columns of a log that have several readings: `lines` say which, and a column for each of the `arguments` settles
+    it, or what `hint` says."""
+
+    def __init__(self, message: str, lines: Sequence[str] = (), arguments: Sequence[str] = (), hint: str = "") -> None:
+        super().__init__(message)
+        self.lines, self.arguments, self.hint = lines, arguments, hint
 
 
 class RunError(TwoTowerError):

@@ -30,17 +30,29 @@ def test_a_question_names_the_flags_that_settle_it(clicks: Path, capsys: pytest.
     assert call("suggest", two) == 2
     shown = capsys.readouterr()
     assert not shown.out
-    assert shown.err.count("\n") == 1
-    assert (
-        "user: 'user_id' or 'customer'; time: 'timestamp' or 'updated_at'. Taken so far: item = 'item_id'." in shown.err
-    )
-    assert (
-        "Name them: --user COLUMN (or --query or --session) and --time COLUMN; an empty name, '', if none has it\n"
-        in shown.err
-    )
+    first, *lines, hint, again = shown.err.splitlines()
+    assert first == "error: interactions: columns have two readings, or no usual name"
+    assert lines[:3] == [
+        "  user: 'user_id' or 'customer'", "  time: 'timestamp' or 'updated_at'", "  found: item = 'item_id'",
+    ]  # fmt: skip
+    assert "    customer    7, 8, 9" in lines
+    assert hint == "  ('': no column has the role; --query or --session may stand for --user)"
+    assert again == f"  again: twotower suggest {two} --user COLUMN --time COLUMN"
     assert call("suggest", two, "--user", "customer", "--time", "") == 0
     settings = tomllib.loads(capsys.readouterr().out)["schema"]
     assert (settings["user_id"], settings["item_id"], settings.get("time")) == ("customer", "item_id", None)
+
+
+def test_a_question_shows_no_control_characters(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pl.DataFrame({"price\x1b[2J": [1.57, 2.51], "a\nb": ["x", "y\n"]}).write_csv(tmp_path / "prices.csv")
+    assert call("suggest", tmp_path / "prices.csv", "--output", tmp_path / "mine.toml") == 2
+    shown = capsys.readouterr().err
+    assert shown.endswith(
+        f"again: twotower suggest {tmp_path}/prices.csv --output {tmp_path}/mine.toml --user COLUMN --item COLUMN\n"
+    )
+    assert "\x1b" not in shown
+    assert "a\\u000ab" in shown
+    assert not (tmp_path / "mine.toml").exists()
 
 
 def test_the_next_command_is_quoted(clicks: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -93,10 +105,6 @@ def bad(folder: Path) -> dict[str, tuple[list[object], str]]:
         "empty": ([folder / "empty.csv"], "the file is empty"),
         "no rows": ([folder / "header.csv"], "no rows"),
         "damaged": ([folder / "damaged.parquet"], "cannot be read as parquet"),
-        "no ids": (
-            [folder / "prices.csv"],
-            "'rating' (3, 4). Name them: --user COLUMN (or --query or --session) and --item COLUMN",
-        ),
         "no column": ([clicks, "--label", "liked"], "no column 'liked' (columns: user_id, item_id, timestamp)"),
         "gaps": (
             [folder / "gaps.csv"],
@@ -133,7 +141,6 @@ def bad(folder: Path) -> dict[str, tuple[list[object], str]]:
         "empty",
         "no rows",
         "damaged",
-        "no ids",
         "no column",
         "gaps",
         "years",

@@ -21,7 +21,7 @@ from twotower.config.toml import load_config
 from twotower.data.source import read
 from twotower.data.tables import Tables
 from twotower.errors import ConfigError
-from twotower.suggestion.features import MAX_CATEGORIES, MIN_OWNERS, _values_of_ids, guess_features
+from twotower.suggestion.features import MAX_CATEGORIES, MIN_OWNERS, guess_features, most_frequent
 from twotower.suggestion.suggest import suggest
 
 N, ITEMS = 60, 40
@@ -40,7 +40,7 @@ def kind(values: Sequence[object], name: str = "x", side: str = "item") -> str:
     [
         ([f"c{i % 5}" for i in range(N)], "x", "categorical"), ([i % 5 for i in range(N)], "x", "categorical"),
         ([i % 2 == 0 for i in range(N)], "x", "categorical"), ([1990 + i % 20 for i in range(N)], "year", "numeric"),
-        ([1990 + i % 20 for i in range(N)], "x", "categorical"), ([0.37 * i for i in range(N)], "price", "numeric"),
+        ([1 + i % 20 for i in range(N)], "x", "categorical"), ([0.37 * i for i in range(N)], "price", "numeric"),
         ([i % 30 + 10 for i in range(N)], "shop_id", "categorical"), (list(range(N)), "x", "a key"),
         ([["a", "b"][: 1 + i % 2] for i in range(N)], "x", "multi_hot"),
         ([[0.1, 0.2 * i] for i in range(N)], "x", "vector"),
@@ -55,7 +55,6 @@ def kind(values: Sequence[object], name: str = "x", side: str = "item") -> str:
         ([f"{i}.5" for i in range(N)], "x", "numbers that are text"),
         ([f"{WORDS[i % 7]} {WORDS[i % 5]}" for i in range(N)], "query", "text"),
         ([f"club {i % 3}" for i in range(N)], "x", "categorical"),
-        ([None] * 40 + list(range(20)), "x", "40 of 60 values are missing"),
         ([None] * 40 + ["a", "b"] * 10, "x", "categorical"),
         ([None] * 59 + ["a"], "x", "missing"), ([{"a": 1}] * N, "x", "several fields"),
     ],
@@ -65,7 +64,7 @@ def test_a_column_has_a_kind_by_its_type_and_values(values: list[object], name: 
     assert found == expected or (" " in found and expected in found)
 
 
-@pytest.mark.parametrize("separator", ["|", ";", ", ", ",", " "])
+@pytest.mark.parametrize("separator", ["|", ";", ", ", ","])
 def test_lists_in_text_have_their_separator(separator: str) -> None:
     values = [separator.join(np.random.default_rng(i).choice(WORDS, 3, replace=False)) for i in range(N)]
     frame = pl.DataFrame({"item_id": range(N), "tags": values})
@@ -121,7 +120,7 @@ def test_the_value_of_an_id_is_that_of_plain_loops(rows: list[tuple[int, str | N
     for key in sorted({key for key, _ in rows}):
         counts = Counter(value for own, value in rows if own == key and value is not None)
         expected[key] = min(counts, key=lambda v: (-counts[v], v)) if counts else None
-    assert dict(_values_of_ids(frame, "id", ["v"]).iter_rows()) == expected
+    assert dict(most_frequent(frame, "id", ["v"]).iter_rows()) == expected
 
 
 def test_tables_of_files_are_written_where_the_config_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -145,14 +144,15 @@ def test_tables_of_files_are_written_where_the_config_is(tmp_path: Path, capsys:
         suggest(tmp_path / "folder", folder=tmp_path / "folder", output="b.parquet")
 
 
-def test_a_given_table_gets_the_columns_that_it_lacks() -> None:
+def test_a_given_table_gets_no_columns_and_a_context_is_no_column_of_items() -> None:
     items = pl.DataFrame({"item_id": range(ITEMS), "size": [i % 3 for i in range(ITEMS)]})
     found = suggest(shop(), items=items)
-    assert found.tables["items"].columns == ["item_id", "size", "brand"]
+    assert "items" not in found.tables
+    told = "Left out: 'brand' of the interactions, one value for each item; add them to the table of items."
+    assert told in found.reasons
     named = (("context", "brand"), ("item", "item_id"), ("user", "user_id"))
     listed = ",".join(f'{{kind="categorical",side="{side}",name="{name}"}}' for side, name in named)
-    context = f"schema.features=[{listed}]"
-    assert "brand" not in suggest(shop(), items=items, overrides=[context]).tables.get("items", items).columns
+    assert "items" not in suggest(shop(), overrides=[f"schema.features=[{listed}]", "scorers=[]"]).tables
 
 
 def taken(n: int = 300) -> list[list[str]]:
@@ -233,4 +233,4 @@ def test_numbers_that_follow_the_rows_are_looked_at() -> None:
     actions = log(strength=0.0, n_items=60).drop("timestamp")
     counts = actions.group_by("item_id").len("n").with_columns(noise=pl.col("item_id") * 0.37 % 1)
     found = suggest(actions, items=counts.with_columns(n=pl.col("n") * 1.5 + pl.col("noise") / 99))
-    assert any(line.startswith("Look at 'n' of the items: their numbers follow the rows") for line in found.reasons)
+    assert any(line.startswith("Look at 'n' of the items: they predict or follow the rows") for line in found.reasons)

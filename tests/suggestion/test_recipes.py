@@ -42,10 +42,8 @@ RECIPE: Settings = {
 }
 
 
-def column(
-    name: str, side: str = "item", kind: str = "categorical", is_text: bool = False, **options: str
-) -> SideFeature:
-    return SideFeature(name, {"kind": kind, "side": side, "name": name, **options}, f"why {name}", is_text)
+def column(name: str, side: str = "item", kind: str = "categorical", **options: str) -> SideFeature:
+    return SideFeature(name, {"kind": kind, "side": side, "name": name, **options}, f"why {name}")
 
 
 def fitted(*columns: SideFeature, has_label: bool = True) -> FittedRecipe:
@@ -64,7 +62,7 @@ def test_ids_and_histories_stay_and_columns_are_replaced() -> None:
     found = fitted(column("plan", "user"), column("colour"), column("size", kind="numeric"))
     assert names(found, "user") == ["customer", "plan", "liked"]
     assert names(found, "item") == ["product", "colour", "size"]
-    assert found.why[1] == "why plan"
+    assert found.comments["schema.features.1"] == "why plan"
 
 
 def test_fields_name_what_replaces_theirs() -> None:
@@ -106,8 +104,8 @@ def test_names_that_meet_a_history_are_told_apart() -> None:
 
 
 def test_text_is_read_by_recipes_of_text() -> None:
-    assert names(fitted(column("about", kind="text", is_text=True)), "item") == ["product"]
-    both = [column("about", kind="text", is_text=True), column("brand"), column("says", "user", "text", True)]
+    assert names(fitted(column("about", kind="text")), "item") == ["product"]
+    both = [column("about", kind="text"), column("brand"), column("says", "user", "text")]
     assert names(FittedRecipe(RECIPE, {"user": "c", "item": "p"}, both, True), "item") == ["p", "brand"]
     read = FittedRecipe(RECIPE, {"user": "c", "item": "p"}, both, True, reads_text=True)
     assert names(read, "item") == ["p", "about", "brand"]
@@ -115,7 +113,7 @@ def test_text_is_read_by_recipes_of_text() -> None:
     words = FittedRecipe(
         read_recipe("words"),
         {"user": "who", "item": "what"},
-        [column("search", "user", "text", True), column("label", kind="text", is_text=True), column("brand")],
+        [column("search", "user", "text"), column("label", kind="text"), column("brand")],
         False,
         searched=(("user", "search"), ("item", "label")),
     )

@@ -25,10 +25,9 @@ from twotower.suggestion.suggest import suggest
 
 ORDER = OrderEvidence(1000, 499.0, 99.0, 1.0, 0.0)
 SHAPE = Shape(
-    users=100, items=50, unused=0, common=45, interactions=1000, taken=1000, length=10, long_length=20, measurable=100,
-    order=ORDER, drift=None, label_values=0, is_scale=False, no_rating=None, negatives=0.0, undone=0.0, new_items=0.0,
-    new_users=0.0, by_time=True, query="", words="", shared=(0.0, 0.0), content_kinds=1, content_values=0,
-    joint_values=0, contents=0, texts=0, telling={}, users_change=False, density=0.2, is_dense=False, values={},
+    users=100, items=50, common=45, interactions=1000, taken=1000, length=10, long_length=20, measurable=100,
+    order=ORDER, drift=None, label_values=0, is_scale=False, negatives=0.0, new_items=0.0, new_users=0.0, by_time=True,
+    query="", words="", shared=(0.0, 0.0), content_kinds=1, contents=0, texts=0, telling={}, values={},
 )  # fmt: skip
 
 
@@ -54,8 +53,6 @@ SHAPE = Shape(
         ({"label_values": 2, "negatives": MIN_NEGATIVES}, "ranking"),
         ({"label_values": 2, "negatives": MIN_NEGATIVES - 0.001}, "sequence-short"),
         ({"label_values": 2, "negatives": 1 - MIN_NEGATIVES + 0.001}, "sequence-short"),
-        ({"negatives": 0.3, "undone": 0.299 - MIN_NEGATIVES}, "ranking"),
-        ({"negatives": 0.3, "undone": 0.3 - MIN_NEGATIVES + 0.001}, "sequence-short"),
         ({"label_values": 3, "is_scale": True, "negatives": 0.5}, "sequence-short"),
         ({"label_values": 3, "negatives": 0.5}, "ranking"),
         ({"shared": (1.0, 0.1), "length": MAX_QUERY_LENGTH}, "words"),
@@ -79,11 +76,13 @@ def test_each_threshold_decides(change: dict[str, object], recipe: str) -> None:
     assert all(rule.reason(shape) for rule in RULES)
 
 
-def test_one_row_of_a_user_is_no_rows() -> None:
+def test_a_reason_has_the_numbers_with_their_thresholds() -> None:
     reasons = {rule.recipe: rule.reason(replace(SHAPE, length=1, query="q", words="w")) for rule in RULES}
-    for recipe in ("words", "cold-start", "sequence-long", "sequence-short"):
-        assert "a user has 1 row, the median" in reasons[recipe]
-    assert "a user has 1.5 rows, the median" in RULES[-2].reason(replace(SHAPE, length=1.5))
+    assert reasons["words"].startswith("share of the rows with a common word of 'q' and 'w' 0 (at least 0.2)")
+    assert reasons["ranking"] == "share of negatives 0 (at least 0.05 and at most 0.95)"
+    for recipe, bound in (("words", "most 5"), ("cold-start", "most 10"), ("sequence-long", "least 50")):
+        assert f"median rows of a user 1 (at {bound})" in reasons[recipe]
+    assert reasons["collaborative"] == "no other recipe fits"
 
 
 @pytest.mark.parametrize(("share", "names"), [(0.0, set()), (0.6, {"city"}), (1.0, {"city"})])

@@ -10,7 +10,6 @@ import pytest
 from suggestion_worlds import log
 
 import twotower
-from twotower.config.reference import toml_value
 from twotower.config.toml import parse_config
 from twotower.errors import ConfigError
 from twotower.suggestion.suggest import suggest
@@ -96,41 +95,3 @@ def test_an_error_of_scorers_alone_names_recipes_that_are_trained() -> None:
     message = refused(changed(suggested("collaborative"), "versions"))
     assert "leave out schema.valid_from, or use a recipe that is trained: cold-start" in message
     assert trained(changed(suggested("collaborative"), "context"))
-
-
-@pytest.mark.parametrize("recipe", ["cold-start", "sequence-long", "sequence-short"])
-def test_suggest_leaves_out_what_does_not_go_with_versions(recipe: str) -> None:
-    _, items, actions = world()
-    found = suggest(actions, items=items, recipe=recipe, overrides=["schema.valid_from=since"])
-    assert not found.config.train.start
-    assert "no closed form goes with the versions of items" in found.text.replace("\n#", "")
-    assert not any(f.name.startswith("__") for f in found.schema.features)
-    text = tomllib.loads(found.text)
-    text["train"] |= {"epochs": 1, "device": "cpu", "precision": "fp32"}
-    assert trained(text)
-
-
-def test_suggest_says_what_else_to_use_than_closed_forms_alone() -> None:
-    _, items, actions = world()
-    said = "leave schema.valid_from out, or ask for .*: cold-start,"
-    with pytest.raises(ConfigError, match=rf"recipe` collaborative: .*{said}"):
-        suggest(actions, items=items, recipe="collaborative", overrides=["schema.valid_from=since"])
-    unordered = log(length=8, strength=0.0)
-    assert suggest(unordered, items=items.unique("item_id").drop("since")).recipe == "collaborative"
-    with pytest.raises(ConfigError, match=rf"^the rules choose the recipe collaborative, which has .*{said}"):
-        suggest(unordered, items=items, overrides=["schema.valid_from=since"])
-
-
-def test_suggest_adds_no_scorer_to_vectors_that_depend_on_the_context() -> None:
-    _, _, actions = world()
-    features = [
-        f for f in suggested("sequence-short")["schema"]["features"] if f["name"] in ("means", "order", "item_id")
-    ]
-    given = f"schema.features=[{', '.join(map(toml_value, [*features, DEVICE]))}]"
-    found = suggest(actions, recipe="sequence-short", overrides=[given])
-    assert not found.config.train.start
-    assert "the vectors of trained towers depend on the context" in found.text.replace("\n#", "")
-    assert suggest(actions, recipe="collaborative", overrides=["schema.time="]).config.train.start
-    text = tomllib.loads(found.text)
-    text["train"] |= {"epochs": 1, "device": "cpu", "precision": "fp32"}
-    assert trained(text)

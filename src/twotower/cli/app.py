@@ -15,8 +15,8 @@ import typer
 from twotower import files
 from twotower.cli import answers, data, demo, serving, store, suggestion, training
 from twotower.cli.flags import command_of, in_flags
-from twotower.errors import Interrupted, TwoTowerError, missing_package
-from twotower.escaping import escape_controls
+from twotower.errors import Interrupted, OpenRoles, TwoTowerError, missing_package
+from twotower.escaping import escape_controls, shell_command
 from twotower.reports.terminal import printed_messages
 from twotower.version import __version__
 
@@ -154,6 +154,11 @@ def run_command(words: Sequence[str]) -> int:
         if code == 130:  # typer's exit code for KeyboardInterrupt
             raise KeyboardInterrupt
         return code
+    except OpenRoles as e:
+        again = shell_command(*words, *(word for name in e.arguments for word in (f"--{name}", "COLUMN")))
+        for line in (f"error: {e.lines[0]}", *e.lines[1:], f"  ({translate(e.hint)})", f"  again: {again}"):
+            _print_error(line, e.exit_code)
+        return e.exit_code
     except TwoTowerError as e:
         return _print_error(f"{'' if isinstance(e, Interrupted) else 'error: '}{translate(str(e))}", e.exit_code)
     except ModuleNotFoundError as e:

@@ -11,7 +11,7 @@ import typer
 from typer.models import OptionInfo
 
 from twotower.cli.flags import Overrides
-from twotower.errors import ConfigError, DataError
+from twotower.errors import ConfigError, DataError, OpenRoles
 from twotower.escaping import escape_controls, shell_command, shell_word
 from twotower.reports.terminal import print_line
 
@@ -35,7 +35,7 @@ def suggest(
         str,
         typer.Argument(
             metavar="DATA",
-            help="Interactions: a CSV or Parquet file, a folder of the tables, a data set by name, or its archive.",
+            help="Interactions: a CSV or Parquet file, or a folder of the tables.",
         ),
     ],
     users: Annotated[str, typer.Option("--users", help="Users: a file or a folder. Empty: those of the folder.")] = "",
@@ -79,6 +79,8 @@ def suggest(
             folder=output.parent if output else ".", output=output, user=user, item=item,
             query=query, time=time, label=label, event=event, weight=weight, session=session, title=title,
         )  # fmt: skip
+    except OpenRoles:
+        raise
     except DataError as e:  # there is no config yet in which a setting could be written
         raise DataError(_SETTING.sub(_as_flag, str(e))) from None
     if output is None:

@@ -10,8 +10,7 @@ from pathlib import Path
 
 from twotower.config.toml import TomlValue, parse_sections
 from twotower.errors import ConfigError, listed
-from twotower.features.side import SIDES
-from twotower.scorers import SCORERS
+from twotower.features.side import SIDES, SideName
 from twotower.scorers.start import Start
 from twotower.scorers.user_content import fewer_columns
 from twotower.suggestion.features import SideFeature
@@ -53,14 +52,14 @@ def read_recipe(name: str) -> Settings:
 
 
 class FittedRecipe:
-    """Features and towers of a recipe for other tables.
+    """Features and towers of a recipe for other tables, and its scorers, loss and steps for their shape.
 
     Ids take the names of the tables', histories stay, and where a tower reads columns of the recipe's tables it reads
     those of the other tables. A feature of a kind that the recipe has on its side takes over the recipe's options. A
     recipe of text alone reads text alone, and of the texts those whose words both sides share."""
 
     def __init__(
-        self, settings: Settings, ids: Mapping[str, str], columns: Sequence[SideFeature], has_label: bool,
+        self, recipe: Settings, ids: Mapping[str, str], columns: Sequence[SideFeature], has_label: bool,
         reads_text: bool = False, of_users: Container[str] = (), reads_negatives: bool = True,
         searched: Container[tuple[TomlValue, str]] = (),
     ) -> None:  # fmt: skip
@@ -69,57 +68,52 @@ class FittedRecipe:
         Without a label histories hold all interactions, and unless it `reads_negatives` none holds negatives. With
         `reads_text` a recipe without text reads the text of items too. Trained towers read the columns `of_users`.
         `searched` are the texts whose words both sides share, by side and name."""
-        schema, self.config = parse_sections(settings)
+        schema, self.config = parse_sections(recipe)
         assert schema is not None
-        self.ids, self.has_negatives = ids, has_label and reads_negatives
-        self.hides_negatives = has_label and not reads_negatives
-        self._own_ids = {"user": schema.user_id, "item": schema.item_id}
-        listed_features = section(settings, "schema")["features"]
-        assert isinstance(listed_features, list)
-        raw: list[Settings] = [dict(f) for f in listed_features]
-        own = [f for f in raw if f["kind"] != "sequence" and f["name"] != self._own_ids[str(f["side"])]]
+        self.recipe, self.ids, self.has_label, self.reads_negatives = recipe, ids, has_label, reads_negatives
+        raw = listed_sections(section(recipe, "schema"), "features")
+        of_recipe = {"user": schema.user_id, "item": schema.item_id}
+        own = [f for f in raw if f["kind"] != "sequence" and f["name"] != of_recipe[str(f["side"])]]
         texts = [f["kind"] == "text" for f in own]
-        self.columns = [
-            c
-            for c in columns
-            if (c.is_text and (c.options["side"], c.column) in searched if all(texts) else
-                any(texts) or not c.is_text or (reads_text and c.options["side"] == "item"))
-        ]  # fmt: skip
-        self.why: dict[int, str] = {}
-        """Reason of a feature, by its place."""
-        self.features, self._renamed = list[Settings](), dict[tuple[str, str], list[str]]()
+
+        def is_read(column: SideFeature) -> bool:
+            if all(texts):
+                return column.is_text and (column.options["side"], column.column) in searched
+            return any(texts) or not column.is_text or (reads_text and column.options["side"] == "item")
+
+        self.columns = [column for column in columns if is_read(column)]
+        self.comments = dict[str, str]()
+        """Reasons by dotted key."""
+        self.features, names = list[Settings](), dict[tuple[str, str], list[str]]()
         for f in raw:
-            side, name = str(f["side"]), str(f["name"])
-            made = list[Settings]()
+            side, made = str(f["side"]), list[Settings]()
             if f not in own:
-                made = self._fit_own(f, has_label)
+                made = self._own(f)
             elif f is next(other for other in own if other["side"] == side):
                 for column in (c for c in self.columns if c.options["side"] == side):
-                    made += (options := self._of_pattern(column, own))
-                    self.why |= {len(self.features) + len(made) - len(options): column.why}
+                    self.comments[f"schema.features.{len(self.features) + len(made)}"] = column.why
+                    made += self._of_pattern(column, own)
             self.features += made
-            self._renamed[side, name] = [str(options["name"]) for options in made]
-        self.model = section(settings, "model")
-        given = self.model.get("pairs", [])
-        assert isinstance(given, list)
-        self.pairs: list[dict[str, Settings]] = [
-            {side: self._fit_tower(tower, side) for side, tower in pair.items()} for pair in given
+            names[side, str(f["name"])] = [str(options["name"]) for options in made]
+        self.model = section(recipe, "model")
+        self.pairs = [
+            {side: _with_fields(tower, side, names) for side, tower in pair.items() if isinstance(tower, Mapping)}
+            for pair in listed_sections(self.model, "pairs")
         ]
-        self.model |= {"pairs": self.pairs} if given else {}
+        self.model |= {"pairs": self.pairs} if self.pairs else {}
         self._add_columns(of_users)
 
-    def _fit_own(self, f: Settings, has_label: bool) -> list[Settings]:
+    def _own(self, f: Settings) -> list[Settings]:
         """Return the options of an id or a history; none if the tables lack what it reads."""
-        side = str(f["side"])
-        fitted = {**f, "name": self.ids[side]} if f["kind"] != "sequence" else {**f}
-        if f.get("interactions") == "negative" and not self.has_negatives:
+        side, is_history = str(f["side"]), f["kind"] == "sequence"
+        if f.get("interactions") == "negative" and not (self.has_label and self.reads_negatives):
             return []
-        if not has_label:
+        fitted = {**f} if is_history else {**f, "name": self.ids[side]}
+        if not self.has_label:
             fitted.pop("interactions", None)
-        taken = {*self.ids.values()} if f["kind"] == "sequence" else set()
-        if fitted["name"] in taken | {c.column for c in self.columns if c.options["side"] == side}:
-            fitted["name"] = f"{fitted['name']}_history"
-        return [fitted]
+        known = {c.column for c in self.columns if c.options["side"] == side}
+        known |= {*self.ids.values()} if is_history else set()
+        return [fitted | ({"name": f"{fitted['name']}_history"} if fitted["name"] in known else {})]
 
     def _of_pattern(self, column: SideFeature, own: Sequence[Settings]) -> list[Settings]:
         """Return the features of a column: one for each that the recipe has of its kind on the first such column."""
@@ -128,46 +122,152 @@ class FittedRecipe:
         if not patterns:
             return [{**column.options, **{k: v for f in of_kind[:1] for k, v in f.items() if k == "pooling"}}]
         made, source = list[Settings](), _source(patterns[0])
+        other = next((c.column for c in self.columns if c.is_text and c.options["side"] != column.options["side"]), "")
         for f in (f for f in patterns if _source(f) == source):
             options = {**column.options, **{k: v for k, v in f.items() if k not in _OF_COLUMN}}
             if f["name"] != source:
                 options |= {"name": str(f["name"]).replace(source, column.column), "column": column.column}
-            shared = next((_source(other) for other in own if other["name"] == f.get("share_with")), "")
-            other = next((c.column for c in self.columns if c.is_text and c.options["side"] != f["side"]), "")
-            made.append(
-                {**options, "share_with": str(f["share_with"]).replace(shared, other)} if shared and other else options
-            )
+            shared = next((_source(one) for one in own if one["name"] == f.get("share_with")), "")
+            if shared and other:
+                options["share_with"] = str(f["share_with"]).replace(shared, other)
+            made.append(options)
         return made
-
-    def _fit_tower(self, tower: Settings, side: str) -> Settings:
-        """Return a tower with the names of the features here; without `fields` if the tables have none of them."""
-        fitted = {**tower}
-        names = dict.fromkeys(n for name in _fields(fitted) for n in self._renamed.get((side, name), ()))
-        fitted.pop("fields", None)
-        return {"fields": [*names], **fitted} if names else fitted
 
     def _add_columns(self, of_users: Container[str]) -> None:
         """Add columns of users to the trained towers that read the most fields, if none of them reads such columns.
 
         If the tower of items adds its fields up, so does that of users: a layer learns which values of users and items
         are equal from many more rows than a sum, whose values meet those of the items in the product."""
-        added = [c for c in self.columns if c.options["side"] == "user" and c.column in of_users]
-        columns = {str(c.options["name"]) for c in self.columns if c.options["side"] == "user"}
-        if any(columns & {*_fields(pair["user"], columns)} for pair in self.pairs):
+        columns = {str(c.options["name"]): c for c in self.columns if c.options["side"] == "user"}
+        if any({*columns} & {*_fields(pair["user"], columns)} for pair in self.pairs):
             return
-        known = {(f["side"], _source(f)) for f in self.features}
-        for column in (c for c in added if ("user", c.column) not in known):
-            self.why[len(self.features)] = column.why
+        added = {name: column for name, column in columns.items() if column.column in of_users}
+        known = {_source(f) for f in self.features if f["side"] == "user"}
+        for column in (c for c in added.values() if c.column not in known):
+            self.comments[f"schema.features.{len(self.features)}"] = column.why
             self.features.append({**column.options})
         most = max((len(_fields(pair["user"])) for pair in self.pairs), default=0)
         for user, item in ((pair["user"], pair["item"]) for pair in self.pairs if "fields" in pair["user"]):
             if added and len(_fields(user)) == most:
-                user["fields"] = [*_fields(user), *(str(column.options["name"]) for column in added)]
+                user["fields"] = [*_fields(user), *added]
                 if item.get("join") == "sum":
                     user |= {"join": "sum", "activation": "Identity", "layers": []}
 
+    def shaped(self, shape: Shape, rule: RecipeRule) -> Settings:
+        """Return the scorers and the sections [model], [loss], [negatives] and [train] for a shape, and set windows."""
+        settings: Settings = {"model": self.model}
+        settings |= {key: self.recipe[key] for key in ("loss", "negatives", "train") if key in self.recipe}
+        if scorers := self._scorers(shape, rule):
+            settings["scorers"] = scorers
+        for place, feature in enumerate(self.features):
+            window = section(feature, "pooling").get("window")
+            needed = max(MIN_WINDOW, 2 ** math.ceil(math.log2(max(1.0, shape.long_length))))
+            if isinstance(window, float | int) and needed < window:
+                feature["pooling"] = {**section(feature, "pooling"), "window": needed}
+                why = f"window: the power of two from {shape.long_length:g} on, which a tenth of the users exceeds"
+                self.comments[f"schema.features.{place}"] = f"{why}; at least {MIN_WINDOW}, at most {window:g}"
+        negatives = section(settings, "negatives")
+        drawn = negatives.pop("uniform", None)
+        if negatives.get("full") and shape.items > MAX_FULL_ITEMS:
+            negatives.pop("full")
+            drawn = UNIFORM
+            self.comments["negatives.uniform"] = f"{shape.items:,} items, more than {MAX_FULL_ITEMS:,}: some are drawn."
+        if isinstance(drawn, float | int) and shape.items <= drawn:
+            drawn, negatives = None, {"full": True, **negatives}
+            self.comments["negatives.full"] = f"{shape.items:,} items, no more than the recipe draws."
+        if negatives := ({} if drawn is None else {"uniform": drawn}) | negatives:
+            settings["negatives"] = negatives
+        if self.config.train.epochs:
+            settings["train"] = {**section(settings, "train"), **self._steps(shape, rule)}
+        return settings
 
-def _fields(tower: Settings, every: Iterable[str] = ()) -> list[str]:
+    def _scorers(self, shape: Shape, rule: RecipeRule) -> list[Settings]:
+        """Return the scorers that fit the log, none wider than what it reads has values.
+
+        The first one of a recipe without epochs is wider, as far as that takes no longer than on the recipe's own log:
+        items that are taken together in pairs and series have more directions than tastes have."""
+        columns = {
+            side: [_source(f) for f in self.features if f["side"] == side and self._is_coded(f)] for side in SIDES
+        }
+        values = {side: {name: shape.values[side].get(name, 0) for name in columns[side]} for side in SIDES}
+        least, left, kept = min(shape.users, shape.items), dict[str, list[str]](), list[Settings]()
+        for scorer, given in zip(self.config.scorers, listed_sections(self.recipe, "scorers"), strict=True):
+            options, of_columns = {**given}, False
+            if isinstance(scorer, Start):
+                of_columns = scorer.adds_users or (scorer.adds_columns and not scorer.reads_ids)
+                if why := self._why_left_out(scorer, values, shape):
+                    left.setdefault(why, []).append(f"'{scorer.kind}'")
+                    continue
+                most, width, directions = least, scorer.width, sum(values["item"].values())
+                if scorer.adds_users:
+                    others = [*values["item"].values(), shape.items]
+                    directions = sum(min(one, other) for one in values["user"].values() for other in others)
+                if of_columns:
+                    most = max(1, min(most, -(-11 * directions // 10)))  # a tenth more, for new values
+                rows = shape.taken + ROWS_OF_ID * (shape.users + shape.items)
+                if not kept and not self.config.train.epochs:
+                    own = scorer.width * (rule.rows + ROWS_OF_ID * rule.ids)
+                    while 2 * width <= min(most, MAX_WIDTH) and 2 * width * rows <= own:
+                        width *= 2
+                if (width := min(width, most)) != scorer.width:
+                    options["width"] = width
+                    why = "as the data have no more directions" if width < scorer.width else "as the log is small"
+                    self.comments[f"scorers.{len(kept)}"] = f"width: {width:,} in place of {scorer.width:,}, {why}"
+            if self.has_label and not self.reads_negatives and "unliked" in type(scorer).model_fields:
+                options["unliked"] = 0
+            if "rates" in type(scorer).model_fields and shape.order is not None and not shape.has_order:
+                options["rates"] = [1.0]  # all rows count alike
+            kept.append(options)
+        if left:
+            self.comments["scorers"] = " ".join(f"Without {listed(kinds)}: {why}" for why, kinds in left.items())
+        return kept
+
+    def _is_coded(self, feature: Settings) -> bool:
+        """Return True for a column of values that closed forms read: no id, history, text or number without buckets."""
+        coded = feature["kind"] in ("categorical", "multi_hot") or bool(feature.get("buckets"))
+        return coded and _source(feature) != self.ids[str(feature["side"])]
+
+    def _why_left_out(self, scorer: Start, values: Mapping[SideName, Mapping[str, int]], shape: Shape) -> str:
+        """Return why a closed form does not fit a log; "" if it fits."""
+        if not scorer.is_exact(shape.users, shape.items, shape.common):
+            return f"{shape.users:,} users and {shape.items:,} items are too many for its closed form."
+        of_items = scorer.adds_columns and not scorer.reads_ids
+        if (of_items and not values["item"]) or (scorer.adds_users and not values["user"]):
+            return "the tables have none of the columns that it reads."
+        if scorer.adds_users:
+            counts = [{name: 1 + n for name, n in values[side].items()} for side in SIDES]
+            counts[1][self.ids["item"]] = 1 + shape.items
+            if any(len(names) < len(of) for names, of in zip(fewer_columns(*counts), counts, strict=True)):
+                return "the columns have too many values to be counted."
+        return ""
+
+    def _steps(self, shape: Shape, rule: RecipeRule) -> Settings:
+        """Return the batch size by the number of training rows, and the epochs by the number of steps."""
+        train, split = self.config.train, self.config.split
+        if self.config.loss.pointwise:
+            rows = round((1 - split.test) * (1 - split.validation) * shape.interactions)
+            self.comments["train.batch_size"] = f"A twentieth of the {rows:,} training rows, at least {MIN_BATCH}."
+            return {"batch_size": max(MIN_BATCH, math.ceil(rows / STEPS_OF_EPOCH))}
+        batch = batch_of(shape.taken, train.batch_size)
+        why = f"{shape.taken:,} rows make at least {STEPS_OF_EPOCH} steps, of {MIN_BATCH} rows or more."
+        self.comments["train.batch_size"] = why
+        steps, own = math.ceil(shape.taken / batch), train.epochs * math.ceil(rule.rows / train.batch_size)
+        least = rule.min_steps or math.ceil(MIN_STEPS * own)
+        if (needed := min(MAX_EPOCHS, math.ceil(least / steps))) <= train.epochs:
+            return {"batch_size": batch}
+        why = f"{steps:,} steps an epoch, and {least:,} are needed; at most {MAX_EPOCHS} epochs."
+        self.comments["train.epochs"] = why
+        return {"batch_size": batch, "epochs": needed}
+
+
+def _with_fields(tower: Mapping[str, TomlValue], side: str, names: Mapping[tuple[str, str], list[str]]) -> Settings:
+    """Return a tower with the names of the features here; without `fields` if the tables have none of them."""
+    found = dict.fromkeys(n for name in _fields(tower) for n in names.get((side, name), ()))
+    rest = {key: value for key, value in tower.items() if key != "fields"}
+    return {"fields": [*found], **rest} if found else rest
+
+
+def _fields(tower: Mapping[str, TomlValue], every: Iterable[str] = ()) -> list[str]:
     """Return the fields of a tower, `every` where it names none."""
     fields = tower.get("fields")
     return [str(name) for name in fields] if isinstance(fields, list) else [*every]
@@ -176,166 +276,6 @@ def _fields(tower: Settings, every: Iterable[str] = ()) -> list[str]:
 def _source(feature: Settings) -> str:
     """Return the column of a feature."""
     return str(feature.get("column", feature["name"]))
-
-
-def shaped_settings(
-    recipe: Settings, fitted: FittedRecipe, shape: Shape, rule: RecipeRule, unweighted: str = "", unsolved: str = ""
-) -> tuple[Settings, dict[str, str]]:
-    """Return the scorers and the sections [model], [loss], [negatives] and [train] of a recipe for a shape, and
-    comments by dotted key.
-
-    Windows of `fitted.features` are set too. Scorers are left out that read what the tables lack, that are too large,
-    or whose weight cannot be chosen, for the reason `unweighted`; for the reason `unsolved` all."""
-    config = fitted.config
-    settings: Settings = {key: recipe[key] for key in ("loss", "negatives", "train") if key in recipe}
-    comments = dict[str, str]()
-    if kept := _shape_scorers(recipe, fitted, shape, unweighted, unsolved, comments):
-        settings["scorers"] = kept
-    settings = {"model": fitted.model} | settings
-    for place, feature in enumerate(fitted.features):
-        window = section(feature, "pooling").get("window")
-        needed = max(MIN_WINDOW, 2 ** math.ceil(math.log2(max(1.0, shape.long_length))))
-        if isinstance(window, float | int) and needed < window:
-            feature["pooling"] = {**section(feature, "pooling"), "window": needed}
-            fitted.why[place] = (
-                f"window: the power of two from {shape.long_length:g} on, which a tenth of the users exceeds; at least "
-                f"{MIN_WINDOW}, at most {window:g}"
-            )
-    _shape_catalogue(settings, shape, comments)
-    if config.train.epochs:
-        _shape_steps(settings, fitted, shape, rule, comments)
-    else:
-        _shape_width(settings, fitted, shape, rule, comments)
-    return settings, comments
-
-
-def _shape_scorers(
-    recipe: Settings, fitted: FittedRecipe, shape: Shape, unweighted: str, unsolved: str, comments: dict[str, str]
-) -> list[Settings]:
-    """Return the scorers of a recipe that fit the log, none wider than what it reads has values."""
-    given = listed_sections(recipe, "scorers")
-    columns: dict[str, list[Settings]] = {
-        side: [f for f in fitted.features if f["side"] == side and _is_column(f, fitted.ids)] for side in SIDES
-    }
-    reasons, kept, hides = dict[str, list[str]](), list[Settings](), fitted.hides_negatives
-    for place, (scorer, options) in enumerate(zip(fitted.config.scorers, given, strict=True)):
-        why = unsolved or (unweighted if place or fitted.config.train.epochs else "")
-        if isinstance(scorer, Start) and not why:
-            why = _why_left_out(scorer, columns, fitted.ids, shape)
-        if why:
-            reasons.setdefault(why, []).append(f"'{scorer.kind}'")
-            continue
-        kept.append({**options, **({"unliked": 0} if hides and "unliked" in type(scorer).model_fields else {})})
-        if "rates" in type(scorer).model_fields and shape.order is not None and not shape.has_order:
-            kept[-1]["rates"] = [1.0]  # all rows count alike
-        if isinstance(scorer, Start) and (width := _most_directions(scorer, shape)) < scorer.width:
-            kept[-1]["width"] = width
-            comments[f"scorers.{len(kept) - 1}"] = f"width: the data have no more than {width:,} directions"
-    if reasons:
-        texts = (f"the recipe's scorer{'s' * bool(k[1:])} {listed(k)}: {why}" for why, k in reasons.items())
-        comments["scorers"] = " ".join(f"Without {text}" for text in texts)
-    return kept
-
-
-def _why_left_out(scorer: Start, columns: Mapping[str, list[Settings]], ids: Mapping[str, str], shape: Shape) -> str:
-    """Return why a closed form does not fit a log; "" if it fits."""
-    if not scorer.is_exact(shape.users, shape.items, shape.common):
-        return f"{shape.users:,} users and {shape.items:,} items are too many for its closed form."
-    if scorer.adds_users and shape.users_change:
-        return "users have several values of a column, by schema.valid_from."
-    sides = (["item"] if scorer.adds_columns and not scorer.reads_ids else []) + ["user"] * scorer.adds_users
-    if not all(columns[side] for side in sides):
-        return "the tables have none of the columns that it reads."
-    if scorer.adds_users:
-        of_item = {ids["item"]: 1 + shape.items}
-        counts = [
-            {str(f["name"]): 1 + shape.values.get((side, _source(f)), 0) for f in columns[side]} for side in SIDES
-        ]
-        counts[1] |= of_item
-        if any(len(names) < len(of) for names, of in zip(fewer_columns(*counts), counts, strict=True)):
-            return "the columns have too many values to be counted."
-    return ""
-
-
-def _most_directions(scorer: Start, shape: Shape) -> int:
-    """Return the width from which a closed form has no more directions: the smaller number of users and items, and of
-    columns their values, and a tenth more for new ones."""
-    most = min(shape.users, shape.items)
-    if scorer.adds_users or (scorer.adds_columns and not scorer.reads_ids):
-        values = shape.joint_values if scorer.adds_users else shape.content_values
-        return max(1, min(most, -(-11 * values // 10)))
-    return most
-
-
-def _is_column(feature: Settings, ids: Mapping[str, str]) -> bool:
-    """Return True for a column of values that closed forms read: no id, history, text or number without buckets."""
-    coded = feature["kind"] in ("categorical", "multi_hot") or bool(feature.get("buckets"))
-    return coded and _source(feature) != ids[str(feature["side"])]
-
-
-def _shape_catalogue(settings: Settings, shape: Shape, comments: dict[str, str]) -> None:
-    negatives = section(settings, "negatives")
-    drawn = negatives.get("uniform")
-    if isinstance(drawn, float | int) and not negatives.get("full") and shape.items <= drawn:
-        negatives = {"full": True, **{k: v for k, v in negatives.items() if k != "uniform"}}
-        comments["negatives.full"] = f"{shape.items:,} items, no more than the {drawn:,} that the recipe draws."
-    if negatives.get("full") and shape.items > MAX_FULL_ITEMS:
-        negatives = {"uniform": UNIFORM, **{k: v for k, v in negatives.items() if k != "full"}}
-        comments["negatives.uniform"] = f"{shape.items:,} items, more than {MAX_FULL_ITEMS:,}: {UNIFORM:,} are drawn."
-    if negatives:
-        settings["negatives"] = negatives
-
-
-def _shape_width(
-    settings: Settings, fitted: FittedRecipe, shape: Shape, rule: RecipeRule, comments: dict[str, str]
-) -> None:
-    """Raise the width of the first scorer of a recipe without epochs, as far as that takes no longer than on the
-    recipe's own log: items that are taken together in pairs and series have more directions than tastes have."""
-    scorers, first = listed_sections(settings, "scorers"), fitted.config.scorers[0]
-    assert isinstance(first, Start)
-    own, own_rows = first.width, rule.rows + ROWS_OF_ID * rule.ids
-    rows = shape.taken + ROWS_OF_ID * (shape.users + shape.items)
-    width, most = own, min(shape.users, shape.items, MAX_WIDTH)
-    while 2 * width <= most and 2 * width * rows <= own * own_rows:
-        width *= 2
-    if width > own and scorers:
-        settings["scorers"] = [{**scorers[0], "width": width}, *scorers[1:]]
-        comments["scorers.0"] = f"width: {own:,}, doubled while it takes no longer than on the recipe's own log"
-
-
-def _shape_steps(
-    settings: Settings, fitted: FittedRecipe, shape: Shape, rule: RecipeRule, comments: dict[str, str]
-) -> None:
-    """Set the batch size by the number of training rows, and the epochs by the number of steps."""
-    train, split, pointwise = fitted.config.train, fitted.config.split, fitted.config.loss.pointwise
-    if pointwise:
-        rows = round((1 - split.test) * (1 - split.validation) * shape.interactions)
-        batch = max(MIN_BATCH, math.ceil(rows / STEPS_OF_EPOCH))
-        comments["train.batch_size"] = f"A twentieth of the {rows:,} training rows, at least {MIN_BATCH}."
-    else:
-        rows = shape.taken
-        batch = batch_of(rows, train.batch_size)
-        comments["train.batch_size"] = (
-            f"{rows:,} rows make at least {STEPS_OF_EPOCH} steps, of {MIN_BATCH} rows or more."
-        )
-    changed: Settings = {"batch_size": batch}
-    steps, own_steps = math.ceil(rows / batch), train.epochs * math.ceil(rule.rows / train.batch_size)
-    least = rule.min_steps or math.ceil(MIN_STEPS * own_steps)
-    needed = min(MAX_EPOCHS, math.ceil(least / steps))
-    if not pointwise and needed > train.epochs:
-        changed["epochs"] = needed
-        comments["train.epochs"] = f"{steps:,} steps an epoch, and {least:,} are needed; at most {MAX_EPOCHS} epochs."
-    settings["train"] = {**section(settings, "train"), **changed}
-
-
-def first_values(scorers: Iterable[Settings]) -> list[Settings]:
-    """Return scorers with the first value of each option in place of several."""
-    kept = list[Settings]()
-    for options in scorers:
-        scorer = SCORERS.parse(options)
-        several = scorer.several if isinstance(scorer, Start) else []
-        kept.append({**options, **{name: [getattr(scorer, name)[0]] for name in several}})
-    return kept
 
 
 def listed_sections(settings: Mapping[str, TomlValue], key: str) -> list[Settings]:

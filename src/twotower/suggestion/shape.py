@@ -20,7 +20,6 @@ from twotower.data.evidence import (
     order_evidence,
 )
 from twotower.data.labels import POSITIVE
-from twotower.data.parts import PART
 from twotower.data.tables import Tables
 from twotower.data.times import TIME
 from twotower.features.schema import Schema
@@ -28,9 +27,7 @@ from twotower.features.side import SIDES, SideName
 from twotower.progress import doing
 from twotower.scorers.start import common_items
 from twotower.suggestion.features import SideFeature, SideFeatures, is_text
-from twotower.suggestion.roles import is_undoing, no_rating
 
-DENSE = 0.5  # share of all pairs of user and item from which the presence of a row says nothing
 MIN_NEW = 0.2  # share of new items from which a model must know items by their contents
 MIN_NEW_USERS = 0.5  # share of new users from which the latest rows are of users without a history
 MAX_FEW = 10  # median rows of a user up to which columns of users may say more than a history without an order
@@ -57,7 +54,6 @@ class Shape:
 
     users: int  # users with an interaction
     items: int  # items of the catalogue, with an interaction or without
-    unused: int  # items of the catalogue without an interaction
     common: int  # the least number of items that have most of the taken rows
     interactions: int
     taken: int  # rows of what users took: the positives, or all rows if the label is a scale
@@ -67,10 +63,8 @@ class Shape:
     order: OrderEvidence | None  # None: the log has no time
     drift: DriftEvidence | None  # None: the log has no times that all users share
     label_values: int  # distinct labels; 0: no label
-    is_scale: bool  # three labels or more, or two from MIN_TOP on, in a log that is not dense
-    no_rating: float | None  # label that stands for no rating
+    is_scale: bool  # three labels or more, or two from MIN_TOP on
     negatives: float  # share of the rows that are negatives, by label or event
-    undone: float  # share of the rows that are negatives as they take an earlier choice back, such as a refund
     new_items: float  # share of the latest rows whose item is new; without shared times, of rows whose item has one
     new_users: float  # share of the latest rows whose user is new; 0 without times that all users share
     by_time: bool  # True if `new_items` is of the latest rows
@@ -78,25 +72,10 @@ class Shape:
     words: str  # column of text of the items; empty: none
     shared: tuple[float, float]  # share of rows whose `query` and `words` share a word, and with shuffled items
     content_kinds: int  # combinations of values of the items' columns without text and many names, at most
-    content_values: int  # values of the items' columns without text, added up
-    joint_values: int  # sum, over pairs of columns of users and items, of the smaller number of values
     contents: int  # features of the items without their ids
     texts: int  # those of them that are text
     telling: Mapping[str, float]  # columns of users that predict items, with the lift of a shared value
-    users_change: bool  # True if users have several values of a column, each from a time on
-    density: float  # share of the pairs of a user and an item, both with a row, that have one
-    is_dense: bool  # True if the presence of a row says nothing
-    values: Mapping[tuple[SideName, str], int]  # values of each column without text, by side and column
-
-    @property
-    def rows_of_user(self) -> str:
-        """Rows of a user, the median, in words."""
-        return f"{self.length:g} row{'' if self.length == 1 else 's'}"
-
-    @property
-    def has_queries(self) -> bool:
-        """True if words are shared often, and clearly more often than by chance."""
-        return self.shared[0] >= MIN_SHARED and self.shared[0] >= MIN_TIMES * self.shared[1]
+    values: Mapping[SideName, Mapping[str, int]]  # values of each column without text, by side and column
 
     @property
     def has_telling(self) -> bool:
@@ -108,94 +87,60 @@ class Shape:
         """True if rows follow one another."""
         return self.order is not None and self.order.exists
 
-    @property
-    def has_telling_users(self) -> bool:
-        """True if columns of users say more than their histories, which are short and in no order."""
-        return self.has_telling and self.length <= MAX_FEW and not self.has_order
-
-    @property
-    def has_new_items(self) -> bool:
-        """True if many items are new, and columns describe them: texts, where no times or order show new items."""
-        reads_text = self.texts > 0 and self.content_kinds < self.items
-        return self.contents > 0 and self.new_items >= MIN_NEW and (self.by_time or self.has_order or reads_text)
-
 
 @doing("measuring the shape of the log")
-def measure_shape(
-    tables: Tables, schema: Schema, sides: Mapping[SideName, SideFeatures], shared_time: bool, may_be_unrated: bool
-) -> Shape:
+def measure_shape(tables: Tables, schema: Schema, sides: Mapping[SideName, SideFeatures], shared_time: bool) -> Shape:
     """Return the shape of checked tables with the features of their sides.
 
-    `shared_time` is False if times order the items of one user alone, `may_be_unrated` if no label is for no rating."""
+    `shared_time` is False if times order the items of one user alone."""
     actions = tables.interactions
     users = actions[schema.user_id].rank("dense").to_numpy().astype(np.int64) - 1
     items = np.unique(actions[schema.item_id].to_numpy(), return_inverse=True)[1].astype(np.int64)
     positive = actions[POSITIVE].to_numpy().astype(bool)
     labels = actions[schema.label] if schema.label else pl.Series([], dtype=pl.Float64)
-    n_users, n_items = int(users.max(initial=0)) + 1, int(items.max(initial=0)) + 1
-    pairs = len(np.unique(users * n_items + items))
-    density = pairs / (n_users * n_items)
-    is_dense = density >= DENSE and pairs >= 2 * max(n_users, n_items)
-    least = float(labels.min() or 0)  # type: ignore[arg-type]
-    unrated = no_rating(labels) if schema.label and may_be_unrated else None
-    is_scale = (labels.n_unique() > 2 or least >= MIN_TOP) and (least >= 0 or unrated is not None) and not is_dense
+    least, n_items = float(labels.min() or 0), int(items.max(initial=0)) + 1  # type: ignore[arg-type]
+    is_scale = (labels.n_unique() > 2 or least >= MIN_TOP) and least >= 0
     taken = positive | is_scale
     lengths = np.bincount(users[taken])
-    lengths = lengths[lengths > 0]
+    lengths = lengths[lengths > 0] if taken.any() else np.zeros(1, np.int64)
     times = actions[TIME].to_numpy() if TIME in actions.columns else None
-    orders_all = times is not None and (schema.time_unit != "order" or begin_apart(users[taken], times[taken]))
+    of_all = times is not None and (schema.time_unit != "order" or begin_apart(users[taken], times[taken]))
     by_time = times is not None and shared_time and bool(times.min() < times.max())
     frames: dict[SideName, pl.DataFrame] = {"user": tables.users, "item": tables.items}
-    texts = {
-        side: [f.column for f in sides[side].features if f.is_text and is_text(frames[side][f.column])]
-        for side in SIDES
-    }
+    own = {side: sides[side].features for side in SIDES}
+    texts = {side: [f.column for f in own[side] if f.is_text and is_text(frames[side][f.column])] for side in SIDES}
     if not texts["user"] and is_text(actions[schema.user_id]):
         texts["user"] = [schema.user_id]
-    columns = [(side, f) for side in SIDES for f in sides[side].features if not f.is_text]
-    values: dict[tuple[SideName, str], int] = {(side, f.column): _values(frames[side], f) for side, f in columns}
     query, words, shared = _searched(tables, schema, texts["user"], texts["item"])
-    of_side = {side: [n for (where, _), n in values.items() if where == side] for side in SIDES}
-    undone = (
-        actions.filter(~pl.col(POSITIVE).cast(pl.Boolean))[schema.event]
-        if schema.event
-        else pl.Series([], dtype=pl.String)
-    )
+    coded = {side: [f for f in own[side] if not f.is_text] for side in SIDES}
+    single = float((np.bincount(items) == 1).sum()) / max(1, len(items))
     return Shape(
         users=int(users.max(initial=-1)) + 1,
         items=tables.items.height,
-        unused=tables.items.height - n_items,
         common=common_items(np.bincount(np.unique(users[taken] * n_items + items[taken]) % n_items)),
         interactions=actions.height,
         taken=int(taken.sum()),
-        length=float(np.median(lengths)) if len(lengths) else 0.0,
-        long_length=float(np.quantile(lengths, 0.9)) if len(lengths) else 0.0,
+        length=float(np.median(lengths)),
+        long_length=float(np.quantile(lengths, 0.9)),
         measurable=int((lengths >= MIN_LAST).sum()),
         order=None if times is None else order_evidence(users[taken], items[taken], times[taken]),
         drift=drift_evidence(users[taken], items[taken], times[taken])
-        if times is not None and by_time and orders_all
+        if times is not None and by_time and of_all
         else None,
         label_values=labels.n_unique(),
         is_scale=is_scale,
-        no_rating=unrated,
         negatives=float(1 - positive.mean()),
-        undone=sum(is_undoing(str(kind)) for kind in undone) / actions.height,
-        new_items=_new_share(items, times) if times is not None and by_time else _single_share(items),
+        new_items=_new_share(items, times) if times is not None and by_time else single,
         new_users=_new_share(users, times) if times is not None and by_time else 0.0,
         by_time=by_time,
         query=query,
         words=words,
         shared=shared,
-        content_kinds=math.prod(_kinds(tables.items[f.column], f) for side, f in columns if side == "item"),
-        content_values=sum(of_side["item"]),
-        joint_values=sum(min(one, other) for one in of_side["user"] for other in (*of_side["item"], n_items)),
-        contents=len(sides["item"].features),
-        texts=sum(f.is_text for f in sides["item"].features),
-        telling=_telling(tables, schema, sides["user"].features, users[taken], items[taken]),
-        users_change="user" in tables.versions,
-        density=density,
-        is_dense=is_dense,
-        values=values,
+        content_kinds=math.prod(_kinds(tables.items[f.column], f) for f in coded["item"]),
+        contents=len(own["item"]),
+        texts=sum(f.is_text for f in own["item"]),
+        telling=_telling(tables, schema, coded["user"], users[taken], items[taken]),
+        values={side: {f.column: _values(frames[side][f.column], f) for f in coded[side]} for side in SIDES},
     )
 
 
@@ -205,9 +150,8 @@ def _kinds(values: pl.Series, feature: SideFeature) -> int:
     return min(distinct, MAX_BUCKETS) if "buckets" in feature.options else distinct
 
 
-def _values(frame: pl.DataFrame, feature: SideFeature) -> int:
+def _values(series: pl.Series, feature: SideFeature) -> int:
     """Return the number of values that a feature has, of lists those in them."""
-    series = frame[feature.column]
     if separator := feature.options.get("separator"):
         series = series.str.split(str(separator))
     return _kinds(series.explode() if series.dtype.is_nested() else series, feature)
@@ -225,16 +169,18 @@ def _searched(
         found = ids.join(last, on=key, how="left", maintain_order="left")[column]
         return found.fill_null("").str.to_lowercase().str.extract_all(_WORDS)
 
+    def share(one: pl.Series, other: pl.Series) -> float:
+        common = pl.DataFrame({"one": one, "other": other}).select(pl.col("one").list.set_intersection("other"))
+        return float((common["one"].list.len() > 0).mean() or 0)  # type: ignore[arg-type]
+
     best, gap = (next(iter(queries), ""), next(iter(titles), ""), (0.0, 0.0)), -math.inf
     for query in queries if titles else ():
         of_query = words(tables.users, schema.user_id, query)
         for title in titles:
-            found = words(tables.items, schema.item_id, title)
-            pairs = [pl.DataFrame({"one": of_query, "other": found.shuffle(n) if n else found}) for n in range(6)]
-            is_shared = (pl.col("one").list.set_intersection("other").list.len() > 0).mean()
-            share, *chance = (float(pair.select(is_shared).item() or 0) for pair in pairs)
-            if share - float(np.mean(chance)) > gap:
-                best, gap = (query, title, (share, float(np.mean(chance)))), share - float(np.mean(chance))
+            of_title = words(tables.items, schema.item_id, title)
+            found, chance = share(of_query, of_title), share(of_query, of_title.shuffle(1))
+            if found - chance > gap:
+                best, gap = (query, title, (found, chance)), found - chance
     return best
 
 
@@ -257,7 +203,7 @@ def _telling(
     lifts = dict[str, float]()
     for feature in features:
         values = frame[feature.column]
-        if feature.is_text or "separator" in feature.options or values.dtype.is_nested():
+        if "separator" in feature.options or values.dtype.is_nested():
             continue
         values = values.fill_nan(None) if values.dtype.is_float() else values
         if buckets := int(str(feature.options.get("buckets", 0))):
@@ -277,18 +223,12 @@ def _new_share(ids: Ints, times: Ints) -> float:
     return float((~np.isin(ids[late], known)).mean()) if len(known) else 0.0
 
 
-def _single_share(ids: Ints) -> float:
-    """Return the share of rows whose item has no other row."""
-    return float((np.bincount(ids) == 1).sum()) / max(1, len(ids))
-
-
-def parts_follow(actions: pl.DataFrame, schema: Schema) -> bool:
+def parts_follow(actions: pl.DataFrame, user_id: str, part: str) -> bool:
     """Return True if no row of a user is later than one of a later part."""
     if TIME not in actions.columns:
         return False
-    ends = actions.group_by(schema.user_id, PART).agg(first=pl.col(TIME).min(), last=pl.col(TIME).max())
-    ends = ends.sort(schema.user_id, PART)
-    after = ends.with_columns(before=pl.col("last").cum_max().shift().over(schema.user_id)).drop_nulls("before")
+    ends = actions.group_by(user_id, part).agg(first=pl.col(TIME).min(), last=pl.col(TIME).max()).sort(user_id, part)
+    after = ends.with_columns(before=pl.col("last").cum_max().shift().over(user_id)).drop_nulls("before")
     return bool(len(after)) and bool((after["first"] >= after["before"]).all())
 
 
@@ -306,104 +246,129 @@ def repeated_share(actions: pl.DataFrame, user_id: str, item_id: str) -> float:
 
 
 @dataclass(frozen=True)
+class Condition:
+    """Number of a log, and the thresholds between which it fits a recipe."""
+
+    what: str
+    value: float
+    least: float = -math.inf
+    most: float = math.inf
+
+    @property
+    def holds(self) -> bool:
+        """True if the number fits."""
+        return self.least <= self.value <= self.most
+
+    def __str__(self) -> str:
+        bounds = {"at least": self.least, "at most": self.most}
+        shown = " and ".join(f"{word} {bound:g}" for word, bound in bounds.items() if math.isfinite(bound))
+        return f"{self.what} {self.value:.3g} ({shown})"
+
+
+Conditions = Sequence[Condition]
+
+
+@dataclass(frozen=True)
 class RecipeRule:
-    """Recipe, whether a shape is right for it, what a shape needs for it, and the numbers as text."""
+    """Recipe, the conditions of a shape that it is right for, and what a shape needs for it."""
 
     recipe: str
     question: str
     rows: int  # rows of the log on which the recipe's settings were chosen
-    fits: Callable[[Shape], bool]  # True for a shape that the recipe is right for, if no earlier rule fits
+    cases: Callable[[Shape], Sequence[Conditions]]  # of one case all must hold, and no earlier rule fit
     lacks: Callable[[Shape], str]  # column that the recipe needs and the tables lack; empty: none
-    reason: Callable[[Shape], str]  # numbers that decided, with their thresholds
     min_steps: int = 0  # least steps of a training, measured on small logs; 0: a tenth of the recipe's own
     ids: int = 0  # users and items of the log on which the settings of a recipe without epochs were chosen
     needs_contents: bool = False  # items are ranked by their contents alone
     reads_users: bool = False  # columns of users that predict items are added to the history
 
+    def fits(self, shape: Shape) -> bool:
+        """Return True if all conditions of a case hold."""
+        return any(map(hold, self.cases(shape)))
 
-def describe_order(shape: Shape) -> str:
-    """Return what is known of the order of the log, with the thresholds."""
-    if shape.order is None:
-        return "no time column gives the interactions an order"
-    verdict = "there is one" if shape.order.exists else "none is found"
-    return f"{verdict}: {shape.order}; thresholds {MIN_LIFT:g} times and z {MIN_Z:g}"
-
-
-def describe_drift(shape: Shape) -> str:
-    """Return what is known of how popularity changes, with the thresholds."""
-    if shape.drift is None:
-        return "no times that all users share show what is popular when"
-    verdict = "what is popular changes" if shape.drift.exists else "what is popular hardly changes"
-    return f"{verdict}: {shape.drift}; thresholds {MIN_LIFT:g} times and z {MIN_Z:g}"
+    def reason(self, shape: Shape) -> str:
+        """Return the numbers that decide, with their thresholds."""
+        return "; or ".join(", ".join(map(str, case)) for case in self.cases(shape)) or "no other recipe fits"
 
 
-def _refused(shape: Shape) -> str:
-    if not shape.negatives:
-        return "every row is a positive"
-    share = f"{shape.negatives:.1%} of the rows are negatives (threshold {MIN_NEGATIVES:.0%})"
-    if shape.is_scale:
-        return (
-            f"{share}, on a scale of {shape.label_values} labels: what users chose and rated, not what they were shown"
-        )
-    if shape.is_dense:
-        return f"{share}, and users have {shape.density:.0%} of the items (threshold {DENSE:.0%}): what they were shown"
-    return f"{share}, {shape.undone:.1%} of the rows by taking an earlier choice back" if shape.undone else share
+def hold(conditions: Conditions) -> bool:
+    """Return True if all of some conditions hold."""
+    return all(condition.holds for condition in conditions)
 
 
-def _new(shape: Shape) -> str:
-    lifts = ", ".join(f"'{name}' {lift:.2f}" for name, lift in shape.telling.items()) or "none"
-    rows = "of the latest tenth of the rows" if shape.by_time else "of the rows"
-    return (
-        f"{shape.new_items:.1%} {rows} are of items without {'an earlier' if shape.by_time else 'another'} row "
-        f"(threshold {MIN_NEW:.0%}), and the items have {shape.contents} columns, {shape.texts} of them text; "
-        f"columns of users that predict items: {lifts} (threshold {MIN_USER_LIFT:g}); a user has "
-        f"{shape.rows_of_user}, the median (threshold at most {MAX_FEW}, without an order)"
-    )
+def new_items(shape: Shape) -> Conditions:
+    """Return whether many items are new, and columns describe them: texts, where no times or order show new items."""
+    is_shown = shape.by_time or shape.has_order or (shape.texts > 0 and shape.content_kinds < shape.items)
+    rows = "latest rows of items without an earlier row" if shape.by_time else "rows of items without another row"
+    return [
+        Condition(f"share of the {rows}", shape.new_items, MIN_NEW), Condition("columns of items", shape.contents, 1),
+        Condition("times, an order or texts that show new items", is_shown, 1),
+    ]  # fmt: skip
 
 
-def _length(shape: Shape) -> str:
-    return f"a user has {shape.rows_of_user}, the median (threshold {MIN_LONG})" if shape.has_order else "no order"
+def telling_users(shape: Shape) -> Conditions:
+    """Return whether columns of users say more than their histories, which are short and in no order."""
+    best = max(shape.telling.values(), default=0.0)
+    return [
+        Condition("lift of the columns of users that predict items", best, MIN_USER_LIFT),
+        Condition(_LENGTH, shape.length, most=MAX_FEW), Condition("an order", shape.has_order, most=0),
+    ]  # fmt: skip
 
 
-def _needs_time(shape: Shape) -> str:
+def _queries(shape: Shape) -> Conditions:
+    found, chance = shape.shared
+    columns = f" of '{shape.query}' and '{shape.words}'" if shape.query and shape.words else ""
+    return [
+        Condition(f"share of the rows with a common word{columns}", found, MIN_SHARED),
+        Condition("multiple of shuffled items", min(99.0, found / max(chance, 1e-9)), MIN_TIMES),
+        Condition(_LENGTH, shape.length, most=MAX_QUERY_LENGTH),
+    ]  # fmt: skip
+
+
+def _refusals(shape: Shape) -> Conditions:
+    share = Condition("share of negatives", shape.negatives, MIN_NEGATIVES, 1 - MIN_NEGATIVES)
+    scale = Condition(f"a scale of {shape.label_values} labels, which rate what users chose,", shape.is_scale, most=0)
+    return [share, scale] if shape.is_scale else [share]
+
+
+def _order(shape: Shape) -> list[Condition]:
+    found = shape.order
+    lift, z = (found.lift, found.z) if found else (0.0, 0.0)
+    return [Condition("lift of the order", lift, MIN_LIFT), Condition("its z", z, MIN_Z)]
+
+
+def _lacks_time(shape: Shape) -> str:
     return "" if shape.order is not None else "a time: set schema.time"
 
 
+_LENGTH = "median rows of a user"
+
 RULES = (
     RecipeRule(
-        "words", "which item do these words mean?", 36_451,
-        lambda s: s.has_queries and s.length <= MAX_QUERY_LENGTH,
+        "words", "which item do these words mean?", 36_451, lambda s: [_queries(s)],
         lambda s: "" if s.query and s.words else f"a text column of the {'items' if s.query else 'users'}",
-        lambda s: (
-            f"{s.shared[0]:.1%} of the rows share a word of '{s.query}' and '{s.words}' (threshold {MIN_SHARED:.0%}), "
-            f"{s.shared[1]:.1%} with shuffled items (threshold {MIN_TIMES:g} times as many), and a user has "
-            f"{s.rows_of_user}, the median (threshold at most {MAX_QUERY_LENGTH})"
-            if s.query and s.words else "users or items have no column of text"
-        ),
     ),
     RecipeRule(
-        "ranking", "would the user like an item that is shown?", 1_000_209,
-        lambda s: not s.is_scale and s.negatives - s.undone >= MIN_NEGATIVES and s.negatives <= 1 - MIN_NEGATIVES,
+        "ranking", "would the user like an item that is shown?", 1_000_209, lambda s: [_refusals(s)],
         lambda s: "" if s.negatives else "negatives: set schema.label and schema.positive_above",
-        _refused,
     ),
     RecipeRule(
         "cold-start", "what does a user take next, if items or users are new and columns describe them?", 575_281,
-        lambda s: s.has_new_items or s.has_telling_users,
+        lambda s: [new_items(s), telling_users(s)],
         lambda s: "" if s.contents or s.telling else "columns of items, or columns of users that predict items",
-        _new, needs_contents=True, reads_users=True,
+        needs_contents=True, reads_users=True,
     ),
     RecipeRule(
         "sequence-long", "what does a user take next?", 1_000_209,
-        lambda s: s.has_order and s.length >= MIN_LONG, _needs_time, _length,
+        lambda s: [[*_order(s), Condition(_LENGTH, s.length, MIN_LONG)]], _lacks_time,
     ),
     RecipeRule(
-        "sequence-short", "what does a user take next?", 198_502,
-        lambda s: s.has_order, _needs_time, _length, min_steps=1000, reads_users=True,
+        "sequence-short", "what does a user take next?", 198_502, lambda s: [_order(s)], _lacks_time,
+        min_steps=1000, reads_users=True,
     ),
     RecipeRule(
-        "collaborative", "what else does a user take, in any order?", 575_281,
-        lambda s: True, lambda s: "", lambda s: "no other recipe fits", ids=6038 + 3533,
+        "collaborative", "what else does a user take, in any order?", 575_281, lambda s: [[]], lambda s: "",
+        ids=6038 + 3533,
     ),
 )  # fmt: skip
 """Rules of the recipes; the first that fits is chosen."""
