@@ -21,22 +21,22 @@ from twotower.section import first_problem
 def with_scorers(schema: Schema, config: Config) -> tuple[Schema, Config]:
     """Return a schema and a config in which pairs of towers and their starts stand for the scorers; as they are without
     scorers. The trained towers read what they read before. Raises ConfigError."""
+    _check_written(schema, config)
     if not config.scorers:
         return schema, config
     known = {f.name: f for f in schema.features}
-    kept = bool(config.train.epochs or config.train.start)  # pairs without epochs have a start each
-    n_pairs, counts = len(config.model.pairs) if kept else 0, Counter[str]()
-    features, added_pairs = list[Feature](), list[PairConfig]()
-    starts, model = list[Start](config.train.start), dict[str, JsonValue]()
+    kept = bool(config.train.epochs or config.train.solved)  # without epochs each pair has a closed form
+    features, added_pairs, counts = list[Feature](), list[PairConfig](), Counter[str]()
+    solved, model = list[Start](config.train.solved), dict[str, JsonValue]()
     for scorer in config.scorers:
         counts[scorer.kind] += 1
         number = f"_{n}" if (n := counts[scorer.kind]) > 1 else ""
         name = "__" + re.sub(r"\W", "_", scorer.kind) + number
-        added = scorer.addition(schema, name, n_pairs + len(added_pairs))
+        added = scorer.addition(schema, name)
         features += added.features
-        if added.pair and added.start:
+        if added.pair and isinstance(scorer, Start):
             added_pairs.append(added.pair)
-            starts.append(added.start)
+            solved.append(scorer)
         if twice := next((option for option in added.model if option in model), ""):
             raise ConfigError(f"scorers names '{scorer.kind}' twice, which sets model.{twice}; leave one of them out")
         if given := next((option for option in added.model if getattr(config.model, option)), ""):
@@ -58,7 +58,7 @@ def with_scorers(schema: Schema, config: Config) -> tuple[Schema, Config]:
         features = [f for f in features if not f.history or f.name in read]
     own_pairs = {"pairs": tuple(pairs)} if added_pairs or features != [*own.features] else {}
     # What is set stays apart from defaults, which the data may complete; so the whole is checked, and not read.
-    train = {"train": config.train.model_copy(update={"start": tuple(starts)})} if added_pairs else {}
+    train = {"train": config.train.model_copy(update={"solved": tuple(solved)})} if added_pairs else {}
     changed = config.model_copy(
         update={"scorers": (), "model": config.model.model_copy(update={**model, **own_pairs}), **train}
     )
@@ -68,6 +68,17 @@ def with_scorers(schema: Schema, config: Config) -> tuple[Schema, Config]:
         return Schema.model_validate(whole.model_dump()), changed
     except ValidationError as e:
         raise ConfigError(f"with the pairs of scorers: {first_problem(e)}") from None
+
+
+def _check_written(schema: Schema, config: Config) -> None:
+    """Raise ConfigError if a pair of the closed forms of a config is not as `with_scorers` writes it."""
+    for scorer, pair in zip(reversed(config.train.solved), reversed(config.model.pairs), strict=False):
+        written = scorer.addition(schema, pair.user.fields[0] if pair.user.fields else "").pair
+        if pair != written:
+            raise ConfigError(
+                f"train.solved is what a config has in place of its scorers, and '{scorer.kind}' has another pair of "
+                f"towers; write scorers = [{{ kind = '{scorer.kind}' }}]"
+            )
 
 
 def _explicit(pair: PairConfig, schema: Schema) -> PairConfig:

@@ -37,7 +37,7 @@ MAX_ITEMS = 2000
 MIN_COUNT = 3
 """Least number of interactions of an item that is read for the directions of a log."""
 _OF_START = (
-    "No epoch is trained, so train.start alone makes the vectors: give other or several values of its options for "
+    "No epoch is trained, so scorers alone make the vectors: give other or several values of their options for "
     "validation to choose among, or set train.epochs above 0."
 )
 

@@ -67,7 +67,7 @@ def _help(baseline: str, config: Config) -> str:
         ),
         "user+item bias": (config.model.bias, "Set model.bias = true, which adds the biases to the score. "),
         "transition counts": (
-            bool(config.train.start),
+            bool(config.train.solved),
             "Add { kind = 'transitions' } to scorers. ",
         ),
     }.get(baseline, (True, ""))

@@ -1,4 +1,4 @@
-"""Start `ease`: the item-item regression without its diagonal, as a product of two tables."""
+"""Scorer `ease`: the item-item regression without its diagonal, as a product of two tables."""
 
 from __future__ import annotations
 
@@ -16,18 +16,14 @@ from twotower.arrays.ragged import Ragged, offsets_of
 from twotower.arrays.sets import distinct_keys, pair_keys
 from twotower.arrays.types import F32, F64, I64
 from twotower.data.dataset import Dataset
-from twotower.data.splits import TRAIN
-from twotower.errors import ConfigError, TrainingError
-from twotower.features.feature import Feature
+from twotower.errors import TrainingError
 from twotower.features.field import PoolingSpec
 from twotower.features.schema import Schema
 from twotower.features.sequence import Sequence
-from twotower.features.side import SideName
 from twotower.features.values import UNKNOWN
 from twotower.model.inputs.bag import Bag
-from twotower.model.pooling import resolve
 from twotower.model.pooling.pooling import Pooling
-from twotower.model.two_tower import ModelConfig
+from twotower.model.two_tower import PairConfig
 from twotower.scorers.positives import PositiveMatrix, PositiveSequences
 from twotower.scorers.start import PairValues, Positive, Start, common_items, history_of_positives
 
@@ -64,39 +60,36 @@ class Ease(Start):
     vector is the sum of its rows of B V, an item's vector its row of V, and with E the rank of X B the score of a
     user's own history is that of B.
 
-    A user tower that adds up a history of positives and one of negatives (`join = "sum"`, `activation = "Identity"`)
-    reads both: what users have rated at all tells their tastes too. X then has `unliked` in the place of a negative,
-    and the row of a negative in the history is that of a positive times this number.
+    Where rows have labels, a history of negatives counts too: what users have rated at all tells their tastes. X then
+    has `unliked` in the place of a negative, and the row of a negative in the history is that of a positive times this
+    number.
 
     Use it where users take many items each and items are not too many. Scores are scaled so that those of all items
     after a history have the root mean square 1. Memory is N^2 and some kilobytes a user, time N^3 and N for every
     positive, or U N and U^2 N where the U users are at most half as many, or items more than `max_items`: then V has at
     most U vectors. Where `max_items` allows neither, the items that most users take are solved for, if they have nine
-    tenths of the positives, and others have zeros; else the truncated singular value decomposition of X stands in,
-    without the zero diagonal: rows of V S^2 / (S^2 + lambda), and V, by the first lambda given.
+    tenths of the positives, and others have zeros.
     """
 
     kind = "ease"
-    poolings = ("sum", "mean", "sqrt")
     pools = PoolingSpec(kind="sum")
     choices = ("regularization",)
 
     regularization: tuple[Positive, ...] = Field(
-        (400.0,),
+        (40.0, 400.0),
         min_length=1,
         description="Regularisation lambda. Several values: the best on validation is kept.",
     )
     unliked: float = Field(
         0.5,
         ge=0,
-        description="Weight of a negative in units of the mean positive, if the user tower also reads a history of "
-        "negatives. 0: a scorer reads none.",
+        description="Weight of a negative, in units of the mean positive. 0: negatives are not read.",
     )
     max_items: int = Field(
         10_000,
         ge=0,
-        description="Number of items above which the solution is approximate; 10,000 items take 2.9 GB, or 4.0 GB with "
-        "weights or negatives.",
+        description="Maximum number of items that are solved for; 10,000 items take 2.9 GB, or 4.0 GB with weights or "
+        "negatives.",
     )
 
     def histories(self, schema: Schema, name: str) -> list[Sequence]:
@@ -105,52 +98,11 @@ class Ease(Start):
             found.append(history_of_positives(f"{name}_negatives", self.pools, "negative"))
         return found
 
-    def check_users(self, dataset: Dataset, model: ModelConfig, is_weighted: bool) -> None:
-        super().check_users(dataset, model, is_weighted)
-        key, second = f"train.start of kind '{self.kind}'", self._of_negatives(dataset, model)
-        if second is None:
-            if self.unliked not in (0, type(self).model_fields["unliked"].default):
-                raise ConfigError(
-                    f"{key}: unliked weighs a history of negatives, and the user tower reads none; add a sequence "
-                    f"with interactions = 'negative' and pooling = 'sum' to model.pairs.{self.pair}.user.fields, or "
-                    "leave unliked out"
-                )
-            return
-        history = self.history(dataset, model)
-        for one in (history, second):
-            assert one.history is not None
-            assert one.pools is not None
-            if one.history.share_embedding or resolve(one.pools).length_exponent != 0:
-                raise ConfigError(
-                    f"{key} adds histories of positives and negatives up; set share_embedding = false and pooling = "
-                    f"'sum' of feature '{one.name}'"
-                )
-        assert second.history is not None
-        if not (
-            dataset.encoders.history_codes(second.history, dataset.items.frame) == self.item_codes(dataset, model)
-        ).all():
-            raise ConfigError(
-                f"{key}: features '{history.name}' and '{second.name}' have other codes; give both the same options"
-            )
-
-    def _fields(self, side: SideName, dataset: Dataset, model: ModelConfig) -> tuple[tuple[str, ...], list[Feature]]:
-        names, found = super()._fields(side, dataset, model)
-        return names, found[:1] if side == "user" and self._of_negatives(dataset, model) else found
-
-    def _adds(self, side: SideName) -> bool:
-        return side == "user"
-
-    def _of_negatives(self, dataset: Dataset, model: ModelConfig) -> Feature | None:
-        """Return the history of negatives that the user tower reads in addition to another one; None without."""
-        _, found = super()._fields("user", dataset, model)
-        spec = found[1].history if len(found) == 2 else None
-        return found[1] if spec and not spec.feature and spec.interactions == "negative" else None
-
-    def positives(self, dataset: Dataset, model: ModelConfig) -> PositiveMatrix:
-        found, second = super().positives(dataset, model), self._of_negatives(dataset, model)
-        if second is None:
+    def positives(self, dataset: Dataset, pair: PairConfig) -> PositiveMatrix:
+        found = super().positives(dataset, pair)
+        if len(pair.user.fields) == 1:
             return found
-        column = dataset.users.columns[second.name]
+        column = dataset.users.columns[pair.user.fields[1]]
         assert isinstance(column, Ragged)
         known = column.values != UNKNOWN
         users, codes = np.divmod(
@@ -164,16 +116,7 @@ class Ease(Start):
             found.columns, found.offsets, found.values, found.n_columns, found.histories, negatives=negatives
         )
 
-    def has_choice(self, dataset: Dataset, model: ModelConfig) -> bool:
-        if (second := self._of_negatives(dataset, model)) is None:
-            return super().has_choice(dataset, model)
-        column = dataset.users.columns[second.name]
-        assert isinstance(column, Ragged)
-        users = int(np.count_nonzero(dataset.positives_by_user.lengths + column.lengths))
-        counts = np.bincount(dataset.pairs.item[dataset.parts == TRAIN], minlength=len(dataset.items))
-        return self.is_exact(users, self.n_codes(dataset, model) - 1, common_items(counts))
-
-    def is_exact(self, users: int, items: int, common: int) -> bool:
+    def is_solved(self, users: int, items: int, common: int) -> bool:
         return min(items, common) <= self.max_items or self._fits(users, items)
 
     def _fits(self, users: int, items: int) -> bool:
@@ -195,22 +138,17 @@ class Ease(Start):
             source[head.codes, : found_source.shape[1]] = found_source[1:]
             right[head.codes, : found_right.shape[1]] = found_right[1:]
         elif are_many:
-            log.warning(
-                f"start ease: {n - 1:,} items are more than max_items = {self.max_items:,}, and {users:,} users are "
-                f"too many, so a truncated singular value decomposition of width {width} stands in, by regularization "
-                f"= {self.regularization[0]:g}"
+            raise TrainingError(
+                f"the scorer 'ease' is solved for max_items = {self.max_items:,} items or few users, and the log has "
+                f"{n - 1:,} and {users:,}; raise max_items, or leave it out of scorers"
             )
-            turned = positives.transposed()
-            right, squares = leading(lambda q: turned.product(positives.product(q)), n, width, generator)
-            source = right * (squares / (squares + self.regularization[0]))
         else:
             source, right = self._of_items(positives, width, generator)
         assert positives.histories is not None
         mean_square = _mean_square(source, positives.histories, pooling) / positives.n_items
         if not mean_square:
             raise TrainingError(
-                "train.start of kind 'ease' finds no user of two positive items; leave the start and its pair out, or "
-                "give more data"
+                "the scorer 'ease' finds no user of two positive items; leave it out of scorers, or give more data"
             )
         values = scaled_values(source, right, mean_square, width)
         return replace(values, further=(self.unliked * values.source,)) if positives is not of else values
@@ -247,7 +185,7 @@ def most_taken(positives: PositiveMatrix, n: int) -> MostTaken | None:
     offsets = offsets_of(np.bincount(positives.owners[kept], minlength=len(positives)))
     found = PositiveMatrix(places[positives.columns[kept]], offsets, positives.values[kept], len(codes) + 1)
     log.info(
-        f"start ease: the {len(codes):,} items that most users take are solved for, which have {kept.mean():.1%} of "
+        f"scorer ease: the {len(codes):,} items that most users take are solved for, which have {kept.mean():.1%} of "
         "the positives"
     )
     return MostTaken(torch.from_numpy(codes), found)

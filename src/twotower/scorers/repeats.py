@@ -22,6 +22,6 @@ class Repeats(AddedScorer):
 
     kind = "repeats"
 
-    def addition(self, schema: Schema, name: str, pair: int) -> Addition:
+    def addition(self, schema: Schema, name: str) -> Addition:
         history = Sequence(name=name, side="user", interactions="positive", share_embedding=False)
         return Addition((history,), model={"own_counts": name})

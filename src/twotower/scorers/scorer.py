@@ -14,16 +14,14 @@ from twotower.model.two_tower import PairConfig
 
 if TYPE_CHECKING:
     from twotower.features.schema import Schema
-    from twotower.scorers.start import Start
 
 
 class Addition(NamedTuple):
-    """Features, pair, start and options that a scorer adds to a schema and a model."""
+    """Features, pair and options that a scorer adds to a schema and a model."""
 
     features: tuple[Feature, ...] = ()
     pair: PairConfig | None = None
-    start: Start | None = None
-    """Values of the pair."""
+    """Towers whose values the scorer, a closed form, solves."""
     model: Mapping[str, JsonValue] = {}
     """Options of the model."""
 
@@ -36,6 +34,6 @@ class AddedScorer(Kind):
     """
 
     @abstractmethod
-    def addition(self, schema: Schema, name: str, pair: int) -> Addition:
-        """Return what the scorer adds. `name` begins the names of its features, and `pair` is the number of its pair.
-        Raises ConfigError if the schema lacks what it reads."""
+    def addition(self, schema: Schema, name: str) -> Addition:
+        """Return what the scorer adds. `name` begins the names of its features. Raises ConfigError if the schema lacks
+        what it reads."""

@@ -1,4 +1,4 @@
-"""Start `transitions`: counts of which item follows which, as a product of two tables."""
+"""Scorer `transitions`: counts of which item follows which, as a product of two tables."""
 
 from __future__ import annotations
 
@@ -12,16 +12,13 @@ from torch import Tensor
 
 from twotower.arrays.ragged import offsets_of
 from twotower.arrays.types import F32, Floats, Shaped
-from twotower.data.dataset import Dataset
-from twotower.errors import ConfigError, TrainingError
+from twotower.errors import TrainingError
 from twotower.evaluation.transitions import FREQUENCY, LAG, SPAN, UNIT, TransitionCounts, count_transitions
 from twotower.features.field import PoolingSpec
-from twotower.model.pooling import resolve
 from twotower.model.pooling.pooling import Pooling
-from twotower.model.two_tower import ModelConfig
 from twotower.scorers.ease import leading, scaled_values
 from twotower.scorers.positives import PositiveMatrix
-from twotower.scorers.start import NotNegative, PairValues, Start
+from twotower.scorers.start import PairValues, Start
 
 log = logging.getLogger(__name__)
 Product = Callable[[F32[Tensor, "N k"]], F32[Tensor, "N k"]]
@@ -39,24 +36,22 @@ class TransitionFactors(Start):
     items take all directions. With V the E leading right singular vectors of T, its rows weighted by the fourth root of
     the sums of C, a history's vector is its rows of T V, an item's vector its row of V.
 
-    Use it where histories have an order: alone, trained on from there, or with another pair. Scores are scaled so
+    Use it where histories have an order. Scores are scaled so
     that those of all items after one positive have the root mean square 1. A transition weighs as the positive that
     follows. Memory grows with the different transitions, at most `span` a positive, and time with these times width; of
     a nearly full table with N^2 E.
     """
 
     kind = "transitions"
-    poolings = ("decay", "mean", "sum", "sqrt")
     pools = PoolingSpec(kind="decay", rates=[0.7])
-    choices = ("frequency",)
+    needs_time = True
 
     span: int = Field(SPAN, ge=1, description="Largest gap of a transition, in positives of a user.")
     lag: float = Field(LAG, ge=0, description="Exponent of the gap: a transition of gap g weighs g^-lag.")
-    frequency: tuple[NotNegative, ...] = Field(
-        (FREQUENCY,),
-        min_length=1,
-        description="Exponent of the sum by which transitions to an item are divided, to discount popular items. "
-        "Several values: the best on validation is kept.",
+    frequency: float = Field(
+        FREQUENCY,
+        ge=0,
+        description="Exponent of the sum by which transitions to an item are divided, to discount popular items.",
     )
     max_transitions: int = Field(
         24_000_000,
@@ -69,29 +64,14 @@ class TransitionFactors(Start):
         description="Maximum cells per distinct transition for a dense table, which multiplies faster. 0: never.",
     )
 
-    def check(self, dataset: Dataset, model: ModelConfig, is_weighted: bool = False) -> None:
-        super().check(dataset, model, is_weighted)
-        history = self.history(dataset, model)
-        assert history.pools is not None
-        if (pieces := resolve(history.pools).pieces) != 1:
-            raise ConfigError(
-                f"train.start of kind '{self.kind}' needs a pooling of one vector; feature '{history.name}' has "
-                f"{pieces}; set its pooling = {{ kind = 'decay', rates = [0.7] }}"
-            )
-        if dataset.times is None:
-            raise ConfigError(
-                f"train.start of kind '{self.kind}' counts what follows what, and the interactions have no order; set "
-                "schema.time, or take kind = 'ease'"
-            )
-
     def solve(self, positives: PositiveMatrix, pooling: Pooling, width: int, seed: int) -> PairValues:
-        n, counts = positives.n_columns, positives.once("counts", lambda: self._counts(positives))
+        n, counts = positives.n_columns, self._counts(positives)
         if not len(counts.count):
             raise TrainingError(
-                "train.start of kind 'transitions' finds no positive that follows another of its user; leave the "
-                "start out, or give more data"
+                "the scorer 'transitions' finds no positive that follows another of its user; leave it out of "
+                "scorers, or give more data"
             )
-        values = counts.logarithms(self.frequency[0])
+        values = counts.logarithms(self.frequency)
         sums = torch.from_numpy(np.bincount(counts.before, counts.count, n).astype(np.float32))
         if width >= n - 1:  # no less than an axis for each item: its score is that of the table itself
             target, source = torch.eye(n)[:, 1:], _square(counts, values, n)[:, 1:]
@@ -124,7 +104,7 @@ class TransitionFactors(Start):
         span = min(self.span, max(self.max_transitions // max(n, 1), 1))
         if span < self.span:
             log.warning(
-                f"start transitions: {n:,} positives have more than max_transitions = {self.max_transitions:,} within "
+                f"scorer transitions: {n:,} positives have more than max_transitions = {self.max_transitions:,} within "
                 f"a span of {self.span}, so gaps up to {span} are counted"
             )
         return count_transitions(

@@ -19,5 +19,5 @@ class Trending(AddedScorer):
 
     kind = "trending"
 
-    def addition(self, schema: Schema, name: str, pair: int) -> Addition:
+    def addition(self, schema: Schema, name: str) -> Addition:
         return Addition(model={"recent_popularity": True})

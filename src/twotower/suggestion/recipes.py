@@ -10,10 +10,9 @@ from pathlib import Path
 
 from twotower.config.toml import TomlValue, parse_sections
 from twotower.errors import ConfigError, listed
-from twotower.features.side import SIDES
 from twotower.scorers import SCORERS
+from twotower.scorers.columns import Columns
 from twotower.scorers.start import Start
-from twotower.scorers.user_content import fewer_columns
 from twotower.suggestion.features import SideFeature
 from twotower.suggestion.shape import RecipeRule, Shape
 from twotower.train.defaults import MIN_BATCH, STEPS_OF_EPOCH, batch_of
@@ -214,14 +213,12 @@ def _shape_scorers(
 ) -> list[Settings]:
     """Return the scorers of a recipe that fit the log, none wider than what it reads has values."""
     given = listed_sections(recipe, "scorers")
-    columns: dict[str, list[Settings]] = {
-        side: [f for f in fitted.features if f["side"] == side and _is_column(f, fitted.ids)] for side in SIDES
-    }
+    has_columns = any(f["side"] == "item" and _is_column(f, fitted.ids) for f in fitted.features)
     reasons, kept, hides = dict[str, list[str]](), list[Settings](), fitted.hides_negatives
     for place, (scorer, options) in enumerate(zip(fitted.config.scorers, given, strict=True)):
         why = unsolved or (unweighted if place or fitted.config.train.epochs else "")
         if isinstance(scorer, Start) and not why:
-            why = _why_left_out(scorer, columns, fitted.ids, shape)
+            why = _why_left_out(scorer, has_columns, shape)
         if why:
             reasons.setdefault(why, []).append(f"'{scorer.kind}'")
             continue
@@ -237,23 +234,12 @@ def _shape_scorers(
     return kept
 
 
-def _why_left_out(scorer: Start, columns: Mapping[str, list[Settings]], ids: Mapping[str, str], shape: Shape) -> str:
+def _why_left_out(scorer: Start, has_columns: bool, shape: Shape) -> str:
     """Return why a closed form does not fit a log; "" if it fits."""
-    if not scorer.is_exact(shape.users, shape.items, shape.common):
+    if not scorer.is_solved(shape.users, shape.items, shape.common):
         return f"{shape.users:,} users and {shape.items:,} items are too many for its closed form."
-    if scorer.adds_users and shape.users_change:
-        return "users have several values of a column, by schema.valid_from."
-    sides = (["item"] if scorer.adds_columns and not scorer.reads_ids else []) + ["user"] * scorer.adds_users
-    if not all(columns[side] for side in sides):
+    if isinstance(scorer, Columns) and not has_columns:
         return "the tables have none of the columns that it reads."
-    if scorer.adds_users:
-        of_item = {ids["item"]: 1 + shape.items}
-        counts = [
-            {str(f["name"]): 1 + shape.values.get((side, _source(f)), 0) for f in columns[side]} for side in SIDES
-        ]
-        counts[1] |= of_item
-        if any(len(names) < len(of) for names, of in zip(fewer_columns(*counts), counts, strict=True)):
-            return "the columns have too many values to be counted."
     return ""
 
 
@@ -261,10 +247,7 @@ def _most_directions(scorer: Start, shape: Shape) -> int:
     """Return the width from which a closed form has no more directions: the smaller number of users and items, and of
     columns their values, and a tenth more for new ones."""
     most = min(shape.users, shape.items)
-    if scorer.adds_users or (scorer.adds_columns and not scorer.reads_ids):
-        values = shape.joint_values if scorer.adds_users else shape.content_values
-        return max(1, min(most, -(-11 * values // 10)))
-    return most
+    return max(1, min(most, -(-11 * shape.content_values // 10))) if isinstance(scorer, Columns) else most
 
 
 def _is_column(feature: Settings, ids: Mapping[str, str]) -> bool:

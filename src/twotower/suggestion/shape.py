@@ -73,14 +73,11 @@ class Shape:
     shared: tuple[float, float]  # share of rows whose `query` and `words` share a word, and with shuffled items
     content_kinds: int  # combinations of values of the items' columns without text and many names, at most
     content_values: int  # values of the items' columns without text, added up
-    joint_values: int  # sum, over pairs of columns of users and items, of the smaller number of values
     contents: int  # features of the items without their ids
     texts: int  # those of them that are text
     telling: Mapping[str, float]  # columns of users that predict items, with the lift of a shared value
-    users_change: bool  # True if users have several values of a column, each from a time on
     density: float  # share of the pairs of a user and an item, both with a row, that have one
     is_dense: bool  # True if the presence of a row says nothing
-    values: Mapping[tuple[SideName, str], int]  # values of each column without text, by side and column
 
     @property
     def rows_of_user(self) -> str:
@@ -147,9 +144,7 @@ def measure_shape(
     if not texts["user"] and is_text(actions[schema.user_id]):
         texts["user"] = [schema.user_id]
     columns = [(side, f) for side in SIDES for f in sides[side].features if not f.is_text]
-    values: dict[tuple[SideName, str], int] = {(side, f.column): _values(frames[side], f) for side, f in columns}
     query, words, shared = _searched(tables, schema, texts["user"], texts["item"])
-    of_side = {side: [n for (where, _), n in values.items() if where == side] for side in SIDES}
     undone = (
         actions.filter(~pl.col(POSITIVE).cast(pl.Boolean))[schema.event]
         if schema.event
@@ -181,15 +176,12 @@ def measure_shape(
         words=words,
         shared=shared,
         content_kinds=math.prod(_kinds(tables.items[f.column], f) for side, f in columns if side == "item"),
-        content_values=sum(of_side["item"]),
-        joint_values=sum(min(one, other) for one in of_side["user"] for other in (*of_side["item"], n_items)),
+        content_values=sum(_values(tables.items, f) for side, f in columns if side == "item"),
         contents=len(sides["item"].features),
         texts=sum(f.is_text for f in sides["item"].features),
         telling=_telling(tables, schema, sides["user"].features, users[taken], items[taken]),
-        users_change="user" in tables.versions,
         density=density,
         is_dense=is_dense,
-        values=values,
     )
 
 

@@ -20,7 +20,6 @@ from twotower.evaluation.version_factors import VersionFactors
 from twotower.features.values import UNKNOWN
 from twotower.model.inputs.side_tensors import SideTensors
 from twotower.model.two_tower import TwoTower
-from twotower.scorers.search import CLOSE
 
 log = logging.getLogger(__name__)
 
@@ -38,6 +37,8 @@ IN_NO_ORDER = ("random", "user_random")
 """Kinds of splits whose parts are of the same days."""
 BLOCK_SCORES = 2**25
 """Scores that are held at a time."""
+CLOSE = 0.01
+"""Share of the score of validation by its own cold items that a bias by items which stand for them may cost."""
 PAIRS = 256
 """Validation pairs whose users' scores give the standard deviation."""
 
