@@ -28,7 +28,7 @@ SHAPE = Shape(
     users=100, items=50, unused=0, common=45, interactions=1000, taken=1000, length=10, long_length=20, measurable=100,
     order=ORDER, drift=None, label_values=0, is_scale=False, no_rating=None, negatives=0.0, undone=0.0, new_items=0.0,
     new_users=0.0, by_time=True, query="", words="", shared=(0.0, 0.0), content_kinds=1, content_values=0,
-    joint_values=0, contents=0, texts=0, telling={}, users_change=False, density=0.2, is_dense=False, values={},
+    contents=0, texts=0, telling={}, density=0.2, is_dense=False,
 )  # fmt: skip
 
 

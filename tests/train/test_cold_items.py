@@ -137,8 +137,8 @@ def test_the_bias_is_fitted_to_the_scores_with_a_closed_form(messages: list[str]
         {"user": {"fields": ["h"], "layers": []}, "item": {"fields": ["item_id", "tag"], "join": "sum", "layers": []}},
         {"user": {"fields": ["tastes"], "layers": []}, "item": {"fields": ["item_id"], "layers": []}},
     ]
-    start = {"kind": "ials", "pair": 1, "learn": False}
-    model, train = chosen.model.model_dump() | {"pairs": pairs}, chosen.train.model_dump() | {"start": [start]}
+    form = {"kind": "ials", "unobserved": [0.3], "regularization": [0.008]}
+    model, train = chosen.model.model_dump() | {"pairs": pairs}, chosen.train.model_dump() | {"solved": [form]}
     items, actions = log_of_tags()
     data = build_dataset(check(None, items, actions, schema), schema, SplitConfig(kind="column", column="part"))
     trainer = Trainer(data, Config.model_validate(chosen.model_dump() | {"model": model, "train": train}))

@@ -102,7 +102,7 @@ def test_an_error_of_scorers_alone_names_recipes_that_are_trained() -> None:
 def test_suggest_leaves_out_what_does_not_go_with_versions(recipe: str) -> None:
     _, items, actions = world()
     found = suggest(actions, items=items, recipe=recipe, overrides=["schema.valid_from=since"])
-    assert not found.config.train.start
+    assert not found.config.train.solved
     assert "no closed form goes with the versions of items" in found.text.replace("\n#", "")
     assert not any(f.name.startswith("__") for f in found.schema.features)
     text = tomllib.loads(found.text)
@@ -128,9 +128,9 @@ def test_suggest_adds_no_scorer_to_vectors_that_depend_on_the_context() -> None:
     ]
     given = f"schema.features=[{', '.join(map(toml_value, [*features, DEVICE]))}]"
     found = suggest(actions, recipe="sequence-short", overrides=[given])
-    assert not found.config.train.start
+    assert not found.config.train.solved
     assert "the vectors of trained towers depend on the context" in found.text.replace("\n#", "")
-    assert suggest(actions, recipe="collaborative", overrides=["schema.time="]).config.train.start
+    assert suggest(actions, recipe="collaborative", overrides=["schema.time="]).config.train.solved
     text = tomllib.loads(found.text)
     text["train"] |= {"epochs": 1, "device": "cpu", "precision": "fp32"}
     assert trained(text)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from typing import Self
+from typing import Annotated, Self
 
 import numpy as np
 import torch
@@ -15,6 +15,7 @@ from twotower.arrays.types import F32
 from twotower.data.dataset import Dataset
 from twotower.errors import ConfigError, TrainingError
 from twotower.features.schema import Schema
+from twotower.kinds import Written
 from twotower.model.pooling import resolve
 from twotower.model.pooling.pooling import Pooling
 from twotower.model.pooling.ridge import MAX_NUMBERS_PER_PASS, conjugate_gradients
@@ -117,6 +118,8 @@ class TowerStart(Ials):
 
     kind = "ials"
 
+    width: Annotated[int, Written] = 128
+    columns: Annotated[bool, Written] = False
     pair: int = Field(0, ge=0, description="Number of the pair of model.pairs that begins so, from 0.")
     scale: float = Field(
         1.0, gt=0, description="Factor of the pair's scores before the first step, relative to others and in a softmax."
@@ -124,9 +127,8 @@ class TowerStart(Ials):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        if self.columns or self.width != type(self).model_fields["width"].default:
-            name = "columns" if self.columns else "width"
-            raise ValueError(f"{name} is an option of scorers; a tower has its own width and fields")
+        if self.columns or self.width != 128:
+            raise ValueError(f"{'columns' if self.columns else 'width'} is an option of scorers; a tower has its own width and fields")
         return self
 
     def check(self, dataset: Dataset, model: ModelConfig, pair: int) -> None:
