@@ -99,13 +99,6 @@ def test_what_users_did_not_like_is_in_the_matrix_and_in_their_history(weight: f
     np.testing.assert_allclose(found, of_size_one(expected), atol=1e-4)
 
 
-def test_few_users_are_solved_for_as_the_items_are() -> None:
-    data = world(log().filter(pl.col("user_id") < 5))
-    found = scores(Trainer(data, config(0.5, width=3)), data)
-    expected = of_both(data, 0.5, 3)
-    np.testing.assert_allclose(found, of_size_one(expected), atol=1e-4)
-
-
 def test_without_negatives_the_values_are_those_of_the_positives() -> None:
     data = world(log(1.0))
     assert not (data.parts[~data.pairs.positive] == TRAIN).any()

@@ -821,22 +821,21 @@ def test_a_model_that_is_its_start_is_wider_on_a_small_log(rows: int, users: int
 
 
 @pytest.mark.parametrize(
-    ("users", "items", "common", "is_left", "has_columns"),
+    ("items", "common", "is_left", "has_columns"),
     [
-        (50_000, 10_000, 9_990, False, True),
-        (50_000, 10_001, 10_001, True, True),
-        (50_000, 30_000, 10_000, False, True),
-        (9_000, 11_000, 11_000, False, True),
-        (50_000, 10_000, 9_990, False, False),
-        (50_000, 10_001, 10_001, True, False),
+        (10_000, 9_990, False, True),
+        (10_001, 10_001, True, True),
+        (30_000, 10_000, False, True),
+        (10_000, 9_990, False, False),
+        (10_001, 10_001, True, False),
     ],
 )
 def test_a_closed_form_beside_another_is_left_out_where_it_does_not_fit(
-    users: int, items: int, common: int, is_left: bool, has_columns: bool
+    items: int, common: int, is_left: bool, has_columns: bool
 ) -> None:
     rule = next(rule for rule in RULES if rule.recipe == "collaborative")
     settings = read_recipe(rule.recipe)
-    shape = replace(of((None, None, log(length=8))).shape, users=users, items=items, common=common)
+    shape = replace(of((None, None, log(length=8))).shape, users=50_000, items=items, common=common)
     columns = (
         [SideFeature("brand", {"kind": "categorical", "side": "item", "name": "brand"}, "")] if has_columns else []
     )
@@ -853,7 +852,7 @@ def test_a_closed_form_beside_another_is_left_out_where_it_does_not_fit(
     if has_columns:
         assert left.model.pairs[-1].item.fields == ("brand",)
     told = comments.get("scorers", "")
-    assert (f"'ease': {users:,} users and {items:,} items are too many" in told) == is_left
+    assert (f"'ease': {items:,} items are too many" in told) == is_left
     assert ("scorer 'columns': the tables have none of the columns" in told) == (not has_columns)
 
 

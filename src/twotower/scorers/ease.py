@@ -25,7 +25,7 @@ from twotower.model.inputs.bag import Bag
 from twotower.model.pooling.pooling import Pooling
 from twotower.model.two_tower import PairConfig
 from twotower.scorers.positives import PositiveMatrix, PositiveSequences
-from twotower.scorers.start import PairValues, Positive, Start, common_items, history_of_positives
+from twotower.scorers.start import MOST, PairValues, Positive, Start, common_items, history_of_positives
 
 log = logging.getLogger(__name__)
 OVERSAMPLING, ITERATIONS = 16, 12
@@ -66,9 +66,8 @@ class Ease(Start):
 
     Use it where users take many items each and items are not too many. Scores are scaled so that those of all items
     after a history have the root mean square 1. Memory is N^2 and some kilobytes a user, time N^3 and N for every
-    positive, or U N and U^2 N where the U users are at most half as many, or items more than `max_items`: then V has at
-    most U vectors. Where `max_items` allows neither, the items that most users take are solved for, if they have nine
-    tenths of the positives, and others have zeros.
+    positive. Of more than `max_items` items those that most users take are solved for, if they have nine tenths of the
+    positives, and others have zeros.
     """
 
     kind = "ease"
@@ -116,34 +115,21 @@ class Ease(Start):
             found.columns, found.offsets, found.values, found.n_columns, found.histories, negatives=negatives
         )
 
-    def is_solved(self, users: int, items: int, common: int) -> bool:
-        return min(items, common) <= self.max_items or self._fits(users, items)
-
-    def _fits(self, users: int, items: int) -> bool:
-        """Return True if users are few enough to be solved for."""
-        return users * items <= self.max_items**2
+    def is_solved(self, items: int, common: int) -> bool:
+        return min(items, common) <= self.max_items
 
     def solve(self, positives: PositiveMatrix, pooling: Pooling, width: int, seed: int) -> PairValues:
         n, generator, of = positives.n_columns, torch.Generator().manual_seed(seed), positives
         if isinstance(of, PositivesAndNegatives):
             positives = of.once("both", lambda: of.with_negatives(self.unliked))
-        active = replace(positives, offsets=np.unique(positives.offsets))  # without users who have none
-        users, are_many = len(active), n - 1 > self.max_items
-        if self._fits(users, n - 1) and (are_many or width <= users <= n / 2):
-            found = positives.once("users", lambda: singular_values_by_users(active))
-            source, right = ease_of_few_users(*found, self.regularization[0], width)
-        elif are_many and (head := positives.once("head", lambda: most_taken(positives, self.max_items))):
+        if n - 1 <= self.max_items:
+            source, right = self._of_items(positives, width, generator)
+        else:
+            head = positives.once("head", lambda: most_taken(positives, self.max_items))
             source, right = (torch.zeros(n, width), torch.zeros(n, width))
             found_source, found_right = self._of_items(head.positives, width, generator)
             source[head.codes, : found_source.shape[1]] = found_source[1:]
             right[head.codes, : found_right.shape[1]] = found_right[1:]
-        elif are_many:
-            raise TrainingError(
-                f"the scorer 'ease' is solved for max_items = {self.max_items:,} items or few users, and the log has "
-                f"{n - 1:,} and {users:,}; raise max_items, or leave it out of scorers"
-            )
-        else:
-            source, right = self._of_items(positives, width, generator)
         assert positives.histories is not None
         mean_square = _mean_square(source, positives.histories, pooling) / positives.n_items
         if not mean_square:
@@ -172,11 +158,15 @@ class MostTaken(NamedTuple):
     positives: PositiveMatrix
 
 
-def most_taken(positives: PositiveMatrix, n: int) -> MostTaken | None:
-    """Return the positives of the n items that most rows have, None if these have less than MOST of the positives."""
+def most_taken(positives: PositiveMatrix, n: int) -> MostTaken:
+    """Return the positives of the n items that most rows have. Raises TrainingError if these have less than MOST of the
+    positives."""
     counts = np.bincount(positives.columns, minlength=positives.n_columns)
-    if not 0 < common_items(counts) <= n:
-        return None
+    if common_items(counts) > n:
+        raise TrainingError(
+            f"the scorer 'ease' is solved for max_items = {n:,} items, and the log has {positives.n_columns - 1:,}, of "
+            f"which these have less than {MOST:.0%} of the positives; raise max_items, or leave it out of scorers"
+        )
     codes = np.sort(np.argsort(-counts, kind="stable")[:n])
     codes = codes[counts[codes] > 0]
     places = np.zeros(positives.n_columns, np.int32)
@@ -200,43 +190,6 @@ def _mean_square(rows: F32[Tensor, "N E"], histories: PositiveSequences, pooling
         bag = Bag(codes[at[0] : at[-1]], torch.from_numpy((at - at[0]).astype(np.int32)), none, none)
         total += layer(rows, bag).square().sum()
     return total / int((histories.lengths > 0).sum())
-
-
-def singular_values_by_users(positives: PositiveMatrix) -> tuple[F64[Tensor, "R"], F64[Tensor, "N R"]]:
-    """Return the squares S^2 of the singular values of X, and its right singular vectors W, from the products of users,
-    X X^T = U S^2 U^T, without a matrix of the items."""
-    turned = positives.transposed()
-    by_item = turned.product(torch.eye(len(positives), dtype=torch.float64))  # X^T
-    squares, users = torch.linalg.eigh(positives.product(by_item))
-    del by_item
-    found = squares > squares[-1] * _rounding(squares)
-    squares = squares[found]
-    return squares, turned.product(users[:, found] / squares.sqrt())
-
-
-def _rounding(squares: F64[Tensor, "R"]) -> float:
-    """Return what is left of a zero among eigenvalues, as a share of the largest."""
-    return len(squares) * torch.finfo(squares.dtype).eps
-
-
-def ease_of_few_users(
-    squares: F64[Tensor, "R"], items: F64[Tensor, "N R"], regularization: float, width: int
-) -> tuple[F32[Tensor, "N E"], F32[Tensor, "N E"]]:
-    """Return B V and V from the squares of the singular values of X, and its right singular vectors.
-
-    With W these vectors and f = S^2 / (S^2 + lambda), the inverse of X^T X + lambda I is (I - W f W^T) / lambda
-    (Woodbury). So with d the diagonal of I - W f W^T, B = I - (I - W f W^T) / d, and X B = U S (f - (1 - d)) W^T / d,
-    whose right singular vectors are those of what follows U.
-    """
-    rounding, root = _rounding(squares), squares.sqrt()
-    kept = squares / (squares + regularization)  # f
-    share = (items.square() @ kept)[:, None]  # 1 - d
-    factor = (kept - share).mul_(items).mul_(root).div_(1 - share)
-    values, axes = torch.linalg.eigh(factor.T @ factor)
-    found = values > torch.maximum(values[-1] * rounding, squares[-1] * (kept[-1] * rounding) ** 2)
-    right = factor @ (axes[:, found] / values[found].sqrt())[:, -width:].flip(1)
-    over = right / (1 - share)
-    return (items @ (kept[:, None] * (items.T @ over)) - over * share).float(), right.float()
 
 
 def ease_weights(gram: F64[Tensor, "N N"], regularization: float) -> F64[Tensor, "N N"]:

@@ -54,7 +54,7 @@ class Slit(Start):
         description="Maximum number of items N; 10,000 items take 2.8 GB.",
     )
 
-    def is_solved(self, users: int, items: int, common: int) -> bool:
+    def is_solved(self, items: int, common: int) -> bool:
         return items <= self.max_items
 
     def solve(self, positives: PositiveMatrix, pooling: Pooling, width: int, seed: int) -> PairValues:

@@ -18,7 +18,6 @@ from twotower.features.feature import Interactions
 from twotower.features.field import PoolingSpec
 from twotower.features.schema import Schema
 from twotower.features.sequence import Sequence
-from twotower.features.side import SideName
 from twotower.model.pooling import resolve
 from twotower.model.pooling.pooling import Pooling
 from twotower.model.towers import TowerConfig
@@ -129,9 +128,9 @@ class Start(AddedScorer):
         """Return the first values of `choices`, for messages."""
         return ", ".join(f"{name} = {value:g}" for name, value in zip(self.choices, self.values, strict=True))
 
-    def is_solved(self, users: int, items: int, common: int) -> bool:
-        """Return True if the closed form can be solved for so many users, who have positives, and items, `common` of
-        which have most positives (`common_items`)."""
+    def is_solved(self, items: int, common: int) -> bool:
+        """Return True if the closed form can be solved for so many items, of which `common` have most positives
+        (`common_items`)."""
         return True
 
     @abstractmethod

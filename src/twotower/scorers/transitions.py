@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -21,7 +20,6 @@ from twotower.scorers.positives import PositiveMatrix
 from twotower.scorers.start import PairValues, Start
 
 log = logging.getLogger(__name__)
-Product = Callable[[F32[Tensor, "N k"]], F32[Tensor, "N k"]]
 ITERATIONS = 4
 """Iterations of the subspace iteration: the scores of a width of hundreds are those of twelve to the third digit."""
 
@@ -38,8 +36,7 @@ class TransitionFactors(Start):
 
     Use it where histories have an order. Scores are scaled so
     that those of all items after one positive have the root mean square 1. A transition weighs as the positive that
-    follows. Memory grows with the different transitions, at most `span` a positive, and time with these times width; of
-    a nearly full table with N^2 E.
+    follows. Memory grows with the different transitions, at most `span` a positive, and time with these times width.
     """
 
     kind = "transitions"
@@ -58,11 +55,6 @@ class TransitionFactors(Start):
         ge=1,
         description="Number of counted transitions above which span is lowered; 24 million take about a gigabyte.",
     )
-    dense_cells: int = Field(
-        16,
-        ge=0,
-        description="Maximum cells per distinct transition for a dense table, which multiplies faster. 0: never.",
-    )
 
     def solve(self, positives: PositiveMatrix, pooling: Pooling, width: int, seed: int) -> PairValues:
         n, counts = positives.n_columns, self._counts(positives)
@@ -78,23 +70,15 @@ class TransitionFactors(Start):
             scores = source
         else:
             roots = np.sqrt(np.maximum(np.bincount(counts.before, values), UNIT)).astype(np.float32)
-            ahead, back = self._products(counts, values / roots[counts.before], n)
+            offsets = offsets_of(np.bincount(counts.before, minlength=n))
+            table = PositiveMatrix(counts.after.astype(np.int32), offsets, values / roots[counts.before], n)
+            ahead, back = table.product, table.transposed().product
             generator = torch.Generator().manual_seed(seed)
             target, _ = leading(lambda q: back(sums.sqrt()[:, None] * ahead(q)), n, width, generator, ITERATIONS)
             source = ahead(target)
             scores = source @ (target.T @ target)
         squares = (scores * source).sum(1)  # of the scores of all items after one item
         return scaled_values(source, target, (sums @ squares) / (sums.sum() * positives.n_items), width)
-
-    def _products(self, counts: TransitionCounts, values: Shaped[Floats, "T"], n: int) -> tuple[Product, Product]:
-        """Return the products with the square table (n, n) of some values of the transitions, and with its
-        transpose."""
-        if n * n > self.dense_cells * len(values):
-            offsets = offsets_of(np.bincount(counts.before, minlength=n))
-            table = PositiveMatrix(counts.after.astype(np.int32), offsets, values, n)
-            return table.product, table.transposed().product
-        dense = _square(counts, values, n)
-        return dense.mm, dense.T.mm
 
     def _counts(self, positives: PositiveMatrix) -> TransitionCounts:
         """Return the transitions of the histories; with a line in the log, of fewer gaps than `span`."""

@@ -236,8 +236,8 @@ def _shape_scorers(
 
 def _why_left_out(scorer: Start, has_columns: bool, shape: Shape) -> str:
     """Return why a closed form does not fit a log; "" if it fits."""
-    if not scorer.is_solved(shape.users, shape.items, shape.common):
-        return f"{shape.users:,} users and {shape.items:,} items are too many for its closed form."
+    if not scorer.is_solved(shape.items, shape.common):
+        return f"{shape.items:,} items are too many for its closed form."
     if isinstance(scorer, Columns) and not has_columns:
         return "the tables have none of the columns that it reads."
     return ""
