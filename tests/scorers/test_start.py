@@ -766,7 +766,9 @@ def test_common_items_have_nine_tenths_of_the_positives(counts: list[int], commo
     assert common_items(np.array(counts, np.int64)) == common
 
 
-@pytest.mark.parametrize(("kind", "message"), [("ease", "have less than 90% of the positives"), ("slit", "max_items = 3")])
+@pytest.mark.parametrize(
+    ("kind", "message"), [("ease", "have less than 90% of the positives"), ("slit", "max_items = 3")]
+)
 def test_more_items_than_can_be_solved_for_are_refused(kind: str, message: str) -> None:
     with pytest.raises(TrainingError, match=rf"{message}.*; raise max_items, or leave it out of scorers"):
         Trainer(world(kind), config(kind, max_items=3)).run()
@@ -880,9 +882,7 @@ def test_scale_multiplies_the_scores_that_training_goes_on_from() -> None:
 def test_a_pair_that_is_solved_last_costs_no_step(negatives: dict[str, Any], together: bool) -> None:
     data = world("ials")
     train = {"epochs": 2, "pairs": "together" if together else "apart", "batch_size": 32}
-    trainer = Trainer(
-        data, Config.model_validate(config("ials", 2, train).model_dump() | {"negatives": negatives})
-    )
+    trainer = Trainer(data, Config.model_validate(config("ials", 2, train).model_dump() | {"negatives": negatives}))
     calls: list[int] = []
     for number in range(2):
         trainer.model.towers("user")[number].register_forward_hook(lambda *_, number=number: calls.append(number))
@@ -984,7 +984,9 @@ def test_a_pair_that_no_scorer_has_written_is_refused() -> None:
     data, of = of_scorers({"kind": "ease"})
     sections = of.model_dump(mode="json")
     sections["model"]["pairs"][0]["item"]["layers"] = [8]
-    with pytest.raises(ConfigError, match=r"'ease' has another pair of towers; write scorers = \[\{ kind = 'ease' \}\]"):
+    with pytest.raises(
+        ConfigError, match=r"'ease' has another pair of towers; write scorers = \[\{ kind = 'ease' \}\]"
+    ):
         with_scorers(data.schema, Config.model_validate(sections))
 
 

@@ -375,7 +375,8 @@ def mixed(found: Factors, data: Dataset, **model: Any) -> mix.MixWeights:
     parts = [PairPart("targets", n, part) for n, part in enumerate(PARTS)]
     values = PairValues(torch.zeros(1, 1), ())
     forms = [
-        ClosedForm(place, Columns(), values, parts[some], terms[some]) for place, some in ((1, slice(1)), (2, slice(1, 3)))
+        ClosedForm(place, Columns(), values, parts[some], terms[some])
+        for place, some in ((1, slice(1)), (2, slice(1, 3)))
     ]
     trainer = Trainer(data, chosen)
     first = Factors(found.users[:, :2], found.items[:, :2])

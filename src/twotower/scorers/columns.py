@@ -66,9 +66,7 @@ class ContentMatrix:
     columns: tuple[ColumnVectors, ...]
 
     @classmethod
-    def of(
-        cls, dataset: Dataset, names: tuple[str, ...], codes: Shaped[Codes, "items"], n_codes: int
-    ) -> ContentMatrix:
+    def of(cls, dataset: Dataset, names: tuple[str, ...], codes: Shaped[Codes, "items"], n_codes: int) -> ContentMatrix:
         """Return the values of features of the items, a row for each of `n_codes` codes, given that of each item."""
         fields = select_fields(tuple(dataset.encoders.fields("item")), names)
         first = np.cumsum([0, *(one.rows for one in fields)])

@@ -128,7 +128,9 @@ class TowerStart(Ials):
     @model_validator(mode="after")
     def _check(self) -> Self:
         if self.columns or self.width != 128:
-            raise ValueError(f"{'columns' if self.columns else 'width'} is an option of scorers; a tower has its own width and fields")
+            raise ValueError(
+                f"{'columns' if self.columns else 'width'} is an option of scorers; a tower has its own width and fields"
+            )
         return self
 
     def check(self, dataset: Dataset, model: ModelConfig, pair: int) -> None:

@@ -40,9 +40,7 @@ class TrainConfig(Section):
         "checkpoint_seconds", "checkpoint_steps",
     )  # fmt: skip
 
-    epochs: int = Field(
-        10, ge=0, description="Passes over the training interactions. 0: scorers alone are the model."
-    )
+    epochs: int = Field(10, ge=0, description="Passes over the training interactions. 0: scorers alone are the model.")
     batch_size: int = Field(
         0,
         ge=0,
