@@ -50,9 +50,9 @@ from twotower.features.sequence import Sequence
 from twotower.model.towers import Tower
 from twotower.model.two_tower import TwoTower
 from twotower.runs import Run
+from twotower.train.closed_forms import clear_pair
 from twotower.train.defaults import with_defaults
 from twotower.train.order import Epoch
-from twotower.train.closed_forms import clear_pair
 from twotower.train.samplers import PositiveSampler
 from twotower.train.trainer import Trainer
 

@@ -72,7 +72,9 @@ def config(item: dict[str, Any]) -> Config:
         },
         loss={"kind": "softmax"},
         negatives={"full": True},
-        train={"epochs": 0, "device": "cpu", "solved": [{"kind": "ials", "unobserved": [0.3], "regularization": [0.008]}]},
+        train={
+            "epochs": 0, "device": "cpu", "solved": [{"kind": "ials", "unobserved": [0.3], "regularization": [0.008]}],
+        },
         evaluation={"k": [5], "bootstrap": 0},
     )  # fmt: skip
 

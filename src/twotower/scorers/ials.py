@@ -128,9 +128,8 @@ class TowerStart(Ials):
     @model_validator(mode="after")
     def _check(self) -> Self:
         if self.columns or self.width != 128:
-            raise ValueError(
-                f"{'columns' if self.columns else 'width'} is an option of scorers; a tower has its own width and fields"
-            )
+            option = "columns" if self.columns else "width"
+            raise ValueError(f"{option} is an option of scorers; a tower has its own width and fields")
         return self
 
     def check(self, dataset: Dataset, model: ModelConfig, pair: int) -> None:
@@ -155,8 +154,8 @@ class TowerStart(Ials):
             and (spec.interactions == "positive" or (spec.interactions == "all" and dataset.train.labels.all()))
         ):
             raise ConfigError(
-                f"train.start begins pair {pair}, whose user tower must then be one sequence of positives (interactions "
-                "= 'positive', pooling = 'ridge', share_embedding = false), and its item tower the item's id: set "
+                f"train.start begins pair {pair}, whose user tower must then be one sequence of positives "
+                "(interactions = 'positive', pooling = 'ridge', share_embedding = false), and its item tower the item's id: set "
                 f"model.pairs.{pair} = {{ user = {{ fields = ['history'], layers = [] }}, item = {{ fields = "
                 "['item_id'], layers = [] } } by their names, without other options"
             )
