@@ -49,7 +49,7 @@ from twotower.onnx.export import export_tower
 from twotower.onnx.tower import OnnxTower
 from twotower.retrieval.request import Request
 from twotower.retrieval.retriever import Retriever
-from twotower.scorers import SCORERS, PairValues, Start, TransitionFactors
+from twotower.scorers import SCORERS, STARTS, PairValues, Start, TowerStart, TransitionFactors
 from twotower.scorers.columns import ContentMatrix, shared_out
 from twotower.scorers.positives import PositiveMatrix, PositiveSequences
 from twotower.scorers.search import search
@@ -857,15 +857,24 @@ def test_transitions_decay_as_the_pooling_does() -> None:
     np.testing.assert_allclose(found, expected, rtol=2e-3, atol=1e-3)
 
 
-def test_scale_multiplies_the_scores_that_training_goes_on_from() -> None:
-    data = world("ials")
+class Halved(TowerStart):
+    """A start of one's own: half of the scores of `ials`."""
+
+    def solve(self, positives: PositiveMatrix, pooling: Pooling, width: int, seed: int) -> PairValues:
+        found = super().solve(positives, pooling, width, seed)
+        return replace(found, targets=tuple(rows / 2 for rows in found.targets))
+
+
+@pytest.mark.parametrize("kind", [*STARTS, Halved])
+def test_scale_multiplies_the_scores_that_training_goes_on_from(kind: type[TowerStart]) -> None:
+    data, factor = world("ials"), 1.5 if kind is Halved else 3.0
     train = {"epochs": 1, "lr": 0.01, "pairs": "apart", "batch_size": 32}
     start = Trainer(data, config("ials")).run().model
-    trainer = Trainer(data, begun(2, train, scale=3.0))
+    trainer = Trainer(data, begun(2, train, kind=kind.kind, scale=3.0))
     before = weights(trainer)
     trainer._begin()
     first = scores(factors_before(trainer.model, data, TRAIN)) - scores(_second(trainer, data))
-    np.testing.assert_allclose(first, 3 * scores(factors_before(start, data, TRAIN)), rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(first, factor * scores(factors_before(start, data, TRAIN)), rtol=1e-3, atol=1e-4)
     started = weights(trainer)
     trainer._train_epoch(trainer.objective.sampler.epoch(0))
     for pair, unlike in (("0", started), ("1", before)):

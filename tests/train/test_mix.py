@@ -26,7 +26,7 @@ from twotower.evaluation.recent_scores import RecentScores
 from twotower.features.categorical import Categorical
 from twotower.features.schema import Schema
 from twotower.features.values import UNKNOWN
-from twotower.scorers.columns import Columns
+from twotower.scorers.columns import ColumnFactors
 from twotower.scorers.start import PairValues
 from twotower.train import mix
 from twotower.train.choices import MIN_ROWS
@@ -375,7 +375,7 @@ def mixed(found: Factors, data: Dataset, **model: Any) -> mix.MixWeights:
     parts = [PairPart("targets", n, part) for n, part in enumerate(PARTS)]
     values = PairValues(torch.zeros(1, 1), ())
     forms = [
-        ClosedForm(place, Columns(), values, parts[some], terms[some])
+        ClosedForm(place, ColumnFactors(), values, parts[some], terms[some])
         for place, some in ((1, slice(1)), (2, slice(1, 3)))
     ]
     trainer = Trainer(data, chosen)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from twotower.kinds import Kinds
-from twotower.scorers.columns import Columns
+from twotower.scorers.columns import ColumnFactors
 from twotower.scorers.ease import Ease
 from twotower.scorers.ials import Ials, TowerStart
 from twotower.scorers.repeats import Repeats
@@ -17,7 +17,7 @@ __all__ = [
     "SCORERS",
     "STARTS",
     "AddedScorer",
-    "Columns",
+    "ColumnFactors",
     "Ease",
     "Ials",
     "PairValues",
@@ -32,7 +32,7 @@ __all__ = [
 SCORERS: Kinds[AddedScorer] = Kinds(
     "scorer",
     AddedScorer,
-    Columns,
+    ColumnFactors,
     Ease,
     Ials,
     Slit,

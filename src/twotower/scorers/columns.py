@@ -97,7 +97,7 @@ class PositivesAndContent(PositiveMatrix):
     content: ContentMatrix = field(kw_only=True)
 
 
-class Columns(Start):
+class ColumnFactors(Start):
     """Linear discriminants of the next item's columns. For each column c and each rate r of the pooling the score is
 
         (s - m)^T A^-1 B C^-1 (f - m)
@@ -120,7 +120,7 @@ class Columns(Start):
 
     kind = "columns"
     pools = MEAN
-    reads = "columns of the items"
+    reads_columns = True
     choices = ("regularization",)
 
     regularization: tuple[Positive, ...] = Field(

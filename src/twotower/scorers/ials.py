@@ -148,15 +148,15 @@ class TowerStart(Ials):
             and towers.item.fields == (own.name,)
             and history
             and history.pools
-            and resolve(history.pools).kind == "ridge"
+            and resolve(history.pools).kind == self.pools.kind
             and spec
             and not (spec.feature or spec.share_embedding)
             and (spec.interactions == "positive" or (spec.interactions == "all" and dataset.train.labels.all()))
         ):
             raise ConfigError(
                 f"train.start begins pair {pair}, whose user tower must then be one sequence of positives "
-                "(interactions = 'positive', pooling = 'ridge', share_embedding = false), and its item tower the item's id: set "
-                f"model.pairs.{pair} = {{ user = {{ fields = ['history'], layers = [] }}, item = {{ fields = "
+                "(interactions = 'positive', pooling = 'ridge', share_embedding = false), and its item tower the item's "
+                f"id: set model.pairs.{pair} = {{ user = {{ fields = ['history'], layers = [] }}, item = {{ fields = "
                 "['item_id'], layers = [] } } by their names, without other options"
             )
         super().check(dataset, model, pair)

@@ -73,8 +73,8 @@ class Start(AddedScorer):
 
     pools: ClassVar[PoolingSpec] = PoolingSpec(kind="ridge")
     """Pooling of the histories."""
-    reads: ClassVar[str] = "the id of the items, without hash_buckets"
-    """What the item tower reads, in words."""
+    reads_columns: ClassVar[bool] = False
+    """True if the item tower reads columns in place of the id."""
     needs_time: ClassVar[bool] = False
     """True if the order of a history counts."""
     choices: ClassVar[tuple[str, ...]] = ()
@@ -90,9 +90,9 @@ class Start(AddedScorer):
             )
         histories = tuple(self.histories(schema, name))
         if not (of_item := self.columns_of(schema)):
+            what = "columns of the items" if self.reads_columns else "the id of the items, without hash_buckets"
             raise ConfigError(
-                f"the scorer '{self.kind}' reads {self.reads}, and schema.features has none; add one, or leave the "
-                "scorer out"
+                f"the scorer '{self.kind}' reads {what}, and schema.features has none; add one, or leave the scorer out"
             )
         pieces, of_user = resolve(histories[0].pooling).pieces, tuple(one.name for one in histories)
         return Addition(histories, PairConfig(user=_sum(of_user, self.width), item=_sum(of_item, self.width * pieces)))

@@ -11,7 +11,6 @@ from pathlib import Path
 from twotower.config.toml import TomlValue, parse_sections
 from twotower.errors import ConfigError, listed
 from twotower.scorers import SCORERS
-from twotower.scorers.columns import Columns
 from twotower.scorers.start import Start
 from twotower.suggestion.features import SideFeature
 from twotower.suggestion.shape import RecipeRule, Shape
@@ -238,7 +237,7 @@ def _why_left_out(scorer: Start, has_columns: bool, shape: Shape) -> str:
     """Return why a closed form does not fit a log; "" if it fits."""
     if not scorer.is_solved(shape.items, shape.common):
         return f"{shape.items:,} items are too many for its closed form."
-    if isinstance(scorer, Columns) and not has_columns:
+    if scorer.reads_columns and not has_columns:
         return "the tables have none of the columns that it reads."
     return ""
 
@@ -247,7 +246,7 @@ def _most_directions(scorer: Start, shape: Shape) -> int:
     """Return the width from which a closed form has no more directions: the smaller number of users and items, and of
     columns their values, and a tenth more for new ones."""
     most = min(shape.users, shape.items)
-    return max(1, min(most, -(-11 * shape.content_values // 10))) if isinstance(scorer, Columns) else most
+    return max(1, min(most, -(-11 * shape.content_values // 10))) if scorer.reads_columns else most
 
 
 def _is_column(feature: Settings, ids: Mapping[str, str]) -> bool:

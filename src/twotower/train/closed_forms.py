@@ -41,8 +41,6 @@ from twotower.train.stopping import at_once
 from twotower.train.tried_starts import TriedStarts
 
 log = logging.getLogger(__name__)
-Rows = Sequence[F32[Tensor, "_ F"]]
-"""Rows of each field of a tower, in its order."""
 
 USUAL = 3.0
 """Root mean square of own counts while values are compared, in standard deviations of a user's scores."""
@@ -81,7 +79,7 @@ class PairPart(NamedTuple):
     pooling."""
 
     targets: str
-    """Which rows of `PairValues`."""
+    """Name of the rows of `PairValues`."""
     column: int
     """Number of the column among the fields of the item tower."""
     dimensions: Int[Tensor, "k"]
@@ -95,7 +93,7 @@ class ClosedForm:
     start: Start
     values: PairValues
     parts: Sequence[PairPart]
-    """What each term is a part of; empty for one term."""
+    """Part that each term is; empty for one term."""
     terms: Sequence[FormTerm]
 
     def scores(self, choices: Choices) -> list[F32[Tensor, "n k"]]:
@@ -241,7 +239,7 @@ def solve_pair(
     return found
 
 
-def write_targets(model: TwoTower, pair: int, targets: Rows) -> None:
+def write_targets(model: TwoTower, pair: int, targets: Sequence[F32[Tensor, "_ F"]]) -> None:
     """Overwrite the rows of the fields of a pair's item tower."""
     _write(_embeddings(model, "item", pair), model.config.pairs[pair].item.fields, targets)
 
@@ -256,7 +254,7 @@ def _embeddings(model: TwoTower, side: SideName, pair: int) -> FieldEmbeddings:
     return model.towers(side)[pair].embeddings
 
 
-def _write(tower: FieldEmbeddings, names: Sequence[str], tables: Rows) -> None:
+def _write(tower: FieldEmbeddings, names: Sequence[str], tables: Sequence[F32[Tensor, "_ F"]]) -> None:
     """Overwrite the rows of fields; the unknown one with zeros."""
     with torch.no_grad():
         for name, values in zip(names, tables, strict=True):
@@ -265,7 +263,9 @@ def _write(tower: FieldEmbeddings, names: Sequence[str], tables: Rows) -> None:
             rows[UNKNOWN].zero_()
 
 
-def _parts(model: TwoTower, pair: int, targets: Rows) -> list[tuple[int, str, str, Int[Tensor, "k"]]]:
+def _parts(
+    model: TwoTower, pair: int, targets: Sequence[F32[Tensor, "_ F"]]
+) -> list[tuple[int, str, str, Int[Tensor, "k"]]]:
     """Return the parts of the vectors that are not 0: number and name of a column of the items, piece of the pooling in
     words, and dimensions."""
     user, found = _embeddings(model, "user", pair), list[tuple[int, str, str, Int[Tensor, "k"]]]()

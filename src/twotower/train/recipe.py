@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from itertools import compress
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, JsonValue, field_validator, model_validator
 
 from twotower.errors import did_you_mean, listed
 from twotower.evaluation.config import EvaluationConfig
@@ -124,7 +124,7 @@ class TrainConfig(Section):
 
     @field_validator("start", mode="before")
     @classmethod
-    def _only_of_towers(cls, given: Any) -> Any:
+    def _only_of_towers(cls, given: JsonValue) -> JsonValue:
         for one in given if isinstance(given, list | tuple) else ():
             kind = one.get("kind") if isinstance(one, Mapping) else one
             if isinstance(kind, str) and kind in SCORERS and kind not in STARTS:
