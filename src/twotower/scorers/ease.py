@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -32,26 +32,6 @@ OVERSAMPLING, ITERATIONS = 16, 12
 """Further directions, and iterations, of the subspace iteration."""
 USERS = 65_536
 """Users whose histories are pooled at a time."""
-
-
-@dataclass(frozen=True)
-class PositivesAndNegatives(PositiveMatrix):
-    """Positives of the users, with the items of their negatives."""
-
-    negatives: PositiveMatrix = field(kw_only=True)
-
-    def with_negatives(self, weight: float) -> PositiveMatrix:
-        """Return the positives, and the negatives by a weight, in that of the mean positive."""
-        of, n = (self, self.negatives), self.n_columns
-        keys = np.concatenate([pair_keys(one.owners, one.columns, n) for one in of])
-        size = weight * float(self.values.mean()) if len(self.values) else weight
-        values = np.concatenate([self.values, size * self.negatives.values])
-        distinct = distinct_keys(keys)
-        sums = np.bincount(np.searchsorted(distinct, keys), values).astype(np.float32)
-        users, columns = np.divmod(distinct, n)
-        return PositiveMatrix(
-            columns.astype(np.int32), offsets_of(np.bincount(users, minlength=len(self))), sums, n, self.histories
-        )
 
 
 class Ease(Start):
@@ -98,30 +78,24 @@ class Ease(Start):
         return found
 
     def positives(self, dataset: Dataset, pair: PairConfig) -> PositiveMatrix:
+        """Return the positives, and the negatives of a second history by their weight."""
         found = super().positives(dataset, pair)
         if len(pair.user.fields) == 1:
             return found
-        column = dataset.users.columns[pair.user.fields[1]]
+        column, n = dataset.users.columns[pair.user.fields[1]], found.n_columns
         assert isinstance(column, Ragged)
         known = column.values != UNKNOWN
-        users, codes = np.divmod(
-            distinct_keys(pair_keys(column.owners[known], column.values[known], found.n_columns)), found.n_columns
-        )
-        lengths = np.bincount(users, minlength=len(column))
-        negatives = PositiveMatrix(
-            codes.astype(np.int32), offsets_of(lengths), np.ones(len(codes), np.float32), found.n_columns
-        )
-        return PositivesAndNegatives(
-            found.columns, found.offsets, found.values, found.n_columns, found.histories, negatives=negatives
-        )
+        negatives = distinct_keys(pair_keys(column.owners[known], column.values[known], n))
+        weight = self.unliked * (float(found.values.mean()) if len(found.values) else 1.0)
+        keys = np.concatenate([pair_keys(found.owners, found.columns, n), negatives])
+        values = np.concatenate([found.values, np.full(len(negatives), weight)])
+        return PositiveMatrix.of_sums(keys, values, len(found), n, found.histories)
 
     def is_solved(self, items: int, common: int) -> bool:
         return min(items, common) <= self.max_items
 
     def solve(self, positives: PositiveMatrix, pooling: Pooling, width: int, seed: int) -> PairValues:
-        n, generator, of = positives.n_columns, torch.Generator().manual_seed(seed), positives
-        if isinstance(of, PositivesAndNegatives):
-            positives = of.once("both", lambda: of.with_negatives(self.unliked))
+        n, generator = positives.n_columns, torch.Generator().manual_seed(seed)
         if n - 1 <= self.max_items:
             source, right = self._of_items(positives, width, generator)
         else:
@@ -137,7 +111,7 @@ class Ease(Start):
                 "the scorer 'ease' finds no user of two positive items; leave it out of scorers, or give more data"
             )
         values = scaled_values(source, right, mean_square, width)
-        return replace(values, further=(self.unliked * values.source,)) if positives is not of else values
+        return replace(values, further=(self.unliked * values.source,))
 
     def _of_items(
         self, positives: PositiveMatrix, width: int, generator: torch.Generator

@@ -155,7 +155,7 @@ class TowerStart(Ials):
         ):
             raise ConfigError(
                 f"train.start begins pair {pair}, whose user tower must then be one sequence of positives "
-                "(interactions = 'positive', pooling = 'ridge', share_embedding = false), and its item tower the item's "
+                "(interactions = 'positive', pooling = 'ridge', share_embedding = false), its item tower the item's "
                 f"id: set model.pairs.{pair} = {{ user = {{ fields = ['history'], layers = [] }}, item = {{ fields = "
                 "['item_id'], layers = [] } } by their names, without other options"
             )

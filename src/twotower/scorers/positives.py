@@ -12,7 +12,7 @@ from torch import Tensor
 
 from twotower.arrays.ragged import Ragged, offsets_of
 from twotower.arrays.sets import distinct_keys, pair_keys
-from twotower.arrays.types import F32, I64, Codes, Doubles, Float, Floats, Ints, Shaped
+from twotower.arrays.types import F32, I64, Codes, Float, Floats, Ints, Shaped
 from twotower.data.dataset import Dataset
 from twotower.features.values import UNKNOWN
 
@@ -48,17 +48,24 @@ class PositiveMatrix:
         code = codes[pairs.item[by_user.values]]
         known = code != UNKNOWN
         keys = pair_keys(by_user.owners[known], code[known], n_codes)
-        distinct = distinct_keys(keys)
-        values = np.ones(len(distinct), np.float32)
-        if pairs.weight is not None:
-            sums: Doubles = np.zeros(len(distinct))
-            np.add.at(sums, np.searchsorted(distinct, keys), pairs.weight[by_user.values[known]])
-            values = sums.astype(np.float32)
-        users, columns = np.divmod(distinct, n_codes)
-        lengths = np.bincount(users, minlength=len(by_user))
         weights = None if pairs.weight is None else pairs.weight[by_user.values[known]]
         histories = PositiveSequences(code[known], np.bincount(by_user.owners[known], minlength=len(by_user)), weights)
-        return cls(columns.astype(np.int32), offsets_of(lengths), values, n_codes, histories)
+        if weights is None:
+            keys = distinct_keys(keys)
+            weights = np.ones(len(keys), np.float32)
+        return cls.of_sums(keys, weights, len(by_user), n_codes, histories)
+
+    @classmethod
+    def of_sums(
+        cls, keys: Shaped[Ints, "n"], values: Shaped[Floats, "n"], n_rows: int, n_columns: int,
+        histories: PositiveSequences | None,
+    ) -> PositiveMatrix:  # fmt: skip
+        """Return the sums of the values of each key of a row and a column (`pair_keys`)."""
+        distinct = distinct_keys(keys)
+        sums = np.bincount(np.searchsorted(distinct, keys), values, len(distinct)).astype(np.float32)
+        rows, columns = np.divmod(distinct, n_columns)
+        offsets = offsets_of(np.bincount(rows, minlength=n_rows))
+        return cls(columns.astype(np.int32), offsets, sums, n_columns, histories)
 
     def __len__(self) -> int:
         return len(self.offsets) - 1

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from itertools import product
 from typing import Annotated, ClassVar, Self
@@ -29,6 +31,10 @@ Positive = Annotated[float, Field(gt=0)]
 
 MOST = 0.9
 """Share of the positives that common items have."""
+MAX_ROUNDS = 8
+"""Steps beyond the values that are given."""
+FINER = 0.5, 0.25
+"""Lengths of the last steps, in the exponent of the ratio of neighbouring values."""
 
 
 def common_items(counts: Shaped[Ints, "I"]) -> int:
@@ -59,7 +65,7 @@ class PairValues:
     """Rows of the fields of the item tower by a second closed form. With it each field and piece of the pooling has a
     weight of its own, by either. Empty: the pair has one weight."""
     further: tuple[F32[Tensor, "_ E"], ...] = ()
-    """Rows of the other fields of the user tower, in its order."""
+    """Rows of further fields of the user tower, in its order, if it has these."""
 
 
 class Start(AddedScorer):
@@ -68,7 +74,7 @@ class Start(AddedScorer):
     It is a pair of towers without layers: the user tower reads histories of item ids, and the item tower the item's id
     or columns, so that it scores for users without any training too. An unknown value gets zeros. The values are solved
     after the last step, and the mix weights the pair's score (`train/mix.py`). Of several values of an option,
-    validation keeps the best one by the pair alone, or a better one near them (`scorers/search.py`).
+    validation keeps the best one by the pair alone, or a better one near them (`search`).
     """
 
     pools: ClassVar[PoolingSpec] = PoolingSpec(kind="ridge")
@@ -175,3 +181,41 @@ def _sum(fields: tuple[str, ...], width: int) -> TowerConfig:
     if len(fields) == 1:
         return TowerConfig(fields=fields, width=width, layers=())
     return TowerConfig(fields=fields, width=width, layers=(), join="sum", activation="Identity")
+
+
+def search(start: Start, score: Callable[[Start], float]) -> Start:
+    """Return the closed form by the values of the highest score: of all that are given; while it gets better, of values
+    a step from the best, one option at a time, in the ratio of those given; at last of values a half and then a quarter
+    of a step from it, of several options at once, as they may make up for one another.
+
+    A score is minus infinity for values that cannot be solved; if all given are so, one of them is returned."""
+    scores = dict[str, float]()
+    best, highest = start.alternatives()[0], -math.inf
+    given = [sorted(set(getattr(start, name))) for name in start.choices]
+    ratios = [(values[-1] / values[0]) ** (1 / max(1, len(values) - 1)) for values in given]
+
+    def improves(tried: Iterable[Start]) -> bool:
+        """Try closed forms, and return True if one of them is the best."""
+        nonlocal best, highest
+        before = highest
+        for one in tried:
+            if one.describe() not in scores:
+                scores[one.describe()] = found = score(one)
+                if found > highest:
+                    best, highest = one, found
+        return highest > before
+
+    def around(step: float, at_once: int) -> list[Start]:
+        """Return the neighbours of the best a step away, in so many options at once."""
+        signs = (s for s in product((-1, 0, 1), repeat=len(ratios)) if sum(map(abs, s)) <= at_once)
+        moved = [[r ** (step * sign) for r, sign in zip(ratios, each, strict=True)] for each in signs]
+        return [best.with_values(tuple(v * f for v, f in zip(best.values, each, strict=True))) for each in moved]
+
+    if improves(start.alternatives()):
+        for _ in range(MAX_ROUNDS):
+            if not improves(around(1.0, 1)):
+                break
+        for step in FINER:
+            if not improves(around(step, len(ratios))):
+                break
+    return best

@@ -30,8 +30,7 @@ from twotower.model.pooling.pooling import Pooling
 from twotower.model.pooling.ridge import RidgeLayer
 from twotower.model.two_tower import TwoTower
 from twotower.scorers.positives import PositiveMatrix
-from twotower.scorers.search import search
-from twotower.scorers.start import PairValues, Start
+from twotower.scorers.start import PairValues, Start, search
 from twotower.train.choices import Choices
 from twotower.train.cold_items import spread_of_scores
 from twotower.train.factors import gathered_factors
@@ -171,23 +170,19 @@ class ClosedForms:
         known = self.context.broadcast(self._scores.score(pair, start) if self.context.is_main else None)
         if known is not None:
             return known
-        score, line = self._score(pair, start, positives)
+        try:
+            self._solve(pair, start, positives)
+        except TrainingError as e:
+            score, line = -math.inf, f"left out of the values that are tried: {str(e).partition(';')[0]}"
+        else:
+            monitor = self.recipe.train.monitor
+            metrics = self.measure(self._with_own_counts(self._factors(pair)), self._evaluation)
+            score, by = self.score_of(metrics), users_told(self._evaluation, monitor, self.dataset.validation)
+            line = f"pair {pair} by {start.kind}: {start.describe()}: {monitor} = {metrics[monitor]:.4f}{by}"
         if self.context.is_main:
             self._scores.add(pair, start, score)
         log.info(line)
         return score
-
-    def _score(self, pair: int, start: Start, positives: PositiveMatrix | None) -> tuple[float, str]:
-        """Return the score and a line that says it."""
-        try:
-            self._solve(pair, start, positives)
-        except TrainingError as e:
-            return -math.inf, f"left out of the values that are tried: {str(e).partition(';')[0]}"
-        monitor = self.recipe.train.monitor
-        metrics = self.measure(self._with_own_counts(self._factors(pair)), self._evaluation)
-        score = self.score_of(metrics)  # of a metric that was measured
-        by = users_told(self._evaluation, monitor, self.dataset.validation)
-        return score, f"pair {pair} by {start.kind}: {start.describe()}: {monitor} = {metrics[monitor]:.4f}{by}"
 
     def _with_own_counts(self, found: Factors) -> Factors:
         """Return scores with own counts of a usual weight, of a model that has them: the values of a closed form are
@@ -234,7 +229,8 @@ def solve_pair(
             layer.set_penalties(found.penalty.to(layer.factor.device), found.rate)
         except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
             raise _not_finite(start) from None
-    _write(user, model.config.pairs[pair].user.fields, (found.source, *found.further))
+    names = model.config.pairs[pair].user.fields
+    _write(user, names, (found.source, *found.further)[: len(names)])
     write_targets(model, pair, found.targets)
     return found
 
