@@ -172,7 +172,6 @@ HEAVY = {
     "test_fault_C12_a_full_disk_ends_the_job_which_goes_on_later": r".*",
     "test_baselines_count_as_far_as_they_help": r".*",
     "test_a_resumed_training_keeps_the_choice_of_its_start": r".*",
-    "test_a_checkpoint_of_a_pair_that_is_solved_last_is_none_of_one_that_starts_first": r".*",
     "test_a_signal_during_the_last_validation_solves_no_closed_form": r".*",
     "test_what_is_fitted_afterwards_sees_the_pair_that_is_solved_last": r".*",
     "test_fault_A13_a_lease_that_is_taken_while_the_bundle_is_removed_keeps_it": r".*",

@@ -106,14 +106,14 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         "loss": SOFTMAX,
         "negatives": {"full": True},
         "train": {
-            "start": [{"kind": "ials"}, {"kind": "ease", "pair": 1}], "lr": 0.003, "monitor": "validation.ndcg@5",
+            "start": [{"kind": "ials"}], "lr": 0.003, "monitor": "validation.ndcg@5",
         },
         "model": histories("one", "two"),
     }),
     "mix": ("histories", {
         "loss": SOFTMAX,
         "negatives": {"full": True},
-        "train": {"start": [{"kind": "ials", "pair": 1, "learn": False, "unobserved": [0.1, 0.3]}]} | SLOW,
+        "train": {"solved": [{"kind": "ials", "unobserved": [0.1, 0.3]}]} | SLOW,
         "model": histories("two", "one"),
     }),
     "own counts": ("replayed", {

@@ -53,9 +53,9 @@ from twotower.model.towers import Tower
 from twotower.model.two_tower import TwoTower
 from twotower.runs import Run
 from twotower.scorers import alone
+from twotower.train.closed_forms import clear_pair
 from twotower.train.defaults import with_defaults
 from twotower.train.order import Epoch
-from twotower.train.pair import clear_pair
 from twotower.train.samplers import PositiveSampler
 from twotower.train.trainer import Trainer
 
@@ -615,8 +615,8 @@ def test_a_scorer_without_weight_is_named() -> None:
         }
     )
     run = api.fit((None, None, pl.DataFrame({"user_id": user, "item_id": item})), Schema(features=ID_FEATURES), chosen)
-    for start in run.config.last_starts:
-        clear_pair(run.model, start)
+    for pair in run.config.last_starts:
+        clear_pair(run.model, pair)
     found = {f.text.split("'")[1]: f for f in diagnose(run) if f.name == "unused_feature"}
     assert found["__ease"].severity == "ok", "the mix chose the weight"
     assert "its pair, number 1, has the weight 0 in the mix" in found["__ease"].text

@@ -130,7 +130,7 @@ def of_start(regularization: float) -> Run:
         train={
             "epochs": 0,
             "monitor": "validation.ndcg@5",
-            "start": [{"kind": "ials", "regularization": [regularization]}],
+            "solved": [{"kind": "ials", "unobserved": [0.3], "regularization": [regularization]}],
         },
     )
     done = Trainer(data, config).run()
@@ -154,7 +154,7 @@ def test_a_closed_form_of_zeros_is_a_collapse() -> None:
     assert finding is not None
     assert finding.severity == "error"
     assert finding.text.startswith("All items have nearly the same score")
-    assert "train.start alone makes the vectors: give other or several values" in finding.text
+    assert "scorers alone make the vectors: give other or several values" in finding.text
 
 
 def test_a_closed_form_that_is_worse_than_popularity_is_told_of_its_start_and_not_of_steps() -> None:
@@ -166,7 +166,7 @@ def test_a_closed_form_that_is_worse_than_popularity_is_told_of_its_start_and_no
     assert finding is not None
     assert finding.severity == "error"
     assert "train.lr" not in finding.text
-    assert "No epoch is trained, so train.start alone makes the vectors" in finding.text
+    assert "No epoch is trained, so scorers alone make the vectors" in finding.text
     assert "The median user has 6 training positives" in finding.text
 
 
@@ -178,7 +178,7 @@ def test_nobody_is_told_to_change_what_a_recipe_has(name: str) -> None:
     with torch.no_grad():
         for parameter in run.model.towers("item")[0].parameters():
             parameter.zero_()
-    chosen = run.config.train.model_copy(update={"start": recipe.train.start})
+    chosen = run.config.train.model_copy(update={"solved": recipe.train.solved})
     chosen = chosen.model_copy(
         update={key: getattr(recipe.train, key) for key in ("epochs", "lr", "optimizer", "schedule")}
     )

@@ -6,11 +6,10 @@ from twotower.features.side import SIDES
 
 
 def with_pairs(config: Config, kept: Sequence[int]) -> Config:
-    """Return a config with some of its pairs, by their numbers, and the starts of these."""
+    """Return a config with some of its pairs, by their numbers, rising, and the closed forms of these."""
     given = config.model_dump(mode="json")
     given["model"]["pairs"] = [given["model"]["pairs"][place] for place in kept]
-    starts = [start for start in given["train"]["start"] if start["pair"] in kept]
-    given["train"]["start"] = [start | {"pair": kept.index(start["pair"])} for start in starts]
+    given["train"]["solved"] = [form.model_dump(mode="json") for place, form in config.solved.items() if place in kept]
     return Config.model_validate(given)
 
 
@@ -18,7 +17,7 @@ def without_columns(
     schema: Schema, config: Config, of_users: Sequence[str], of_items: Sequence[str]
 ) -> tuple[Schema, Config]:
     """Return schema and config without the features of columns that users and items lack, and of negatives that the
-    schema has none of, the pairs that read nothing else on a side, and their starts."""
+    schema has none of, the pairs that read nothing else on a side, and their closed forms."""
     known = {"user": of_users, "item": of_items}
     lacking = {f.name for f in schema.features if not f.history and f.source not in known.get(str(f.side), [f.source])}
     if not schema.has_negatives:

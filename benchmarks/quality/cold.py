@@ -22,7 +22,7 @@ from twotower.data.tables import Tables, check
 from twotower.evaluation.bootstrap import bootstrap
 from twotower.features.schema import Schema
 from twotower.features.text import words
-from twotower.train.cold_items import best_bias
+from twotower.train.cold_items import best_biases
 
 K, SEED, SHARE = 20, 2022, 10
 """Cut-off, seed of the split, and one part in SHARE that is withheld."""
@@ -148,7 +148,7 @@ def tf_idf_biased(data: Dataset, withheld: dict[int, Ints]) -> Tensor:
     def every(bias: float) -> float:
         return float(measured(scores + bias * cold, data, VALIDATION, withheld)[f"every, Recall@{K}"].mean())
 
-    return scores + best_bias(every, float(scores.std(1).mean())) * cold
+    return scores + best_biases(every, float(scores.std(1).mean()))[0] * cold
 
 
 def told_popularity(data: Dataset, withheld: dict[int, Ints]) -> Tensor:

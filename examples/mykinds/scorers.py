@@ -25,7 +25,6 @@ class Together(Start):
     Use it to see how a scorer is written; memory is the square of the number of items.
     """
 
-    poolings = ("sum", "mean", "sqrt")
     pools = PoolingSpec(kind="sum")
 
     shrinkage: float = Field(10.0, ge=0, description="Addition s to the users of an item.")

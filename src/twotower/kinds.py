@@ -207,6 +207,10 @@ class ByName:
     """Mark of a field of several kinds: a config has each as a subsection of its name, in the section of the field."""
 
 
+class Written:
+    """Mark of a field that the package writes into a config, and no user."""
+
+
 class Added:
     """Mark of a field of kinds in addition to the registered kinds that are always on, which it does not name."""
 

@@ -209,10 +209,12 @@ ELSEWHERE = {
     "data.prepared",
     "train.start.kind",  # scorers/test_start.py
     "train.start.pair",
-    "train.start.learn",
     "train.start.scale",
-    "train.start.width",  # config/test_scorers.py
-    "scorers.kind",
+    "train.start.unobserved",
+    "train.start.regularization",
+    "train.start.sweeps",
+    "train.start.steps",
+    "scorers.kind",  # config/test_scorers.py
     "train.device",
     "train.timeout",
     "train.embedding_placement",

@@ -65,10 +65,8 @@ LABEL, TIME = {"label": "stars", "positive_above": 3}, {"time": "at"}
         ("transitions", TIME, {"__transitions": "decay"}, ("__transitions",), ("item_id",)),
         ("ease", {}, {"__ease": "sum"}, ("__ease",), ("item_id",)),
         ("ease", LABEL, {"__ease": "sum", "__ease_negatives": "sum"}, ("__ease", "__ease_negatives"), ("item_id",)),
-        ("content", {}, {"__content": "ridge"}, ("__content",), ("brand", "price")),
-        ("next_content", {}, {"__next_content": "mean"}, ("__next_content",), ("brand", "price")),
-        ("next_content", TIME, {"__next_content": "decay"}, ("__next_content",), ("brand", "price")),
-        ("user_content", {}, {}, ("city",), ("item_id", "brand", "price")),
+        ("columns", {}, {"__columns": "mean"}, ("__columns",), ("brand", "price")),
+        ("columns", TIME, {"__columns": "decay"}, ("__columns",), ("brand", "price")),
     ],
 )
 def test_a_closed_form_is_a_pair_that_reads_what_the_schema_has(
@@ -81,11 +79,10 @@ def test_a_closed_form_is_a_pair_that_reads_what_the_schema_has(
     assert found.features[: len(before.features)] == before.features
     trained, pair = config.model.pairs
     assert (pair.user.fields, pair.item.fields) == (user, item)
-    pieces = 2 if kind == "next_content" and schema is TIME else 1
+    pieces = 2 if kind == "columns" and schema is TIME else 1
     assert pair.user.width == 12
     assert pair.item.width in ((12 * pieces,) if kind != "slit" else range(12, 13 * 12, 12))
-    (start,) = config.train.start
-    assert (start.kind, start.pair, start.learn) == (kind, 1, False)
+    assert [(pair, form.kind) for pair, form in config.solved.items()] == [(1, kind)]
     for side in ("user", "item"):  # as without scorers
         names = tuple(f.name for f in before.tower(side))
         assert (trained.user if side == "user" else trained.item).fields == names
@@ -96,7 +93,7 @@ def test_a_closed_form_is_a_pair_that_reads_what_the_schema_has(
 @pytest.mark.parametrize("kind", [*SCORERS, Together])
 def test_each_kind_adds_to_trained_towers_what_a_written_config_holds(kind: type[AddedScorer]) -> None:
     found, config = parsed(kind.kind, schema=LABEL | TIME)
-    assert len(config.train.start) + len(config.terms) == 1
+    assert len(config.train.solved) + len(config.terms) == 1
     assert config.scorers == (*config.terms,)
     assert parse_config(tomllib.loads(dump_config(found, config))) == (found, config)
 
@@ -117,11 +114,6 @@ def test_without_epochs_no_tower_is_trained_and_unread_histories_go() -> None:
     assert {f.name for f in found.features} >= {"user_id", "city", "brand"}
     kept, _ = parsed("ials", {"kind": "repeats", "history": "own"}, epochs=0)
     assert "own" in {f.name for f in kept.features}
-    pair = {side: {"fields": [f"{side}_id" if side == "item" else "own"], "layers": []} for side in ("user", "item")}
-    model = {"similarity": "dot", "pairs": [pair]}
-    _, both = parsed("ease", epochs=0, model=model, train={"epochs": 0, "start": [{"kind": "ials"}]})
-    assert [(start.kind, start.pair) for start in both.train.start] == [("ials", 0), ("ease", 1)]
-    assert [pair.user.fields for pair in both.model.pairs] == [("own",), ("__ease",)]
 
 
 def test_two_scorers_of_a_kind_are_two_pairs() -> None:
@@ -141,13 +133,12 @@ def test_ials_reads_columns_on_request_and_ease_no_negatives() -> None:
 @pytest.mark.parametrize(
     ("scorers", "more", "message"),
     [
-        (["content"], {"features": IDS}, "'content' reads columns of the items"),
-        (["user_content"], {"features": IDS}, "'user_content' reads columns of the users"),
+        (["columns"], {"features": IDS}, "'columns' reads columns of the items"),
         (["ials"], {"features": COLUMNS}, "'ials' reads the id of the items"),
+        (["slit"], {}, "'slit' reads what follows what, and schema.time is empty"),
         (["repeats"], {"epochs": 0}, "train.epochs = 0 trains no tower"),
         (["repeats", "repeats"], {}, "names 'repeats' twice"),
         (["trending", "trending"], {}, "names 'trending' twice"),
-        ([{"kind": "ials", "scale": 2}], {}, "leave scale out"),
         (["ials"], {"train": {"embedding_placement": "torchrec"}}, "replicated"),
         (["bm25"], {}, "no scorer of kind 'bm25'"),
     ],

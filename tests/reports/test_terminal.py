@@ -126,12 +126,11 @@ def test_without_a_terminal_phases_epochs_and_values_are_lines(
 ) -> None:
     now = [0.0]
     progress = Progress(clock=lambda: now[0])
-    start = {"kind": "ials", "pair": 1, "learn": False}
     tower = {"fields": ["a"], "layers": []}
     recipe = settings(
         scorers=["trending"],
         model={"pairs": [{"user": tower, "item": tower}] * 2},
-        train={"epochs": 5, "patience": 2, "start": [start]},
+        train={"epochs": 5, "patience": 2, "solved": [{"kind": "ials"}]},
     )
     for name in ("reading", "reading", "epochs"):  # a command reads the tables, and the training checks them
         progress.on_phase(name, recipe, 2)

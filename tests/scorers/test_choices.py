@@ -126,10 +126,8 @@ def test_terms_are_the_scores_of_the_candidates() -> None:
     found = Factors(*(torch.randn(n, 4, generator=generator) for n in (400, N_ITEMS)))
     choices = Choices.of(data, 0, "allow")
     assert choices is not None
-    pairs, dimensions = (choices.users[:, None], choices.candidates), torch.tensor([2, 0])
-    every, some = found.users @ found.items.T, found.users[:, dimensions] @ found.items[:, dimensions].T
+    every, pairs = found.users @ found.items.T, (choices.users[:, None], choices.candidates)
     torch.testing.assert_close(choices.products(found.users, found.items), every[pairs])
-    torch.testing.assert_close(choices.products(found.users, found.items, dimensions), some[pairs])
     held = np.zeros(N_ITEMS, np.float32)
     recent = RecentScores.of_part(data, VALIDATION, PopularityTerms(20.0, 1.0, -0.5, 0.3, 0.1), held)
     torch.testing.assert_close(choices.scores(replace(found, added=(recent,))), every[pairs])

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import polars as pl
 import pytest
@@ -14,7 +12,6 @@ from twotower.data.dataset import Dataset, build_dataset
 from twotower.data.split import SplitConfig
 from twotower.data.splits import TRAIN
 from twotower.data.tables import check
-from twotower.errors import ConfigError
 from twotower.features.categorical import Categorical
 from twotower.features.schema import Schema
 from twotower.features.sequence import Sequence
@@ -34,11 +31,11 @@ def log(liked: float = 0.5) -> pl.DataFrame:
     return pl.DataFrame({"user_id": user, "item_id": item, "rating": rating, "part": part})
 
 
-def world(actions: pl.DataFrame, **second: Any) -> Dataset:
+def world(actions: pl.DataFrame) -> Dataset:
     one = {"side": "user", "share_embedding": False, "pooling": "sum"}
     features = (
         Sequence.model_validate(one | {"name": "liked", "interactions": "positive"}),
-        Sequence.model_validate(one | {"name": "unliked", "interactions": "negative"} | second),
+        Sequence.model_validate(one | {"name": "unliked", "interactions": "negative"}),
         Categorical(name="item_id", side="item"),
     )
     schema = Schema(label="rating", positive_above=3, features=features)
@@ -57,7 +54,7 @@ def config(unliked: float | None, fields: tuple[str, ...] = ("liked", "unliked")
         split={"kind": "column", "column": "part"},
         train={
             "epochs": 0, "monitor": "validation.recall@5", "device": "cpu",
-            "start": [{"kind": "ease", "regularization": [3.0]} | ({"unliked": unliked} if unliked else {})],
+            "solved": [{"kind": "ease", "regularization": [3.0]} | ({"unliked": unliked} if unliked else {})],
         },
     )  # fmt: skip
 
@@ -101,46 +98,9 @@ def test_what_users_did_not_like_is_in_the_matrix_and_in_their_history(weight: f
     np.testing.assert_allclose(found, of_size_one(expected), atol=1e-4)
 
 
-def test_few_users_are_solved_for_as_the_items_are() -> None:
-    data = world(log().filter(pl.col("user_id") < 5))
-    found = scores(Trainer(data, config(0.5, width=3)), data)
-    expected = of_both(data, 0.5, 3)
-    np.testing.assert_allclose(found, of_size_one(expected), atol=1e-4)
-
-
-@pytest.mark.parametrize(("fields", "has_choice"), [(("liked",), True), (("liked", "unliked"), False)])
-def test_users_of_negatives_alone_count_among_those_who_are_solved_for(
-    fields: tuple[str, ...], has_choice: bool
-) -> None:
-    """Five users like anything, few enough to be solved for above the bound of items; all fifty are too many."""
-    data = world(log().with_columns(rating=pl.when(pl.col("user_id") < 5).then(5).otherwise(2)))
-    of = config(None, fields)
-    start = of.train.start[0].model_copy(update={"max_items": 8})
-    assert start.has_choice(data, of.model) == has_choice
-
-
 def test_without_negatives_the_values_are_those_of_the_positives() -> None:
     data = world(log(1.0))
     assert not (data.parts[~data.pairs.positive] == TRAIN).any()
     both = scores(Trainer(data, config(0.5)), data)
     alone = scores(Trainer(data, config(None, ("liked",))), data)
     np.testing.assert_allclose(both, alone, atol=1e-5)
-
-
-@pytest.mark.parametrize(
-    ("second", "fields", "unliked", "message"),
-    [
-        ({}, ("liked",), 0.4, r"add a sequence with interactions = 'negative' and pooling = 'sum' to "
-            r"model.pairs.0.user.fields, or leave unliked out"),
-        ({"pooling": "mean"}, ("liked", "unliked"), 0.5, "pooling = 'sum' of feature 'unliked'"),
-        ({"share_embedding": True}, ("liked", "unliked"), 0.5, "set share_embedding = false"),
-        ({"interactions": "all"}, ("liked", "unliked"), 0.5, "needs one field in model.pairs.0.user.fields, a sequence "
-            "of item ids"),
-        ({}, ("unliked",), 0.5, "set its interactions = 'positive'"),
-    ],
-)  # fmt: skip
-def test_what_does_not_add_up_is_refused_with_the_way_out(
-    second: dict[str, Any], fields: tuple[str, ...], unliked: float, message: str
-) -> None:
-    with pytest.raises(ConfigError, match=message):
-        Trainer(world(log(), **second), config(unliked, fields))

@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 import polars as pl
-import pytest
 import torch
 from worlds import settings
 
@@ -15,7 +14,6 @@ from twotower.data.dataset import Dataset, build_dataset
 from twotower.data.split import SplitConfig
 from twotower.data.splits import TEST, TRAIN
 from twotower.data.tables import check
-from twotower.errors import ConfigError
 from twotower.evaluation.factors import Factors
 from twotower.features.categorical import Categorical
 from twotower.features.feature import Feature
@@ -25,7 +23,7 @@ from twotower.features.schema import Schema
 from twotower.features.sequence import Sequence
 from twotower.features.values import UNKNOWN
 from twotower.scorers.columns import ContentMatrix
-from twotower.scorers.ials import PRIOR_ITEMS, Ials, nearest
+from twotower.scorers.ials import PRIOR_ITEMS, nearest
 from twotower.train.factors import factors_before
 from twotower.train.trainer import Trainer
 
@@ -33,18 +31,17 @@ USERS, ITEMS, KINDS = 500, 80, 5
 COLUMNS = ["kind", "tags", "year"]
 
 
-def features(**history: Any) -> tuple[Feature, ...]:
+def features() -> tuple[Feature, ...]:
     return (
-        Sequence(name="h", side="user", **{"share_embedding": False,
-            "pooling": {"kind": "ridge", "steps": 60}} | history),
+        Sequence(name="h", side="user", share_embedding=False, pooling={"kind": "ridge", "steps": 60}),
         Categorical(name="item_id", side="item"),
         Categorical(name="kind", side="item"),
         MultiHot(name="tags", side="item", pooling="sqrt"),
         Numeric(name="year", side="item", buckets=8),
-    )  # fmt: skip
+    )
 
 
-def log(*chosen: Feature) -> Dataset:
+def log() -> Dataset:
     """Users take items of one kind, most of the time; every eighth item is in the test part alone, and the last one,
     without a value of a column, in none."""
     rng = np.random.default_rng(2)
@@ -62,7 +59,7 @@ def log(*chosen: Feature) -> Dataset:
         own = rng.permutation(np.arange(user % KINDS, ITEMS, KINDS))[:5]
         for item in np.unique([*own, *rng.integers(0, ITEMS, 2)]).tolist():
             rows.append((user, item, "test" if item % 8 == 3 or rng.random() < 0.1 else "train"))
-    schema = Schema(features=chosen or features())
+    schema = Schema(features=features())
     frame = pl.DataFrame(rows, schema=["user_id", "item_id", "part"], orient="row")
     return build_dataset(check(None, items, frame, schema), schema, SplitConfig(kind="column", column="part"))
 
@@ -75,7 +72,9 @@ def config(item: dict[str, Any]) -> Config:
         },
         loss={"kind": "softmax"},
         negatives={"full": True},
-        train={"epochs": 0, "device": "cpu", "start": [{"kind": "ials"}]},
+        train={
+            "epochs": 0, "device": "cpu", "solved": [{"kind": "ials", "unobserved": [0.3], "regularization": [0.008]}],
+        },
         evaluation={"k": [5], "bootstrap": 0},
     )  # fmt: skip
 
@@ -87,10 +86,9 @@ def factors(data: Dataset, item: dict[str, Any]) -> Factors:
     return factors_before(Trainer(data, config(item)).run().model, data, TEST)
 
 
-@pytest.mark.parametrize("names", [["item_id", *COLUMNS], [*COLUMNS, "item_id"]])
-def test_known_items_score_as_without_columns_and_new_ones_by_them(names: list[str]) -> None:
+def test_known_items_score_as_without_columns_and_new_ones_by_them() -> None:
     data = log()
-    alone, beside = factors(data, {"fields": ["item_id"]}), factors(data, BESIDE | {"fields": names})
+    alone, beside = factors(data, {"fields": ["item_id"]}), factors(data, BESIDE)
     codes = np.asarray(data.items.columns["item_id"])
     known, kinds = codes != UNKNOWN, np.arange(ITEMS + 1) % KINDS
     assert (~known).sum() == ITEMS // 8 + 1
@@ -106,9 +104,8 @@ def test_known_items_score_as_without_columns_and_new_ones_by_them(names: list[s
 
 def test_the_vectors_of_values_are_those_of_a_ridge_regression() -> None:
     data, generator = log(), torch.Generator().manual_seed(0)
-    fields = [f for f in data.encoders.fields("item") if not f.identifies]
     codes = np.asarray(data.items.columns["item_id"])
-    content = ContentMatrix.of("item", fields, data, codes, int(codes.max()) + 1)
+    content = ContentMatrix.of(data, (*COLUMNS,), codes, int(codes.max()) + 1)
     vectors, weights = (
         torch.randn(len(content.matrix), 4, generator=generator),
         torch.rand(len(content.matrix), generator=generator),
@@ -141,21 +138,3 @@ def test_an_item_of_few_positives_tells_little_of_its_values() -> None:
         == 0
     )
     assert not items.rows_of("item_id")[torch.from_numpy(untaken)].any()
-
-
-def test_what_the_item_tower_may_read() -> None:
-    data = log()
-    start = Ials.model_validate({})
-    assert start.tells_cold(data, config(BESIDE).model)
-    assert not start.tells_cold(data, config({"fields": ["item_id"]}).model)
-    for item, message in (
-        (
-            BESIDE | {"fields": COLUMNS},
-            r"in addition to the id of the items; add its feature to model.pairs.0.item.fields, or name it alone",
-        ),
-        (BESIDE | {"activation": "ReLU"}, r"join = 'sum', activation = 'Identity'"),
-    ):
-        with pytest.raises(ConfigError, match=message):
-            Trainer(data, config(item))
-    with pytest.raises(ConfigError, match="set share_embedding = false of feature 'h'"):
-        Trainer(log(*features(share_embedding=True)), config(BESIDE))

@@ -23,8 +23,9 @@ from trainers import same, weights
 from worlds import settings
 
 from twotower import api
-from twotower.arrays.ragged import Column, Ragged, offsets_of
+from twotower.arrays.ragged import Column, Ragged
 from twotower.config.experiment import Config
+from twotower.config.scorers import with_scorers
 from twotower.data.dataset import Dataset, build_dataset
 from twotower.data.split import SplitConfig
 from twotower.data.splits import TRAIN, VALIDATION
@@ -48,13 +49,12 @@ from twotower.onnx.export import export_tower
 from twotower.onnx.tower import OnnxTower
 from twotower.retrieval.request import Request
 from twotower.retrieval.retriever import Retriever
-from twotower.scorers import STARTS, Ials, PairValues, Start, TransitionFactors
-from twotower.scorers.ease import ease_of_few_users, singular_values_by_users
-from twotower.scorers.next_content import shared_out
+from twotower.scorers import SCORERS, STARTS, Ials, PairValues, Start, TowerStart, TransitionFactors
+from twotower.scorers.columns import ContentMatrix, shared_out
 from twotower.scorers.positives import PositiveMatrix, PositiveSequences
-from twotower.scorers.search import evaluation_of_search, search
 from twotower.scorers.slit import decayed_products
-from twotower.scorers.start import common_items
+from twotower.scorers.start import common_items, search
+from twotower.train.closed_forms import evaluation_of_search
 from twotower.train.factors import factors_before
 from twotower.train.trainer import Trainer
 
@@ -64,45 +64,37 @@ USERS, ITEMS, WIDTH = 60, 14, 20
 class Neighbours(Start):
     """A start of one's own: an item's score is the number of users who have it and an item of the history."""
 
-    poolings = ("sum",)
-
     def solve(self, positives: PositiveMatrix, pooling: Pooling, width: int, seed: int) -> PairValues:
         counts = torch.nn.functional.pad(positives.gram().float().fill_diagonal_(0), (0, width - positives.n_columns))
         return PairValues(counts, (torch.eye(positives.n_columns, width),))
 
 
-KINDS: list[type[Start]] = [*STARTS, Neighbours]
+FORMS: list[type[Start]] = [kind for kind in SCORERS if issubclass(kind, Start)]
+KINDS: list[type[Start]] = [*FORMS, Neighbours]
 POOLING: dict[str, dict[str, Any]] = {
-    "content": {"kind": "ridge", "steps": 30},
     "ease": {"kind": "sum"},
     "ials": {"kind": "ridge", "steps": 30},
-    "next_content": {"kind": "decay", "rates": [0.5]},
+    "columns": {"kind": "decay", "rates": [0.5]},
     "slit": {"kind": "decay", "rates": [0.5]},
     "transitions": {"kind": "sum"},
-    "user_content": {"kind": "mean"},
     Neighbours.kind: {"kind": "sum"},
 }
-IN_ORDER = ("next_content", "slit", "transitions")
-DECAYED = ("next_content", "slit")
-BY_COLUMNS = ("content", "next_content", "user_content")
+IN_ORDER = ("columns", "slit", "transitions")
+DECAYED = ("columns", "slit")
+BY_COLUMNS = ("columns",)
 EXACT: dict[str, dict[str, Any]] = {
-    "content": {"unobserved": [0.2], "regularization": [0.05]},
     "ease": {"regularization": [3.0]},
-    "ials": {"steps": 30, "sweeps": 3, "unobserved": [0.2]},
-    "next_content": {"regularization": [0.2]},
+    "ials": {"steps": 30, "sweeps": 3, "unobserved": [0.2], "regularization": [0.008]},
+    "columns": {"regularization": [0.2]},
     "slit": {"regularization": [3.0]},
-    "transitions": {"span": 3, "lag": 1.0, "frequency": [0.3]},
-    "user_content": {"regularization": [2.0]},
+    "transitions": {"span": 3, "lag": 1.0, "frequency": 0.3},
     Neighbours.kind: {},
 }
 CHOICES: dict[str, tuple[str, list[float]]] = {
-    "content": ("regularization", [0.001, 0.05, 10.0]),
     "ease": ("regularization", [0.001, 3.0, 1e6]),
     "ials": ("regularization", [0.001, 0.05, 1.0]),
-    "next_content": ("regularization", [0.001, 0.2, 10.0]),
+    "columns": ("regularization", [0.001, 0.2, 10.0]),
     "slit": ("regularization", [0.001, 3.0, 1e6]),
-    "transitions": ("frequency", [0.0, 0.5, 3.0]),
-    "user_content": ("regularization", [0.01, 2.0, 1000.0]),
 }
 
 every_kind = pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.kind)
@@ -126,13 +118,11 @@ def world(of: str, weighted: bool = False, share: bool = False, pooling: dict[st
     if of in BY_COLUMNS:
         features += Categorical(name="colour", side="item"), MultiHot(name="tags", side="item", separator="|")
         features += (Numeric(name="price", side="item", buckets=4),)
-    if of == "user_content":
-        features += MultiHot(name="groups", side="user", separator="|"), Numeric(name="age", side="user", buckets=4)
     in_order: dict[str, Any] = {"time": "t", "time_unit": "order"} if of in IN_ORDER else {}
     schema = Schema(features=features, weight="w" if weighted else "", **in_order)
     return build_dataset(
         check(
-            users() if of == "user_content" else None,
+            None,
             columns() if of in BY_COLUMNS else None,
             log_of_tastes(weighted),
             schema,
@@ -149,20 +139,11 @@ def columns() -> pl.DataFrame:
     return pl.DataFrame({"item_id": range(ITEMS), "colour": [*"rgb" * 4, None, "r"], "tags": tags, "price": prices})
 
 
-def users() -> pl.DataFrame:
-    """One or two groups of each user, none for one, by the taste, and an age, None for one."""
-    groups = ["", *("a|b" if user % 5 == 0 else "ab"[user % 2] for user in range(1, USERS))]
-    ages = [*(float((user * 7) % 40 + 20 * (user % 2)) for user in range(USERS - 1)), None]
-    return pl.DataFrame({"user_id": range(USERS), "groups": groups, "age": ages})
-
-
 def config(kind: str, pairs: int = 1, train: dict[str, Any] | None = None, **options: Any) -> Config:
     item: dict[str, Any] = {"fields": ["item_id"], "layers": []}
     if kind in BY_COLUMNS:
         item |= {"fields": ["tags", "colour", "price"], "join": "sum", "activation": "Identity"}
     user: dict[str, Any] = {"fields": ["h"], "layers": []}
-    if kind == "user_content":
-        user |= {"fields": ["groups", "age"], "join": "sum", "activation": "Identity"}
     pair = {"user": user, "item": item}
     start = {"kind": kind} | EXACT[kind] | options
     return settings(
@@ -172,13 +153,31 @@ def config(kind: str, pairs: int = 1, train: dict[str, Any] | None = None, **opt
         split={"kind": "column", "column": "part"},
         train={
             "epochs": 0,
-            "start": [start],
+            "solved": [start],
             "monitor": "validation.recall@5",
             "device": "cpu",
             **({"history_scope": "causal"} if kind in DECAYED else {}),
         }
         | (train or {}),
     )
+
+
+def begun(pairs: int = 1, train: dict[str, Any] | None = None, **options: Any) -> Config:
+    """A config whose first pair is trained on from vectors of `ials`."""
+    start = {"kind": "ials"} | EXACT["ials"] | options
+    return config("ials", pairs, {"epochs": 1, "solved": [], "start": [start]} | (train or {}))
+
+
+def of_scorers(*scorers: dict[str, Any]) -> tuple[Dataset, Config]:
+    """The log of tastes, and a config of scorers alone."""
+    train = {"epochs": 0, "monitor": "validation.recall@5", "device": "cpu"}
+    split: dict[str, Any] = {"kind": "column", "column": "part"}
+    model = {"similarity": "dot", "bias": False, "temperature": 1.0}
+    given: dict[str, Any] = {"evaluation": {"k": [5]}, "model": model, "loss": "softmax", "negatives": {"full": True}}
+    given |= {"split": split, "train": train}
+    features = (Categorical(name="user_id", side="user"), Categorical(name="item_id", side="item"))
+    schema, found = with_scorers(Schema(features=features), Config.model_validate(given | {"scorers": scorers}))
+    return build_dataset(check(None, None, log_of_tastes(False), schema), schema, SplitConfig(**split)), found
 
 
 def matrix(data: Dataset) -> np.ndarray:
@@ -242,23 +241,6 @@ def content_of(data: Dataset) -> np.ndarray:
         sized.append(part / np.sqrt(squares[squares > 0].mean()))
     content: np.ndarray = np.concatenate(sized, 1)[order]
     return content
-
-
-def content_scores(data: Dataset, histories: np.ndarray, width: int = ITEMS) -> np.ndarray:
-    """The scores by `width` leading directions of the values among the positives. Every history is solved by its normal
-    equations."""
-    a, rate, x = 0.2, 0.05, matrix(data)
-    v, taken = content_of(data), x.sum(0)
-    if width < v.shape[1]:
-        v = v @ np.linalg.eigh((v * taken[:, None]).T @ v)[1][:, ::-1][:, :width]
-    gram, n = a * v[taken > 0].T @ v[taken > 0], (taken > 0).sum()
-    users = np.zeros((len(histories), v.shape[1]))
-    for row in np.flatnonzero(histories.sum(1)):
-        mine = v[histories[row] > 0]
-        penalty = rate * (len(mine) + a * n) * np.eye(v.shape[1])
-        users[row] = np.linalg.solve(mine.T @ mine + gram + penalty, mine.sum(0))
-    predicted: np.ndarray = users @ v.T
-    return predicted
 
 
 def neighbour_scores(x: np.ndarray, histories: np.ndarray) -> np.ndarray:
@@ -335,7 +317,7 @@ def slit_scores(data: Dataset, histories: np.ndarray, width: int = ITEMS, ridge:
     return predicted
 
 
-def next_content_scores(data: Dataset, histories: np.ndarray, ridge: float = 0.2) -> np.ndarray:
+def columns_scores(data: Dataset, histories: np.ndarray, ridge: float = 0.2) -> np.ndarray:
     """The discriminants of each column, fitted over the positives after a user's first."""
     content, taken = content_of(data), matrix(data).sum(0)
     scores_of_columns = np.zeros(histories.shape)
@@ -358,30 +340,6 @@ def next_content_scores(data: Dataset, histories: np.ndarray, ridge: float = 0.2
     return scores_of_columns
 
 
-def user_content_scores(data: Dataset, histories: np.ndarray, prior: float = 2.0) -> np.ndarray:
-    """The logarithm of each pair of values' positives over what is expected, by a loop over all positives."""
-    table, order = columns(), data.items.ids.cast(pl.Int64).to_numpy()
-    tags, colours = np.zeros((ITEMS, 4)), np.zeros((ITEMS, 3))
-    for item, (colour, listed) in enumerate(zip(table["colour"], table["tags"], strict=True)):
-        colours[item] = [colour == letter for letter in "rgb"]
-        tags[item] = [(f"t{n}" in listed.split("|")) / len(listed.split("|")) for n in range(4)]
-    of_users = users()["groups"].to_list()
-    groups = np.array([[(g in x.split("|")) / len(x.split("|")) for g in "ab"] for x in of_users])
-    groups = groups[data.users.ids.cast(pl.Int64).to_numpy()]
-    prices, ages = (np.eye(5)[np.asarray(c)][:, 1:] for c in (data.items.columns["price"], data.users.columns["age"]))
-    near = np.exp(-(((np.arange(4)[:, None] - np.arange(4)) / 1.5) ** 2) / 2)
-    pairs = data.pairs.take(data.parts == TRAIN)
-    weights = np.ones(len(pairs.user)) if pairs.weight is None else pairs.weight
-    found = np.zeros((len(data.users), len(data.items)))
-    for u, of_user in ((groups, np.eye(2)), (ages, near)):
-        for f, of_item in ((tags[order], np.eye(4)), (colours[order], np.eye(3)), (prices, near)):
-            counts = sum(w * np.outer(u[a], f[b]) for a, b, w in zip(pairs.user, pairs.item, weights, strict=True))
-            counts = of_user @ counts @ of_item
-            expected = np.outer(counts.sum(1), counts.sum(0)) / counts.sum()
-            found += u @ np.log((counts + prior) / (expected + prior)) @ f.T
-    return found
-
-
 def histories_of(kind: str, data: Dataset) -> np.ndarray:
     """What the pooling of a kind makes of the histories of the train part (users, items), each item an axis."""
     if kind in DECAYED:
@@ -391,13 +349,11 @@ def histories_of(kind: str, data: Dataset) -> np.ndarray:
 
 
 NAIVE: dict[str, Callable[[Dataset, np.ndarray], np.ndarray]] = {
-    "content": content_scores,
     "ease": lambda data, histories: of_size_one(ease_weights(matrix(data)), data, histories),
     "ials": lambda data, histories: ials_scores(matrix(data), histories),
-    "next_content": next_content_scores,
+    "columns": columns_scores,
     "slit": slit_scores,
     "transitions": transition_scores,
-    "user_content": user_content_scores,
     Neighbours.kind: lambda data, histories: neighbour_scores(matrix(data), histories),
 }
 
@@ -430,105 +386,48 @@ def test_without_training_the_scores_are_those_of_the_closed_form(kind: type[Sta
     )
 
 
-SUM_OF_COLUMNS = (
-    "needs an item tower that is the sum of its fields; set model.pairs.0.item = { fields = […], join = 'sum', "
-    "activation = 'Identity', layers = [] } without other options"
-)
-
-
-@pytest.mark.parametrize("weighted", [False, True])
-def test_of_more_values_than_numbers_the_leading_directions_are_kept(weighted: bool) -> None:
-    data, sections = world("content", weighted), config("content").model_dump(mode="json")
-    sections["model"]["width"] = 3
-    found = scores(factors_before(Trainer(data, Config.model_validate(sections)).run().model, data, VALIDATION))
-    expected = content_scores(data, histories_of("content", data), width=3)
-    np.testing.assert_allclose(found, expected, rtol=2e-3, atol=2e-4)
-
-
-@pytest.mark.parametrize(
-    ("tower", "message"),
-    [
-        ({"fields": ["item_id", "tags"]}, "feature 'item_id' is the id of the items; leave it out of "
-            "model.pairs.0.item.fields"),
-        ({"fields": []}, "feature 'item_id' is the id of the items; name the columns in model.pairs.0.item.fields"),
-        ({"fields": ["tags", "size"]}, "feature 'size' has no embedding of each value, as numbers without buckets and "
-            "vectors have none; leave"),
-        ({"fields": ["tags", "takers"]}, "feature 'takers' is a history; leave it out"),
-        ({"fields": ["tags", "kinds"]}, "feature 'kinds' pools by 'ridge', by which its vector is no weighted sum of "
-            "its values; leave it out"),
-        ({"join": "concat"}, "or add up the fields of a tower without layers (join = 'sum')"),
-        ({"join": "concat", "fields": ["tags", "colour"], "width": WIDTH // 2}, SUM_OF_COLUMNS),
-        ({"activation": "LeakyReLU"}, SUM_OF_COLUMNS),
-        ({"layer_norm": True}, SUM_OF_COLUMNS),
-        ({"layers": [20]}, SUM_OF_COLUMNS),
-    ],
-)  # fmt: skip
-def test_content_reads_columns_of_values_and_adds_them_up(tower: dict[str, Any], message: str) -> None:
-    schema = world("content").schema
-    further: tuple[Feature, ...] = (
-        Numeric(name="size", side="item"),
-        Sequence(name="takers", side="item", share_embedding=False),
-    )
-    further += (MultiHot(name="kinds", column="tags", side="item", separator="|", pooling=PoolingSpec(kind="ridge")),)
-    schema = schema.model_copy(update={"features": (*schema.features, *further)})
-    tables = check(None, columns().with_columns(size=pl.int_range(ITEMS)), log_of_tastes(False), schema)
-    data = build_dataset(tables, schema, SplitConfig(kind="column", column="part"))
-    sections = config("content").model_dump(mode="json")
-    sections["model"]["pairs"][0]["item"] |= tower
-    with pytest.raises(ConfigError, match=re.escape(message)):
-        Trainer(data, Config.model_validate(sections))
-
-
-def test_words_that_training_lacks_are_no_direction_in_a_history_either() -> None:
+def test_words_that_training_lacks_are_no_direction() -> None:
     """A text is a column of lists too, in which parts of words that are unknown have the code of that."""
     about = pl.Series([f"common rare{item} {'red' if item % 2 else 'blue'}" for item in range(ITEMS)])
-    schema = world("content").schema
     words = Text(name="about", side="item", pooling={"kind": "mean"}, min_count=40)
+    schema = world("columns").schema
     schema = schema.model_copy(update={"features": (*schema.features, words)})
     tables = check(None, columns().with_columns(about=about), log_of_tastes(False), schema)
     data = build_dataset(tables, schema, SplitConfig(kind="column", column="part"))
-    sections = config("content").model_dump(mode="json")
-    sections["model"]["pairs"][0]["item"]["fields"] = ["about", "colour"]
-    trained = Trainer(data, Config.model_validate(sections)).run()
-    column = data.items.columns["about"]
-    assert isinstance(column, Ragged)
-    assert (column.values == UNKNOWN).any()
-    items = factors_before(trained.model, data, VALIDATION).items
-    history = trained.model.towers("user")[0].embeddings.rows_of("h")
-    known = np.asarray(data.items.columns["item_id"])
-    torch.testing.assert_close(history[torch.from_numpy(known[known > 0]).long()], items[torch.from_numpy(known > 0)])
+    content = ContentMatrix.of(data, ("about",), np.arange(1, ITEMS + 1, dtype=np.int32), ITEMS + 1)
+    lists = data.items.columns["about"]
+    assert isinstance(lists, Ragged)
+    known = [(lists.row(item) != UNKNOWN).mean() for item in range(ITEMS)]
+    assert 0 < min(known) < 1
+    found = content.matrix.product(torch.ones(content.matrix.n_columns, 1))[1:, 0]
+    np.testing.assert_allclose(found, known, rtol=1e-6)
 
 
 def test_columns_have_one_size_also_where_a_list_repeats_a_value() -> None:
-    schema = world("content").schema
+    schema = world("columns").schema
     tags = pl.Series(["|".join(["a", "b", "a", "c"][: 1 + item % 4]) for item in range(ITEMS)])
     tables = check(None, columns().with_columns(tags=tags), log_of_tastes(False), schema)
     data = build_dataset(tables, schema, SplitConfig(kind="column", column="part"))
     for column in ("tags", "colour", "price"):
-        sections = config("content").model_dump(mode="json")
-        sections["model"]["pairs"][0]["item"]["fields"] = [column]
-        items = factors_before(Trainer(data, Config.model_validate(sections)).run().model, data, VALIDATION).items
-        squares = items.square().sum(1)[torch.from_numpy(np.asarray(data.items.columns["item_id"]) > 0)]
-        assert float(squares[squares > 0].mean()) == pytest.approx(1.0, rel=0.02), (
-            column
-        )  # one item is in the test part alone
+        content = ContentMatrix.of(data, (column,), np.arange(1, ITEMS + 1, dtype=np.int32), ITEMS + 1)
+        items = content.matrix.product(content.vectors(torch.eye(content.matrix.n_columns)))
+        squares = items.square().sum(1)
+        assert float(squares[squares > 0].mean()) == pytest.approx(1.0, rel=1e-5), column
 
 
-@pytest.mark.parametrize("kind", BY_COLUMNS)
-def test_the_values_of_a_list_weigh_as_its_pooling_has_them(kind: str) -> None:
+def test_the_values_of_a_list_weigh_as_its_pooling_has_them() -> None:
     """By `sqrt` each of n values weighs 1 / sqrt(n), in the vectors of the items and in those that histories are pooled
     from."""
-    schema, found = world(kind).schema, []
+    schema, found = world("columns").schema, []
     for pooling, exponent in (("mean", 1.0), ("sqrt", 0.5), ("sum", 0.0)):
         features = [
             f.model_copy(update={"pooling": PoolingSpec(kind=pooling)}) if f.name == "tags" else f
             for f in schema.features
         ]
         changed = schema.model_copy(update={"features": tuple(features)})
-        people = users() if kind == "user_content" else None
-        tables = check(people, columns(), log_of_tastes(False), changed)
+        tables = check(None, columns(), log_of_tastes(False), changed)
         data = build_dataset(tables, changed, SplitConfig(kind="column", column="part"))
-        sections = config(kind).model_dump(mode="json")
+        sections = config("columns").model_dump(mode="json")
         sections["model"]["pairs"][0]["item"]["fields"] = ["tags"]
         model = Trainer(data, Config.model_validate(sections)).run().model
         rows = model.towers("item")[0].embeddings.rows_of("tags").detach()
@@ -543,31 +442,24 @@ def test_the_values_of_a_list_weigh_as_its_pooling_has_them(kind: str) -> None:
     assert not np.allclose(found[1], found[2], atol=0.01)
 
 
-def test_strengths_that_float32_cannot_tell_from_none_are_refused() -> None:
-    with pytest.raises(
-        TrainingError, match="set unobserved nearer its default, 0.3, regularization nearer its default, 0.2"
-    ):
-        Trainer(world("content"), config("content", unobserved=[0.001], regularization=[1e-9])).run()
-
-
-def test_items_of_no_known_value_are_no_content() -> None:
-    schema, none = world("content").schema, pl.lit(None, pl.Float64)
+def test_items_of_no_known_value_tell_nothing() -> None:
+    schema, none = world("columns").schema, pl.lit(None, pl.Float64)
     empty = columns().with_columns(colour=none.cast(pl.String), tags=pl.lit(""), price=none)
     data = build_dataset(
         check(None, empty, log_of_tastes(False), schema), schema, SplitConfig(kind="column", column="part")
     )
     with pytest.raises(
-        TrainingError, match="no value of a column at the items of the positives; leave the start and its pair out"
+        TrainingError, match="no column that differs among the positives that follow others; leave it out of scorers"
     ):
-        Trainer(data, config("content")).run()
+        Trainer(data, config("columns")).run()
 
 
 def test_each_rate_has_a_discriminant_of_its_own() -> None:
     """At rates of 0.5 and 0 the score is the sum of both; the item's vector has the width of the history for each."""
     each = []
     for rates in ([0.5], [0.0], [0.5, 0.0]):
-        data = world("next_content", pooling={"kind": "decay", "rates": rates})
-        sections = config("next_content").model_dump(mode="json")
+        data = world("columns", pooling={"kind": "decay", "rates": rates})
+        sections = config("columns").model_dump(mode="json")
         sections["model"]["pairs"][0]["item"]["width"] = len(rates) * WIDTH
         each.append(
             scores(factors_before(Trainer(data, Config.model_validate(sections)).run().model, data, VALIDATION))
@@ -579,22 +471,22 @@ def test_each_rate_has_a_discriminant_of_its_own() -> None:
 def test_a_mean_has_the_discriminant_of_the_rate_1() -> None:
     found = []
     for pooling in ({"kind": "decay", "rates": [1.0]}, {"kind": "mean"}):
-        data = world("next_content", pooling=pooling)
+        data = world("columns", pooling=pooling)
         train = {"history_scope": "leave_batch_out"} if pooling["kind"] == "mean" else {}
-        model = Trainer(data, config("next_content", train=train)).run().model
+        model = Trainer(data, config("columns", train=train)).run().model
         found.append(scores(factors_before(model, data, VALIDATION)))
     assert np.abs(found[0]).max() > 0.1
     np.testing.assert_allclose(found[0], found[1], rtol=1e-3, atol=1e-4)
 
 
 def of_tags(rows: list[tuple[int, int, int, str]], tags: dict[int, str], fields: list[str]) -> tuple[Dataset, Config]:
-    """A log of `rows` and items of these lists, which are halves too; and `next_content` on some columns."""
+    """A log of `rows` and items of these lists, which are halves too; and `columns` on some columns."""
     items = {"item_id": [*tags], "tags": [*tags.values()], "colour": ["rg"[item % 2] for item in tags]}
     log = pl.DataFrame(rows, schema=["user_id", "item_id", "t", "part"], orient="row")
-    schema = world("next_content").schema
+    schema = world("columns").schema
     schema = schema.model_copy(update={"features": tuple(f for f in schema.features if f.name != "price")})
     tables = check(None, pl.DataFrame(items), log, schema)
-    sections = config("next_content").model_dump(mode="json")
+    sections = config("columns").model_dump(mode="json")
     sections["model"]["pairs"][0]["item"] |= {"fields": fields}
     data = build_dataset(tables, schema, SplitConfig(kind="column", column="part"))
     return data, Config.model_validate(sections)
@@ -657,10 +549,10 @@ def test_values_of_a_column_that_is_too_large_are_random_signs_by_which_equal_on
         (user, int(item), t, parts[t]) for user in range(300) for t, item in enumerate(rng.choice(n, 6, replace=False))
     ]
     log = pl.DataFrame(rows, schema=["user_id", "item_id", "t", "part"], orient="row")
-    schema = world("next_content", pooling={"kind": "decay", "rates": [0.0]}).schema
+    schema = world("columns", pooling={"kind": "decay", "rates": [0.0]}).schema
     schema = schema.model_copy(update={"features": tuple(f for f in schema.features if f.name != "price")})
     data = build_dataset(check(None, items, log, schema), schema, SplitConfig(kind="column", column="part"))
-    sections = config("next_content").model_dump(mode="json")
+    sections = config("columns").model_dump(mode="json")
     sections["model"] |= {"width": width}
     sections["model"]["pairs"][0]["item"] |= {"fields": ["tags", "colour"]}
     found = factors_before(Trainer(data, Config.model_validate(sections)).run().model, data, VALIDATION)
@@ -684,13 +576,10 @@ def test_the_scale_of_slit_holds_under_a_regularization_far_above_the_counts() -
 
 STARTS_MODULE = "twotower.scorers"
 SHARED = {
-    "content": "content._directions",
     "ease": "positives.PositiveMatrix.gram",
     "ials": "positives.PositiveMatrix.transposed",
-    "next_content": "next_content._Directions.of",
+    "columns": "columns._Directions.of",
     "slit": "slit.decayed_products",
-    "transitions": "transitions.TransitionFactors._counts",
-    "user_content": "user_content._counts",
 }
 """What none of the values of a start's choices changes."""
 
@@ -713,13 +602,13 @@ def test_what_no_value_changes_is_computed_once_for_all_values_of_a_start(
 
     for name in calls:
         count(name)
-    values: dict[str, Any] = {"frequency" if kind == "transitions" else "regularization": [0.4, 0.5, 0.6]}
+    values: dict[str, Any] = {"regularization": [0.4, 0.5, 0.6]}
     found = Trainer(world(kind), config(kind, **values)).run()
     assert found.metrics["train.best_epoch"] == 0.0
     assert [*calls.values()] == [1, 1]
 
 
-@pytest.mark.parametrize("kind", [kind for kind in KINDS if not kind.adds_users], ids=lambda kind: kind.kind)
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.kind)
 def test_the_exported_towers_score_so_for_a_user_whom_training_never_saw(kind: type[Start]) -> None:
     data = world(kind.kind)
     model = Trainer(data, config(kind.kind)).run().model.eval()
@@ -798,14 +687,14 @@ def test_a_regularisation_that_removes_the_vectors_is_no_value(caplog: pytest.Lo
         Trainer(data, config("ials", regularization=[1e6])).run()
     with caplog.at_level(logging.INFO, "twotower"):
         Trainer(data, config("ials", regularization=[0.2, 1e6])).run()
-    assert "left out of the values that are tried: train.start of kind 'ials'" in caplog.text
+    assert "left out of the values that are tried: the scorer 'ials'" in caplog.text
     assert "lower regularization" not in caplog.text  # the search has chosen it
     assert "leave nothing of the vectors" in caplog.text
     chosen = [line for line in caplog.messages if line.startswith("pair 0 by ials: ")][-1]
     assert float(chosen.split("regularization = ")[1]) < 1000
 
 
-@pytest.mark.parametrize("kind", list(STARTS), ids=lambda kind: kind.kind)
+@pytest.mark.parametrize("kind", FORMS, ids=lambda kind: kind.kind)
 def test_biases_begin_at_zero_where_a_pair_has_a_start(kind: type[Start]) -> None:
     data, sections = world(kind.kind), config(kind.kind).model_dump(mode="json")
     sections["model"]["bias"] = True
@@ -860,7 +749,6 @@ def test_above_the_bound_the_items_that_most_users_take_are_solved_for(caplog: p
     tables = check(None, None, pl.concat([log, rare.cast(log.schema)]), schema)
     data = build_dataset(tables, schema, SplitConfig(kind="column", column="part"))
     chosen = config("ease", max_items=ITEMS - 1, regularization=[3.0])
-    assert chosen.train.start[0].has_choice(data, chosen.model)
     with caplog.at_level(logging.INFO, "twotower"):
         found = scores(factors_before(Trainer(data, chosen).run().model, data, TRAIN))
     assert f"the {ITEMS - 1} items that most users take are solved for" in caplog.text
@@ -877,70 +765,12 @@ def test_common_items_have_nine_tenths_of_the_positives(counts: list[int], commo
     assert common_items(np.array(counts, np.int64)) == common
 
 
-def test_above_the_bound_a_truncated_decomposition_stands_in_and_says_so(caplog: pytest.LogCaptureFixture) -> None:
-    data = world("ease")
-    with caplog.at_level(logging.WARNING):
-        model = Trainer(data, config("ease", max_items=3, regularization=[3.0, 30.0])).run().model
-    told = (
-        "13 items are more than max_items = 3, and 59 users are too many, so a truncated singular value decomposition "
-        "of width 20 stands in, by regularization = 3"
-    )
-    assert caplog.text.count(told) == 1
-    x = matrix(data)
-    _, s, vt = np.linalg.svd(x, full_matrices=False)
-    found = scores(factors_before(model, data, TRAIN))
-    np.testing.assert_allclose(found, of_size_one((vt.T * (s**2 / (s**2 + 3.0))) @ vt, data, x), atol=2e-3)
-
-
-@pytest.mark.parametrize("weighted", [False, True])
-@pytest.mark.parametrize("width", [3, WIDTH])
-def test_an_ease_of_few_users_and_many_items_is_that_of_the_items_also_above_the_bound(
-    width: int, weighted: bool, caplog: pytest.LogCaptureFixture
-) -> None:
-    schema, log = world("ease", weighted).schema, log_of_tastes(weighted).filter(pl.col("user_id") < 6)
-    data = build_dataset(check(None, None, log, schema), schema, SplitConfig(kind="column", column="part"))
-    assert (len(data.users), len(data.items)) == (6, 14)
-    x = matrix(data)
-    weights = ease_weights(x)
-    _, _, vt = np.linalg.svd(x @ weights)
-    axes = vt[: min(width, 6)]  # all of X B has no more than its users
-    expected = of_size_one(weights @ axes.T @ axes, data, (x > 0) * 1.0)
-    sections = config("ease", max_items=10).model_dump(mode="json")
-    sections["model"]["width"] = width
-    narrow = Config.model_validate(sections)
-    assert narrow.train.start[0].has_choice(data, narrow.model)
-    assert not config("ease", max_items=8).train.start[0].has_choice(data, narrow.model)
-    with caplog.at_level(logging.WARNING):
-        found = factors_before(Trainer(data, narrow).run().model, data, TRAIN)
-    np.testing.assert_allclose(scores(found), expected, atol=1e-4)
-    assert "stands in" not in caplog.text
-
-
-@pytest.mark.parametrize("scale", [1e-5, 1e-3, 1e3])
-def test_an_ease_of_few_users_depends_on_weights_and_lambda_by_their_ratio(scale: float) -> None:
-    rng = np.random.default_rng(0)
-    x = (rng.random((40, 200)) < 0.15) * rng.choice([0.5, 1.0, 2.0], (40, 200))
-    x[5], x[9], x[:, 3] = x[6], 0, 0
-    items = np.nonzero(x)[1]
-    found = [
-        source @ right.T
-        for factor in (1.0, scale)
-        for source, right in [
-            ease_of_few_users(
-                *singular_values_by_users(
-                    PositiveMatrix(
-                        items.astype(np.int32), offsets_of((x > 0).sum(1)), (factor * x[x > 0]).astype(np.float32), 200
-                    )
-                ),
-                3.0 * factor**2,
-                64,
-            )
-        ]
-    ]
-    torch.testing.assert_close(*found, rtol=1e-3, atol=1e-5)
-    inverse = np.linalg.inv(x.T @ x + 3.0 * np.eye(200))
-    b = np.eye(200) - inverse / np.diag(inverse)
-    np.testing.assert_allclose(x @ found[0].double().numpy(), x @ b, atol=1e-5)
+@pytest.mark.parametrize(
+    ("kind", "message"), [("ease", "have less than 90% of the positives"), ("slit", "max_items = 3")]
+)
+def test_more_items_than_can_be_solved_for_are_refused(kind: str, message: str) -> None:
+    with pytest.raises(TrainingError, match=rf"{message}.*; raise max_items, or leave it out of scorers"):
+        Trainer(world(kind), config(kind, max_items=3)).run()
 
 
 @pytest.mark.parametrize("items", [3, 9, 20])
@@ -949,7 +779,7 @@ def test_an_ease_of_users_with_one_item_each_is_refused(items: int) -> None:
     log = pl.DataFrame({"user_id": range(9), "item_id": [i * 2 % items for i in range(9)]})
     log = log.with_columns(part=pl.Series(["train"] * 7 + ["validation", "test"]))
     data = build_dataset(check(None, catalogue, log, schema), schema, SplitConfig(kind="column", column="part"))
-    with pytest.raises(TrainingError, match="finds no user of two positive items; leave the start and its pair out"):
+    with pytest.raises(TrainingError, match="finds no user of two positive items; leave it out of scorers"):
         Trainer(data, config("ease")).run()
 
 
@@ -966,7 +796,7 @@ def test_narrow_transitions_are_the_projection_on_leading_right_singular_vectors
 def test_from_as_many_numbers_as_items_on_each_item_is_an_axis_of_its_own(width: int, axes: bool) -> None:
     data = world("transitions")
     positives = PositiveMatrix.of(data, np.asarray(data.items.columns["item_id"]), ITEMS + 1)
-    found = TransitionFactors(span=3, lag=1.0, frequency=(0.3,)).solve(positives, Sum(), width, 1)
+    found = TransitionFactors(span=3, lag=1.0, frequency=0.3).solve(positives, Sum(), width, 1)
     (target,) = found.targets
     assert found.source.shape == target.shape == (ITEMS + 1, width)
     assert bool(((target != 0).sum(1) == torch.tensor([0] + [1] * ITEMS)).all()) == axes
@@ -1002,27 +832,6 @@ def test_slit_adds_up_over_gaps_what_every_positive_gives(rate: float) -> None:
     assert found[2] == pytest.approx(total)
 
 
-def test_above_the_bound_of_slit_transitions_stand_in_and_say_so(caplog: pytest.LogCaptureFixture) -> None:
-    data = world("slit")
-    with caplog.at_level(logging.WARNING):
-        found = Trainer(data, config("slit", max_items=3, regularization=[1.0, 2.0])).run()
-    assert caplog.text.count("13 items are more than max_items = 3, so the start transitions stands in") == 1
-    causal = {"history_scope": "causal"}
-    sections = config("transitions", train=causal).model_dump(mode="json")
-    sections["train"]["start"] = [{"kind": "transitions"}]
-    other = Trainer(data, Config.model_validate(sections)).run()
-    assert same(dict(found.model.state_dict()), dict(other.model.state_dict()))
-
-
-def test_sparse_counts_give_what_dense_ones_give() -> None:
-    data = world("transitions")
-    positives = PositiveMatrix.of(data, np.asarray(data.items.columns["item_id"]), ITEMS + 1)
-    dense, sparse = (TransitionFactors(dense_cells=cells).solve(positives, Sum(), 8, 1) for cells in (1000, 0))
-    torch.testing.assert_close(
-        dense.source @ dense.targets[0].T, sparse.source @ sparse.targets[0].T, atol=1e-3, rtol=1e-3
-    )
-
-
 def test_more_transitions_than_the_bound_lower_the_span_and_say_so(caplog: pytest.LogCaptureFixture) -> None:
     data = world("transitions")
     n = len(data.train)
@@ -1047,15 +856,24 @@ def test_transitions_decay_as_the_pooling_does() -> None:
     np.testing.assert_allclose(found, expected, rtol=2e-3, atol=1e-3)
 
 
-def test_scale_multiplies_the_scores_that_training_goes_on_from() -> None:
-    data = world("ials")
+class Halved(TowerStart):
+    """A start of one's own: half of the scores of `ials`."""
+
+    def solve(self, positives: PositiveMatrix, pooling: Pooling, width: int, seed: int) -> PairValues:
+        found = super().solve(positives, pooling, width, seed)
+        return replace(found, targets=tuple(rows / 2 for rows in found.targets))
+
+
+@pytest.mark.parametrize("kind", [*STARTS, Halved])
+def test_scale_multiplies_the_scores_that_training_goes_on_from(kind: type[TowerStart]) -> None:
+    data, factor = world("ials"), 1.5 if kind is Halved else 3.0
     train = {"epochs": 1, "lr": 0.01, "pairs": "apart", "batch_size": 32}
     start = Trainer(data, config("ials")).run().model
-    trainer = Trainer(data, config("ials", 2, train, scale=3.0))
+    trainer = Trainer(data, begun(2, train, kind=kind.kind, scale=3.0))
     before = weights(trainer)
     trainer._begin()
     first = scores(factors_before(trainer.model, data, TRAIN)) - scores(_second(trainer, data))
-    np.testing.assert_allclose(first, 3 * scores(factors_before(start, data, TRAIN)), rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(first, factor * scores(factors_before(start, data, TRAIN)), rtol=1e-3, atol=1e-4)
     started = weights(trainer)
     trainer._train_epoch(trainer.objective.sampler.epoch(0))
     for pair, unlike in (("0", started), ("1", before)):
@@ -1072,18 +890,16 @@ def test_scale_multiplies_the_scores_that_training_goes_on_from() -> None:
 def test_a_pair_that_is_solved_last_costs_no_step(negatives: dict[str, Any], together: bool) -> None:
     data = world("ials")
     train = {"epochs": 2, "pairs": "together" if together else "apart", "batch_size": 32}
-    trainer = Trainer(
-        data, Config.model_validate(config("ials", 2, train, learn=False).model_dump() | {"negatives": negatives})
-    )
+    trainer = Trainer(data, Config.model_validate(config("ials", 2, train).model_dump() | {"negatives": negatives}))
     calls: list[int] = []
     for number in range(2):
         trainer.model.towers("user")[number].register_forward_hook(lambda *_, number=number: calls.append(number))
     before = weights(trainer)
     trainer.step(trainer.objective.sampler.epoch(0), 0)
     trainer.step(trainer.objective.sampler.epoch(0), 1)
-    assert calls == [1] * 2
+    assert calls == [0] * 2
     moved = {name.split(".")[1] for name, weight in weights(trainer).items() if not torch.equal(weight, before[name])}
-    assert moved == {"1"}
+    assert moved == {"0"}
 
 
 def _second(trainer: Trainer, data: Dataset) -> Factors:
@@ -1094,18 +910,11 @@ def _second(trainer: Trainer, data: Dataset) -> Factors:
 
 def test_a_start_that_training_only_worsens_is_what_is_kept() -> None:
     data = world("ials")
-    trainer = Trainer(data, config("ials", train={"epochs": 2, "lr": 5.0}))
+    trainer = Trainer(data, begun(train={"epochs": 2, "lr": 5.0}))
     result = trainer.run()
     assert result.metrics["train.best_epoch"] == 0.0
     assert same(weights(trainer), weights(_started(data)))
     assert [entry["epoch"] for entry in result.history] == [1, 2]
-
-
-def test_a_model_that_learns_nothing_is_its_start() -> None:
-    data = world("ials")
-    kept = Trainer(data, config("ials", learn=False))
-    kept.run()
-    assert same(weights(kept), weights(_started(data)))
 
 
 def _started(data: Dataset) -> Trainer:
@@ -1114,7 +923,7 @@ def _started(data: Dataset) -> Trainer:
     return trainer
 
 
-@pytest.mark.parametrize("kind", [kind for kind in STARTS if kind.choices], ids=lambda kind: kind.kind)
+@pytest.mark.parametrize("kind", [kind for kind in FORMS if kind.choices], ids=lambda kind: kind.kind)
 def test_of_several_values_the_best_on_validation_is_kept(kind: type[Start], caplog: pytest.LogCaptureFixture) -> None:
     data = world(kind.kind)
     option, tried = CHOICES[kind.kind]
@@ -1139,99 +948,18 @@ def test_of_several_values_the_best_on_validation_is_kept(kind: type[Start], cap
         assert same(weights(trainer), each[float(best)][1])
 
 
-def score_at(start: Start, at: tuple[float, float] | None) -> float:
-    """A validation metric that is best at one place of both options, or rises for ever."""
-    a, rate = start.value_of("unobserved"), start.value_of("regularization")
-    if at is None:
-        return rate
-    return -math.inf if rate < 1e-4 else -abs(math.log(a / at[0])) - abs(math.log(rate / at[1]))
-
-
-@pytest.mark.parametrize(
-    "at",
-    [
-        (0.2, 0.02),  # given
-        (0.011, 0.3),  # beyond one end of each
-        (0.8, 1.1e-4),  # beyond the other ends; what is too small is no error
-        (0.29, 0.012),  # between two
-        (0.05, 0.029),  # beyond, and between
-    ],
-)
-def test_values_beyond_the_given_ones_are_tried_while_they_are_better_and_then_those_between(
-    at: tuple[float, float],
-) -> None:
-    chosen = chosen_by(at)
-    assert chosen.value_of("unobserved") == pytest.approx(at[0], rel=0.2)
-    assert chosen.value_of("regularization") == pytest.approx(at[1], rel=0.2)
-
-
-def test_a_search_beyond_and_between_has_an_end() -> None:
-    assert chosen_by(None).value_of("regularization") == pytest.approx(0.04 * 2**8)
-
-
-def chosen_by(at: tuple[float, float] | None) -> Start:
-    given = Ials(unobserved=(0.1, 0.2, 0.4), regularization=(0.01, 0.02, 0.04))
-    return search(given, lambda start: score_at(start, at))
-
-
-def test_values_beyond_are_in_the_ratio_of_the_outermost() -> None:
-    start = Ials(unobserved=(0.1, 0.01, 0.3), regularization=(0.02,))
-    for best, further in ((0.3, 0.9), (0.9, 2.7), (0.01, 0.001), (0.001, 0.0001)):
-        (found,) = start.beyond(Ials(unobserved=(best,), regularization=(0.02,)))
-        assert isinstance(found, Ials)
-        assert found.unobserved == pytest.approx((further,))
-        assert found.regularization == (0.02,)
-    assert start.beyond(Ials(unobserved=(0.1,), regularization=(0.02,))) == [], "in the middle, and of one value"
-    counts = TransitionFactors(frequency=(0.0, 0.5))
-    assert counts.beyond(TransitionFactors(frequency=(0.0,))) == [], "nothing is beyond 0"
-    assert counts.beyond(TransitionFactors(frequency=(0.5,))) == [], "0.5 is in no ratio to 0"
-    counts = TransitionFactors(frequency=(0.0, 0.5, 1.0))
-    assert [s.value_of("frequency") for s in counts.beyond(TransitionFactors(frequency=(1.0,)))] == [2.0]
-
-
-def test_values_between_are_geometric_means_with_the_nearest_tried_ones_and_their_combinations() -> None:
-    start = Ials(unobserved=(0.01, 0.04), regularization=(0.02, 0.08, 0.32))
-    tried = [*start.alternatives(), Ials(unobserved=(0.16,), regularization=(0.08,))]
-
-    def pairs(best: tuple[float, float]) -> list[tuple[float, float]]:
-        found = start.between(Ials(unobserved=(best[0],), regularization=(best[1],)), tried)
-        return [(one.value_of("unobserved"), one.value_of("regularization")) for one in found]
-
-    each = [(a, b) for a in (0.04, 0.02, 0.08) for b in (0.08, 0.04, 0.16)][1:]
-    assert np.array(pairs((0.04, 0.08))) == pytest.approx(np.array(each))
-    at_an_end = [(0.16, 0.04), (0.08, 0.02), (0.08, 0.04)]
-    assert np.array(pairs((0.16, 0.02))) == pytest.approx(np.array(at_an_end)), "nothing is beyond what was tried"
-    one_value = Ials(unobserved=(0.01,), regularization=(0.02, 0.08))
-    assert [
-        s.value_of("unobserved") for s in one_value.between(one_value.alternatives()[0], one_value.alternatives())
-    ] == [0.01]
-    counts = TransitionFactors(frequency=(0.0, 0.5))
-    zero, half = counts.alternatives()
-    assert counts.between(zero, (zero, half)) == [], "0 is in no ratio"
-    assert counts.between(half, (zero, half)) == []
-
-
-def test_options_that_make_up_for_one_another_are_changed_together() -> None:
-    def on_a_ridge(start: Start) -> float:
-        a, rate = start.value_of("unobserved"), start.value_of("regularization")
-        return -abs(math.log(a * rate / 0.02)) - 0.1 * abs(math.log(a / 0.15))
-
-    chosen = search(Ials(unobserved=(0.1, 0.4), regularization=(0.05, 0.2)), on_a_ridge)
-    assert chosen.value_of("unobserved") == pytest.approx(0.15, rel=0.1)
-
-
 def test_values_beyond_that_are_too_small_are_no_error(caplog: pytest.LogCaptureFixture) -> None:
-    values = Trainer(world("ials"), config("ials"))._closed_forms
-    (given,) = config("ials", 1, None, regularization=[1e-7, 1e-3]).train.start
-    tried = list[float]()
+    values = Trainer(data := world("ials"), config("ials"))._closed_forms
+    (given,) = config("ials", 1, None, regularization=[1e-7, 1e-3]).train.solved
+    tried, positives = list[float](), given.positives(data, values.model.config.pairs[0])
 
     def falling(start: Start) -> float:
-        tried.append(start.value_of("regularization"))
-        return -tried[-1] if math.isfinite(values.score(start)) else -math.inf
+        tried.append(start.values[1])
+        return -tried[-1] if math.isfinite(values.score(0, start, positives)) else -math.inf
 
     with caplog.at_level(logging.INFO, "twotower"):
         chosen = search(given, falling)
-    assert min(tried) < chosen.value_of("regularization") <= 1e-7
+    assert min(tried) < chosen.values[1] <= 1e-7
     assert any(line.endswith("has values that are not finite") for line in caplog.messages)
 
 
@@ -1260,14 +988,18 @@ def test_a_start_of_one_value_needs_no_validation_part_for_its_biases() -> None:
     np.testing.assert_allclose(found, wanted, atol=1e-5)
 
 
-def test_a_shared_table_is_both_source_and_target() -> None:
-    x = matrix(data := world("ials", share=True))
-    found = scores(factors_before(Trainer(data, config("ials")).run().model, data, TRAIN))
-    np.testing.assert_allclose(found, ials_scores(x, (x > 0).astype(float)), rtol=2e-3, atol=2e-4)
+def test_a_pair_that_no_scorer_has_written_is_refused() -> None:
+    data, of = of_scorers({"kind": "ease"})
+    sections = of.model_dump(mode="json")
+    sections["model"]["pairs"][0]["item"]["layers"] = [8]
+    with pytest.raises(
+        ConfigError, match=r"'ease' has another pair of towers; write scorers = \[\{ kind = 'ease' \}\]"
+    ):
+        with_scorers(data.schema, Config.model_validate(sections))
 
 
 def test_a_run_of_no_epoch_is_read_evaluated_and_published(tmp_path: Path) -> None:
-    data, of = world("ease"), config("ease")
+    data, of = of_scorers({"kind": "ease", "regularization": [3.0]})
     run = api.fit(data, data.schema, of, folder=tmp_path / "run")
     read = api.load(tmp_path / "run")
     assert read.history == []
@@ -1283,12 +1015,12 @@ def test_a_run_of_no_epoch_is_read_evaluated_and_published(tmp_path: Path) -> No
         api.load(tmp_path / "run")
 
 
-def rated(liked: pl.Expr, interactions: str = "positive") -> Dataset:
+def rated(liked: pl.Expr, interactions: str = "positive", of: str = "ease") -> Dataset:
     """The log of tastes with a label."""
-    of = world("ease")
-    history, item = of.schema.features
+    plain = world(of).schema
+    history, item = plain.features
     features = (history.model_copy(update={"interactions": interactions}), item)
-    schema = of.schema.model_copy(update={"label": "liked", "features": features, "positive_above": 0.0})
+    schema = plain.model_copy(update={"label": "liked", "features": features, "positive_above": 0.0})
     log = log_of_tastes(False).with_columns(liked=liked)
     return build_dataset(check(None, None, log, schema), schema, SplitConfig(kind="column", column="part"))
 
@@ -1303,8 +1035,8 @@ def test_values_that_the_monitor_cannot_measure_are_refused() -> None:
 def test_fault_B2_a_signal_ends_the_choice_of_values_and_a_later_call_has_the_same_result(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    data, scored = world("ease"), list[str]()
-    of = config("ease", regularization=[1.0, 2.0, 3.0])
+    data, of = of_scorers({"kind": "ease", "regularization": [1.0, 2.0, 3.0]})
+    scored = list[str]()
 
     class Press(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
@@ -1327,46 +1059,41 @@ def test_fault_B2_a_signal_ends_the_choice_of_values_and_a_later_call_has_the_sa
     assert again.metrics["test.recall@5"] == api.fit(data, data.schema, of).metrics["test.recall@5"]
 
 
-@pytest.mark.parametrize("interactions", ["all", "negative"])
-def test_a_history_with_dislikes_has_no_start(interactions: str) -> None:
-    liked = pl.int_range(pl.len()) % 5 > 0
-    with pytest.raises(ConfigError, match="set its interactions = 'positive'"):
-        Trainer(rated(liked, interactions), config("ease"))
-    Trainer(rated(liked), config("ease"))
-
-
+ONE_FIELD_EACH = "its item tower the item's id: set model.pairs.0 = { user = { fields = ['history'], layers = [] }"
 WRONG: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
-    "pooling": ({"kind": "mean"}, {}, r"needs a history with pooling = 'ridge'; feature 'h' has 'mean'"),
+    "pooling": ({"pooling": {"kind": "mean"}}, {}, ONE_FIELD_EACH),
+    "shared": ({"share": True}, {}, ONE_FIELD_EACH),
     "layers": ({}, {"model": {"pairs": [{"user": {"fields": ["h"], "layers": [20]}, "item": {"layers": []}}]}},
-        r"layers = \[\]"),
-    "cosine": ({}, {"model": {"similarity": "cosine"}}, "needs a plain product; set model.similarity = 'dot'"),
-    "field": ({}, {"model": {"pairs": [{"user": {"layers": []}, "item": {"layers": [], "fields": []}}]}}, ""),
+        ONE_FIELD_EACH),
+    "fields": ({}, {"model": {"pairs": [{"user": {"layers": []}, "item": {"layers": []}}]}}, ONE_FIELD_EACH),
+    "cosine": ({}, {"model": {"similarity": "cosine"}}, "is a plain product; set model.similarity = 'dot'"),
     "pair": ({}, {"train": {"start": [{"kind": "ials", "pair": 1}]}}, "names pair 1, and model.pairs has 1, from 0; "
         "set pair to at most 0"),
     "twice": ({}, {"train": {"start": [{"kind": "ials"}, {"kind": "ials"}]}}, "names pair 0 twice"),
-    "nothing": ({}, {"train": {"start": []}}, "train.epochs = 0 trains nothing"),
-    "kept": ({}, {"train": {"epochs": 1, "start": [{"kind": "ials", "learn": False}]}}, "no epoch changes a weight"),
+    "nothing": ({}, {"train": {"epochs": 0, "start": []}}, "train.epochs = 0 trains no towers; name a scorer"),
+    "untrained": ({}, {"train": {"epochs": 0}}, "train.epochs = 0 trains no towers, so train.start begins none"),
+    "another": ({}, {"train": {"start": ["ease"]}}, "towers begin from kind 'ials' alone; name 'ease' in scorers"),
+    "width": ({}, {"train": {"start": [{"kind": "ials", "width": 8}]}}, "width is an option of scorers"),
     "torchrec": ({}, {"train": {"embedding_placement": "torchrec"}}, "'torchrec' has pieces"),
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("wrong", [w for w in WRONG if WRONG[w][2]])
+@pytest.mark.parametrize("wrong", WRONG)
 def test_what_cannot_start_is_refused_with_the_way_out(wrong: str) -> None:
-    pooling, sections, message = WRONG[wrong]
-    given = config("ials").model_dump(mode="json")
+    of_world, sections, message = WRONG[wrong]
+    given = begun().model_dump(mode="json")
     for section, values in sections.items():
         given[section] |= values
-    with pytest.raises((ConfigError, ValueError), match=message):
-        Trainer(world("ials", pooling=pooling), Config.model_validate(given))
+    with pytest.raises((ConfigError, ValueError), match=re.escape(message)):
+        Trainer(world("ials", **of_world), Config.model_validate(given))
 
 
-def test_ease_refuses_a_shared_table_and_a_shared_one_no_scale() -> None:
-    with pytest.raises(ConfigError, match="set share_embedding = false of feature 'h'"):
-        Trainer(world("ease", share=True), config("ease"))
-    with pytest.raises(ConfigError, match="scale = 2, which needs a table of the history's own"):
-        Trainer(world("ials", share=True), config("ials", scale=2.0))
-    with pytest.raises(ConfigError, match="the mix weights its score, which needs a table of the history's own"):
-        Trainer(world("ials", share=True), config("ials", 2, {"epochs": 1}, learn=False))
+@pytest.mark.parametrize("interactions", ["all", "negative"])
+def test_no_tower_begins_from_a_history_with_dislikes(interactions: str) -> None:
+    liked = pl.int_range(pl.len()) % 5 > 0
+    with pytest.raises(ConfigError, match=re.escape(ONE_FIELD_EACH)):
+        Trainer(rated(liked, interactions, "ials"), begun())
+    Trainer(rated(liked, of="ials"), begun())
 
 
 @pytest.mark.parametrize("kind", IN_ORDER)
@@ -1386,34 +1113,15 @@ def test_what_follows_of_users_with_one_positive_each_is_refused(kind: str) -> N
         Trainer(data, config(kind)).run()
 
 
-@pytest.mark.parametrize("kind", ["next_content", "transitions"])
+@pytest.mark.parametrize("kind", ["columns", "transitions"])
 def test_the_size_of_weights_does_not_matter_to_what_follows(kind: str) -> None:
     data = world(kind, weighted=True)
     assert data.pairs.weight is not None
     small = replace(data, pairs=replace(data.pairs, weight=data.pairs.weight * np.float32(1e-5)))
-    part = VALIDATION if kind == "next_content" else TRAIN
+    part = VALIDATION if kind == "columns" else TRAIN
     found = [scores(factors_before(Trainer(d, config(kind)).run().model, d, part)) for d in (data, small)]
     assert found[0].any()
     np.testing.assert_allclose(found[0], found[1], rtol=1e-3, atol=1e-4)
-
-
-def test_transitions_need_an_order_and_a_pooling_of_one_vector() -> None:
-    with pytest.raises(ConfigError, match="the interactions have no order; set schema.time"):
-        Trainer(world("ease"), config("transitions"))
-    data = world("transitions", pooling={"kind": "decay", "rates": [0.5, 1.0]})
-    sections = config("transitions", train={"history_scope": "causal"}).model_dump(mode="json")
-    sections["model"]["pairs"][0]["item"]["width"] = 2 * WIDTH
-    with pytest.raises(ConfigError, match="needs a pooling of one vector; feature 'h' has 2"):
-        Trainer(data, Config.model_validate(sections))
-
-
-def test_slit_needs_one_rate_below_1() -> None:
-    for rates in ([0.5, 0.9], [1.0]):
-        data = world("slit", pooling={"kind": "decay", "rates": rates})
-        sections = config("slit").model_dump(mode="json")
-        sections["model"]["pairs"][0]["item"]["width"] = len(rates) * WIDTH
-        with pytest.raises(ConfigError, match=r"needs one rate of decay below 1; .* of feature 'h'"):
-            Trainer(data, Config.model_validate(sections))
 
 
 @every_kind
@@ -1424,17 +1132,16 @@ def test_a_start_comes_back_from_a_config(kind: type[Start]) -> None:
 
 def test_values_are_chosen_by_their_pair_alone_beside_one_that_reads_the_context() -> None:
     log = log_of_tastes(False).with_columns(place=pl.int_range(pl.len()) % 3)
-    features = (*world("ease").schema.features, Categorical(name="place", side="context"))
-    schema = Schema(features=features)
+    schema = Schema(features=(*world("ials").schema.features, Categorical(name="place", side="context")))
     data = build_dataset(check(None, None, log, schema), schema, SplitConfig(kind="column", column="part"))
-    train = {"pairs": "apart", "epochs": 1}
-    sections = config("ease", 2, train, regularization=[0.001, 3.0, 1e6]).model_dump(mode="json")
+    sections = begun(2, {"pairs": "apart"}, regularization=[0.001, 0.05, 1.0]).model_dump(mode="json")
     sections["model"]["pairs"][1]["user"] = {"fields": ["place"], "layers": [WIDTH]}
     beside = Trainer(data, Config.model_validate(sections))
-    alone = Trainer(world("ease"), config("ease", regularization=[0.001, 3.0, 1e6]))
-    (start,), (other,) = beside.recipe.train.start, alone.recipe.train.start
-    found, expected = beside._closed_forms.best(start), alone._closed_forms.best(other)
-    assert found.value_of("regularization") == expected.value_of("regularization")
+    alone = Trainer(world("ials"), config("ials", regularization=[0.001, 0.05, 1.0]))
+    (start,), (other,) = beside.recipe.train.start, alone.recipe.train.solved
+    positives = other.positives(data, alone.recipe.model.pairs[0])
+    found, expected = beside._closed_forms.best(0, start, positives), alone._closed_forms.best(0, other, positives)
+    assert found.values == expected.values
     assert beside.run().history
 
 
@@ -1445,7 +1152,77 @@ def test_values_that_are_not_finite_of_a_start_without_choices_have_a_way_out() 
             return replace(found, source=found.source * math.nan)
 
     trainer = Trainer(world(Neighbours.kind), config(Neighbours.kind))
-    (start,) = trainer.recipe.train.start
+    (start,) = trainer.recipe.train.solved
     broken = Broken.model_construct(**dict(start))
-    with pytest.raises(TrainingError, match="has values that are not finite; leave the start out$"):
-        trainer._closed_forms.fill(broken)
+    with pytest.raises(TrainingError, match="has values that are not finite; leave it out of scorers$"):
+        trainer._closed_forms.fill(0, broken)
+
+
+GIVEN = Ials(unobserved=(0.03, 0.3), regularization=(0.004, 0.032))
+
+
+def test_one_hill_has_one_leader() -> None:
+    tried = list[tuple[float, ...]]()
+
+    def score(start: Start) -> float:
+        tried.append(start.values)
+        return 1 / (1 + abs(math.log(tried[-1][0] / 0.09)) + abs(math.log(tried[-1][1] / 0.011)))
+
+    chosen = search(GIVEN, score)
+    assert chosen.values[0] == pytest.approx(0.09, rel=0.2)
+    assert len(set(tried)) == len(tried) <= 4 + 2 + 2 * 8, "no values are tried twice"
+
+
+def test_values_that_cannot_be_solved_end_the_search() -> None:
+    tried = list[Start]()
+
+    def score(start: Start) -> float:
+        tried.append(start)
+        return -math.inf
+
+    assert search(GIVEN, score) in GIVEN.alternatives()
+    assert len(tried) == 4
+
+
+def score_at(start: Start, at: tuple[float, float] | None) -> float:
+    """A validation metric that is best at one place of both options, or rises for ever."""
+    a, rate = start.values
+    if at is None:
+        return rate
+    return -math.inf if rate < 1e-4 else -abs(math.log(a / at[0])) - abs(math.log(rate / at[1]))
+
+
+@pytest.mark.parametrize(
+    "at",
+    [
+        (0.2, 0.02),  # given
+        (0.011, 0.3),  # beyond one end of each
+        (0.8, 1.1e-4),  # beyond the other ends; what is too small is no error
+        (0.29, 0.012),  # between two
+        (0.05, 0.029),  # beyond, and between
+    ],
+)
+def test_values_beyond_the_given_ones_are_tried_while_they_are_better_and_then_those_between(
+    at: tuple[float, float],
+) -> None:
+    chosen = chosen_by(at)
+    assert chosen.values[0] == pytest.approx(at[0], rel=0.2)
+    assert chosen.values[1] == pytest.approx(at[1], rel=0.2)
+
+
+def test_a_search_beyond_and_between_has_an_end() -> None:
+    assert 0.04 * 2**8 <= chosen_by(None).values[1] < 0.04 * 2**9
+
+
+def chosen_by(at: tuple[float, float] | None) -> Start:
+    given = Ials(unobserved=(0.1, 0.2, 0.4), regularization=(0.01, 0.02, 0.04))
+    return search(given, lambda start: score_at(start, at))
+
+
+def test_options_that_make_up_for_one_another_are_changed_together() -> None:
+    def on_a_ridge(start: Start) -> float:
+        a, rate = start.values
+        return -abs(math.log(a * rate / 0.02)) - 0.1 * abs(math.log(a / 0.15))
+
+    chosen = search(Ials(unobserved=(0.1, 0.4), regularization=(0.05, 0.2)), on_a_ridge)
+    assert chosen.values[0] == pytest.approx(0.15, rel=0.1)

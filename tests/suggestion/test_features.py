@@ -185,7 +185,6 @@ def test_a_list_that_the_log_is_exploded_from_is_left_out() -> None:
         "Left out: 'tags' of the users, it holds the item of 100% of the rows with a value of it: the answers."
         in found.reasons
     )
-    assert "section" in {f.source for f in found.schema.features}
     shuffled = [tags[(u + 7) % len(tags)] for u in range(len(tags))]
     assert left_out(exploded(tags), table(shuffled)) == [], "lists of other users"
 

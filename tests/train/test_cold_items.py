@@ -28,7 +28,7 @@ from twotower.features.schema import Schema
 from twotower.features.sequence import Sequence
 from twotower.features.values import UNKNOWN
 from twotower.model.inputs.side_tensors import SideTensors
-from twotower.train.cold_items import best_bias, fit_cold_item_bias
+from twotower.train.cold_items import best_biases, fit_cold_item_bias
 from twotower.train.factors import factors_before
 from twotower.train.mix import Mix
 from twotower.train.trainer import Trainer
@@ -83,17 +83,17 @@ def hill(at: float) -> Callable[[float], float]:
 
 
 @pytest.mark.parametrize(
-    ("at", "found"), [(1.1, 1.125), (-0.4, -0.375), (9.3, 7.375), (6.2, 6.25), (-5.0, -5.0), (0.0, 0.0)]
+    ("at", "found"), [(1.1, 1.125), (-0.4, -0.375), (9.3, 9.25), (6.2, 6.25), (-5.0, -5.0), (0.0, 0.0)]
 )
 def test_the_bias_is_where_the_score_is_highest(at: float, found: float) -> None:
-    assert best_bias(hill(at), 1.0) == pytest.approx(found)
-    assert best_bias(hill(at * 40), 40.0) == pytest.approx(found * 40), "steps are of the spread of the scores"
+    assert best_biases(hill(at), 1.0)[0] == pytest.approx(found)
+    assert best_biases(hill(at * 40), 40.0)[0] == pytest.approx(found * 40), "steps are of the spread of the scores"
 
 
 def test_of_biases_that_are_equally_good_the_smallest_is_taken() -> None:
-    assert best_bias(lambda bias: 1.0, 2.0) == 0.0
-    assert best_bias(lambda bias: float(bias >= 0.5), 1.0) == 0.5
-    assert best_bias(lambda bias: -float(bias > -0.5), 1.0) == 0.0 - 0.5
+    assert best_biases(lambda bias: 1.0, 2.0)[0] == 0.0
+    assert best_biases(lambda bias: float(bias >= 0.5), 1.0)[0] == 0.5
+    assert best_biases(lambda bias: -float(bias > -0.5), 1.0)[0] == 0.0 - 0.5
 
 
 @pytest.mark.parametrize("bias", [True, False])
@@ -137,8 +137,8 @@ def test_the_bias_is_fitted_to_the_scores_with_a_closed_form(messages: list[str]
         {"user": {"fields": ["h"], "layers": []}, "item": {"fields": ["item_id", "tag"], "join": "sum", "layers": []}},
         {"user": {"fields": ["tastes"], "layers": []}, "item": {"fields": ["item_id"], "layers": []}},
     ]
-    start = {"kind": "ials", "pair": 1, "learn": False}
-    model, train = chosen.model.model_dump() | {"pairs": pairs}, chosen.train.model_dump() | {"start": [start]}
+    form = {"kind": "ials", "unobserved": [0.3], "regularization": [0.008]}
+    model, train = chosen.model.model_dump() | {"pairs": pairs}, chosen.train.model_dump() | {"solved": [form]}
     items, actions = log_of_tags()
     data = build_dataset(check(None, items, actions, schema), schema, SplitConfig(kind="column", column="part"))
     trainer = Trainer(data, Config.model_validate(chosen.model_dump() | {"model": model, "train": train}))

@@ -386,7 +386,7 @@ def test_the_work_of_a_step_is_that_of_its_largest_product() -> None:
 
 def test_a_pair_that_a_step_leaves_out_has_no_products() -> None:
     narrow, wide = ({side: {"layers": [width]} for side in ("user", "item")} for width in (8, 32))
-    kept = {"pairs": "apart", "start": [{"kind": "transitions", "pair": 1, "learn": False}]}
+    kept = {"pairs": "apart", "solved": ["transitions"]}
     both = {"bias": False, "similarity": "dot", "pairs": [narrow, wide]}
     softmax = {"loss": {"kind": "softmax"}}
     assert multiplications(settings(model=both, train=kept, **softmax), 30) == 256 * 256 * 8

@@ -28,15 +28,14 @@ from twotower.features.categorical import Categorical
 from twotower.features.schema import Schema
 from twotower.features.values import UNKNOWN
 from twotower.scorers.choices import MIN_ROWS
+from twotower.scorers.columns import ColumnFactors
 from twotower.scorers.logit import FREE, fit_weights
-from twotower.scorers.next_content import NextContent
 from twotower.scorers.start import PairValues
 from twotower.scorers.trending import RecentScores, half_lives_of
 from twotower.train import mix
-from twotower.train.closed_forms import ClosedForm, FormTerm
+from twotower.train.closed_forms import ClosedForm, FormTerm, PairPart
 from twotower.train.factors import factors_before, factors_during
 from twotower.train.mix import Mix, add_biases, log_popularity
-from twotower.train.pair import PairPart
 from twotower.train.trainer import Trainer
 
 
@@ -165,15 +164,16 @@ def trained_and_ease(epochs: int = 2, starts: int = 1, **train: Any) -> Config:
         {"user": {"fields": ["one"], "layers": [], "width": 1}, "item": item | {"width": 1}},
         {"user": {"fields": ["two"], "layers": [], "width": ITEMS}, "item": item | {"width": ITEMS}},
     ][: 1 + starts]
-    start: list[dict[str, Any]] = [{"kind": "ease", "pair": 1, "learn": False}][:starts]
-    start = start if epochs else [{"kind": "ials"}, *start]
+    ease: dict[str, Any] = {"kind": "ease", "width": ITEMS, "regularization": [400.0]}
+    ials = {"kind": "ials", "width": 1, "unobserved": [0.3], "regularization": [0.008]}
+    solved = [ease][:starts] if epochs else [ials, ease][: 1 + starts]
     return settings(
         model={"width": 2, "similarity": "dot", "bias": False, "temperature": 1.0, "pairs": pairs},
         loss={"kind": "softmax"},
         negatives={"full": True, "mask_positives": False},
         split={"kind": "column", "column": "part"},
         train={
-            "epochs": epochs, "start": start, "monitor": "validation.ndcg@5", "device": "cpu", "batch_size": 64,
+            "epochs": epochs, "solved": solved, "monitor": "validation.ndcg@5", "device": "cpu", "batch_size": 64,
         } | train,
     )  # fmt: skip
 
@@ -258,7 +258,7 @@ def test_a_model_has_the_weighted_sum_of_all_terms(
         loss={"kind": "softmax"},
         negatives={"full": True},
         train={
-            "epochs": 0, "start": [{"kind": "slit"}, {"kind": "next_content", "pair": 1}], "device": "cpu",
+            "epochs": 0, "solved": [{"kind": "slit", "regularization": [1000.0]}, {"kind": "columns"}], "device": "cpu",
             "monitor": "validation.ndcg@5", "history_scope": "causal",
         },
     )  # fmt: skip
@@ -387,10 +387,10 @@ def mixed(
         train={"epochs": 1, "monitor": "validation.ndcg@5", "device": "cpu"},
     )
     terms = [FormTerm(f"column {n}", found.users[:, part], found.items[:, part]) for n, part in enumerate(PARTS)]
-    parts = [PairPart(f"column {n}", "", part) for n, part in enumerate(PARTS)]
+    parts = [PairPart("targets", n, part) for n, part in enumerate(PARTS)]
     values = PairValues(torch.zeros(1, 1), ())
     forms = [
-        ClosedForm(NextContent(pair=place), values, [parts[some]], terms[some])
+        ClosedForm(place, ColumnFactors(), values, parts[some], terms[some])
         for place, some in ((1, slice(1)), (2, slice(1, 3)))
     ]
     trainer = Trainer(data, chosen)

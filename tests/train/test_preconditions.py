@@ -86,12 +86,9 @@ def test_a_history_that_no_step_reads_needs_no_scope_of_the_past() -> None:
         "loss": {"kind": "softmax"},
         "negatives": {"full": True},
     }
-    start = {"kind": "slit", "pair": 1, "learn": False}
-    Trainer(data, settings(**sections, train={"start": [start]}))
-    refused: list[dict[str, Any]] = [{"start": [start | {"learn": True}]}, {"start": []}]
-    for changed in refused:
-        with pytest.raises(ConfigError, match="feature 's': pooling = 'decay' needs the order of time"):
-            Trainer(data, settings(**sections, train=changed))
+    Trainer(data, settings(**sections, train={"solved": [{"kind": "slit"}]}))
+    with pytest.raises(ConfigError, match="feature 's': pooling = 'decay' needs the order of time"):
+        Trainer(data, settings(**sections))
 
 
 def test_ranks_beyond_the_catalogue_and_an_attribute_that_is_not_there_are_refused_before_training(

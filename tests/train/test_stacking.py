@@ -200,9 +200,9 @@ def test_a_closed_form_has_its_weight_of_the_labels(
         "similarity": "dot", "temperature": 1.0, "bias": True,
         "pairs": [{"user": {"fields": [name], "layers": []}, "item": item} for name in ("user_id", "h")],
     }  # fmt: skip
-    start = {"kind": "ials", "pair": 1, "learn": False}
+    form = {"kind": "ials", "unobserved": [0.3], "regularization": [0.008]}
     trainer = Trainer(
-        of_tastes(n_users), config(model=model, train={"monitor": f"validation.{monitor}", "start": [start]})
+        of_tastes(n_users), config(model=model, train={"monitor": f"validation.{monitor}", "solved": [form]})
     )
     with caplog.at_level(logging.INFO, "twotower"):
         trainer.run()

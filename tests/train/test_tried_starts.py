@@ -35,28 +35,28 @@ OTHER = START.model_copy(update={"sweeps": 9})
 
 def test_scores_are_kept_to_the_last_bit(tmp_path: Path) -> None:
     tried, score = TriedStarts(tmp_path / "checkpoints", {"a": 1}), 0.1 + 0.2
-    assert tried.score(START) is None
-    tried.add(START, score)
-    tried.add(OTHER, -math.inf)
+    assert tried.score(0, START) is None
+    tried.add(0, START, score)
+    tried.add(0, OTHER, -math.inf)
     again = TriedStarts(tmp_path / "checkpoints", {"a": 1})
-    assert [again.score(one) for one in (START, OTHER)] == [score, -math.inf]
-    assert again.score(OTHER.model_copy(update={"steps": 2})) is None
+    assert [again.score(0, one) for one in (START, OTHER)] == [score, -math.inf]
+    assert again.score(0, OTHER.model_copy(update={"steps": 2})) is again.score(1, START) is None
 
 
 def test_those_of_another_training_are_not_read(tmp_path: Path) -> None:
-    TriedStarts(tmp_path, {"a": 1}).add(START, 0.5)
+    TriedStarts(tmp_path, {"a": 1}).add(0, START, 0.5)
     other = TriedStarts(tmp_path, {"a": 2})
-    assert other.score(START) is None
-    other.add(OTHER, 0.25)
-    assert TriedStarts(tmp_path, {"a": 1}).score(START) is None
-    assert TriedStarts(tmp_path, {"a": 2}).score(OTHER) == 0.25
+    assert other.score(0, START) is None
+    other.add(0, OTHER, 0.25)
+    assert TriedStarts(tmp_path, {"a": 1}).score(0, START) is None
+    assert TriedStarts(tmp_path, {"a": 2}).score(0, OTHER) == 0.25
 
 
 @pytest.mark.parametrize("folder", [True, False])
 def test_without_a_folder_or_a_fingerprint_nothing_is_written(folder: bool, tmp_path: Path) -> None:
     tried = TriedStarts(tmp_path if folder else None, {} if folder else {"a": 1})
-    tried.add(START, 0.5)
-    assert tried.score(START) == 0.5
+    tried.add(0, START, 0.5)
+    assert tried.score(0, START) == 0.5
     assert not [*tmp_path.iterdir()]
 
 
@@ -66,10 +66,10 @@ def test_without_a_folder_or_a_fingerprint_nothing_is_written(folder: bool, tmp_
 def test_a_damaged_file_is_told_and_passed_over(text: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / TRIED).write_text(text)
     tried = TriedStarts(tmp_path, {"a": 1})
-    assert tried.score(START) is None
+    assert tried.score(0, START) is None
     assert "is damaged" in caplog.text
-    tried.add(START, 0.5)
-    assert TriedStarts(tmp_path, {"a": 1}).score(START) == 0.5
+    tried.add(0, START, 0.5)
+    assert TriedStarts(tmp_path, {"a": 1}).score(0, START) == 0.5
 
 
 def world() -> tuple[Dataset, Config]:
@@ -78,13 +78,13 @@ def world() -> tuple[Dataset, Config]:
     frame = frame.sort("user_id", "item_id")
     history: dict[str, Any] = {"name": "h", "side": "user", "share_embedding": False, "pooling": "ridge"}
     schema = Schema(features=(Sequence.model_validate(history), Categorical(name="item_id", side="item")))
-    start = {"kind": "ials", "unobserved": [0.03, 0.3], "regularization": [0.004, 0.032]}
-    pair = {"user": {"fields": ["h"], "layers": []}, "item": {"fields": ["item_id"], "layers": []}}
+    form = {"kind": "ials", "width": 4, "unobserved": [0.03, 0.3], "regularization": [0.004, 0.032]}
+    pair = {s: {"fields": [name], "layers": [], "width": 4} for s, name in (("user", "h"), ("item", "item_id"))}
     config = settings(
         model={"width": 4, "similarity": "dot", "bias": True, "temperature": 1.0, "pairs": [pair]},
         loss={"kind": "softmax"},
         negatives={"full": True},
-        train={"epochs": 0, "start": [start], "monitor": "validation.ndcg@5", "device": "cpu", "precision": "fp32"},
+        train={"epochs": 0, "solved": [form], "monitor": "validation.ndcg@5", "device": "cpu", "precision": "fp32"},
     )
     return build_dataset(check(None, None, frame, schema), schema, SplitConfig()), config
 

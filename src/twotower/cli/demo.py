@@ -60,6 +60,9 @@ NEXT = Question(
     folder="",
     recipe="",
     settings="""
+# counts of what follows what, an axis for each of MovieLens' films
+scorers = [{ kind = "transitions", width = 3883, lag = 1.0, frequency = 0.4 }]
+
 [schema]
 user_id = "user_id"
 item_id = "item_id"
@@ -67,7 +70,6 @@ time = "timestamp"
 title = "title"
 features = [
   { kind = "sequence", side = "user", name = "history", pooling = { kind = "decay", rates = [0.0, 0.6, 0.9, 1.0] } },
-  {kind="sequence", side="user", name="latest", share_embedding=false, pooling={kind="decay", rates=[0.7]}},
   { kind = "categorical", side = "user", name = "gender" },
   { kind = "categorical", side = "user", name = "age" },
   { kind = "categorical", side = "user", name = "occupation" },
@@ -97,10 +99,6 @@ field_norm = true
 activation = "GELU"
 dropout = 0.1
 
-[[model.pairs]]  # counts of what follows what, an axis for each of MovieLens' films
-user = { fields = ["latest"], width = 3883, layers = [] }
-item = { fields = ["item_id"], width = 3883, layers = [] }
-
 [loss]
 kind = "softmax"
 
@@ -110,8 +108,6 @@ mask_positives = false
 
 [train]
 history_scope = "causal"
-pairs = "apart"
-start = [{ kind = "transitions", pair = 1, learn = false, lag = 1.0, frequency = [0.4] }]
 epochs = 1
 batch_size = 1024
 lr = 5e-3

@@ -18,7 +18,7 @@ from twotower.config.toml import TomlValue
 from twotower.escaping import escape_controls
 from twotower.features.field import PoolingSpec
 from twotower.features.schema import Schema
-from twotower.kinds import Added, ByName, Kind, Kinds
+from twotower.kinds import Added, ByName, Kind, Kinds, Written
 from twotower.model.pooling import POOLINGS
 from twotower.model.pooling.pooling import Pooling
 from twotower.section import Section, Tier
@@ -133,7 +133,7 @@ def _section_tables(
         yield OptionTable(name, own, about, listed, word, optional=True, always=content.added and _is_always_on(found))
     of_kinds = ((key, info) for kind in kinds.values() for key, info in kind.model_fields.items())
     nested = [(k, i) for k, i in of_kinds if k not in section.model_fields and (c := _content(i)) and c.kinds]
-    for key, info in [*section.model_fields.items(), *nested]:
+    for key, info in [*_fields(section), *nested]:
         path, inner = f"{name}.{key}".strip("."), _content(info)
         if inner and inner.by_name is not None:
             for word, found in inner.kinds.items():
@@ -146,6 +146,10 @@ def _section_tables(
             shown = toml_value(default) if default or info.default == "" else ""  # "": none
             kind = Option("kind", shown, meaning, section.tier(key))
             yield from _section_tables(path, inner, seen, kind, info.description or "", (key, info) in nested)
+
+
+def _fields(section: SectionType) -> Iterator[tuple[str, FieldInfo]]:
+    return ((key, info) for key, info in section.model_fields.items() if Written not in info.metadata)
 
 
 def _is_always_on(section: SectionType) -> bool:
@@ -164,7 +168,7 @@ def _own_options(section: SectionType, protocol: SectionType | None = None) -> I
     With the `protocol` of a kind: the options that the protocol does not have, or has with another default, and the
     options of subsections."""
     shared = {} if protocol is None else protocol.model_fields
-    for key, info in section.model_fields.items():
+    for key, info in _fields(section):
         if protocol is not None and (key == "kind" or repr(shared.get(key)) == repr(info)):
             continue
         inner = _content(info)

@@ -182,7 +182,7 @@ class DiagnosisContext:
         A run without epochs also needs a start whose values validation chooses."""
         settings, config = attrgetter(*_OF_RECIPE), self.config
         trains = config.train.epochs > 0
-        if not trains and not any(len(getattr(start, n)) > 1 for start in config.train.start for n in start.choices):
+        if not trains and not any(start.several for start in config.train.solved):
             return False
         recipes = (parse_config(read_recipe(name))[1] for name in recipe_names())
         return any(settings(r) == settings(config) and (r.train.epochs > 0) == trains for r in recipes)

@@ -230,7 +230,7 @@ def _why_unused(context: DiagnosisContext, side: SideName, name: str, effect: fl
         return ""
     readers = _readers(context, side, name)
     towers = [model.towers(side)[n] for n in readers]
-    if readers and {start.pair for start in context.config.last_starts if context.run.unfinished} >= {*readers}:
+    if readers and context.run.unfinished and {*context.config.last_starts} >= {*readers}:
         return ""  # a pair of a last start gets its weight after the last epoch
     if _weightless(context, side, name):
         of = f"its pair, number {readers[0]}, has" if len(readers) == 1 else f"its pairs, numbers {readers}, have"
@@ -272,7 +272,7 @@ def _weightless(context: DiagnosisContext, side: SideName, name: str) -> bool:
 def _adds_nothing(context: DiagnosisContext, pair: int) -> bool:
     """Return True if the start of a pair has the weight 0 in the mix."""
     item = context.run.model.towers("item")[pair].embeddings
-    is_weighted = any(start.pair == pair for start in context.config.last_starts)
+    is_weighted = pair in context.config.last_starts
     return is_weighted and not any(_mean_row_norm(item, field.name) for field in item.fields)
 
 

@@ -37,7 +37,7 @@ MAX_ITEMS = 2000
 MIN_COUNT = 3
 """Least number of interactions of an item that is read for the directions of a log."""
 _OF_START = (
-    "No epoch is trained, so train.start alone makes the vectors: give other or several values of its options for "
+    "No epoch is trained, so scorers alone make the vectors: give other or several values of their options for "
     "validation to choose among, or set train.epochs above 0."
 )
 
@@ -213,7 +213,7 @@ def _alone(context: DiagnosisContext, users: Ints, test_data: ComparisonData, k:
             c.metric: c for c in compare_rankings(queries.top_k(SomeUsers(scores, users), k), best, test_data, [k], 200)
         }
         if found := compared.get(f"{Ndcg.name}@{k}"):
-            is_added = name in {scorer.kind for scorer in (*config.scorers, *config.train.start)}
+            is_added = name in {scorer.kind for scorer in (*config.scorers, *config.train.solved)}
             more = "" if is_added else f" Add the scorer {{ kind = '{name}' }} to scorers."
             yield _baseline_finding(found, SCORERS.find(name).label, f"baseline_{name}", "warning", remedy + more)
 

@@ -32,7 +32,7 @@ class DateEncoder(NumericEncoder):
 
 
 class Date(ColumnFeature):
-    """The day of a date in quantile buckets, each with an embedding. The starts that read columns use their order.
+    """The day of a date in quantile buckets, each with an embedding. The scorers that read columns use their order.
 
     Use it for the day on which an item appears or takes place, or a user was born or joined. The column holds dates,
     times or text. In a `format` a month without a day, as "%Y-%m", is its first day. A day that changes with the log,

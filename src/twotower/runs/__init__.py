@@ -302,7 +302,7 @@ def _best_so_far(folder: Path, config: Config, dataset: Dataset, found: Checkpoi
     state = [
         f"{'in training' if running else 'stopped'} after epoch {progress.epoch} of {config.train.epochs}",
         f"the best is epoch {best.epoch}",
-        *(f"the mix weights pair {start.pair} after the last" for start in config.last_starts),
+        *(f"the mix weights pair {pair} after the last" for pair in config.last_starts),
         *["model.stacking weighs its terms after the last"] * bool(config.model.stacking),
         *["model.cold_item_bias is fitted after the last"] * bool(config.model.cold_item_bias),
         *(f"the mix weights the scorer '{term.kind}' after the last" for term in config.terms),

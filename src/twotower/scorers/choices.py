@@ -11,7 +11,7 @@ from torch import Tensor
 
 from twotower.arrays.ragged import Ragged
 from twotower.arrays.sets import pair_keys
-from twotower.arrays.types import F32, Bools, Codes, Floats, Int, Ints, Shaped
+from twotower.arrays.types import F32, Bools, Codes, Floats, Ints, Shaped
 from twotower.data.dataset import Dataset
 from twotower.data.splits import TEST, TRAIN, VALIDATION
 from twotower.evaluation.config import Repeats
@@ -94,18 +94,14 @@ class Choices:
             found.append(every.cpu().float().gather(1, torch.from_numpy(self.candidates[some])))
         return torch.cat(found)
 
-    def products(
-        self, users: F32[Tensor, "U D"], items: F32[Tensor, "I D"], dimensions: Int[Tensor, "_"] | None = None
-    ) -> F32[Tensor, "n k"]:
-        """Return the products of vectors `by_version` in some dimensions, None for all; of versions those that hold at
-        the latest training interaction."""
+    def products(self, users: F32[Tensor, "U D"], items: F32[Tensor, "I D"]) -> F32[Tensor, "n k"]:
+        """Return the products of vectors `by_version`; of versions those that hold at the latest training
+        interaction."""
         of_users, of_items = (self.dataset.rows_after_training(side) for side in SIDES)
         used, place = np.unique(self.candidates, return_inverse=True)
         rows = self.users if of_users is None else of_users[self.users]
         used = used if of_items is None else of_items[used]
         u, v = (vectors[torch.from_numpy(at)].cpu().float() for vectors, at in ((users, rows), (items, used)))
-        if dimensions is not None:
-            u, v = u[:, dimensions.cpu()], v[:, dimensions.cpu()]
         return (u @ v.T).gather(1, torch.from_numpy(place.reshape(self.candidates.shape)))
 
     def weights(self, columns: Sequence[Column]) -> TermWeights | None:

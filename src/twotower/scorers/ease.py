@@ -1,10 +1,10 @@
-"""Start `ease`: the item-item regression without its diagonal, as a product of two tables."""
+"""Scorer `ease`: the item-item regression without its diagonal, as a product of two tables."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -16,20 +16,16 @@ from twotower.arrays.ragged import Ragged, offsets_of
 from twotower.arrays.sets import distinct_keys, pair_keys
 from twotower.arrays.types import F32, F64, I64
 from twotower.data.dataset import Dataset
-from twotower.data.splits import TRAIN
-from twotower.errors import ConfigError, TrainingError
-from twotower.features.feature import Feature
+from twotower.errors import TrainingError
 from twotower.features.field import PoolingSpec
 from twotower.features.schema import Schema
 from twotower.features.sequence import Sequence
-from twotower.features.side import SideName
 from twotower.features.values import UNKNOWN
 from twotower.model.inputs.bag import Bag
-from twotower.model.pooling import resolve
 from twotower.model.pooling.pooling import Pooling
-from twotower.model.two_tower import ModelConfig
+from twotower.model.two_tower import PairConfig
 from twotower.scorers.positives import PositiveMatrix, PositiveSequences
-from twotower.scorers.start import PairValues, Positive, Start, common_items, history_of_positives
+from twotower.scorers.start import MOST, PairValues, Positive, Start, common_items, history_of_positives
 
 log = logging.getLogger(__name__)
 OVERSAMPLING, ITERATIONS = 16, 12
@@ -38,65 +34,41 @@ USERS = 65_536
 """Users whose histories are pooled at a time."""
 
 
-@dataclass(frozen=True)
-class PositivesAndNegatives(PositiveMatrix):
-    """Positives of the users, with the items of their negatives."""
-
-    negatives: PositiveMatrix = field(kw_only=True)
-
-    def with_negatives(self, weight: float) -> PositiveMatrix:
-        """Return the positives, and the negatives by a weight, in that of the mean positive."""
-        of, n = (self, self.negatives), self.n_columns
-        keys = np.concatenate([pair_keys(one.owners, one.columns, n) for one in of])
-        size = weight * float(self.values.mean()) if len(self.values) else weight
-        values = np.concatenate([self.values, size * self.negatives.values])
-        distinct = distinct_keys(keys)
-        sums = np.bincount(np.searchsorted(distinct, keys), values).astype(np.float32)
-        users, columns = np.divmod(distinct, n)
-        return PositiveMatrix(
-            columns.astype(np.int32), offsets_of(np.bincount(users, minlength=len(self))), sums, n, self.histories
-        )
-
-
 class Ease(Start):
     """EASE: the matrix B (N, N) of zero diagonal that minimises |X - X B|^2 + lambda |B|^2 (Steck 2019, "Embarrassingly
     Shallow Autoencoders for Sparse Data"), projected on the E leading right singular vectors V of X B: a history's
     vector is the sum of its rows of B V, an item's vector its row of V, and with E the rank of X B the score of a
     user's own history is that of B.
 
-    A user tower that adds up a history of positives and one of negatives (`join = "sum"`, `activation = "Identity"`)
-    reads both: what users have rated at all tells their tastes too. X then has `unliked` in the place of a negative,
-    and the row of a negative in the history is that of a positive times this number.
+    Where rows have labels, a history of negatives counts too: what users have rated at all tells their tastes. X then
+    has `unliked` in the place of a negative, and the row of a negative in the history is that of a positive times this
+    number.
 
     Use it where users take many items each and items are not too many. Scores are scaled so that those of all items
     after a history have the root mean square 1. Memory is N^2 and some kilobytes a user, time N^3 and N for every
-    positive, or U N and U^2 N where the U users are at most half as many, or items more than `max_items`: then V has at
-    most U vectors. Where `max_items` allows neither, the items that most users take are solved for, if they have nine
-    tenths of the positives, and others have zeros; else the truncated singular value decomposition of X stands in,
-    without the zero diagonal: rows of V S^2 / (S^2 + lambda), and V, by the first lambda given.
+    positive. Of more than `max_items` items those that most users take are solved for, if they have nine tenths of the
+    positives, and others have zeros.
     """
 
     kind = "ease"
-    poolings = ("sum", "mean", "sqrt")
     pools = PoolingSpec(kind="sum")
     choices = ("regularization",)
 
     regularization: tuple[Positive, ...] = Field(
-        (400.0,),
+        (40.0, 400.0),
         min_length=1,
         description="Regularisation lambda. Several values: the best on validation is kept.",
     )
     unliked: float = Field(
         0.5,
         ge=0,
-        description="Weight of a negative in units of the mean positive, if the user tower also reads a history of "
-        "negatives. 0: a scorer reads none.",
+        description="Weight of a negative, in units of the mean positive. 0: negatives are not read.",
     )
     max_items: int = Field(
         10_000,
         ge=0,
-        description="Number of items above which the solution is approximate; 10,000 items take 2.9 GB, or 4.0 GB with "
-        "weights or negatives.",
+        description="Maximum number of items that are solved for; 10,000 items take 2.9 GB, or 4.0 GB with weights or "
+        "negatives.",
     )
 
     def histories(self, schema: Schema, name: str) -> list[Sequence]:
@@ -105,115 +77,41 @@ class Ease(Start):
             found.append(history_of_positives(f"{name}_negatives", self.pools, "negative"))
         return found
 
-    def check_users(self, dataset: Dataset, model: ModelConfig, is_weighted: bool) -> None:
-        super().check_users(dataset, model, is_weighted)
-        key, second = f"train.start of kind '{self.kind}'", self._of_negatives(dataset, model)
-        if second is None:
-            if self.unliked not in (0, type(self).model_fields["unliked"].default):
-                raise ConfigError(
-                    f"{key}: unliked weighs a history of negatives, and the user tower reads none; add a sequence "
-                    f"with interactions = 'negative' and pooling = 'sum' to model.pairs.{self.pair}.user.fields, or "
-                    "leave unliked out"
-                )
-            return
-        history = self.history(dataset, model)
-        for one in (history, second):
-            assert one.history is not None
-            assert one.pools is not None
-            if one.history.share_embedding or resolve(one.pools).length_exponent != 0:
-                raise ConfigError(
-                    f"{key} adds histories of positives and negatives up; set share_embedding = false and pooling = "
-                    f"'sum' of feature '{one.name}'"
-                )
-        assert second.history is not None
-        if not (
-            dataset.encoders.history_codes(second.history, dataset.items.frame) == self.item_codes(dataset, model)
-        ).all():
-            raise ConfigError(
-                f"{key}: features '{history.name}' and '{second.name}' have other codes; give both the same options"
-            )
-
-    def _fields(self, side: SideName, dataset: Dataset, model: ModelConfig) -> tuple[tuple[str, ...], list[Feature]]:
-        names, found = super()._fields(side, dataset, model)
-        return names, found[:1] if side == "user" and self._of_negatives(dataset, model) else found
-
-    def _adds(self, side: SideName) -> bool:
-        return side == "user"
-
-    def _of_negatives(self, dataset: Dataset, model: ModelConfig) -> Feature | None:
-        """Return the history of negatives that the user tower reads in addition to another one; None without."""
-        _, found = super()._fields("user", dataset, model)
-        spec = found[1].history if len(found) == 2 else None
-        return found[1] if spec and not spec.feature and spec.interactions == "negative" else None
-
-    def positives(self, dataset: Dataset, model: ModelConfig) -> PositiveMatrix:
-        found, second = super().positives(dataset, model), self._of_negatives(dataset, model)
-        if second is None:
+    def positives(self, dataset: Dataset, pair: PairConfig) -> PositiveMatrix:
+        """Return the positives, and the negatives of a second history by their weight."""
+        found = super().positives(dataset, pair)
+        if len(pair.user.fields) == 1:
             return found
-        column = dataset.users.columns[second.name]
+        column, n = dataset.users.columns[pair.user.fields[1]], found.n_columns
         assert isinstance(column, Ragged)
         known = column.values != UNKNOWN
-        users, codes = np.divmod(
-            distinct_keys(pair_keys(column.owners[known], column.values[known], found.n_columns)), found.n_columns
-        )
-        lengths = np.bincount(users, minlength=len(column))
-        negatives = PositiveMatrix(
-            codes.astype(np.int32), offsets_of(lengths), np.ones(len(codes), np.float32), found.n_columns
-        )
-        return PositivesAndNegatives(
-            found.columns, found.offsets, found.values, found.n_columns, found.histories, negatives=negatives
-        )
+        negatives = distinct_keys(pair_keys(column.owners[known], column.values[known], n))
+        weight = self.unliked * (float(found.values.mean()) if len(found.values) else 1.0)
+        keys = np.concatenate([pair_keys(found.owners, found.columns, n), negatives])
+        values = np.concatenate([found.values, np.full(len(negatives), weight)])
+        return PositiveMatrix.of_sums(keys, values, len(found), n, found.histories)
 
-    def has_choice(self, dataset: Dataset, model: ModelConfig) -> bool:
-        if (second := self._of_negatives(dataset, model)) is None:
-            return super().has_choice(dataset, model)
-        column = dataset.users.columns[second.name]
-        assert isinstance(column, Ragged)
-        users = int(np.count_nonzero(dataset.positives_by_user.lengths + column.lengths))
-        counts = np.bincount(dataset.pairs.item[dataset.parts == TRAIN], minlength=len(dataset.items))
-        return self.is_exact(users, self.n_codes(dataset, model) - 1, common_items(counts))
-
-    def is_exact(self, users: int, items: int, common: int) -> bool:
-        return min(items, common) <= self.max_items or self._fits(users, items)
-
-    def _fits(self, users: int, items: int) -> bool:
-        """Return True if users are few enough to be solved for."""
-        return users * items <= self.max_items**2
+    def is_solved(self, items: int, common: int) -> bool:
+        return min(items, common) <= self.max_items
 
     def solve(self, positives: PositiveMatrix, pooling: Pooling, width: int, seed: int) -> PairValues:
-        n, generator, of = positives.n_columns, torch.Generator().manual_seed(seed), positives
-        if isinstance(of, PositivesAndNegatives):
-            positives = of.once("both", lambda: of.with_negatives(self.unliked))
-        active = replace(positives, offsets=np.unique(positives.offsets))  # without users who have none
-        users, are_many = len(active), n - 1 > self.max_items
-        if self._fits(users, n - 1) and (are_many or width <= users <= n / 2):
-            found = positives.once("users", lambda: singular_values_by_users(active))
-            source, right = ease_of_few_users(*found, self.regularization[0], width)
-        elif are_many and (head := positives.once("head", lambda: most_taken(positives, self.max_items))):
+        n, generator = positives.n_columns, torch.Generator().manual_seed(seed)
+        if n - 1 <= self.max_items:
+            source, right = self._of_items(positives, width, generator)
+        else:
+            head = positives.once("head", lambda: most_taken(positives, self.max_items))
             source, right = (torch.zeros(n, width), torch.zeros(n, width))
             found_source, found_right = self._of_items(head.positives, width, generator)
             source[head.codes, : found_source.shape[1]] = found_source[1:]
             right[head.codes, : found_right.shape[1]] = found_right[1:]
-        elif are_many:
-            log.warning(
-                f"start ease: {n - 1:,} items are more than max_items = {self.max_items:,}, and {users:,} users are "
-                f"too many, so a truncated singular value decomposition of width {width} stands in, by regularization "
-                f"= {self.regularization[0]:g}"
-            )
-            turned = positives.transposed()
-            right, squares = leading(lambda q: turned.product(positives.product(q)), n, width, generator)
-            source = right * (squares / (squares + self.regularization[0]))
-        else:
-            source, right = self._of_items(positives, width, generator)
         assert positives.histories is not None
         mean_square = _mean_square(source, positives.histories, pooling) / positives.n_items
         if not mean_square:
             raise TrainingError(
-                "train.start of kind 'ease' finds no user of two positive items; leave the start and its pair out, or "
-                "give more data"
+                "the scorer 'ease' finds no user of two positive items; leave it out of scorers, or give more data"
             )
         values = scaled_values(source, right, mean_square, width)
-        return replace(values, further=(self.unliked * values.source,)) if positives is not of else values
+        return replace(values, further=(self.unliked * values.source,))
 
     def _of_items(
         self, positives: PositiveMatrix, width: int, generator: torch.Generator
@@ -234,11 +132,15 @@ class MostTaken(NamedTuple):
     positives: PositiveMatrix
 
 
-def most_taken(positives: PositiveMatrix, n: int) -> MostTaken | None:
-    """Return the positives of the n items that most rows have, None if these have less than MOST of the positives."""
+def most_taken(positives: PositiveMatrix, n: int) -> MostTaken:
+    """Return the positives of the n items that most rows have. Raises TrainingError if these have less than MOST of the
+    positives."""
     counts = np.bincount(positives.columns, minlength=positives.n_columns)
-    if not 0 < common_items(counts) <= n:
-        return None
+    if common_items(counts) > n:
+        raise TrainingError(
+            f"the scorer 'ease' is solved for max_items = {n:,} items, and the log has {positives.n_columns - 1:,}, of "
+            f"which these have less than {MOST:.0%} of the positives; raise max_items, or leave it out of scorers"
+        )
     codes = np.sort(np.argsort(-counts, kind="stable")[:n])
     codes = codes[counts[codes] > 0]
     places = np.zeros(positives.n_columns, np.int32)
@@ -247,7 +149,7 @@ def most_taken(positives: PositiveMatrix, n: int) -> MostTaken | None:
     offsets = offsets_of(np.bincount(positives.owners[kept], minlength=len(positives)))
     found = PositiveMatrix(places[positives.columns[kept]], offsets, positives.values[kept], len(codes) + 1)
     log.info(
-        f"start ease: the {len(codes):,} items that most users take are solved for, which have {kept.mean():.1%} of "
+        f"scorer ease: the {len(codes):,} items that most users take are solved for, which have {kept.mean():.1%} of "
         "the positives"
     )
     return MostTaken(torch.from_numpy(codes), found)
@@ -262,43 +164,6 @@ def _mean_square(rows: F32[Tensor, "N E"], histories: PositiveSequences, pooling
         bag = Bag(codes[at[0] : at[-1]], torch.from_numpy((at - at[0]).astype(np.int32)), none, none)
         total += layer(rows, bag).square().sum()
     return total / int((histories.lengths > 0).sum())
-
-
-def singular_values_by_users(positives: PositiveMatrix) -> tuple[F64[Tensor, "R"], F64[Tensor, "N R"]]:
-    """Return the squares S^2 of the singular values of X, and its right singular vectors W, from the products of users,
-    X X^T = U S^2 U^T, without a matrix of the items."""
-    turned = positives.transposed()
-    by_item = turned.product(torch.eye(len(positives), dtype=torch.float64))  # X^T
-    squares, users = torch.linalg.eigh(positives.product(by_item))
-    del by_item
-    found = squares > squares[-1] * _rounding(squares)
-    squares = squares[found]
-    return squares, turned.product(users[:, found] / squares.sqrt())
-
-
-def _rounding(squares: F64[Tensor, "R"]) -> float:
-    """Return what is left of a zero among eigenvalues, as a share of the largest."""
-    return len(squares) * torch.finfo(squares.dtype).eps
-
-
-def ease_of_few_users(
-    squares: F64[Tensor, "R"], items: F64[Tensor, "N R"], regularization: float, width: int
-) -> tuple[F32[Tensor, "N E"], F32[Tensor, "N E"]]:
-    """Return B V and V from the squares of the singular values of X, and its right singular vectors.
-
-    With W these vectors and f = S^2 / (S^2 + lambda), the inverse of X^T X + lambda I is (I - W f W^T) / lambda
-    (Woodbury). So with d the diagonal of I - W f W^T, B = I - (I - W f W^T) / d, and X B = U S (f - (1 - d)) W^T / d,
-    whose right singular vectors are those of what follows U.
-    """
-    rounding, root = _rounding(squares), squares.sqrt()
-    kept = squares / (squares + regularization)  # f
-    share = (items.square() @ kept)[:, None]  # 1 - d
-    factor = (kept - share).mul_(items).mul_(root).div_(1 - share)
-    values, axes = torch.linalg.eigh(factor.T @ factor)
-    found = values > torch.maximum(values[-1] * rounding, squares[-1] * (kept[-1] * rounding) ** 2)
-    right = factor @ (axes[:, found] / values[found].sqrt())[:, -width:].flip(1)
-    over = right / (1 - share)
-    return (items @ (kept[:, None] * (items.T @ over)) - over * share).float(), right.float()
 
 
 def ease_weights(gram: F64[Tensor, "N N"], regularization: float) -> F64[Tensor, "N N"]:

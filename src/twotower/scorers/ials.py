@@ -1,25 +1,26 @@
-"""Start `ials`: implicit alternating least squares with a regularisation that grows with frequency."""
+"""Scorer `ials`: implicit alternating least squares with a regularisation that grows with frequency."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import replace
+from typing import Annotated, Self
 
 import numpy as np
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from twotower.arrays.types import F32
 from twotower.data.dataset import Dataset
 from twotower.errors import ConfigError, TrainingError
-from twotower.features.field import InputField
 from twotower.features.schema import Schema
-from twotower.features.side import SideName
+from twotower.kinds import Written
+from twotower.model.pooling import resolve
 from twotower.model.pooling.pooling import Pooling
 from twotower.model.pooling.ridge import MAX_NUMBERS_PER_PASS, conjugate_gradients
-from twotower.model.two_tower import ModelConfig
-from twotower.scorers.columns import ColumnStart, ContentMatrix, PositivesAndContent
+from twotower.model.two_tower import ModelConfig, PairConfig
+from twotower.scorers.columns import ContentMatrix, PositivesAndContent, value_columns, with_content
 from twotower.scorers.positives import PositiveMatrix
 from twotower.scorers.start import PairValues, Positive, Start
 
@@ -32,15 +33,7 @@ REGRESSION_STEPS = 64
 """Steps of conjugate gradients to the vectors of the values."""
 
 
-@dataclass(frozen=True)
-class PositivesBesideColumns(PositivesAndContent):
-    """Positives of the users, with the columns that the item tower reads in addition to the id."""
-
-    place: int = field(kw_only=True)
-    """Place of the id among the fields of the item tower."""
-
-
-class Ials(ColumnStart):
+class Ials(Start):
     """Implicit alternating least squares: user vectors u and item vectors v that minimise
 
         sum over positives of w (1 - u . v)^2  +  a sum over all pairs of (u . v)^2
@@ -51,33 +44,25 @@ class Ials(ColumnStart):
     for u from the history. Each half step continues each row's vector by a few steps of conjugate gradients (Takács et
     al. 2011).
 
-    An item tower that adds up columns and the id ranks items that training lacks: the columns have the vectors whose
-    sum is nearest to v, by a ridge regression in which an item of n positives, of the mean weight, weighs n / (n + 10),
-    and the id has what is left of v.
-
-    Both strengths are relative to the numbers of users and of rows, so of more than 4,000,000 positives those of users
-    who are drawn compare their values, and all are solved from by the best ones.
+    With `columns` items that training lacks are ranked too: the columns have the vectors whose sum is nearest to v, by
+    a ridge regression in which an item of n positives, of the mean weight, weighs n / (n + 10), and the id has what is
+    left of v.
 
     Use it for tastes in no order. Memory is that of the vectors and some 60 bytes a positive, the time of a sweep that
     of positives times width and of users and items times its square.
     """
 
     kind = "ials"
-    poolings = ("ridge",)
-    shares = True
     choices = ("unobserved", "regularization")
-    compares_by_few = True
-    adds_columns = True
-    reads_ids = True
 
     unobserved: tuple[Positive, ...] = Field(
-        (0.3,),
+        (0.03, 0.3),
         min_length=1,
         description="Weight a of every pair of user and item, added to that of a positive. Several values: the best "
         "on validation is kept.",
     )
     regularization: tuple[Positive, ...] = Field(
-        (0.008,),
+        (0.004, 0.032),
         min_length=1,
         description="Regularisation lambda of each interaction. Several values: the best on validation is kept.",
     )
@@ -87,43 +72,13 @@ class Ials(ColumnStart):
     sweeps: int = Field(8, ge=1, description="Number of alternations over users and items.")
     steps: int = Field(4, ge=1, description="Number of steps of conjugate gradients in a half step.")
 
-    def columns_of(self, side: SideName, schema: Schema) -> tuple[str, ...]:
-        return super().columns_of(side, schema) if self.columns else Start.columns_of(self, side, schema)
+    def columns_of(self, schema: Schema) -> tuple[str, ...]:
+        own = super().columns_of(schema)
+        return own + value_columns(schema) if own and self.columns else own
 
-    def check_items(self, dataset: Dataset, model: ModelConfig) -> None:
-        if not self.tells_cold(dataset, model):
-            Start.check_items(self, dataset, model)
-            return
-        ids = [f for f in self._fields("item", dataset, model)[1] if f == dataset.schema.id_feature("item")]
-        self._check_columns("item", dataset, model)
-        if not ids:
-            raise ConfigError(
-                f"train.start of kind '{self.kind}' reads columns in addition to the id of the items; add its feature "
-                f"to model.pairs.{self.pair}.item.fields, or name it alone"
-            )
-        self._check_ids(ids, dataset, model)
-        history = self.history(dataset, model)
-        assert history.history is not None
-        if history.history.share_embedding:
-            raise ConfigError(
-                f"train.start of kind '{self.kind}' with columns in addition to the id gives items other vectors in a "
-                f"history than as targets; set share_embedding = false of feature '{history.name}'"
-            )
-
-    def tells_cold(self, dataset: Dataset, model: ModelConfig) -> bool:
-        """Return True if the pair tells items apart that training lacks."""
-        return len(self._fields("item", dataset, model)[0]) > 1
-
-    def positives(self, dataset: Dataset, model: ModelConfig) -> PositiveMatrix:
-        if not self.tells_cold(dataset, model):
-            return Start.positives(self, dataset, model)
-        found, every = self._with_content(dataset, model), super()._column_fields("item", dataset, model)
-        place = next(n for n, one in enumerate(every) if one.identifies)
-        parts = found.columns, found.offsets, found.values, found.n_columns, found.histories
-        return PositivesBesideColumns(*parts, content=found.content, place=place)
-
-    def _column_fields(self, side: SideName, dataset: Dataset, model: ModelConfig) -> tuple[InputField, ...]:
-        return tuple(one for one in super()._column_fields(side, dataset, model) if not one.identifies)
+    def positives(self, dataset: Dataset, pair: PairConfig) -> PositiveMatrix:
+        found, (_, *names) = super().positives(dataset, pair), pair.item.fields
+        return with_content(found, dataset, tuple(names), self.item_codes(dataset, pair)) if names else found
 
     def solve(self, positives: PositiveMatrix, pooling: Pooling, width: int, seed: int) -> PairValues:
         a, rate = self.unobserved[0], self.regularization[0]
@@ -139,20 +94,76 @@ class Ials(ColumnStart):
         size = _root_mean_square(of_users, vectors, n_users, n_items)
         if size <= VANISHED:
             raise TrainingError(
-                f"train.start of kind '{self.kind}': regularization = {rate:g} and unobserved = {a:g} leave nothing "
+                f"the scorer '{self.kind}': regularization = {rate:g} and unobserved = {a:g} leave nothing "
                 f"of the vectors (scores of {size:.0e}); lower regularization"
             )
         vectors, of_users = _turned(vectors, of_users)
         penalty = _penalty(vectors, a, rate, n_items).diagonal().diag()
         targets = [vectors]
-        if isinstance(positives, PositivesBesideColumns):
+        if isinstance(positives, PositivesAndContent):
             sums = np.bincount(items.owners, items.values, len(items))
             counts = torch.from_numpy(sums * (len(items.values) / sums.sum())).float()
             of_values = nearest(positives.content, vectors, counts / (counts + PRIOR_ITEMS))
             own = (vectors - positives.content.matrix.product(of_values)).where(counts[:, None] > 0, 0.0)
-            targets = [*torch.split(of_values, [column.rows for column in positives.content.columns])]
-            targets.insert(positives.place, own)
+            targets = [own, *torch.split(of_values, [column.rows for column in positives.content.columns])]
         return PairValues(vectors, tuple(targets), penalty, rate)
+
+
+class TowerStart(Ials):
+    """Vectors of `ials` that a pair of towers is trained on from.
+
+    Its user tower reads one history of positives, with the pooling `ridge` and a table of its own, and its item tower
+    the item's id, both with `layers = []`.
+    """
+
+    kind = "ials"
+
+    width: Annotated[int, Written] = 128
+    columns: Annotated[bool, Written] = False
+    pair: int = Field(0, ge=0, description="Number of the pair of model.pairs that begins so, from 0.")
+    scale: float = Field(
+        1.0, gt=0, description="Factor of the pair's scores before the first step, relative to others and in a softmax."
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.columns or self.width != 128:
+            option = "columns" if self.columns else "width"
+            raise ValueError(f"{option} is an option of scorers; a tower has its own width and fields")
+        return self
+
+    def check(self, dataset: Dataset, model: ModelConfig, pair: int) -> None:
+        towers, own = model.pairs[pair], dataset.schema.id_feature("item")
+        history = next((f for f in dataset.schema.tower("user") if towers.user.fields == (f.name,)), None)
+        spec = history.history if history else None
+        are_plain = all(
+            one.join == "concat"
+            and not (one.layers or one.branches or one.senet.enabled or one.augment or one.field_norm)
+            and not one.output_norm
+            for one in (towers.user, towers.item)
+        )
+        if not (
+            are_plain
+            and own
+            and towers.item.fields == (own.name,)
+            and history
+            and history.pools
+            and resolve(history.pools).kind == self.pools.kind
+            and spec
+            and not (spec.feature or spec.share_embedding)
+            and (spec.interactions == "positive" or (spec.interactions == "all" and dataset.train.labels.all()))
+        ):
+            raise ConfigError(
+                f"train.start begins pair {pair}, whose user tower must then be one sequence of positives "
+                "(interactions = 'positive', pooling = 'ridge', share_embedding = false), its item tower the item's "
+                f"id: set model.pairs.{pair} = {{ user = {{ fields = ['history'], layers = [] }}, item = {{ fields = "
+                "['item_id'], layers = [] } } by their names, without other options"
+            )
+        super().check(dataset, model, pair)
+
+    def solve(self, positives: PositiveMatrix, pooling: Pooling, width: int, seed: int) -> PairValues:
+        found = super().solve(positives, pooling, width, seed)
+        return replace(found, targets=tuple(self.scale * rows for rows in found.targets))
 
 
 def nearest(

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
-from typing import Self, TypeVar, cast
+from dataclasses import dataclass, field
+from typing import TypeVar, cast
 
 import numpy as np
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from twotower.arrays.ragged import Ragged, offsets_of
 from twotower.arrays.sets import distinct_keys, pair_keys
-from twotower.arrays.types import F32, I64, Bools, Codes, Doubles, Float, Floats, Ints, Shaped
+from twotower.arrays.types import F32, I64, Codes, Float, Floats, Ints, Shaped
 from twotower.data.dataset import Dataset
 from twotower.features.values import UNKNOWN
 
@@ -48,17 +48,24 @@ class PositiveMatrix:
         code = codes[pairs.item[by_user.values]]
         known = code != UNKNOWN
         keys = pair_keys(by_user.owners[known], code[known], n_codes)
-        distinct = distinct_keys(keys)
-        values = np.ones(len(distinct), np.float32)
-        if pairs.weight is not None:
-            sums: Doubles = np.zeros(len(distinct))
-            np.add.at(sums, np.searchsorted(distinct, keys), pairs.weight[by_user.values[known]])
-            values = sums.astype(np.float32)
-        users, columns = np.divmod(distinct, n_codes)
-        lengths = np.bincount(users, minlength=len(by_user))
         weights = None if pairs.weight is None else pairs.weight[by_user.values[known]]
         histories = PositiveSequences(code[known], np.bincount(by_user.owners[known], minlength=len(by_user)), weights)
-        return cls(columns.astype(np.int32), offsets_of(lengths), values, n_codes, histories)
+        if weights is None:
+            keys = distinct_keys(keys)
+            weights = np.ones(len(keys), np.float32)
+        return cls.of_sums(keys, weights, len(by_user), n_codes, histories)
+
+    @classmethod
+    def of_sums(
+        cls, keys: Shaped[Ints, "n"], values: Shaped[Floats, "n"], n_rows: int, n_columns: int,
+        histories: PositiveSequences | None,
+    ) -> PositiveMatrix:  # fmt: skip
+        """Return the sums of the values of each key of a row and a column (`pair_keys`)."""
+        distinct = distinct_keys(keys)
+        sums = np.bincount(np.searchsorted(distinct, keys), values, len(distinct)).astype(np.float32)
+        rows, columns = np.divmod(distinct, n_columns)
+        offsets = offsets_of(np.bincount(rows, minlength=n_rows))
+        return cls(columns.astype(np.int32), offsets, sums, n_columns, histories)
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
@@ -74,38 +81,11 @@ class PositiveMatrix:
         return len(np.unique(self.columns))
 
     def once(self, name: str, make: Callable[[], T]) -> T:
-        """Return what the first call with this name made: what a start computes, and none of the values of its
+        """Return what the first call with this name made: what a closed form computes, and none of the values of its
         `choices` changes."""
         if name not in self._made:
             self._made[name] = make()
         return cast(T, self._made[name])
-
-    def of_rows(self, rows: Shaped[Bools, "R"]) -> Self:
-        """Return the matrix with nothing in other rows."""
-        kept, lengths, told = rows[self.owners], np.diff(self.offsets), self.histories
-        if told is not None:
-            of = np.repeat(rows, told.lengths)
-            weights = None if told.weights is None else told.weights[of]
-            told = PositiveSequences(told.codes[of], told.lengths * rows, weights)
-        return replace(
-            self,
-            columns=self.columns[kept],
-            offsets=offsets_of(lengths * rows),
-            values=self.values[kept],
-            histories=told,
-        )
-
-    def drawn(self, n: int, seed: int) -> Self:
-        """Return the matrix with at most `n` values, those of rows that are drawn, or of one row; itself if it has no
-        more."""
-        if len(self.values) <= n:
-            return self
-        lengths = np.diff(self.offsets)
-        order = np.random.default_rng(seed).permutation(np.flatnonzero(lengths))
-        fit = int(np.count_nonzero(np.cumsum(lengths[order]) <= n))
-        rows = np.zeros(len(self), bool)
-        rows[order[: max(fit, 1)]] = True
-        return self.of_rows(rows)
 
     def transposed(self) -> PositiveMatrix:
         """Return the columns as rows."""

@@ -61,7 +61,7 @@ class Repeats(TermScorer):
     def reads(self) -> str:
         return self.history
 
-    def addition(self, schema: Schema, name: str, pair: int) -> Addition:
+    def addition(self, schema: Schema, name: str) -> Addition:
         if self.history:
             return Addition(term=self)
         history = sequence.Sequence(name=name, side="user", interactions="positive", share_embedding=False)

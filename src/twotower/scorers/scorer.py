@@ -24,7 +24,6 @@ from twotower.scorers.logit import Column
 
 if TYPE_CHECKING:
     from twotower.features.schema import Schema
-    from twotower.scorers.start import Start
 
 
 class Addition(NamedTuple):
@@ -32,8 +31,7 @@ class Addition(NamedTuple):
 
     features: tuple[Feature, ...] = ()
     pair: PairConfig | None = None
-    start: Start | None = None
-    """Closed form of the pair."""
+    """Towers whose values the scorer, a closed form, solves."""
     term: TermScorer | None = None
 
 
@@ -48,9 +46,9 @@ class AddedScorer(Kind):
     """Name of the baseline that the scorer alone is in reports. Empty: it is none."""
 
     @abstractmethod
-    def addition(self, schema: Schema, name: str, pair: int) -> Addition:
-        """Return what the scorer adds. `name` begins the names of its features, and `pair` is the number of its pair.
-        Raises ConfigError if the schema lacks what it reads."""
+    def addition(self, schema: Schema, name: str) -> Addition:
+        """Return what the scorer adds. `name` begins the names of its features. Raises ConfigError if the schema lacks
+        what it reads."""
 
     @classmethod
     def alone(

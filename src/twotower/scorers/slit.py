@@ -1,8 +1,6 @@
-"""Start `slit`: the ridge regression of the next item on the decayed history, as a product of two tables."""
+"""Scorer `slit`: the ridge regression of the next item on the decayed history, as a product of two tables."""
 
 from __future__ import annotations
-
-import logging
 
 import numpy as np
 import torch
@@ -10,19 +8,14 @@ from pydantic import Field
 from torch import Tensor
 
 from twotower.arrays.types import F32, F64, Doubles, Ints, Shaped
-from twotower.data.dataset import Dataset
-from twotower.errors import ConfigError, TrainingError
+from twotower.errors import TrainingError
 from twotower.features.field import PoolingSpec
-from twotower.model.pooling import resolve
 from twotower.model.pooling.decay import reach
 from twotower.model.pooling.pooling import Pooling
-from twotower.model.two_tower import ModelConfig
 from twotower.scorers.ease import leading, scaled_values
 from twotower.scorers.positives import PositiveMatrix, PositiveSequences
 from twotower.scorers.start import PairValues, Positive, Start
-from twotower.scorers.transitions import TransitionFactors
 
-log = logging.getLogger(__name__)
 ITERATIONS = 4
 """Iterations of the subspace iteration, as many as those of `transitions`."""
 
@@ -42,36 +35,26 @@ class Slit(Start):
     Use it where histories have an order, together with pairs that are trained. Scores are scaled so that those of all
     items after a history have the root mean square 1. Items of the unknown code are left out of histories. Memory is
     N^2 and some 80 bytes a positive, time N^3 / 3 for each value and, once, positives times the gaps that the decay
-    rate reaches (75 at .8, 823 at .98). Above `max_items` items the start `transitions` stands in.
+    rate reaches (75 at .8, 823 at .98).
     """
 
     kind = "slit"
-    poolings = ("decay",)
     pools = PoolingSpec(kind="decay", rates=[0.8])
+    needs_time = True
     choices = ("regularization",)
 
     regularization: tuple[Positive, ...] = Field(
-        (1000.0,),
+        (40.0, 400.0),
         min_length=1,
         description="Regularisation lambda. Several values: the best on validation is kept.",
     )
     max_items: int = Field(
         10_000,
         ge=0,
-        description="Number of items N above which `transitions` replaces this start; 10,000 items take 2.8 GB.",
+        description="Maximum number of items N; 10,000 items take 2.8 GB.",
     )
 
-    def check(self, dataset: Dataset, model: ModelConfig, is_weighted: bool = False) -> None:
-        super().check(dataset, model, is_weighted)
-        history = self.history(dataset, model)
-        assert history.pools is not None
-        if resolve(history.pools).decay_rate in (None, 1.0):
-            raise ConfigError(
-                f"train.start of kind '{self.kind}' needs one rate of decay below 1; set pooling = "
-                f"{{ kind = 'decay', rates = [0.8] }} of feature '{history.name}'"
-            )
-
-    def is_exact(self, users: int, items: int, common: int) -> bool:
+    def is_solved(self, items: int, common: int) -> bool:
         return items <= self.max_items
 
     def solve(self, positives: PositiveMatrix, pooling: Pooling, width: int, seed: int) -> PairValues:
@@ -79,16 +62,15 @@ class Slit(Start):
         assert histories is not None
         assert rate is not None
         if n - 1 > self.max_items:
-            log.warning(
-                f"start slit: {n - 1:,} items are more than max_items = {self.max_items:,}, so the start transitions "
-                "stands in"
+            raise TrainingError(
+                f"the scorer 'slit' is solved for max_items = {self.max_items:,} items, and the log has {n - 1:,}; "
+                "raise max_items, or leave it out of scorers"
             )
-            return TransitionFactors().solve(positives, pooling, width, seed)
         gram, ahead, total = positives.once("products", lambda: decayed_products(histories, n, rate))
         if not total:
             raise TrainingError(
-                "train.start of kind 'slit' finds no positive that follows another of its user; leave the start out, "
-                "or give more data"
+                "the scorer 'slit' finds no positive that follows another of its user; leave it out of scorers, or "
+                "give more data"
             )
         regular = gram.clone()
         regular.diagonal().add_(self.regularization[0])

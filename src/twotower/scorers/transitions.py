@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Self
 
@@ -18,17 +18,15 @@ from twotower.arrays.ragged import Ragged, offsets_of
 from twotower.arrays.sets import pair_keys
 from twotower.arrays.types import F32, Codes, Floats, Ints, Shaped
 from twotower.data.dataset import Dataset
-from twotower.errors import ConfigError, TrainingError
+from twotower.errors import TrainingError
 from twotower.evaluation.added_scores import AddedScores
 from twotower.evaluation.config import EvaluationConfig
 from twotower.evaluation.factors import CatalogueScorer
 from twotower.features.field import PoolingSpec
-from twotower.model.pooling import resolve
 from twotower.model.pooling.pooling import Pooling
-from twotower.model.two_tower import ModelConfig
 from twotower.scorers.ease import leading, scaled_values
 from twotower.scorers.positives import PositiveMatrix
-from twotower.scorers.start import NotNegative, PairValues, Start
+from twotower.scorers.start import PairValues, Start
 
 log = logging.getLogger(__name__)
 
@@ -48,7 +46,6 @@ MAX_CELLS = 1 << 24
 transitions."""
 UNIT = 2.0**-16
 """Weights are counted in multiples of this, so that no sum depends on its order."""
-Product = Callable[[F32[Tensor, "N k"]], F32[Tensor, "N k"]]
 ITERATIONS = 4
 """Iterations of the subspace iteration: the scores of a width of hundreds are those of twelve to the third digit."""
 
@@ -78,40 +75,32 @@ class TransitionFactors(Start):
     """Transition counts: the table T of log(1 + C_ij / (c_j / c)^frequency). C_ij is how often item j follows item i
     within `span` positives of a user, a gap of g weighing g^-lag, c_j the sum of column j, and c the mean of these. A
     history's vector is its rows of T, decayed or averaged by its pooling, an item's vector an axis of its own: the
-    score is the baseline of `Transitions` with the pooling's weights.
+    score is the baseline `Transitions` with the pooling's weights.
 
     In a width E below the number of items, rows of T are divided by the root of their sums, else those of frequent
     items take all directions. With V the E leading right singular vectors of T, its rows weighted by the fourth root of
     the sums of C, a history's vector is its rows of T V, an item's vector its row of V.
 
-    Use it where histories have an order: alone, trained on from there, or with another pair. Scores are scaled so
+    Use it where histories have an order. Scores are scaled so
     that those of all items after one positive have the root mean square 1. A transition weighs as the positive that
-    follows. Memory grows with the different transitions, at most `span` a positive, and time with these times width; of
-    a nearly full table with N^2 E.
+    follows. Memory grows with the different transitions, at most `span` a positive, and time with these times width.
     """
 
     kind, label = "transitions", "transition counts"
-    poolings = ("decay", "mean", "sum", "sqrt")
     pools = PoolingSpec(kind="decay", rates=[0.7])
-    choices = ("frequency",)
+    needs_time = True
 
     span: int = Field(SPAN, ge=1, description="Largest gap of a transition, in positives of a user.")
     lag: float = Field(LAG, ge=0, description="Exponent of the gap: a transition of gap g weighs g^-lag.")
-    frequency: tuple[NotNegative, ...] = Field(
-        (FREQUENCY,),
-        min_length=1,
-        description="Exponent of the sum by which transitions to an item are divided, to discount popular items. "
-        "Several values: the best on validation is kept.",
+    frequency: float = Field(
+        FREQUENCY,
+        ge=0,
+        description="Exponent of the sum by which transitions to an item are divided, to discount popular items.",
     )
     max_transitions: int = Field(
         24_000_000,
         ge=1,
         description="Number of counted transitions above which span is lowered; 24 million take about a gigabyte.",
-    )
-    dense_cells: int = Field(
-        16,
-        ge=0,
-        description="Maximum cells per distinct transition for a dense table, which multiplies faster. 0: never.",
     )
 
     @classmethod
@@ -120,52 +109,29 @@ class TransitionFactors(Start):
     ) -> CatalogueScorer | None:
         return Transitions.of(dataset, part) if dataset.time_ordered else None
 
-    def check(self, dataset: Dataset, model: ModelConfig, is_weighted: bool = False) -> None:
-        super().check(dataset, model, is_weighted)
-        history = self.history(dataset, model)
-        assert history.pools is not None
-        if (pieces := resolve(history.pools).pieces) != 1:
-            raise ConfigError(
-                f"train.start of kind '{self.kind}' needs a pooling of one vector; feature '{history.name}' has "
-                f"{pieces}; set its pooling = {{ kind = 'decay', rates = [0.7] }}"
-            )
-        if dataset.times is None:
-            raise ConfigError(
-                f"train.start of kind '{self.kind}' counts what follows what, and the interactions have no order; set "
-                "schema.time, or take kind = 'ease'"
-            )
-
     def solve(self, positives: PositiveMatrix, pooling: Pooling, width: int, seed: int) -> PairValues:
-        n, counts = positives.n_columns, positives.once("counts", lambda: self._counts(positives))
+        n, counts = positives.n_columns, self._counts(positives)
         if not len(counts.count):
             raise TrainingError(
-                "train.start of kind 'transitions' finds no positive that follows another of its user; leave the "
-                "start out, or give more data"
+                "the scorer 'transitions' finds no positive that follows another of its user; leave it out of "
+                "scorers, or give more data"
             )
-        values = counts.logarithms(self.frequency[0])
+        values = counts.logarithms(self.frequency)
         sums = torch.from_numpy(np.bincount(counts.before, counts.count, n).astype(np.float32))
         if width >= n - 1:  # no less than an axis for each item: its score is that of the table itself
             target, source = torch.eye(n)[:, 1:], _square(counts, values, n)[:, 1:]
             scores = source
         else:
             roots = np.sqrt(np.maximum(np.bincount(counts.before, values), UNIT)).astype(np.float32)
-            ahead, back = self._products(counts, values / roots[counts.before], n)
+            offsets = offsets_of(np.bincount(counts.before, minlength=n))
+            table = PositiveMatrix(counts.after.astype(np.int32), offsets, values / roots[counts.before], n)
+            ahead, back = table.product, table.transposed().product
             generator = torch.Generator().manual_seed(seed)
             target, _ = leading(lambda q: back(sums.sqrt()[:, None] * ahead(q)), n, width, generator, ITERATIONS)
             source = ahead(target)
             scores = source @ (target.T @ target)
         squares = (scores * source).sum(1)  # of the scores of all items after one item
         return scaled_values(source, target, (sums @ squares) / (sums.sum() * positives.n_items), width)
-
-    def _products(self, counts: TransitionCounts, values: Shaped[Floats, "T"], n: int) -> tuple[Product, Product]:
-        """Return the products with the square table (n, n) of some values of the transitions, and with its
-        transpose."""
-        if n * n > self.dense_cells * len(values):
-            offsets = offsets_of(np.bincount(counts.before, minlength=n))
-            table = PositiveMatrix(counts.after.astype(np.int32), offsets, values, n)
-            return table.product, table.transposed().product
-        dense = _square(counts, values, n)
-        return dense.mm, dense.T.mm
 
     def _counts(self, positives: PositiveMatrix) -> TransitionCounts:
         """Return the transitions of the histories; with a line in the log, of fewer gaps than `span`."""
@@ -175,7 +141,7 @@ class TransitionFactors(Start):
         span = min(self.span, max(self.max_transitions // max(n, 1), 1))
         if span < self.span:
             log.warning(
-                f"start transitions: {n:,} positives have more than max_transitions = {self.max_transitions:,} within "
+                f"scorer transitions: {n:,} positives have more than max_transitions = {self.max_transitions:,} within "
                 f"a span of {self.span}, so gaps up to {span} are counted"
             )
         return count_transitions(

@@ -47,7 +47,7 @@ class Trending(TermScorer):
 
     kind, label = NAME, "recent popularity"
 
-    def addition(self, schema: Schema, name: str, pair: int) -> Addition:
+    def addition(self, schema: Schema, name: str) -> Addition:
         return Addition(term=self)
 
     def term(self, user_fields: tuple[InputField, ...], item_fields: tuple[InputField, ...]) -> PopularityBias:

@@ -10,9 +10,7 @@ from pathlib import Path
 
 from twotower.config.toml import TomlValue, parse_sections
 from twotower.errors import ConfigError, listed
-from twotower.features.side import SIDES, SideName
 from twotower.scorers.start import Start
-from twotower.scorers.user_content import fewer_columns
 from twotower.suggestion.features import SideFeature
 from twotower.suggestion.shape import RecipeRule, Shape
 from twotower.train.defaults import MIN_BATCH, STEPS_OF_EPOCH, batch_of
@@ -186,23 +184,20 @@ class FittedRecipe:
 
         The first one of a recipe without epochs is wider, as far as that takes no longer than on the recipe's own log:
         items that are taken together in pairs and series have more directions than tastes have."""
-        columns = {
-            side: [_source(f) for f in self.features if f["side"] == side and self._is_coded(f)] for side in SIDES
-        }
-        values = {side: {name: shape.values[side].get(name, 0) for name in columns[side]} for side in SIDES}
+        columns = [_source(f) for f in self.features if f["side"] == "item" and self._is_coded(f)]
+        directions = sum(shape.values.get(name, 0) for name in columns)
         least, left, kept = min(shape.users, shape.items), dict[str, list[str]](), list[Settings]()
         for scorer, given in zip(self.config.scorers, listed_sections(self.recipe, "scorers"), strict=True):
-            options, of_columns = {**given}, False
+            options = {**given}
             if isinstance(scorer, Start):
-                of_columns = scorer.adds_users or (scorer.adds_columns and not scorer.reads_ids)
-                if why := self._why_left_out(scorer, values, shape):
+                why = "" if scorer.is_solved(shape.items, shape.common) else f"{shape.items:,} items are too many."
+                if scorer.reads_columns and not columns:
+                    why = "the tables have none of the columns that it reads."
+                if why:
                     left.setdefault(why, []).append(f"'{scorer.kind}'")
                     continue
-                most, width, directions = least, scorer.width, sum(values["item"].values())
-                if scorer.adds_users:
-                    others = [*values["item"].values(), shape.items]
-                    directions = sum(min(one, other) for one in values["user"].values() for other in others)
-                if of_columns:
+                most, width = least, scorer.width
+                if scorer.reads_columns:
                     most = max(1, min(most, -(-11 * directions // 10)))  # a tenth more, for new values
                 rows = shape.taken + ROWS_OF_ID * (shape.users + shape.items)
                 if not kept and not self.config.train.epochs:
@@ -226,20 +221,6 @@ class FittedRecipe:
         """Return True for a column of values that closed forms read: no id, history, text or number without buckets."""
         coded = feature["kind"] in ("categorical", "multi_hot") or bool(feature.get("buckets"))
         return coded and _source(feature) != self.ids[str(feature["side"])]
-
-    def _why_left_out(self, scorer: Start, values: Mapping[SideName, Mapping[str, int]], shape: Shape) -> str:
-        """Return why a closed form does not fit a log; "" if it fits."""
-        if not scorer.is_exact(shape.users, shape.items, shape.common):
-            return f"{shape.users:,} users and {shape.items:,} items are too many for its closed form."
-        of_items = scorer.adds_columns and not scorer.reads_ids
-        if (of_items and not values["item"]) or (scorer.adds_users and not values["user"]):
-            return "the tables have none of the columns that it reads."
-        if scorer.adds_users:
-            counts = [{name: 1 + n for name, n in values[side].items()} for side in SIDES]
-            counts[1][self.ids["item"]] = 1 + shape.items
-            if any(len(names) < len(of) for names, of in zip(fewer_columns(*counts), counts, strict=True)):
-                return "the columns have too many values to be counted."
-        return ""
 
     def _steps(self, shape: Shape, rule: RecipeRule) -> Settings:
         """Return the batch size by the number of training rows, and the epochs by the number of steps."""

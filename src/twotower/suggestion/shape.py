@@ -75,7 +75,7 @@ class Shape:
     contents: int  # features of the items without their ids
     texts: int  # those of them that are text
     telling: Mapping[str, float]  # columns of users that predict items, with the lift of a shared value
-    values: Mapping[SideName, Mapping[str, int]]  # values of each column without text, by side and column
+    values: Mapping[str, int]  # values of each of the items' columns without text
 
     @property
     def has_telling(self) -> bool:
@@ -140,7 +140,7 @@ def measure_shape(tables: Tables, schema: Schema, sides: Mapping[SideName, SideF
         contents=len(own["item"]),
         texts=sum(f.is_text for f in own["item"]),
         telling=_telling(tables, schema, coded["user"], users[taken], items[taken]),
-        values={side: {f.column: _values(frames[side][f.column], f) for f in coded[side]} for side in SIDES},
+        values={f.column: _values(frames["item"][f.column], f) for f in coded["item"]},
     )
 
 

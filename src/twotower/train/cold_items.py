@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from functools import cache
 
 import numpy as np
 import torch
@@ -20,7 +21,6 @@ from twotower.features.values import UNKNOWN
 from twotower.model.inputs.side_tensors import SideTensors
 from twotower.model.two_tower import TwoTower
 from twotower.scorers.choices import BLOCK_SCORES, later_items
-from twotower.scorers.search import CLOSE
 
 log = logging.getLogger(__name__)
 
@@ -28,12 +28,14 @@ MIN_POSITIVES = 50
 """Validation positives of cold items below which a bias is not distinguished from chance."""
 STAND_INS = 0.1
 """Share of the known items that stand for cold ones where validation has too few positives of these."""
-LOWEST, HIGHEST, STEP = -2.0, 3.0, 0.5
+LOWEST, HIGHEST = -2.0, 3.0
 """Biases that are tried first, in standard deviations of a user's scores."""
-FINER = (0.25, 0.125)
-"""Steps around the best of them."""
-MAX_BEYOND = 8
-"""Steps beyond the outermost."""
+STEPS = (0.5, 0.25, 0.125)
+"""Steps between them, and from the best of them."""
+MAX_STEPS = 8
+"""Steps of one size from the best of them at most."""
+CLOSE = 0.01
+"""Share of the score of validation by its own cold items that a bias by items which stand for them may cost."""
 PAIRS = 256
 """Validation pairs whose users' scores give the standard deviation."""
 
@@ -102,28 +104,24 @@ def fit_cold_item_bias(
         log.warning(f"model.cold_item_bias fits nothing, and the bias stays 0: {cold}")
         return
     found = scorer(cold.inputs)
-    if cold.inputs is not None:  # no cold item is in a history
+    if cold.inputs is not None:  # no cold item is in a history, or popular
         found = replace(found, added=(found.sparse.without(cold.which),) if found.sparse else ())
     spread = context.broadcast(spread_of_scores(found, dataset) if context.is_main else 0.0)
     if not spread > 0:
         log.warning("model.cold_item_bias fits nothing, and the bias stays 0: each user scores all items alike")
         return
-    rows, scores = torch.from_numpy(cold.rows).to(found.items.device), dict[float, float]()
-
-    def of_bias(bias: float) -> float:
-        if bias not in scores:
-            vectors = found.items.clone()
-            vectors[:, -1] += bias * rows
-            scores[bias] = score(replace(found, items=vectors))
-        return scores[bias]
-
-    bias = best_bias(of_bias, spread)
-    if cold.inputs is not None and (bounded := _bounded_bias(scores, model, dataset, scorer(None), score)) != bias:
-        log.info(
-            f"bias of cold items: {bias:.2f} is best by {cold}, and costs validation more than {CLOSE:.0%}, as hardly "
-            f"anybody takes the items without a row there are; {bounded:.2f} in its place"
-        )
-        bias = bounded
+    of_bias = _score_of_bias(found, cold.rows, score)
+    bias, *others = best_biases(of_bias, spread)
+    if cold.inputs is not None and (own := _rows_of_cold_items(model, dataset)).any():
+        of_own = _score_of_bias(scorer(None), own, score)
+        least = of_own(0.0) - CLOSE * abs(of_own(0.0))
+        bounded = next(one for one in (bias, *others, 0.0) if not one or of_own(one) >= least)
+        if bounded != bias:
+            log.info(
+                f"bias of cold items: {bias:.2f} is best by {cold}, and costs validation more than {CLOSE:.0%}, as "
+                f"hardly anybody takes the items without a row there are; {bounded:.2f} in its place"
+            )
+            bias = bounded
     with torch.no_grad():
         model.cold_items.values[UNKNOWN] = bias
     log.info(
@@ -132,45 +130,41 @@ def fit_cold_item_bias(
     )
 
 
-def _bounded_bias(
-    scores: dict[float, float], model: TwoTower, dataset: Dataset, found: Factors | ContextFactors,
-    score: Callable[[Scorer], float],
-) -> float:  # fmt: skip
-    """Return the bias of the highest of `scores`, which are by items that stand for cold ones, among those under which
-    the score of validation by the cold items that it has is lower by no more than CLOSE than without a bias."""
-    rows = torch.from_numpy(_rows_of_cold_items(model, dataset)).to(found.items.device)
-    if not rows.any():
-        return max(scores, key=lambda bias: (scores[bias], -abs(bias)))
+def _score_of_bias(
+    found: Factors | ContextFactors, rows: Shaped[Bools, "rows"], score: Callable[[Scorer], float]
+) -> Callable[[float], float]:
+    """Return the score of validation as a function of a bias of some rows of the items."""
+    raised = torch.from_numpy(rows).to(found.items.device)
 
+    @cache
     def of_bias(bias: float) -> float:
         vectors = found.items.clone()
-        vectors[:, -1] += bias * rows
+        vectors[:, -1] += bias * raised
         return score(replace(found, items=vectors))
 
-    before = of_bias(0.0)
-    least = before - CLOSE * abs(before)
-    tried = sorted(scores, key=lambda bias: (scores[bias], -abs(bias)), reverse=True)
-    return next((bias for bias in tried if not bias or of_bias(bias) >= least), 0.0)
+    return of_bias
 
 
-def best_bias(score: Callable[[float], float], spread: float) -> float:
-    """Return the bias of the highest score: of multiples of `spread` from LOWEST to HIGHEST, then of at most
-    MAX_BEYOND more while the outermost is the best, at last of finer ones around it. Of equal ones it is the nearest to
-    0."""
+def best_biases(score: Callable[[float], float], spread: float) -> list[float]:
+    """Return biases, the one of the highest score first: multiples of `spread` from LOWEST to HIGHEST, and more by ever
+    smaller steps from the best one while it gets better. Of equal ones it is the nearest to 0."""
     tried = dict[float, float]()
 
-    def best_with(*more: float) -> float:
+    def best_of(more: Iterable[float]) -> float:
         tried.update({value: score(value * spread) for value in more if value not in tried})
-        return max(tried, key=lambda value: (tried[value], -abs(value)))
+        return _ranked(tried)[0]
 
-    best = best_with(*np.arange(LOWEST, HIGHEST + STEP / 2, STEP).tolist())
-    for _ in range(MAX_BEYOND):
-        if min(tried) < best < max(tried):
-            break
-        best = best_with(best + (STEP if best > 0 else -STEP))
-    for step in FINER:
-        best = best_with(best - step, best + step)
-    return best * spread
+    best = best_of(np.arange(LOWEST, HIGHEST + STEPS[0] / 2, STEPS[0]).tolist())
+    for step in STEPS:
+        for _ in range(MAX_STEPS):
+            before, best = best, best_of((best - step, best + step))
+            if best == before:
+                break
+    return [value * spread for value in _ranked(tried)]
+
+
+def _ranked(scores: dict[float, float]) -> list[float]:
+    return sorted(scores, key=lambda value: (-scores[value], abs(value)))
 
 
 def _codes_and_items(model: TwoTower, dataset: Dataset) -> tuple[Shaped[Codes, "rows"], Shaped[Ints, "rows"]]:

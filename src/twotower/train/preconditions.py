@@ -72,7 +72,7 @@ def check_recipe(dataset: Dataset, recipe: Recipe, context: DistributedContext) 
         term.check(dataset, recipe.model, recipe.evaluation)
     fitted = [f"'{term.kind}'" for term in recipe.terms]
     if recipe.last_starts and not recipe.model.stacking:  # which calibrates them
-        fitted += [f"'{start.kind}'" for start in recipe.last_starts]
+        fitted += [f"'{start.kind}'" for start in recipe.last_starts.values()]
     of_pairs = isinstance(recipe.evaluation.metric_set.find(recipe.train.monitor), PairMetric)
     if fitted and recipe.loss.pointwise and not of_pairs:
         log.warning(
@@ -89,8 +89,8 @@ def check_recipe(dataset: Dataset, recipe: Recipe, context: DistributedContext) 
         )
     _check_towers(recipe)
     _check_scorers(dataset, recipe)
-    for start in recipe.train.start:
-        start.check(dataset, recipe.model, is_weighted=start in recipe.last_starts)
+    for pair, start in (recipe.first_starts | recipe.last_starts).items():
+        start.check(dataset, recipe.model, pair)
     for metric in recipe.evaluation.metrics:
         metric.check(dataset)
     for column in recipe.evaluation.slices:
@@ -104,9 +104,10 @@ def check_recipe(dataset: Dataset, recipe: Recipe, context: DistributedContext) 
 
 def _check_scorers(dataset: Dataset, recipe: Recipe) -> None:
     """Raise ConfigError if closed forms do not go with versions of items, the validation part or the context."""
-    if not recipe.train.start:
+    starts = [*recipe.first_starts.values(), *recipe.last_starts.values()]
+    if not starts:
         return
-    kinds = listed([f"'{kind}'" for kind in dict.fromkeys(start.kind for start in recipe.train.start)])
+    kinds = listed([f"'{kind}'" for kind in dict.fromkeys(start.kind for start in starts)])
     if dataset.items.versions is not None:
         out = "leave it out of scorers, or leave out schema.valid_from"
         if not recipe.train.epochs:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
 from itertools import compress
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, JsonValue, field_validator, model_validator
 
 from twotower.errors import did_you_mean, listed
 from twotower.evaluation.config import EvaluationConfig
 from twotower.features.field import InputField
+from twotower.kinds import Written
 from twotower.model.two_tower import ModelConfig
 from twotower.scorers import SCORERS, STARTS
+from twotower.scorers.ials import TowerStart
 from twotower.scorers.scorer import AddedScorer, FittedTerm, TermScorer
 from twotower.scorers.start import Start
 from twotower.section import Section
@@ -38,9 +41,7 @@ class TrainConfig(Section):
         "checkpoint_seconds", "checkpoint_steps",
     )  # fmt: skip
 
-    epochs: int = Field(
-        10, ge=0, description="Passes over the training interactions. 0: the model keeps the values of train.start."
-    )
+    epochs: int = Field(10, ge=0, description="Passes over the training interactions. 0: scorers alone are the model.")
     batch_size: int = Field(
         0,
         ge=0,
@@ -72,11 +73,11 @@ class TrainConfig(Section):
         "together",
         description="Loss of several model.pairs. together: one loss of the summed score. apart: one loss per pair.",
     )
-    start: tuple[Annotated[Start, STARTS], ...] = Field(
-        (),
-        description="Closed-form values of pairs, each with its `kind`: before the first step, or with learn = false "
-        "after the last.",
+    start: tuple[Annotated[TowerStart, STARTS], ...] = Field(
+        (), description="Vectors of a scorer, by its `kind`, that pairs of towers are trained on from."
     )
+    solved: Annotated[tuple[Annotated[Start, SCORERS], ...], Written] = ()
+    """Closed forms of the last of `model.pairs`, which a config has in place of its `scorers`."""
     shuffle: bool = Field(
         True,
         description="New order of the training pairs, or with causal histories of the users, in every epoch. false: "
@@ -121,6 +122,17 @@ class TrainConfig(Section):
         60.0, ge=0, description="Seconds between checkpoints. A checkpoint also follows every epoch."
     )
     checkpoint_steps: int = Field(0, ge=0, description="Steps between checkpoints. 0: only by time.")
+
+    @field_validator("start", mode="before")
+    @classmethod
+    def _only_of_towers(cls, given: JsonValue) -> JsonValue:
+        for one in given if isinstance(given, list | tuple) else ():
+            kind = one.get("kind") if isinstance(one, Mapping) else one
+            if isinstance(kind, str) and kind in SCORERS and kind not in STARTS:
+                raise ValueError(
+                    f"towers begin from kind 'ials' alone; name '{kind}' in scorers, such as scorers = ['{kind}']"
+                )
+        return given
 
     @model_validator(mode="after")
     def _check(self) -> TrainConfig:
@@ -188,27 +200,30 @@ class Recipe(Section):
         return self
 
     @property
+    def solved(self) -> dict[int, Start]:
+        """Closed forms by the number of their pair, which no step trains."""
+        return dict(enumerate(self.train.solved, len(self.model.pairs) - len(self.train.solved)))
+
+    @property
     def trained_pairs(self) -> list[int] | None:
-        """Pairs whose vectors a step needs; None: all.
-
-        Pairs that keep their start are left out."""
-        return self._pairs_without([start for start in self.train.start if not start.learn])
+        """Pairs whose vectors a step needs; None: all."""
+        return self._pairs_without(self.solved)
 
     @property
-    def first_starts(self) -> list[Start]:
-        """Starts that are solved before the first step; without epochs the first one, which others are added to."""
-        return [start for start in self.train.start if start.learn] if self.train.epochs else [*self.train.start[:1]]
+    def first_starts(self) -> dict[int, Start]:
+        """Closed forms that are solved before the first step; without epochs the first one, which others are added
+        to."""
+        return {one.pair: one for one in self.train.start} if self.train.epochs else dict([*self.solved.items()][:1])
 
     @property
-    def last_starts(self) -> list[Start]:
-        """Starts that are solved, and weighted by the mix, after the last epoch."""
-        first = self.first_starts
-        return [start for start in self.train.start if start not in first]
+    def last_starts(self) -> dict[int, Start]:
+        """Closed forms that are solved, and weighted by the mix, after the last epoch."""
+        return self.solved if self.train.epochs else dict([*self.solved.items()][1:])
 
     @property
     def solved_again(self) -> bool:
         """True if closed forms that no step trains are solved again after the measurement of validation."""
-        return bool(self.last_starts if self.train.epochs else self.train.start)
+        return bool(self.train.solved)
 
     @property
     def pairs_of_epochs(self) -> list[int] | None:
@@ -228,7 +243,7 @@ class Recipe(Section):
     def is_mixed(self) -> bool:
         """True if the mix adds weighted terms to the scores after the last epoch."""
         model = self.model
-        adds_popularity = model.bias and not model.stacking and bool(self.train.start) and not self.train.epochs
+        adds_popularity = model.bias and not model.stacking and bool(self.train.solved) and not self.train.epochs
         return bool(self.last_starts or self.terms or adds_popularity)
 
     def reads_in_steps(self, side: str, feature: str) -> bool:
@@ -254,7 +269,7 @@ class Recipe(Section):
     @property
     def fitted_last(self) -> str:
         """Words for what is fitted to validation after the last epoch. Empty: nothing."""
-        model, pairs = self.model, [str(start.pair) for start in self.last_starts]
+        model, pairs = self.model, [str(pair) for pair in self.last_starts]
         popular = self.is_mixed and not pairs and not self.terms
         names, fits = (
             ("stacking", "the bias of cold items", "popularity"),
@@ -264,40 +279,29 @@ class Recipe(Section):
         found += [f"pair{'s' * (len(pairs) > 1)} {listed(pairs)}"] if pairs else []
         return listed(found) if found else ""
 
-    def _pairs_without(self, starts: list[Start]) -> list[int] | None:
-        without = {start.pair for start in starts}
+    def _pairs_without(self, without: Collection[int]) -> list[int] | None:
         return [pair for pair in range(len(self.model.pairs)) if pair not in without] if without else None
 
     def _check_starts(self) -> None:
-        """Raise ValueError if starts and pairs contradict each other, or a pair has neither training nor a start."""
-        starts, pairs = self.train.start, len(self.model.pairs)
-        if starts and self.train.embedding_placement == "torchrec":
+        """Raise ValueError if starts and pairs contradict each other, or nothing makes a score."""
+        train, pairs = self.train, [start.pair for start in self.train.start]
+        if (train.start or self.scorers or train.solved) and train.embedding_placement == "torchrec":
             raise ValueError(
-                "train.start fills whole tables, and train.embedding_placement = 'torchrec' has pieces; set "
-                "'replicated', or leave it out"
+                "scorers and train.start fill whole tables, and train.embedding_placement = 'torchrec' has pieces; set "
+                "'replicated', or leave them out"
             )
-        if beyond := [s.pair for s in starts if s.pair >= pairs]:
+        if pairs and max(pairs) >= len(self.model.pairs):
             raise ValueError(
-                f"train.start names pair {beyond[0]}, and model.pairs has {pairs}, from 0; set pair to at most "
-                f"{pairs - 1}"
+                f"train.start names pair {max(pairs)}, and model.pairs has {len(self.model.pairs)}, from 0; set pair "
+                f"to at most {len(self.model.pairs) - 1}"
             )
-        if twice := {s.pair for s in starts if [o.pair for o in starts].count(s.pair) > 1}:
+        if twice := {pair for pair in pairs if pairs.count(pair) > 1}:
             raise ValueError(f"train.start names pair {min(twice)} twice; give each start a pair of its own")
-        for start in (s for s in self.last_starts if s.scale != 1):
+        if not train.epochs and (train.start or not (self.scorers or train.solved)):
             raise ValueError(
-                f"train.start of kind '{start.kind}' has scale = {start.scale:g}, and the mix chooses the factor of "
-                "its scores; leave scale out"
-            )
-        if self.train.epochs and {s.pair for s in starts if not s.learn} >= set(range(pairs)):
-            raise ValueError(
-                "train.start has learn = false for every pair, so no epoch changes a weight; set train.epochs = 0, or "
-                "learn = true"
-            )
-        if not (self.train.epochs or self.scorers) and {s.pair for s in starts} < set(range(pairs)):
-            raise ValueError(
-                "train.epochs = 0 trains nothing, and not every pair has a train.start; give each pair one, or set "
-                "train.epochs to 1 or more"
-            )
+                "train.epochs = 0 trains no towers" + ", so train.start begins none" * bool(train.start)
+                + "; name a scorer, such as scorers = ['ials'], or set train.epochs to 1 or more"
+            )  # fmt: skip
 
     def _check_apart(self) -> None:
         """Raise ValueError if the model's score is not the sum of the pairs' scores."""

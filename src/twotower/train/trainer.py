@@ -39,16 +39,14 @@ from twotower.model.inputs.side_tensors import SideTensors
 from twotower.model.lowering import MAX_TABLE_BYTES
 from twotower.model.tables import blank_tables, deferred_tables
 from twotower.model.two_tower import TwoTower
-from twotower.scorers.search import evaluation_of_search
 from twotower.train.checkpoint import Checkpoint, Checkpoints, Stateful
-from twotower.train.closed_forms import ClosedForm, ClosedForms, check_started
+from twotower.train.closed_forms import ClosedForm, ClosedForms, clear_pair, evaluation_of_search
 from twotower.train.cold_items import fit_cold_item_bias
 from twotower.train.defaults import with_defaults, with_precision
 from twotower.train.factors import context_factors, gathered_factors, has_finite_vectors, with_added
 from twotower.train.mix import Mix
 from twotower.train.objective import ContrastiveObjective, PointwiseObjective
 from twotower.train.order import Epoch
-from twotower.train.pair import clear_pair
 from twotower.train.progress import Callback, EpochRecord, TrainingProgress
 from twotower.train.recipe import Recipe
 from twotower.train.stacking import stack
@@ -94,9 +92,9 @@ class Trainer:
         self.dataset, self.recipe = dataset, recipe
         self.model, self.torchrec = build_model(recipe, dataset.encoders, self.context, self.device)
         config = recipe.train
-        for start in config.start if config.epochs else ():  # without epochs the optimizer still needs parameters
-            for tower in (self.model.towers(side)[start.pair] for side in SIDES):
-                tower.requires_grad_(start.learn)
+        for pair in recipe.solved if config.epochs else ():  # without epochs the optimizer still needs parameters
+            for side in SIDES:
+                self.model.towers(side)[pair].requires_grad_(False)
         loss, parts = recipe.loss, (dataset, recipe, self.model, self.device, self.context, self.torchrec)
         self.objective: PointwiseObjective | ContrastiveObjective = (
             PointwiseObjective(loss, *parts) if loss.pointwise else ContrastiveObjective(loss, *parts)
@@ -104,8 +102,8 @@ class Trainer:
         self._measured_pairs = recipe.pairs_of_epochs
         self._solved = list[tuple[ClosedForm, list[float] | None]]()
         """Closed forms that no step trains, and the weights of their terms; None for those that are not weighted."""
-        for start in recipe.last_starts:
-            clear_pair(self.model, start)  # until it has its values
+        for pair in recipe.last_starts:
+            clear_pair(self.model, pair)  # until it has its values
         steps = self.objective.steps_per_epoch
         self.optimizer = ModelOptimizer(self.model, config, steps, self.device, self.context, self.torchrec)
         self.weights = Weights(self.model, self.context, sharded=self.torchrec is not None)
@@ -135,7 +133,6 @@ class Trainer:
                 with self._at_once():
                     self._begin()
             if self.checkpoints.has_changed and p.step:
-                check_started(self.model, self.recipe)
                 self._measure_best_again()
             if p.epoch < config.epochs and not self.best.out_of_patience:
                 self.callback.on_phase("epochs", self.recipe, p.epoch)
@@ -173,8 +170,8 @@ class Trainer:
     def _begin(self) -> None:
         """Solve `first_starts`. As epoch 0 these values may be the best weights."""
         started, config, closed = time.perf_counter(), self.recipe.train, self._closed_forms
-        for start in self.recipe.first_starts:
-            form = closed.fill(start)
+        for pair, start in self.recipe.first_starts.items():
+            form = closed.fill(pair, start)
             if not config.epochs:
                 self._solved.append((form, None))
         self.ema.restart()
@@ -204,13 +201,13 @@ class Trainer:
         recipe, closed, forms = self.recipe, self._closed_forms, list[ClosedForm]()
         if recipe.last_starts:
             self.callback.on_phase("closed forms after the epochs", recipe)
-        for start in recipe.last_starts:
+        for pair, start in recipe.last_starts.items():
             self._check_stop()
             try:
-                forms.append(closed.fill(start))
+                forms.append(closed.fill(pair, start))
             except TrainingError as e:
                 log.warning(f"{e} (it adds nothing)")
-                clear_pair(self.model, start)
+                clear_pair(self.model, pair)
         if recipe.model.stacking:  # which has the weights of the pairs
             self._solved += [(form, None) for form in forms]
             self._measured_pairs, forms = None, []

@@ -32,20 +32,19 @@ class TriedStarts:
         self._file = folder / TRIED if folder and fingerprint else None
         self._fingerprint = fingerprint
 
-    def score(self, start: Start) -> float | None:
-        """Return the score of a start that has been tried, minus infinity if it could not be solved; None if it has not
-        been tried."""
-        key = start.model_dump_json()
-        if key not in self._scores:
+    def score(self, pair: int, start: Start) -> float | None:
+        """Return the score of a pair's values that have been tried, minus infinity if they could not be solved; None if
+        they have not been tried."""
+        if (key := _key(pair, start)) not in self._scores:
             return None
         score = self._scores[key]
         return -math.inf if score is None else score
 
-    def add(self, start: Start, score: float) -> None:
-        """Keep the score of a start. Raises RunError if the file cannot be written."""
+    def add(self, pair: int, start: Start, score: float) -> None:
+        """Keep the score of a pair's values. Raises RunError if the file cannot be written."""
         if math.isnan(score):
             return
-        self._scores[start.model_dump_json()] = score if math.isfinite(score) else None
+        self._scores[_key(pair, start)] = score if math.isfinite(score) else None
         if self._file is not None:
             try:
                 self._file.parent.mkdir(parents=True, exist_ok=True)
@@ -59,7 +58,7 @@ class TriedStarts:
             return {}
         try:
             found = read_json(self._file)
-            scores = {str(start): None if score is None else float(score) for start, score in found["scores"].items()}
+            scores = {str(key): None if score is None else float(score) for key, score in found["scores"].items()}
             is_same = found["of"] == self._digest
         except (RunError, KeyError, TypeError, ValueError, AttributeError) as e:
             log.warning(f"{self._file} is damaged ({type(e).__name__}); the values of the starts are tried anew")
@@ -71,3 +70,7 @@ class TriedStarts:
     @cached_property
     def _digest(self) -> str:
         return hashlib.sha256(json.dumps(self._fingerprint, sort_keys=True).encode()).hexdigest()
+
+
+def _key(pair: int, start: Start) -> str:
+    return f"{pair} {start.model_dump_json()}"

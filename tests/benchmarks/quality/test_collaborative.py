@@ -13,17 +13,17 @@ from benchmarks.quality.collaborative import DECLARED, recipe
     [
         ("ials", ["ials"]),
         ("recipe", ["ials", "ease"]),
-        ("columns", ["ials", "ease", "content", "next_content", "user_content"]),
+        ("columns", ["ials", "ease", "columns"]),
     ],
 )
 def test_a_row_keeps_pairs_with_their_starts(row: str, kinds: list[str]) -> None:
     kept = with_pairs(recipe()[1], DECLARED["rows"][row]["pairs"])
-    assert [(start.kind, start.pair) for start in kept.train.start] == [(kind, n) for n, kind in enumerate(kinds)]
+    assert [(n, form.kind) for n, form in kept.solved.items()] == [*enumerate(kinds)]
     assert len(kept.model.pairs) == len(kinds)
 
 
 def test_starts_follow_their_pairs() -> None:
     _, config = recipe()
-    kept = with_pairs(config, [4, 1])
-    assert {start.kind: start.pair for start in kept.train.start} == {"user_content": 0, "ease": 1}
-    assert kept.model.pairs == (config.model.pairs[4], config.model.pairs[1])
+    kept = with_pairs(config, [0, 2])
+    assert {n: form.kind for n, form in kept.solved.items()} == {0: "ials", 1: "columns"}
+    assert kept.model.pairs == (config.model.pairs[0], config.model.pairs[2])
