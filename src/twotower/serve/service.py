@@ -10,14 +10,12 @@ from twotower.errors import DataError, Unavailable
 from twotower.retrieval.request import Answer, Request
 from twotower.retrieval.retriever import Retriever
 from twotower.serve import replies, schemas
-from twotower.serve.admission import ENTRIES_PER_WEIGHT, AdmissionController, release_current_permit
+from twotower.serve.admission import ENTRIES_PER_WEIGHT, AdmissionController, ClientSlots, release_current_permit
 from twotower.serve.bundles import BundleLimits, BundleManager
-from twotower.serve.client_limits import ClientSlots
 from twotower.serve.metrics import ServeMetrics
 from twotower.serve.problems import Problem, ProblemObject, problem_of
 from twotower.serve.recommender import Recommender
 from twotower.serve.redis_events import RedisEvents
-from twotower.serve.request_limits import RequestLimits
 from twotower.serve.search_executor import RemoteSearchExecutor
 from twotower.serve.settings import ServeSettings
 from twotower.serve.user_events import EventStore, InProcessEvents
@@ -53,7 +51,6 @@ class Service:
             work_clock=None if waits else time.process_time,
         )  # fmt: skip
         self.search_executor = RemoteSearchExecutor(s.index_timeout / 1e3, self.metrics.index_errors.inc)
-        self.limits = RequestLimits(s)
         self.recommender = Recommender(
             s, self.metrics, self.bundles, self.event_store, self.admission, self.search_executor
         )
@@ -82,7 +79,7 @@ class Service:
 
     async def recommend(self, body: schemas.RecommendRequest) -> replies.ItemsReply:
         """Recommend items to a user. Raises Problem, DataError."""
-        self.limits.check(body)
+        self.check_limits(body)
         retriever = self.bundles.current
         resolved = await self.recommender.resolve(body, retriever)
         answer, vector = await self.recommender.answer_or_fallback(body, resolved, retriever)
@@ -99,7 +96,7 @@ class Service:
         """Answer the requests one by one, each with its own permit between other clients' requests.
 
         Stops early if the client has `disconnected`."""
-        self.limits.check_batch(body.requests)
+        self.check_limits(body)
         client, answers = release_current_permit(), list[replies.ItemsReply | ProblemObject]()
         with self._batches.hold(client):
             for place, one in enumerate(body.requests):
@@ -116,7 +113,7 @@ class Service:
 
     async def embed(self, body: schemas.UserRequest) -> replies.VectorReply:
         """Return the user vector."""
-        self.limits.check(body)
+        self.check_limits(body)
         retriever = self.bundles.current
         resolved = await self.recommender.resolve(body, retriever)
         started = time.perf_counter()
@@ -138,7 +135,7 @@ class Service:
         retriever = self.bundles.current
         if not retriever.schema.searchable():
             raise Problem("no-text-feature")
-        self.limits.check(body)
+        self.check_limits(body)
 
         def search() -> Answer:
             return retriever.search(
@@ -155,7 +152,7 @@ class Service:
     async def similar(self, item_id: str, k: int) -> replies.ItemsReply:
         """Return the items nearest to an item. Raises Unavailable: popular items are no substitute here."""
         retriever = self.bundles.current
-        self.limits.check_k(k, "query.k")
+        self._check_k(k, "query.k")
         answer = await self.recommender.run_search(retriever, lambda: retriever.similar(item_id, k))
         return self._counted(answer, retriever)
 
@@ -163,7 +160,7 @@ class Service:
         """Append to a user's recent events.
 
         Raises Problem "conflict" if other workers would not see them, DataError for an unknown type."""
-        self.limits.check_list("events", body.events)
+        self.check_limits(body)
         if self.settings.workers > 1 and not self.event_store.shared:
             raise Problem(
                 "conflict",
@@ -207,6 +204,23 @@ class Service:
             search=[f.name for f in retriever.schema.searchable()],
             limits={"k": s.max_k, "list": s.max_list, "batch": s.max_batch, "body": s.max_body},
         )
+
+    def check_limits(self, body: schemas.RequestModel) -> None:
+        """Check the numbers and lists of a request against the settings. Raises Problem "invalid"."""
+        s = self.settings
+        if isinstance(body, schemas.ItemFilter):
+            self._check_k(body.k, "body.k")
+        for name in ("history", "events", "allow", "ban", "requests"):
+            most = s.max_batch if name == "requests" else s.max_list
+            if len(entries := getattr(body, name, None) or ()) > most:
+                detail = f"{name} has {len(entries):,} entries, at most {most:,} are allowed"
+                raise Problem("invalid", detail, errors=[{"at": f"body.{name}", "detail": detail}])
+
+    def _check_k(self, k: int, at: str) -> None:
+        """Check the number of items, a field `at` a place of the request."""
+        if not 1 <= k <= self.settings.max_k:
+            detail = f"k is {k}, expected 1 to {self.settings.max_k:,}"
+            raise Problem("invalid", detail, errors=[{"at": at, "detail": detail}])
 
     def _counted(self, answer: Answer, retriever: Retriever, recent_events: int = 0) -> replies.ItemsReply:
         """Return the reply of an answer, and add it to the metrics."""

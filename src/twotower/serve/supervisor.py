@@ -28,9 +28,8 @@ from typing import Literal
 from twotower.errors import BundleError, ConfigError
 from twotower.kinds import import_modules
 from twotower.serve.connection_limits import connection_limits
-from twotower.serve.json_log import log_as_json
 from twotower.serve.settings import METRICS_FOLDER, ServeSettings
-from twotower.serve.worker import SIGNAL_REPEAT_INTERVAL, run_worker
+from twotower.serve.worker import SIGNAL_REPEAT_INTERVAL, log_as_json, run_worker
 from twotower.store.store import Store
 
 SHORT_LIFE_SECONDS, MAX_SHORT_LIVES = 5.0, 5

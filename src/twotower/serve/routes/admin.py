@@ -31,7 +31,7 @@ def add_admin_routes(app: FastAPI, service: Service) -> None:
         # A reason from a shell may contain lone surrogates, which are not UTF-8.
         text = dumps(history, ensure_ascii=False).encode(errors="replace")
         listed = await Console(service).bundles()
-        return json_response({"bundles": listed.bundles, "history": orjson.loads(text)})
+        return json_response({**listed, "history": orjson.loads(text)})
 
     @app.post("/v1/rollback")
     async def rollback(body: schemas.RollbackRequest) -> Response:
