@@ -27,7 +27,7 @@ from typing import Literal
 
 from twotower.errors import BundleError, ConfigError
 from twotower.kinds import import_modules
-from twotower.serve.connection_limits import connection_limits
+from twotower.serve.connections import connection_limits
 from twotower.serve.settings import METRICS_FOLDER, ServeSettings
 from twotower.serve.worker import SIGNAL_REPEAT_INTERVAL, log_as_json, run_worker
 from twotower.store.store import Store

@@ -18,8 +18,7 @@ import uvicorn
 from starlette.types import ASGIApp
 
 from twotower.kinds import import_modules
-from twotower.serve.connections import Connections
-from twotower.serve.http_protocol import HttpProtocol
+from twotower.serve.connections import Connection, Connections
 from twotower.serve.settings import METRICS_FOLDER, ServeSettings
 
 THREAD_SWITCH_INTERVAL = 0.0005
@@ -129,12 +128,12 @@ class DrainingServer(uvicorn.Server):
     """uvicorn's server, which accepts all queued connections between two answers and before it closes its sockets."""
 
     def __init__(self, app: ASGIApp, settings: ServeSettings, connections: Connections) -> None:
-        class WorkerProtocol(HttpProtocol):
-            all_connections, max_body = connections, settings.max_body
+        class WorkerConnection(Connection):
+            all_connections = connections
 
         config = uvicorn.Config(
             app,
-            http=WorkerProtocol,
+            http=WorkerConnection,
             ws="none",
             lifespan="off",
             log_config=None,
@@ -145,11 +144,11 @@ class DrainingServer(uvicorn.Server):
             forwarded_allow_ips=settings.trusted_proxies or None,
         )
         super().__init__(config)
-        self._protocol_class = WorkerProtocol
+        self._connection_class = WorkerConnection
         self._exclusive = settings.workers == 1
         """True if no other process listens on the same sockets."""
         self._listening: list[socket.socket] = []
-        self._accepted = set[asyncio.Task[tuple[asyncio.Transport, HttpProtocol]]]()
+        self._accepted = set[asyncio.Task[tuple[asyncio.Transport, Connection]]]()
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -185,8 +184,8 @@ class DrainingServer(uvicorn.Server):
         await asyncio.gather(*self._accepted, return_exceptions=True)
         await super().shutdown(sockets)
 
-    def _protocol(self) -> HttpProtocol:
-        return self._protocol_class(
+    def _protocol(self) -> Connection:
+        return self._connection_class(
             config=self.config, server_state=self.server_state, app_state={}, _loop=asyncio.get_running_loop()
         )
 
