@@ -52,8 +52,8 @@ def run_worker(settings: ServeSettings, sockets: list[socket.socket]) -> int:
 async def _serve(settings: ServeSettings, sockets: list[socket.socket]) -> bool:
     """Serve until a signal; return True if a thread is still reading the store or the key file."""
     from twotower.serve.api_keys import ApiKeys
-    from twotower.serve.app import create_admin_app, create_app
     from twotower.serve.middleware import RequestMiddleware
+    from twotower.serve.routes import create_admin_app, create_app
     from twotower.serve.service import Service
 
     service = Service(settings)

@@ -13,7 +13,7 @@ from twotower.errors import BundleError, RunError
 from twotower.serve import schemas
 from twotower.serve.console import Console
 from twotower.serve.problems import Problem
-from twotower.serve.routes.requests import json_response
+from twotower.serve.routes.openapi import json_response
 from twotower.serve.service import Service
 from twotower.store.remote_collections import RemoteCollections
 from twotower.store.store import Store

@@ -11,8 +11,8 @@ from fastapi.responses import Response
 from twotower.serve import schemas
 from twotower.serve.console import Console
 from twotower.serve.problems import Problem
-from twotower.serve.routes.openapi import BODY_PROBLEMS, client_problems
-from twotower.serve.routes.requests import (
+from twotower.serve.routes.openapi import (
+    BODY_PROBLEMS,
     BundleId,
     GroupColumn,
     PathId,
@@ -20,6 +20,7 @@ from twotower.serve.routes.requests import (
     QueryId,
     QueryText,
     RowLimit,
+    client_problems,
     json_response,
 )
 from twotower.serve.service import Service

@@ -8,8 +8,7 @@ from fastapi.responses import PlainTextResponse, Response
 from twotower.serve import replies
 from twotower.serve.metrics import CONTENT_TYPE
 from twotower.serve.problems import PROBLEMS, Problem
-from twotower.serve.routes.openapi import problems
-from twotower.serve.routes.requests import ProblemName, json_response
+from twotower.serve.routes.openapi import ProblemName, json_response, problems
 from twotower.serve.service import Service
 
 
