@@ -107,9 +107,8 @@ class Console:
 
     async def _explained(self, body: schemas.RecommendRequest, retriever: Retriever) -> Mapping[str, Json | ItemsReply]:
         self._service.check_limits(body)
-        recommender = self._service.recommender
-        resolved = await recommender.resolve(body, retriever)
-        answer, _ = await recommender.answer_or_fallback(body, resolved, retriever)
+        resolved = await self._service.resolve(body, retriever)
+        answer, _ = await self._service.answer_or_fallback(body, resolved, retriever)
         request = resolved.request
         events = retriever.user_inputs.event_types.read(request.all_events)
         user_id = request.user_id if resolved.known_user else None
@@ -124,7 +123,7 @@ class Console:
         excluded: Sequence[JsonObject] = []
         if answer.source != "fallback":
             vector = explained.vector if explained else None
-            excluded = await recommender.run_search(
+            excluded = await self._service.run_search(
                 retriever, lambda: _excluded_items(body, request, retriever, answer, vector, seen)
             )
         allowed = retriever.filters.allowed(body.allow, body.where or None)

@@ -1,27 +1,44 @@
-"""Replies to requests, from the current bundle and the recent events of users."""
+"""Replies to requests, from the current bundle and the recent events of users; popular items while a remote index does
+not answer."""
 
 from __future__ import annotations
 
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Coroutine
+from dataclasses import dataclass, replace
+from typing import TypeVar
 
+from twotower.arrays.types import Floats
 from twotower.errors import DataError, Unavailable
-from twotower.retrieval.request import Answer, Request
+from twotower.retrieval.request import Answer, Method, Request
 from twotower.retrieval.retriever import Retriever
 from twotower.serve import replies, schemas
 from twotower.serve.admission import ENTRIES_PER_WEIGHT, AdmissionController, ClientSlots, release_current_permit
 from twotower.serve.bundles import BundleLimits, BundleManager
 from twotower.serve.metrics import ServeMetrics
-from twotower.serve.problems import Problem, ProblemObject, problem_of
-from twotower.serve.recommender import Recommender
+from twotower.serve.problems import Problem, ProblemObject, index_problem, problem_of
 from twotower.serve.redis_events import RedisEvents
-from twotower.serve.search_executor import RemoteSearchExecutor
+from twotower.serve.search_executor import SEARCH_THREADS, RemoteSearchExecutor
 from twotower.serve.settings import ServeSettings
-from twotower.serve.user_events import EventStore, InProcessEvents
+from twotower.serve.user_events import EMPTY_STATE, EventStore, InProcessEvents, UserState
 
 MAX_BATCHES, MAX_BATCHES_PER_CLIENT = 8, 4
 """Batches under way at once: of all clients, and of one."""
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class ResolvedRequest:
+    """A request for the retriever, with the user's recent events and the method that answers it."""
+
+    request: Request
+    method: Method
+    known_user: bool
+    """True if the user is one of the bundle's."""
+    state: UserState
+    cacheable: bool
+    """True if the request adds nothing but recent events: its user vector may be saved for the next request."""
 
 
 class Service:
@@ -51,9 +68,7 @@ class Service:
             work_clock=None if waits else time.process_time,
         )  # fmt: skip
         self.search_executor = RemoteSearchExecutor(s.index_timeout / 1e3, self.metrics.index_errors.inc)
-        self.recommender = Recommender(
-            s, self.metrics, self.bundles, self.event_store, self.admission, self.search_executor
-        )
+        self._concurrency = self.admission.concurrency
         self.draining = False
         self._batches = ClientSlots(MAX_BATCHES, MAX_BATCHES_PER_CLIENT, "batches")
         self._tasks: set[asyncio.Task[None]] = set()
@@ -81,8 +96,8 @@ class Service:
         """Recommend items to a user. Raises Problem, DataError."""
         self.check_limits(body)
         retriever = self.bundles.current
-        resolved = await self.recommender.resolve(body, retriever)
-        answer, vector = await self.recommender.answer_or_fallback(body, resolved, retriever)
+        resolved = await self.resolve(body, retriever)
+        answer, vector = await self.answer_or_fallback(body, resolved, retriever)
         if vector is not None and resolved.cacheable and resolved.state.vector is None:
             assert body.user_id is not None
             await self._save(
@@ -115,7 +130,7 @@ class Service:
         """Return the user vector."""
         self.check_limits(body)
         retriever = self.bundles.current
-        resolved = await self.recommender.resolve(body, retriever)
+        resolved = await self.resolve(body, retriever)
         started = time.perf_counter()
         vector, source, unknown = retriever.embed_request(resolved.request, resolved.method)
         spent = (time.perf_counter() - started) * 1e3
@@ -144,16 +159,16 @@ class Service:
             )  # fmt: skip
 
         try:
-            answer = await self.recommender.run_search(retriever, search)
+            answer = await self.run_search(retriever, search)
         except Unavailable as e:
-            answer = self.recommender.without_index(e, retriever, Request(), 2, body)
+            answer = self.without_index(e, retriever, Request(), 2, body)
         return self._counted(answer, retriever)
 
     async def similar(self, item_id: str, k: int) -> replies.ItemsReply:
         """Return the items nearest to an item. Raises Unavailable: popular items are no substitute here."""
         retriever = self.bundles.current
         self._check_k(k, "query.k")
-        answer = await self.recommender.run_search(retriever, lambda: retriever.similar(item_id, k))
+        answer = await self.run_search(retriever, lambda: retriever.similar(item_id, k))
         return self._counted(answer, retriever)
 
     async def add_events(self, body: schemas.EventsRequest) -> replies.EventsReply:
@@ -229,6 +244,109 @@ class Service:
             [*retriever.user_columns, *retriever.context_columns], answer.truncated,
         )  # fmt: skip
         return replies.ItemsReply.of(answer, recent_events)
+
+    # ---- parts of an answer
+
+    async def resolve(self, body: schemas.UserRequest, retriever: Retriever) -> ResolvedRequest:
+        """Fetch the user's recent events and choose the method.
+
+        Method 1 uses precomputed user vectors, method 2 the online user tower. Raises Problem "unknown-user"."""
+        state = EMPTY_STATE
+        if body.use_recent_events and body.user_id is not None:
+            started = time.perf_counter()
+            state = await self.event_store.fetch(self.bundles.event_bundles(retriever), body.user_id)
+            self.metrics.stages["events"].observe(time.perf_counter() - started)
+        effective = retriever.effective_request(
+            Request(
+                body.user_id,
+                body.features,
+                None if body.history is None else schemas.item_events(body.history),
+                schemas.item_events(body.events),
+                body.context,
+            )
+        )
+        recent = retriever.user_inputs.event_types.read(state.events, stored=True)
+        if body.user_id is not None and effective.history is None:
+            recent = retriever.unstored_events(body.user_id, recent)
+        request = replace(effective, recent=recent)
+        known = body.user_id is not None and retriever.has_user(body.user_id)
+        if body.user_id is not None and not (known or request.has_details) and self.settings.unknown_user == "404":
+            raise Problem("unknown-user", f"user '{body.user_id}' is not among the bundle's users")
+        method: Method = body.method or retriever.usual_method(request)
+        if not known and request.has_details:
+            method = 2  # an unknown user has no precomputed vector
+        adds = effective.features or effective.events or effective.history is not None or retriever.reads_context
+        cacheable = bool(recent) and not adds
+        return ResolvedRequest(request, method, known, state, cacheable)
+
+    async def run_search(self, retriever: Retriever, work: Callable[[], T]) -> T:
+        """Run a search at once, or in a thread if the index is remote. Raises Unavailable and the errors of `work`."""
+        remote = retriever.index.remote
+        self.admission.concurrency = max(self._concurrency, SEARCH_THREADS) if remote else self._concurrency
+        return await self.search_executor.run(work) if remote else work()
+
+    async def answer_or_fallback(
+        self, body: schemas.RecommendRequest, resolved: ResolvedRequest, retriever: Retriever
+    ) -> tuple[Answer, Floats | None]:
+        """Return the answer and the new user vector, if one was computed; without the index as `without_index` does."""
+        try:
+            return await self.run_search(retriever, lambda: self.answer(body, resolved, retriever))
+        except Unavailable as e:
+            found = self.without_index(e, retriever, resolved.request, resolved.method, body, body.keep_seen)
+            return found, None
+
+    def without_index(
+        self,
+        error: Unavailable,
+        retriever: Retriever,
+        request: Request,
+        method: Method,
+        items: schemas.ItemFilter,
+        keep_seen: bool | None = None,
+    ) -> Answer:
+        """Return popular items; or raise Problem "index-unavailable", if the settings say so."""
+        if self.settings.index_down == "503":
+            raise index_problem() from error
+        return retriever.recommend(
+            request, items.k, method, allow=items.allow, ban=items.ban, where=items.where or None, keep_seen=keep_seen,
+            fallback=True,
+        )  # fmt: skip
+
+    def answer(
+        self, body: schemas.RecommendRequest, resolved: ResolvedRequest, retriever: Retriever
+    ) -> tuple[Answer, Floats | None]:
+        """Search, and return the answer and the vector (1, D) that the user tower computed; None if it was not run."""
+        vector = resolved.state.vector if resolved.cacheable and resolved.method == 2 else None
+        if vector is not None and vector.shape != (1, retriever.index.width):
+            vector = None  # written by another program
+        computed = None
+        unknown: list[str] = []
+        started = time.perf_counter()
+        if resolved.method == 2 and vector is None and (resolved.known_user or resolved.request.has_details):
+            vector, _, unknown = retriever.embed_request(resolved.request, 2)
+            computed = vector
+            self.metrics.stages["tower"].observe(time.perf_counter() - started)
+        searching = time.perf_counter()
+        answer = retriever.recommend(
+            resolved.request,
+            body.k,
+            resolved.method,
+            allow=body.allow,
+            ban=body.ban,
+            where=body.where or None,
+            keep_seen=body.keep_seen,
+            vector=vector,
+        )
+        ended = time.perf_counter()
+        self.metrics.stages["search"].observe(ended - searching)
+        if vector is not None:  # the search saw a vector, not the features and items it was computed from
+            unknown = (
+                unknown
+                if computed is not None
+                else retriever.unknown_items(e.item for e in resolved.request.all_events)
+            )
+            answer = replace(answer, unknown=unknown)
+        return replace(answer, milliseconds=round((ended - started) * 1e3, 3)), computed
 
     async def _save(self, work: Coroutine[None, None, None]) -> None:
         """Wait for `work` if it stays in this process; otherwise run it while the reply is sent."""
