@@ -131,7 +131,7 @@ class DiesAtOnce:
     pid, exitcode = 1, 1
 
     def __init__(self, started: list[float], sentinel: int) -> None:
-        self.started, self.sentinel = started, sentinel
+        self.started, self.sentinel = started, os.dup(sentinel)
 
     def start(self) -> None:
         self.started.append(time.monotonic())
@@ -140,7 +140,7 @@ class DiesAtOnce:
         return False
 
     def join(self) -> None:
-        return
+        os.close(self.sentinel)
 
 
 @pytest.mark.usefixtures("_signals_of_before")
