@@ -18,10 +18,10 @@ from service_client import Client, Make, bearer, fields, problem
 
 def test_fault_D8_a_cancelled_request_gives_its_turn_back(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
     async def go() -> None:
-        async def never(body: Any) -> Any:
+        async def never(*_: Any) -> Any:
             await asyncio.sleep(30)
 
-        monkeypatch.setattr(client.service, "recommend", never)
+        monkeypatch.setattr(client.service, "resolve", never)
         transport = httpx.ASGITransport(client.app)
         async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as http:
             task = asyncio.create_task(http.post("/v1/recommend", json={}))

@@ -53,20 +53,19 @@ class Console:
         """Hold one of the slots, in place of the request's permit. Raises Problem "overload" if all are taken."""
         return self._slots.hold(release_current_permit())
 
-    async def users(self, query: str, limit: int) -> JsonObject:
-        """Find users: the one with this id, those whose id begins with the text, then those whose id contains it.
-
-        `total` also counts those beyond the limit; `events` is the number of a user's interactions."""
+    async def users(self, query: schemas.QueryText = "", limit: schemas.RowLimit = 20) -> JsonObject:
+        """Find users by id: those that begin with the text first, then those that contain it."""
         retriever = self._service.bundles.current
         rows, total = await asyncio.to_thread(_matching_ids, retriever.user_ids, query, limit)
         lengths = retriever.dataset.interacted_items.lengths[rows]
         ids = retriever.user_ids.column.gather(rows).to_list()
         users = [{"id": i, "events": n} for i, n in zip(ids, lengths.tolist(), strict=True)]
-        return {"users": users, "total": total}
+        return {"users": users, "total": total}  # with those beyond the limit
 
-    async def user(self, user_id: str) -> JsonObject:
-        """Return a user's stored features, history and recent events, oldest first; `events` is the number of items
-        seen. Raises Problem "unknown-user"."""
+    async def user(self, user_id: schemas.PathOrQueryId) -> JsonObject:
+        """Return a user's features, history and recent events.
+
+        Raises Problem "unknown-user"."""
         retriever = self._service.bundles.current
         state = await self._service.event_store.fetch(self._service.bundles.event_bundles(retriever), user_id)
         known = retriever.has_user(user_id)
@@ -80,8 +79,8 @@ class Console:
             "recent_events": _titled(state.events, retriever),
         }
 
-    async def items(self, query: str, limit: int) -> JsonObject:
-        """Find items: the one with this id, then those whose title contains the text, and their `total`."""
+    async def items(self, query: schemas.QueryText = "", limit: schemas.RowLimit = 20) -> JsonObject:
+        """Find items: the one with this id first, then those whose title contains the text."""
         retriever = self._service.bundles.current
         titles = retriever.titles.column
         found = await asyncio.to_thread(_titles_containing, titles, query)
@@ -93,12 +92,16 @@ class Console:
         ids, names = retriever.item_ids.column.gather(rows).to_list(), titles.gather(rows).to_list()
         return {"items": [{"id": i, "title": t} for i, t in zip(ids, names, strict=True)], "total": total}
 
-    async def map(self, column: str, limit: int, bundle: str) -> JsonObject:
-        """Project the most popular items to the first two principal components of all item vectors."""
+    async def item_map(
+        self, column: schemas.GroupColumn = "", limit: schemas.PointLimit = 4_000, bundle: schemas.BundleId = ""
+    ) -> JsonObject:
+        """Project item vectors to their first two principal components."""
         retriever = await self._retriever(bundle)
         return await asyncio.to_thread(self._map, retriever, column, limit)
 
-    async def explain(self, body: schemas.RecommendRequest, bundle: str) -> Mapping[str, Json | ItemsReply]:
+    async def explain(
+        self, body: schemas.RecommendRequest, bundle: schemas.BundleId = ""
+    ) -> Mapping[str, Json | ItemsReply]:
         """Return an answer with its history, excluded items, gates, and the user's point on the map."""
         retriever = await self._retriever(bundle)  # loading a bundle holds no permit
         await asyncio.to_thread(self._drawn, retriever)
@@ -144,19 +147,17 @@ class Console:
         }
 
     async def bundles(self) -> JsonObject:
-        """List the bundles of the store, the oldest first.
-
-        `size` is in bytes; `damaged` is the reason if a bundle cannot be loaded; `context` has its allowed columns."""
+        """List the bundles of the store."""
         listed = await self._service.bundles.with_store(Store.bundles)
         return {
             "bundles": [
                 {
                     "id": b.id,
                     "created": b.created,
-                    "size": b.size,
+                    "size": b.size,  # in bytes
                     "current": b.current,
                     "recall": b.recall_check.recall if b.recall_check else None,
-                    "damaged": b.damaged,
+                    "damaged": b.damaged,  # the reason if it cannot be loaded
                     "context": list(b.context),
                 }
                 for b in listed

@@ -1,4 +1,4 @@
-"""Bodies of requests, which the OpenAPI document describes."""
+"""Bodies and parameters of requests, which the OpenAPI document describes."""
 
 from __future__ import annotations
 
@@ -201,6 +201,17 @@ class RollbackRequest(RequestModel):
 
     to: Annotated[str, Field(max_length=64)] = Field("", description="Bundle id. Empty: the previous bundle.")
     reason: Annotated[str, Field(max_length=1_000)] = Field("", description="Text for the store's history.")
+
+
+PathOrQueryId = Annotated[str, Field(min_length=1, max_length=MAX_ID_LENGTH, description="Any id, percent-encoded.")]
+ItemCount = Annotated[int, Field(description="Number of items. At most limits.k of GET /v1/bundle.")]
+QueryText = Annotated[str, Field(max_length=MAX_ID_LENGTH, description="Text to find. Empty: all.")]
+GroupColumn = Annotated[
+    str, Field(max_length=MAX_ID_LENGTH, description="Item column that groups the points. Empty: the first.")
+]
+RowLimit = Annotated[int, Field(ge=1, le=200, description="Greatest number of results.")]
+PointLimit = Annotated[int, Field(ge=1, le=20_000, description="Greatest number of points.")]
+BundleId = Annotated[str, Field(max_length=64, description="Bundle id. Empty: the current bundle.")]
 
 
 def item_events(events: Sequence[str | ItemEvent]) -> list[Event]:

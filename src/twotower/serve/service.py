@@ -5,9 +5,11 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, replace
 from typing import TypeVar
+
+from fastapi import Request as HttpRequest
 
 from twotower.arrays.types import Floats
 from twotower.errors import DataError, Unavailable
@@ -93,7 +95,9 @@ class Service:
     # ---- requests
 
     async def recommend(self, body: schemas.RecommendRequest) -> replies.ItemsReply:
-        """Recommend items to a user. Raises Problem, DataError."""
+        """Recommend items to a user, known or described by the request.
+
+        Raises Problem and DataError."""
         self.check_limits(body)
         retriever = self.bundles.current
         resolved = await self.resolve(body, retriever)
@@ -105,17 +109,18 @@ class Service:
             )
         return self._counted(answer, retriever, len(resolved.request.recent))
 
-    async def batch(
-        self, body: schemas.BatchRequest, disconnected: Callable[[], Awaitable[bool]]
-    ) -> replies.BatchReply:
-        """Answer the requests one by one, each with its own permit between other clients' requests.
+    async def recommend_batch(self, body: schemas.BatchRequest, request: HttpRequest) -> replies.BatchReply:
+        """Answer several requests.
 
-        Stops early if the client has `disconnected`."""
+        One that cannot be answered gets a problem in its place; a field of another type or range fails them all.
+
+        Raises Problem. Each request has its own permit, between other clients' requests; the answer ends early if the
+        client disconnects."""
         self.check_limits(body)
         client, answers = release_current_permit(), list[replies.ItemsReply | ProblemObject]()
         with self._batches.hold(client):
             for place, one in enumerate(body.requests):
-                if place % 8 == 7 and await disconnected():
+                if place % 8 == 7 and await request.is_disconnected():
                     break
                 async with self.admission.permit(client, request_weight(one)):
                     try:
@@ -126,8 +131,8 @@ class Service:
                         answers.append(problem_of(e).as_dict())
         return replies.BatchReply(answers)
 
-    async def embed(self, body: schemas.UserRequest) -> replies.VectorReply:
-        """Return the user vector."""
+    async def embed_user(self, body: schemas.UserRequest) -> replies.VectorReply:
+        """Return the vector of a user."""
         self.check_limits(body)
         retriever = self.bundles.current
         resolved = await self.resolve(body, retriever)
@@ -164,15 +169,17 @@ class Service:
             answer = self.without_index(e, retriever, Request(), 2, body)
         return self._counted(answer, retriever)
 
-    async def similar(self, item_id: str, k: int) -> replies.ItemsReply:
-        """Return the items nearest to an item. Raises Unavailable: popular items are no substitute here."""
+    async def similar(self, item_id: schemas.PathOrQueryId, k: schemas.ItemCount = 10) -> replies.ItemsReply:
+        """Return the items with the most similar vectors. Scores are cosines.
+
+        Raises Unavailable: popular items are no substitute here."""
         retriever = self.bundles.current
         self._check_k(k, "query.k")
         answer = await self.run_search(retriever, lambda: retriever.similar(item_id, k))
         return self._counted(answer, retriever)
 
     async def add_events(self, body: schemas.EventsRequest) -> replies.EventsReply:
-        """Append to a user's recent events.
+        """Append to a user's recent events, which the next answer uses.
 
         Raises Problem "conflict" if other workers would not see them, DataError for an unknown type."""
         self.check_limits(body)
@@ -189,12 +196,14 @@ class Service:
         self.metrics.event_memory.set(self._in_process.size)
         return replies.EventsReply(count, shared and self.event_store.shared)
 
-    async def forget(self, user_id: str) -> None:
-        """Delete a user's recent events. Raises Problem "event-store" if they may still be there."""
+    async def forget(self, user_id: schemas.PathOrQueryId) -> None:
+        """Delete a user's recent events.
+
+        Raises Problem "event-store" if they may still be there."""
         if not await self.event_store.forget(self.bundles.event_bundles(self.bundles.current), user_id):
             raise Problem("event-store", headers={"Retry-After": "5"})
 
-    def describe(self) -> replies.BundleReply:
+    async def bundle(self) -> replies.BundleReply:
         """Describe the current bundle and the limits of requests."""
         retriever = self.bundles.current
         manifest, s = retriever.bundle.manifest, self.settings

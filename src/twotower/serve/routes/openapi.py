@@ -1,36 +1,29 @@
-"""Parts that routes share: JSON by orjson, and the parameters and problems that the OpenAPI document names."""
+"""Parts that routes share: JSON by orjson, and the problems that the OpenAPI document names."""
 
 from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Callable, Coroutine
-from typing import Annotated, Any
+from collections.abc import Awaitable, Callable, Coroutine
+from contextlib import AbstractContextManager, nullcontext
+from inspect import cleandoc
+from typing import Any
 
 import orjson
-from fastapi import FastAPI, Path, Query, Request
+from fastapi import FastAPI, Request
 from fastapi.responses import Response
 from fastapi.routing import APIRoute
 from pydantic import JsonValue
 
-from twotower.serve import replies
+from twotower.serve import replies, schemas
 from twotower.serve.problems import PROBLEMS
-from twotower.serve.schemas import MAX_ID_LENGTH
 
 Replies = dict[int | str, dict[str, Any]]
 """Replies of a route by status, as FastAPI takes them in `responses`."""
 BODY_PROBLEMS = ("malformed", "too-large", "unsupported-media-type", "body-timeout", "invalid", "no-bundle")
-PathId = Annotated[str, Path(min_length=1, max_length=MAX_ID_LENGTH, description="Any id, percent-encoded.")]
-QueryId = Annotated[str, Query(min_length=1, max_length=MAX_ID_LENGTH, description="Any id, percent-encoded.")]
-ItemCount = Annotated[int, Query(description="Number of items. At most limits.k of GET /v1/bundle.")]
-QueryText = Annotated[str, Query(max_length=MAX_ID_LENGTH, description="Text to find. Empty: all.")]
-GroupColumn = Annotated[
-    str, Query(max_length=MAX_ID_LENGTH, description="Item column that groups the points. Empty: the first.")
-]
-RowLimit = Annotated[int, Query(ge=1, le=200, description="Greatest number of results.")]
-PointLimit = Annotated[int, Query(ge=1, le=20_000, description="Greatest number of points.")]
-BundleId = Annotated[str, Query(max_length=64, description="Bundle id. Empty: the current bundle.")]
-ProblemName = Annotated[str, Path(max_length=64, description="Name of the problem.")]
+BY_QUERY = ", with the id in the query: clients remove `.` and `..` from a path."
+"""End of the description of a route whose id may be any text."""
+Endpoint = Callable[..., Awaitable[object]]
 
 
 class JsonRequest(Request):
@@ -64,6 +57,43 @@ def accept_any_id(app: FastAPI) -> None:
 def json_response(value: object, status: int = 200) -> Response:
     """Return a reply whose body is the JSON of a value."""
     return Response(orjson.dumps(value), status, media_type="application/json")
+
+
+def add_route(
+    app: FastAPI,
+    tag: str,
+    method: str,
+    path: str,
+    endpoint: Endpoint,
+    reply: type | None,
+    *names: str,
+    status: int = 200,
+    name: str = "",
+    description: str = "",
+    within: Callable[[], AbstractContextManager[None]] = nullcontext,
+) -> None:
+    """Add a route that replies the JSON of the endpoint's result, and the problems `names`.
+
+    `name` and `description` default to those of the endpoint: its docstring, without the paragraph of what it raises.
+    The endpoint runs within the block of `within`."""
+
+    @functools.wraps(endpoint)
+    async def answer(**given: schemas.RequestModel | Request | str | int) -> Response:
+        with within():
+            found = await endpoint(**given)
+        return Response(status_code=status) if found is None else json_response(found, status)
+
+    app.add_api_route(
+        path,
+        answer,
+        methods=[method],
+        tags=[tag],
+        response_model=reply,
+        status_code=status,
+        responses=client_problems(*names),
+        name=name or endpoint.__name__,
+        description=description or cleandoc(endpoint.__doc__ or "").partition("\n\nRaises ")[0],
+    )
 
 
 def client_problems(*names: str) -> Replies:
