@@ -152,8 +152,8 @@ def test_a_client_has_its_rate_and_its_burst() -> None:
     with pytest.raises(Problem):
         limiter.take("a")
     limiter.take("c")  # the third client; b is the one that was quiet longest
-    assert len(limiter._buckets) == 2
-    assert "b" not in limiter._buckets
+    assert len(limiter._full) == 2
+    assert "b" not in limiter._full
 
 
 @settings(max_examples=25, deadline=None)

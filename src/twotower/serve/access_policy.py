@@ -79,20 +79,20 @@ class RateLimiter:
         self.burst = burst or max(1, math.ceil(2 * rate))
         self.clients = clients
         self._clock = clock
-        self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()
+        self._full: OrderedDict[str, float] = OrderedDict()
+        """By client, the time of the clock at which its bucket is full again."""
 
     def take(self, client: str) -> None:
         """Take a token of the client. Raises Problem "rate-limit", with seconds in Retry-After, if none is left."""
         now = self._clock()
-        tokens, updated = self._buckets.pop(client, (float(self.burst), now))
-        tokens = min(float(self.burst), tokens + (now - updated) * self.rate)
-        if allowed := tokens >= 1.0:
-            tokens -= 1.0
-        self._buckets[client] = (tokens, now)
-        while len(self._buckets) > self.clients:
-            self._buckets.popitem(last=False)
-        if not allowed:
-            wait = max(1, math.ceil((1.0 - tokens) / self.rate))
+        full = max(now, self._full.pop(client, now))
+        missing = 1.0 - (self.burst - (full - now) * self.rate)
+        refused = missing > 1e-6  # below, the clock was rounded
+        self._full[client] = full if refused else full + 1.0 / self.rate
+        while len(self._full) > self.clients:
+            self._full.popitem(last=False)
+        if refused:
+            wait = max(1, math.ceil(missing / self.rate))
             raise Problem(
                 "rate-limit",
                 f"more than {self.rate:g} requests a second (at most {self.burst} at once); wait {wait} s",

@@ -32,6 +32,7 @@ from twotower.retrieval.retriever import Retriever
 from twotower.serve.file_reader import FileReader
 from twotower.serve.metrics import ServeMetrics
 from twotower.serve.problems import Problem
+from twotower.serve.settings import ServeSettings
 from twotower.store.bundle import Bundle
 from twotower.store.store import Store
 
@@ -69,22 +70,9 @@ class BundleLimits:
 class BundleManager:
     """The loaded current bundle of a store, and a second bundle for comparisons."""
 
-    def __init__(
-        self,
-        store: Path | Url | str,
-        metrics: ServeMetrics,
-        threads: int = 1,
-        memory_limit: int = 0,
-        workers: int = 1,
-        limits: BundleLimits = BundleLimits(),
-    ) -> None:
-        """Open the store at `store`, without loading a bundle.
-
-        `threads`: of one search and of one tower call. `memory_limit`: bytes of this process; 0: the free memory of the
-        machine and of the control groups. `workers`: processes that share that memory.
-        Raises BundleError if the folder is not a store.
-        """
-        self.store = Store(store)
+    def __init__(self, settings: ServeSettings, metrics: ServeMetrics, limits: BundleLimits = BundleLimits()) -> None:
+        """Open the store of the settings, without loading a bundle. Raises BundleError if the folder is not a store."""
+        self.store = Store(settings.store)
         self.limits = limits
         self.retriever: Retriever | None = None
         self._recent: list[str] = []
@@ -92,10 +80,10 @@ class BundleManager:
         """Reason why no newer bundle is loaded; empty after a success."""
         self.store_state = "answers"
         """"answers", or "silent" if the last read of CURRENT failed."""
-        self._metrics, self._threads = metrics, threads
+        self._metrics, self._threads = metrics, settings.threads
         self._metrics.store_answers.set(1)
-        self._limit, self._workers = memory_limit, workers
-        limit_memory(max(TOWER_CALL_BYTES[0], min(TOWER_CALL_BYTES[1], free_memory(memory_limit, workers))))
+        self._limit, self._workers = settings.memory_limit, settings.workers
+        limit_memory(max(TOWER_CALL_BYTES[0], min(TOWER_CALL_BYTES[1], free_memory(self._limit, self._workers))))
         self._check_thread, self._load_thread, self._store_thread = (
             FileReader("check"),
             FileReader("load", lower_priority),

@@ -52,7 +52,7 @@ class Service:
         """Open the store and the event store. Raises ConfigError or BundleError for settings that cannot be used."""
         self.settings = s = settings
         self.metrics = metrics or ServeMetrics()
-        self.bundles = BundleManager(s.store, self.metrics, s.threads, s.memory_limit, s.workers, bundle_limits)
+        self.bundles = BundleManager(s, self.metrics, bundle_limits)
         failed, dropped = self.metrics.event_store_errors, self.metrics.events_dropped
         self._in_process = InProcessEvents(
             s.events_per_user, s.event_ttl, s.event_memory, lambda what, n: dropped.labels(what).inc(n)
