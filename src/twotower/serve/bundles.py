@@ -136,11 +136,10 @@ class BundleManager:
             no_answer = None
             try:
                 stamp: tuple[str, int | str] = await self._stamp()
-                self._hear("answers")
             except RunError as e:
-                self._hear("silent" if getattr(e, "reason", "") == "store" else "answers")
                 stamp = ("unreadable", str(e))
                 no_answer = e if getattr(e, "reason", "") == "store" else None
+            self._hear("silent" if no_answer else "answers")
             paused = not self._failures or time.monotonic() < self._retry_at
             if stamp == self._last_stamp and paused and not retry:
                 return False
