@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Collection
+from functools import lru_cache
 from pathlib import Path
 from typing import Literal
 
@@ -85,12 +86,16 @@ class ServeMetrics:
         self.ready = gauge("ready", "1 while /readyz answers 200", mode="livemin")
         self.ready.set(0)
         self.stages = {name: self.stage.labels(name) for name in STAGES}
+        # prometheus-client looks a label up in ten calls.
+        self._answer = lru_cache(256)(self.answers.labels)
+        self._reply = lru_cache(1_024)(self.requests.labels)
+        self._seconds = lru_cache(256)(self.seconds.labels)
 
     def count_answer(
         self, bundle: str, method: int, source: str, unknown: list[str], features: Collection[str], short: bool
     ) -> None:
         """Count one answer. Names in `unknown` that are no features are items, which are counted without their ids."""
-        self.answers.labels(bundle, str(method), source).inc()
+        self._answer(bundle, method, source).inc()
         if short:
             self.truncated.inc()
         for name in unknown:
@@ -101,8 +106,8 @@ class ServeMetrics:
 
     def count_reply(self, route: str, status: int, seconds: float) -> None:
         """Count one reply."""
-        self.requests.labels(route, str(status)).inc()
-        self.seconds.labels(route).observe(seconds)
+        self._reply(route, status).inc()
+        self._seconds(route).observe(seconds)
 
     def set_bundle(self, bundle: str, recall: float, before: str | None) -> None:
         """Record that `bundle` replaces `before` as current. `recall`: of its index when it was published."""

@@ -152,6 +152,8 @@ class InProcessEvents:
 
     def get(self, bundles: Sequence[str], user: str) -> list[TimedEvent]:
         """Return the user's latest events under the bundles, and mark the user as seen."""
+        if user not in self._users:
+            return []
         histories = self._histories(user)
         self._keep(user, histories, self._vector(user))
         return latest([e for b in bundles if b in histories for e in histories[b].read()], self.events)
