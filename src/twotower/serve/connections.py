@@ -118,6 +118,7 @@ class Connections:
     def __init__(self, settings: ServeSettings, metrics: ServeMetrics) -> None:
         s = settings
         self.max_connections, self.max_per_address = s.max_connections, s.max_per_address
+        self.max_body = max(s.max_body, MAX_HEAD_BYTES)
         self.idle = TimeoutQueue("idle", s.keep_alive, 0.0)
         self.head = TimeoutQueue("head", s.head_timeout)
         self.body = TimeoutQueue("body", s.body_timeout + BODY_REPLY_SLACK)
@@ -251,7 +252,7 @@ class Connection(HttpToolsProtocol):
     _head_ended = False
     """True if a head has ended since the last `_update_queue`."""
     _stray_bytes = 0
-    """Bytes received since a head or a part of a body has ended."""
+    """Bytes received since a head, a request, or a part of a body that is still expected."""
     _valid_host: bytes | None = None
     _error = "the bytes are not a valid HTTP/1.1 request"
     _stopping = _lost = False
@@ -280,8 +281,10 @@ class Connection(HttpToolsProtocol):
             return
         self._stray_bytes += len(data)
         super().data_received(data)
-        if self._stray_bytes > MAX_HEAD_BYTES and not self.transport.is_closing():
-            self._error = f"more than {MAX_HEAD_BYTES:,} bytes end no head and belong to no body"
+        refused = self._state is ParserState.BODY and self.cycle.response_complete  # the rest of its body
+        most = self.all_connections.max_body if refused else MAX_HEAD_BYTES
+        if self._stray_bytes > most and not self.transport.is_closing():
+            self._error = f"more than {most:,} bytes end no head and belong to no body"
             self.send_400_response("")
         self._update_queue()
 
@@ -377,9 +380,10 @@ class Connection(HttpToolsProtocol):
             self.cycle.keep_alive = False
 
     def on_body(self, body: bytes) -> None:
-        self._stray_bytes = 0
-        if self.expect_100_continue and not self.cycle.response_complete:
-            self.cycle.keep_alive = self.parser.should_keep_alive() and not self._stopping
+        if not self.cycle.response_complete:
+            self._stray_bytes = 0
+            if self.expect_100_continue:
+                self.cycle.keep_alive = self.parser.should_keep_alive() and not self._stopping
         super().on_body(body)
         if self.pipeline and len(self.cycle.body) > UNCOUNTED_BYTES:
             self._refuse("a large body came before the reply to an earlier request")
