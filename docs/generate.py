@@ -102,7 +102,7 @@ def _command(command: Any, name: str, lines: list[str]) -> None:
 @cache
 def openapi() -> dict[str, Any]:
     """Return the OpenAPI document of the service, without generated titles."""
-    from twotower.serve.app import create_app
+    from twotower.serve.routes import create_app
     from twotower.serve.service import Service
     from twotower.serve.settings import ServeSettings
     from twotower.store.store import Store

@@ -48,7 +48,7 @@ from twotower.index import build_index
 from twotower.model.inputs.gather import context_feed, feed
 from twotower.onnx.export import export_tower
 from twotower.onnx.tower import OnnxTower
-from twotower.serve.app import create_app
+from twotower.serve.routes import create_app
 from twotower.serve.service import Service
 from twotower.serve.settings import ServeSettings
 from twotower.train.factors import factors_before

@@ -38,7 +38,7 @@ IMPORTS = (
     "torch", "torch.distributed", "torch._dynamo", "polars", "numpy", "faiss", "onnx", "twotower.api",
     "twotower.cli.app",
     "twotower.diagnostics", "twotower.legacy.training_script", "twotower.cli.demo", "twotower.serve.supervisor",
-    "twotower.serve.app",
+    "twotower.serve.routes",
 )  # fmt: skip
 
 

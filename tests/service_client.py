@@ -14,10 +14,10 @@ from urllib.parse import unquote
 import httpx
 
 from twotower.serve.api_keys import ApiKeys
-from twotower.serve.app import create_admin_app, create_app
 from twotower.serve.bundles import BundleLimits
 from twotower.serve.middleware import RequestMiddleware
 from twotower.serve.problems import PROBLEMS
+from twotower.serve.routes import create_admin_app, create_app
 from twotower.serve.service import Service
 from twotower.serve.settings import ServeSettings
 

@@ -89,7 +89,7 @@ MODULES = {
     ("files/locks.py", "fcntl"),
     ("limited_process.py", "resource"),
     ("machine.py", "resource"),
-    ("serve/connection_limits.py", "resource"),
+    ("serve/connections.py", "resource"),
 }
 """Modules that use what Windows lacks only where it is there."""
 

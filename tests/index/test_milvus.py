@@ -37,10 +37,10 @@ from twotower.retrieval.request import Request
 from twotower.retrieval.retriever import Retriever, explain, stored_items
 from twotower.runs import Run
 from twotower.serve import schemas
-from twotower.serve.app import create_admin_app
 from twotower.serve.bundles import BundleLimits
-from twotower.serve.item_map import ItemMap
+from twotower.serve.console import ItemMap
 from twotower.serve.problems import Problem
+from twotower.serve.routes import create_admin_app
 from twotower.serve.search_executor import RemoteSearchExecutor
 from twotower.serve.service import Service
 from twotower.serve.settings import ServeSettings

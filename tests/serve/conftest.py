@@ -66,7 +66,7 @@ def client_of_all(two_bundles: Path) -> Iterator[Client]:
 def shared(client_of_all: Client) -> Client:
     """A service of all tests that neither change it nor read its numbers; without recent events."""
     service = client_of_all.service
-    service.event_store = service._in_process = service.recommender.event_store = InProcessEvents()
+    service.event_store = service._in_process = InProcessEvents()
     return client_of_all
 
 

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from pathlib import Path
 
 import httpx
 import pytest
+from clock import Clock
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from service_client import Client, Make, bearer, problem
+
+from twotower.serve.access_policy import RateLimiter
+from twotower.serve.problems import Problem
 
 # What a browser says of itself when a page of another origin asks, and of a page of this one.
 FOREIGN = {
@@ -129,3 +136,35 @@ def test_fault_E2_a_client_above_its_rate_is_429_and_others_are_not(
     assert int(replies[-1].headers["retry-after"]) >= 1
     assert client.post("/v1/recommend", {}, headers=bearer(boss)).status_code == 200
     assert client.get("/livez").status_code == 200
+
+
+def test_a_client_has_its_rate_and_its_burst() -> None:
+    clock = Clock()
+    limiter = RateLimiter(rate=2, burst=3, clients=2, clock=clock)
+    for _ in range(3):
+        limiter.take("a")
+    limiter.take("b")
+    with pytest.raises(Problem, match="more than 2 requests a second") as refused:
+        limiter.take("a")
+    assert (refused.value.status, refused.value.headers) == (429, {"Retry-After": "1"})
+    clock.now += 0.5
+    limiter.take("a")
+    with pytest.raises(Problem):
+        limiter.take("a")
+    limiter.take("c")  # the third client; b is the one that was quiet longest
+    assert len(limiter._full) == 2
+    assert "b" not in limiter._full
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.lists(st.floats(0, 3), max_size=60), st.floats(0.1, 20), st.integers(1, 20))
+def test_no_client_gets_more_than_its_burst_and_its_rate(gaps: list[float], rate: float, burst: int) -> None:
+    clock = Clock()
+    limiter = RateLimiter(rate, burst, clock=clock)
+    let_in = 0
+    for gap in gaps:
+        clock.now += gap
+        with contextlib.suppress(Problem):
+            limiter.take("a")
+            let_in += 1
+    assert let_in <= burst + rate * sum(gaps) + 1e-6

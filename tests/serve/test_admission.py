@@ -10,7 +10,14 @@ from clock import Clock
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from twotower.serve.admission import REFUSAL_COOLDOWN, AdmissionController, Permit, release_current_permit
+from twotower.serve.admission import (
+    REFUSAL_COOLDOWN,
+    AdmissionController,
+    ClientSlots,
+    Permit,
+    release_current_permit,
+)
+from twotower.serve.problems import Problem
 
 
 def test_permits_are_granted_one_at_a_time_in_order_of_arrival() -> None:
@@ -466,3 +473,15 @@ def test_no_client_is_charged_for_the_work_of_other_processes() -> None:
         return controller
 
     assert asyncio.run(world())._clients["one"].service_time == pytest.approx(0.0001, rel=0.1)
+
+
+def test_fault_G16_slots_beside_the_permits_are_not_all_one_clients() -> None:
+    slots = ClientSlots(4, 2, "looks")
+    with slots.hold("a"), slots.hold("a"):
+        with pytest.raises(Problem, match="2 looks"), slots.hold("a"):
+            pass
+        with slots.hold("b"), slots.hold("c"), pytest.raises(Problem, match="4 looks"), slots.hold("d"):
+            pass
+        with slots.hold("d"):
+            pass
+    assert slots._taken == {}

@@ -16,9 +16,9 @@ import pytest
 from service_client import Client, Make, bearer, fields, problem
 
 from twotower.serve.api_keys import ApiKeys
-from twotower.serve.app import create_app
 from twotower.serve.bundles import BundleLimits, BundleManager
 from twotower.serve.middleware import RequestMiddleware
+from twotower.serve.routes import create_app
 from twotower.store.store import Store
 
 

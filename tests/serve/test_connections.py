@@ -148,8 +148,12 @@ def test_fault_G3_chunks_without_an_end_have_one(quick: Served, piece: bytes, be
 
 @pytest.mark.parametrize(
     "start",
-    [b"GET / HTTP/1.1\r\nX-Endless: ", POST + b"Transfer-Encoding: chunked\r\n\r\n0\r\nX-Endless: "],
-    ids=["head", "trailer"],
+    [
+        b"GET / HTTP/1.1\r\nX-Endless: ",
+        POST + b"Transfer-Encoding: chunked\r\n\r\n0\r\nX-Endless: ",
+        POST.replace(b"/json", b"/xml") + b"Transfer-Encoding: chunked\r\n\r\nfffffff\r\n",
+    ],
+    ids=["head", "trailer", "a body that is refused"],
 )
 def test_fault_G3_what_belongs_to_nothing_is_not_kept_in_memory(usual: Served, start: bytes) -> None:
     sent = 0

@@ -18,10 +18,10 @@ from service_client import Client, Make, bearer, fields, problem
 
 def test_fault_D8_a_cancelled_request_gives_its_turn_back(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
     async def go() -> None:
-        async def never(body: Any) -> Any:
+        async def never(*_: Any) -> Any:
             await asyncio.sleep(30)
 
-        monkeypatch.setattr(client.service, "recommend", never)
+        monkeypatch.setattr(client.service, "resolve", never)
         transport = httpx.ASGITransport(client.app)
         async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as http:
             task = asyncio.create_task(http.post("/v1/recommend", json={}))
@@ -76,14 +76,14 @@ def test_fault_E6_single_requests_have_their_turns_between_those_of_a_batch(
     client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     order: list[str] = []
-    answer = client.service.recommender.answer
+    answer = client.service.answer
 
     def noted(body: Any, *rest: Any) -> Any:
         order.append("batch" if body.k == 9 else "single")
         time.sleep(0.002)
         return answer(body, *rest)
 
-    monkeypatch.setattr(client.service.recommender, "answer", noted)
+    monkeypatch.setattr(client.service, "answer", noted)
 
     async def go() -> None:
         transport = httpx.ASGITransport(client.app)
@@ -109,7 +109,7 @@ def test_fault_G16_the_large_batch_of_a_client_leaves_another_its_turns(
     file, key, boss = key_file
     client = make(keys=file, max_wait=60_000.0, target_wait=60_000.0)
     order: list[str] = []
-    parse, answer = orjson.loads, client.service.recommender.answer
+    parse, answer = orjson.loads, client.service.answer
 
     def parsed(data: bytes) -> Any:
         order.append("read" if len(data) > 100_000 else "ordinary")
@@ -119,7 +119,7 @@ def test_fault_G16_the_large_batch_of_a_client_leaves_another_its_turns(
         order.append("batch" if body.k == 9 else "answer")
         return answer(body, *rest)
 
-    monkeypatch.setattr(client.service.recommender, "answer", answered)
+    monkeypatch.setattr(client.service, "answer", answered)
 
     async def go() -> None:
         transport = httpx.ASGITransport(client.app)

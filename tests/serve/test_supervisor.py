@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import re
@@ -122,6 +123,43 @@ def test_fault_E3_a_signal_that_came_before_starts_no_worker(store: Path) -> Non
     """As one whose exception is lost, because it came while an object was collected."""
     settings = ServeSettings(store=store, workers=2)
     assert supervisor.supervise_workers(settings, [], lambda _: Spawns(), signals=[signal.SIGTERM]) == 0
+
+
+class DiesAtOnce:
+    """A process that has died when it is looked at."""
+
+    pid, exitcode = 1, 1
+
+    def __init__(self, started: list[float], sentinel: int) -> None:
+        self.started, self.sentinel = started, os.dup(sentinel)
+
+    def start(self) -> None:
+        self.started.append(time.monotonic())
+
+    def is_alive(self) -> bool:
+        return False
+
+    def join(self) -> None:
+        os.close(self.sentinel)
+
+
+@pytest.mark.usefixtures("_signals_of_before")
+def test_workers_that_die_at_once_are_started_after_longer_and_longer_pauses_and_then_given_up(store: Path) -> None:
+    started: list[float] = []
+    ended, end = os.pipe()
+    os.close(end)
+
+    class Short(SpawnContext):
+        def Process(self, **_: Any) -> Any:  # type: ignore[override]
+            return DiesAtOnce(started, ended)
+
+    try:
+        assert supervisor.supervise_workers(ServeSettings(store=store, workers=2), [], lambda _: Short()) == 1
+    finally:
+        os.close(ended)
+    assert len(started) == 2 * supervisor.MAX_SHORT_LIVES
+    pauses = [b - a for a, b in itertools.pairwise(started[::2])]
+    assert all(b > 1.5 * a for a, b in itertools.pairwise(pauses))
 
 
 @pytest.mark.parametrize(

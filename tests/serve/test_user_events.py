@@ -16,12 +16,14 @@ from typing import Any
 import numpy as np
 import pytest
 import redis as client
+from hypothesis import given
+from hypothesis import strategies as st
 
 from twotower.errors import ConfigError
 from twotower.retrieval.event import Event
 from twotower.serve.redis_events import RedisEvents
 from twotower.serve.settings import ServeSettings
-from twotower.serve.user_events import EventStore, InProcessEvents, UserState, history_digest
+from twotower.serve.user_events import EventStore, InProcessEvents, TimedEvent, UserState, history_digest, latest
 
 SERVER = """
 import sys
@@ -219,6 +221,56 @@ def test_fault_G6_many_users_with_long_histories_stay_within_the_bytes_and_who_g
         assert dropped["event"] == 120 * 20
 
     asyncio.run(world())
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from(["put", "put", "put", "get", "keep", "forget", "take", "later"]),
+            st.sampled_from(["a", "b", "ü" * 90, "\ud800"]),
+            st.sampled_from([["1"], ["2"], ["1", "2"]]),
+            st.lists(st.tuples(st.text(max_size=40), st.booleans(), st.booleans(), st.none() | st.text()), max_size=12),
+        ),
+        max_size=60,
+    )
+)
+def test_fault_G6_what_is_kept_is_what_a_plain_store_keeps_and_its_bytes_add_up(steps: list[Any]) -> None:
+    """A naive twin keeps every event; the store with a bound of bytes keeps no others."""
+    now, dropped = 0.0, list[int]()
+    whole = InProcessEvents(8, 10.0, 1 << 30, clock=lambda: now)
+    small = InProcessEvents(8, 10.0, 3_000, lambda what, n: dropped.append(n), clock=lambda: now)
+    twin: dict[tuple[str, str], tuple[float, list[TimedEvent]]] = {}
+
+    async def step(what: str, user: str, bundles: list[str], events: list[TimedEvent]) -> None:
+        for kept in (whole, small):
+            if what == "put":
+                kept.put(bundles[-1], user, events)
+            elif what == "keep":
+                await kept.save_vector(bundles[-1], user, [], np.zeros((1, len(events)), np.float32))
+            elif what == "take":
+                kept.take(bundles, user)
+            elif what == "forget":
+                await kept.forget(bundles, user)
+            assert kept.size == sum(entry.size for entry in kept._users.values())
+        if what == "put":
+            until, before = twin.get((user, bundles[-1]), (0.0, []))
+            twin[user, bundles[-1]] = (now + 10.0, [*(before if until >= now else []), *events[-8:]][-8:])
+        for bundle in {"take": bundles, "forget": ["1", "2"]}.get(what, []):
+            twin.pop((user, bundle), None)
+        told = [e for b in bundles for until, more in [twin.get((user, b), (0.0, []))] if until >= now for e in more]
+        assert whole.get(bundles, user) == latest(told, 8)
+        assert {*small.get(bundles, user)} <= {*told}
+        assert small.size <= 3_000
+
+    for what, user, bundles, events in steps:
+        now += 6.0 if what == "later" else 0.001
+        told = [TimedEvent(item, liked, now, known, kind) for item, liked, known, kind in events]
+        asyncio.run(step(what, user, bundles, told))
+    for kept in (whole, small):
+        for user in ("a", "b", "ü" * 90, "\ud800"):
+            asyncio.run(kept.forget([], user))
+        assert kept.size == 0
+        assert not kept._users
 
 
 def test_fault_G6_of_items_that_the_bundle_does_not_know_the_latest_few_stay_and_the_rest_are_counted() -> None:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import functools
+import math
 import re
-from collections.abc import Mapping
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
 from urllib.parse import unquote_to_bytes
 
 from starlette.types import Scope
 
 from twotower.serve.api_keys import ApiKey, ApiKeys
-from twotower.serve.client_limits import RateLimiter
 from twotower.serve.problems import Problem
 from twotower.serve.settings import ServeSettings, client_address, is_loopback
 
@@ -63,6 +65,39 @@ class AccessPolicy:
         if self._limiter is not None and path.startswith(LIMITED_PATHS):
             self._limiter.take(client)
         return key.name if key and not is_public else "-"
+
+
+class RateLimiter:
+    """Token buckets of the `clients` most recent clients; a client seen for the first time has a full one.
+
+    `rate` is in requests a second, more than 0. `burst` is the size of a bucket; 0: twice the rate, at least 1."""
+
+    def __init__(
+        self, rate: float, burst: int = 0, clients: int = 100_000, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self.rate = rate
+        self.burst = burst or max(1, math.ceil(2 * rate))
+        self.clients = clients
+        self._clock = clock
+        self._full: OrderedDict[str, float] = OrderedDict()
+        """By client, the time of the clock at which its bucket is full again."""
+
+    def take(self, client: str) -> None:
+        """Take a token of the client. Raises Problem "rate-limit", with seconds in Retry-After, if none is left."""
+        now = self._clock()
+        full = max(now, self._full.pop(client, now))
+        missing = 1.0 - (self.burst - (full - now) * self.rate)
+        refused = missing > 1e-6  # below, the clock was rounded
+        self._full[client] = full if refused else full + 1.0 / self.rate
+        while len(self._full) > self.clients:
+            self._full.popitem(last=False)
+        if refused:
+            wait = max(1, math.ceil(missing / self.rate))
+            raise Problem(
+                "rate-limit",
+                f"more than {self.rate:g} requests a second (at most {self.burst} at once); wait {wait} s",
+                headers={"Retry-After": str(wait)},
+            )
 
 
 def _check_target_encoding(scope: Scope) -> None:

@@ -23,9 +23,12 @@ import asyncio
 import time
 from bisect import insort
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from contextvars import ContextVar
 from types import TracebackType
+
+from twotower.serve.problems import overload_problem
 
 REFUSAL_COOLDOWN = 1.0
 """Seconds without a refusal before `max_wait` applies again."""
@@ -323,3 +326,27 @@ def release_current_permit() -> str:
         return ""
     permit.release()
     return permit.client
+
+
+class ClientSlots:
+    """Bounds on work without a permit: `total` at once, `per_client` of one client. `what` names it in messages."""
+
+    def __init__(self, total: int, per_client: int, what: str) -> None:
+        self.total, self.per_client, self.what = total, per_client, what
+        self._taken: dict[str, int] = {}
+
+    @contextmanager
+    def hold(self, client: str) -> Iterator[None]:
+        """Hold a slot during the block. Raises Problem "overload" if none is free."""
+        held = self._taken.get(client, 0)
+        if held >= self.per_client or sum(self._taken.values()) >= self.total:
+            raise overload_problem(
+                f"{self.per_client if held >= self.per_client else self.total} {self.what} are in progress"
+            )
+        self._taken[client] = held + 1
+        try:
+            yield
+        finally:
+            self._taken[client] -= 1
+            if not self._taken[client]:
+                del self._taken[client]

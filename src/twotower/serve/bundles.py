@@ -8,12 +8,15 @@ the last one. A bundle that cannot be loaded only increments a counter, and is t
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import gc
 import logging
 import os
 import re
+import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -22,18 +25,21 @@ from twotower import files
 from twotower.errors import BundleError, RunError, TwoTowerError, Unavailable
 from twotower.files import layout
 from twotower.files.urls import Url
+from twotower.machine import free_physical_memory, memory_in_use
 from twotower.onnx.tower import INSPECT_SECONDS, limit_memory
 from twotower.retrieval.request import Method, Request
 from twotower.retrieval.retriever import Retriever
 from twotower.serve.file_reader import FileReader
-from twotower.serve.free_memory import check_memory, free_memory, release_memory
 from twotower.serve.metrics import ServeMetrics
 from twotower.serve.problems import Problem
+from twotower.serve.settings import ServeSettings
 from twotower.store.bundle import Bundle
 from twotower.store.store import Store
 
 log = logging.getLogger("twotower.bundles")
 
+MEMORY_PER_BYTE = 1.5
+"""Bytes of memory for each byte of a bundle's files while it is loaded, at most."""
 TOWER_CALL_BYTES = 1 << 28, 1 << 31
 """Least and greatest limit of the memory of all tower calls. Bytes; between them, the memory free at the start."""
 LOADER_NICENESS = 15
@@ -64,22 +70,9 @@ class BundleLimits:
 class BundleManager:
     """The loaded current bundle of a store, and a second bundle for comparisons."""
 
-    def __init__(
-        self,
-        store: Path | Url | str,
-        metrics: ServeMetrics,
-        threads: int = 1,
-        memory_limit: int = 0,
-        workers: int = 1,
-        limits: BundleLimits = BundleLimits(),
-    ) -> None:
-        """Open the store at `store`, without loading a bundle.
-
-        `threads`: of one search and of one tower call. `memory_limit`: bytes of this process; 0: the free memory of the
-        machine and of the control groups. `workers`: processes that share that memory.
-        Raises BundleError if the folder is not a store.
-        """
-        self.store = Store(store)
+    def __init__(self, settings: ServeSettings, metrics: ServeMetrics, limits: BundleLimits = BundleLimits()) -> None:
+        """Open the store of the settings, without loading a bundle. Raises BundleError if the folder is not a store."""
+        self.store = Store(settings.store)
         self.limits = limits
         self.retriever: Retriever | None = None
         self._recent: list[str] = []
@@ -87,10 +80,10 @@ class BundleManager:
         """Reason why no newer bundle is loaded; empty after a success."""
         self.store_state = "answers"
         """"answers", or "silent" if the last read of CURRENT failed."""
-        self._metrics, self._threads = metrics, threads
+        self._metrics, self._threads = metrics, settings.threads
         self._metrics.store_answers.set(1)
-        self._limit, self._workers = memory_limit, workers
-        limit_memory(max(TOWER_CALL_BYTES[0], min(TOWER_CALL_BYTES[1], free_memory(memory_limit, workers))))
+        self._limit, self._workers = settings.memory_limit, settings.workers
+        limit_memory(max(TOWER_CALL_BYTES[0], min(TOWER_CALL_BYTES[1], free_memory(self._limit, self._workers))))
         self._check_thread, self._load_thread, self._store_thread = (
             FileReader("check"),
             FileReader("load", lower_priority),
@@ -143,11 +136,10 @@ class BundleManager:
             no_answer = None
             try:
                 stamp: tuple[str, int | str] = await self._stamp()
-                self._hear("answers")
             except RunError as e:
-                self._hear("silent" if getattr(e, "reason", "") == "store" else "answers")
                 stamp = ("unreadable", str(e))
                 no_answer = e if getattr(e, "reason", "") == "store" else None
+            self._hear("silent" if no_answer else "answers")
             paused = not self._failures or time.monotonic() < self._retry_at
             if stamp == self._last_stamp and paused and not retry:
                 return False
@@ -303,3 +295,68 @@ def lower_priority() -> None:
         os.setpriority(os.PRIO_PROCESS, 0, LOADER_NICENESS)
     except OSError:
         log.debug("the priority of the loading thread cannot be lowered")
+
+
+def available_memory() -> int:
+    """Return the bytes that this process may still take: the least of the machine's and of its control groups'."""
+    found = [
+        free_physical_memory(),
+        *(free for folder in control_groups() if (free := free_in_group(folder)) is not None),
+    ]
+    return min(found)
+
+
+def control_groups(proc: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys/fs/cgroup")) -> list[Path]:
+    """Return the folders of the process's control groups, version 1 or 2, up to the root: each can have a limit."""
+    found = []
+    with suppress(OSError):
+        for line in proc.read_text().splitlines():
+            _, controllers, path = line.split(":", 2)
+            if controllers in ("", "memory"):
+                top = root / controllers
+                inner = top / path.strip("/")
+                found += [inner, *(p for p in inner.parents if p.is_relative_to(top))]
+    return found
+
+
+def free_in_group(group: Path) -> int | None:
+    """Return the bytes that a control group may still take; None without a limit."""
+    for limit, usage, inactive in (
+        ("memory.max", "memory.current", "inactive_file"),
+        ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+    ):
+        with suppress(OSError, ValueError):
+            allowed = (group / limit).read_text().strip()
+            if allowed != "max":
+                # The kernel reclaims inactive pages of files when memory is requested.
+                stat = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+                return int(allowed) - int((group / usage).read_text()) + int(stat.get(inactive, 0))
+    return None
+
+
+def free_memory(limit: int, workers: int, available: Callable[[], int] = available_memory) -> int:
+    """Return the bytes that a bundle may take, if all workers load it at about the same time."""
+    return min(available() // workers, limit - memory_in_use()[1] if limit else 1 << 62)
+
+
+def check_memory(size: int, limit: int, workers: int, available: Callable[[], int] = available_memory) -> None:
+    """Raise BundleError if a bundle with files of `size` bytes does not fit into the free memory.
+
+    `limit`: bytes of this process; 0: none. `workers`: processes that load it at about the same time.
+    """
+    need, free = int(size * MEMORY_PER_BYTE), free_memory(limit, workers, available)
+    if need > free:
+        raise BundleError(
+            f"the bundle needs up to {need / 1e6:,.0f} MB and {free / 1e6:,.0f} MB are free; it is not loaded", "memory"
+        )
+
+
+def release_memory() -> None:
+    """Return freed memory to the operating system, where the C library can.
+
+    The old bundle has no reference cycle, so it is freed with its last request, without `gc.collect`, which would block
+    the process."""
+    if sys.platform != "win32":  # which has no library of all symbols
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+        if trim is not None:
+            trim(0)

@@ -3,7 +3,7 @@
 A connection is in one of four timeout queues while the worker waits for its client (`idle`: for the next request,
 `head` and `body`: for the rest of one, `reply`: for the client to read), and in none while its request is answered. All
 connections of a queue have the same timeout, so the first one has waited longest: it is the next to time out, and the
-next to be closed for a new connection.
+next to be closed for a new connection. uvicorn parses and answers; these limits hold without a proxy in front.
 """
 
 from __future__ import annotations
@@ -13,14 +13,25 @@ import functools
 import ipaddress
 import itertools
 import logging
-from collections import Counter
-from typing import Protocol
+import re
+import weakref
+from collections import Counter, deque
+from enum import Enum
+from typing import ClassVar, NoReturn
 
-from twotower.serve.connection_limits import MAX_REFUSED_OPEN
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+
+from twotower.errors import ConfigError
 from twotower.serve.metrics import ServeMetrics
 from twotower.serve.problems import Problem
 from twotower.serve.settings import ServeSettings, client_address
 
+MAX_OPEN_FILES, RESERVED_FILES = 65_536, 96
+"""Highest limit of open files that the process sets; files reserved for bundles, logs, other stores and processes."""
+DEFAULT_MAX_CONNECTIONS = 4_096
+"""Default number of connections of one worker, if the limit of open files allows it."""
+MAX_REFUSED_OPEN = 16
+"""Most refused connections that stay open at once so that their clients can read the reply."""
 EVICTION_GRACE = 1.0
 """Seconds that a connection in `head`, `body` or `reply` is safe from being closed for a new connection."""
 CLOSE_DELAY = 0.5
@@ -29,21 +40,62 @@ BODY_REPLY_SLACK = 1.0
 """Seconds after `body_timeout` in which the middleware answers 408 before the connection is closed."""
 LOG_INTERVAL = 1.0
 """Seconds between two log lines about refused connections."""
-
+UNCOUNTED_BYTES = 16 << 10
+"""Bytes of each body and of each reply that are not counted, so that large requests never make an ordinary one refused.
+The number of connections bounds their sum."""
+MAX_HEAD_BYTES = 32 << 10
+"""Largest head of a request in bytes, and most bytes in a row that end no head and belong to no body."""
+MAX_HEADERS = 128
+"""Most headers of a request."""
+MAX_PIPELINED = 16
+"""Most requests that a client may send before the reply to an earlier one."""
+_HOST = re.compile(rb"(?:[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+(?:%[A-Za-z0-9._%-]+)?\])(?::\d{1,5})?")
+_ABSOLUTE = re.compile(rb"https?://([^/?#]*)", re.IGNORECASE)
 REFUSAL = Problem("too-many-connections", headers={"Retry-After": "1"}).last_reply()
 log = logging.getLogger("twotower.connections")
 
 
-class Connection(Protocol):
-    """A connection to one client."""
+def connection_limits(max_connections: int, max_per_address: int) -> tuple[int, int]:
+    """Raise the soft limit of open files, and return the most connections of one worker and of one address.
 
-    transport: asyncio.Transport
-    loop: asyncio.AbstractEventLoop
-    address: str
-    """Address of the client, as `settings.client_address` counts it."""
-    counted: bool
-    """True while the connection counts as open."""
-    queue: TimeoutQueue | None
+    0 asks for the default: what the limit of open files allows, up to DEFAULT_MAX_CONNECTIONS, and half of that for an
+    address. Raises ConfigError if the limit of open files does not allow the numbers."""
+    files = _raise_open_files()
+    available = files - RESERVED_FILES
+    remedy = "raise it with ulimit -n, or LimitNOFILE in a systemd unit"
+    if available < MAX_REFUSED_OPEN + 8:
+        raise ConfigError(
+            f"the limit of open files is {files}, at least {RESERVED_FILES + MAX_REFUSED_OPEN + 8} are needed; {remedy}"
+        )
+    available -= MAX_REFUSED_OPEN
+    if max_connections > available:
+        raise ConfigError(
+            f"`max_connections` is {max_connections:,}, but the limit of open files, {files:,}, leaves {available:,}; "
+            f"{remedy}"
+        )
+    max_connections = max_connections or min(available, DEFAULT_MAX_CONNECTIONS)
+    if max_per_address > max_connections:
+        raise ConfigError(
+            f"`max_per_address` is {max_per_address:,}, expected at most the {max_connections:,} of `max_connections`"
+        )
+    return max_connections, max_per_address or -(-max_connections // 2)
+
+
+def _raise_open_files() -> int:
+    """Raise the soft limit of open files up to MAX_OPEN_FILES; return the limit, MAX_OPEN_FILES without one."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return MAX_OPEN_FILES
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    files = min(hard, MAX_OPEN_FILES) if hard != resource.RLIM_INFINITY else MAX_OPEN_FILES
+    if soft == resource.RLIM_INFINITY or soft >= files:
+        return soft if soft != resource.RLIM_INFINITY else MAX_OPEN_FILES
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (files, hard))
+    except (OSError, ValueError):  # the system sets a lower bound
+        return soft
+    return files
 
 
 class TimeoutQueue(dict["Connection", float]):
@@ -66,6 +118,7 @@ class Connections:
     def __init__(self, settings: ServeSettings, metrics: ServeMetrics) -> None:
         s = settings
         self.max_connections, self.max_per_address = s.max_connections, s.max_per_address
+        self.max_body = max(s.max_body, MAX_HEAD_BYTES)
         self.idle = TimeoutQueue("idle", s.keep_alive, 0.0)
         self.head = TimeoutQueue("head", s.head_timeout)
         self.body = TimeoutQueue("body", s.body_timeout + BODY_REPLY_SLACK)
@@ -177,3 +230,185 @@ class Connections:
                     self.close(connection)
                     return True
         return False
+
+
+class ParserState(Enum):
+    """Part of a request that the parser of a connection is in."""
+
+    NONE, HEAD, BODY = range(3)
+
+
+class Connection(HttpToolsProtocol):
+    """A connection to one client: uvicorn's protocol, with a timeout for every step of the client: the rest of a head,
+    of a body (also after its refusal), reading the reply, the next request. Invalid HTTP is answered with a problem."""
+
+    all_connections: ClassVar[Connections]
+    queue: TimeoutQueue | None = None
+    counted = False
+    """True while the connection counts as open."""
+    address = ""
+    """Address of the client, as `settings.client_address` counts it."""
+    _state = ParserState.NONE
+    _head_ended = False
+    """True if a head has ended since the last `_update_queue`."""
+    _stray_bytes = 0
+    """Bytes received since a head, a request, or a part of a body that is still expected."""
+    _valid_host: bytes | None = None
+    _error = "the bytes are not a valid HTTP/1.1 request"
+    _stopping = _lost = False
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._unanswered: deque[RequestResponseCycle] = deque()
+        self.address = self.all_connections.address(self.client[0]) if self.client else ""
+        if self.all_connections.admit(self):
+            self._update_queue()
+        else:
+            self.all_connections.refuse(self)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._lost = True
+        self.all_connections.remove(self)
+        super().connection_lost(exc)  # it notifies the latest request only
+        for cycle in self._unanswered:
+            cycle.disconnected = True
+            cycle.message_event.set()
+        self._unanswered.clear()
+
+    def data_received(self, data: bytes) -> None:
+        if self.queue is self.all_connections.refused:
+            self.transport.close()
+            return
+        self._stray_bytes += len(data)
+        super().data_received(data)
+        refused = self._state is ParserState.BODY and self.cycle.response_complete  # the rest of its body
+        most = self.all_connections.max_body if refused else MAX_HEAD_BYTES
+        if self._stray_bytes > most and not self.transport.is_closing():
+            self._error = f"more than {most:,} bytes end no head and belong to no body"
+            self.send_400_response("")
+        self._update_queue()
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._update_queue()
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        self._update_queue()
+
+    def on_response_complete(self) -> None:
+        if self._unanswered:
+            self._unanswered.popleft()
+        super().on_response_complete()
+        self._unset_keepalive_if_required()  # its timer would close the connection at any byte
+        self._update_queue()
+
+    @property
+    def _latest(self) -> RequestResponseCycle | None:
+        """The latest request and its reply; None before the first."""
+        return self.cycle
+
+    def _update_queue(self) -> None:
+        """Move the connection to the queue of the client's next step."""
+        if self._lost:
+            return
+        queue: TimeoutQueue | None = None
+        all_connections = self.all_connections
+        cycle = self._latest
+        if self.transport.is_closing() or self.flow.write_paused:
+            queue = all_connections.reply
+        elif cycle is not None and not cycle.response_complete:
+            queue = all_connections.body if self._state is ParserState.BODY and not self.pipeline else None
+        elif self._state is ParserState.HEAD or cycle is None:
+            queue = all_connections.head
+        else:
+            queue = all_connections.body if self._state is ParserState.BODY else all_connections.idle
+        all_connections.move(self, queue, restart=self._head_ended)
+        self._head_ended = False
+
+    def shutdown(self) -> None:
+        """Close the connection; without a request so far, after CLOSE_DELAY, because its request may be on the way."""
+        self._stopping = True
+        cycle = self._latest
+        if cycle is None:
+            self.loop.call_later(CLOSE_DELAY, self._close_if_unused)
+        else:
+            super().shutdown()
+
+    def _close_if_unused(self) -> None:
+        cycle = self._latest
+        if cycle is None or cycle.response_complete:
+            self.transport.close()
+        else:
+            cycle.keep_alive = False
+
+    # ---- callbacks of the parser
+
+    def send_400_response(self, msg: str) -> None:
+        cycle = self._latest
+        # In the middle of a reply, or before the reply to an earlier request, the client would take it for that reply.
+        if (
+            cycle is None
+            or cycle.response_complete
+            or (self._state is ParserState.BODY and not self.pipeline and not cycle.response_started)
+        ):
+            self.transport.write(Problem("bad-request", self._error).last_reply())
+        self.transport.close()
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self._state = ParserState.HEAD
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if self._state is ParserState.HEAD:  # a trailer is no header of its request
+            super().on_header(name, value)
+            if len(self.headers) > MAX_HEADERS:
+                self._refuse(f"the request has more than {MAX_HEADERS} headers")
+
+    def on_headers_complete(self) -> None:
+        if len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers) > MAX_HEAD_BYTES:
+            self._refuse(f"the head has more than {MAX_HEAD_BYTES:,} bytes")
+        self._check_host()
+        self._state, self._stray_bytes, self._head_ended = ParserState.BODY, 0, True
+        super().on_headers_complete()
+        self._unanswered.append(self.cycle)
+        self.scope["state"]["cycle"] = weakref.ref(self.cycle)  # which holds the scope
+        if len(self.pipeline) > MAX_PIPELINED:
+            self._refuse(f"more than {MAX_PIPELINED} requests came before the reply to the first")
+        if self.expect_100_continue:
+            # A client that is refused before 100 Continue may, or may not, send its body.
+            self.cycle.keep_alive = False
+
+    def on_body(self, body: bytes) -> None:
+        if not self.cycle.response_complete:
+            self._stray_bytes = 0
+            if self.expect_100_continue:
+                self.cycle.keep_alive = self.parser.should_keep_alive() and not self._stopping
+        super().on_body(body)
+        if self.pipeline and len(self.cycle.body) > UNCOUNTED_BYTES:
+            self._refuse("a large body came before the reply to an earlier request")
+
+    def on_message_complete(self) -> None:
+        self._state, self._stray_bytes = ParserState.NONE, 0
+        super().on_message_complete()
+
+    def _check_host(self) -> None:
+        """Refuse a request with two hosts, or none: a proxy in front may read another request than this server."""
+        hosts = [value for name, value in self.headers if name == b"host"]
+        if len(hosts) > 1:
+            self._refuse("the request has more than one Host header")
+        if not hosts and self.parser.get_http_version() != "1.0":
+            self._refuse("the request has no Host header")
+        host = hosts[0] if hosts else None
+        if host is not None and host != self._valid_host:
+            if not _HOST.fullmatch(host):
+                self._refuse(f"the Host header is {host.decode('latin-1')[:80]!r}, expected NAME or NAME:PORT")
+            self._valid_host = host
+        if not self.url.startswith(b"/"):
+            target = _ABSOLUTE.match(self.url)
+            if target is None or target[1].lower() != (host or b"").lower():
+                self._refuse("the request target names another host than the Host header")
+
+    def _refuse(self, error: str) -> NoReturn:
+        self._error = error
+        raise ValueError(error)  # which ends the parser

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Collection
+from functools import lru_cache
 from pathlib import Path
 from typing import Literal
 
@@ -85,19 +86,16 @@ class ServeMetrics:
         self.ready = gauge("ready", "1 while /readyz answers 200", mode="livemin")
         self.ready.set(0)
         self.stages = {name: self.stage.labels(name) for name in STAGES}
-        self._route_timers: dict[str, Histogram] = {}
-        self._answer_counters: dict[tuple[str, int, str], Counter] = {}
-        self._reply_counters: dict[tuple[str, int], Counter] = {}
+        # prometheus-client looks a label up in ten calls.
+        self._answer = lru_cache(256)(self.answers.labels)
+        self._reply = lru_cache(1_024)(self.requests.labels)
+        self._seconds = lru_cache(256)(self.seconds.labels)
 
     def count_answer(
         self, bundle: str, method: int, source: str, unknown: list[str], features: Collection[str], short: bool
     ) -> None:
         """Count one answer. Names in `unknown` that are no features are items, which are counted without their ids."""
-        key = (bundle, method, source)
-        child = self._answer_counters.get(key)
-        if child is None:
-            child = self._answer_counters[key] = self.answers.labels(*map(str, key))
-        child.inc()
+        self._answer(bundle, method, source).inc()
         if short:
             self.truncated.inc()
         for name in unknown:
@@ -108,22 +106,14 @@ class ServeMetrics:
 
     def count_reply(self, route: str, status: int, seconds: float) -> None:
         """Count one reply."""
-        key = (route, status)
-        child = self._reply_counters.get(key)
-        if child is None:
-            child = self._reply_counters[key] = self.requests.labels(route, str(status))
-        child.inc()
-        timer = self._route_timers.get(route)
-        if timer is None:
-            timer = self._route_timers[route] = self.seconds.labels(route)
-        timer.observe(seconds)
+        self._reply(route, status).inc()
+        self._seconds(route).observe(seconds)
 
     def set_bundle(self, bundle: str, recall: float, before: str | None) -> None:
         """Record that `bundle` replaces `before` as current. `recall`: of its index when it was published."""
         if before:
             self.bundle.labels(before).set(0)
             self.recall.labels(before).set(0)
-            self._answer_counters = {key: child for key, child in self._answer_counters.items() if key[0] != before}
             if not os.environ.get(METRICS_FOLDER):  # the files of several workers cannot drop a label
                 for gauge in (self.bundle, self.recall):
                     gauge.remove(before)

@@ -20,11 +20,11 @@ from twotower.arrays.types import Floats
 from twotower.errors import ConfigError
 from twotower.retrieval.event import EventLike
 from twotower.serve.circuit_breaker import CircuitBreaker
-from twotower.serve.histories import TimedEvent
 from twotower.serve.user_events import (
     DIGEST_BYTES,
     EMPTY_STATE,
     InProcessEvents,
+    TimedEvent,
     UserState,
     history_digest,
     latest,

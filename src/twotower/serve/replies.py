@@ -46,13 +46,22 @@ _ScoredItem = Annotated[Item, GetPydanticSchema(lambda _, handler: handler(Score
 _ProblemObject = Annotated[ProblemObject, GetPydanticSchema(lambda _, handler: handler(ProblemReply))]
 
 
+_Bundle = Annotated[str, Field(description="Bundle that answered.")]
+_Method = Annotated[int, Field(description="1: the precomputed user vector. 2: the online user tower.")]
+_Metric = Annotated[Literal["cosine", "dot"], Field(description="Metric of the index.")]
+_Unknown = Annotated[
+    list[str], Field(description="Features and items of the request whose values are unknown to the model.")
+]
+_RecentEvents = Annotated[int, Field(description="Number of recent events that were used.")]
+
+
 @_reply
 class ItemsReply:
     """Items, best first, and how they were found."""
 
     items: Annotated[list[_ScoredItem], Field(description="At most k items, best first.")]
-    bundle_id: Annotated[str, Field(description="Bundle that answered.")]
-    method: Annotated[int, Field(description="1: the precomputed user vector. 2: the online user tower.")]
+    bundle_id: _Bundle
+    method: _Method
     source: Annotated[
         Source,
         Field(
@@ -62,10 +71,8 @@ class ItemsReply:
     ]
     milliseconds: Annotated[float, Field(description="Time of tower and search.")]
     truncated: Annotated[bool, Field(description="Fewer than k items pass the conditions.")]
-    unknown: Annotated[
-        list[str], Field(description="Features and items of the request whose values are unknown to the model.")
-    ]
-    recent_events: Annotated[int, Field(description="Number of recent events that were used.")]
+    unknown: _Unknown
+    recent_events: _RecentEvents
 
     @classmethod
     def of(cls, answer: Answer, recent_events: int) -> ItemsReply:
@@ -88,17 +95,15 @@ class VectorReply:
     """A user vector. Its dot product with an item vector is the score, without own counts (scorer 'repeats')."""
 
     vector: Annotated[list[float], Field(description="D numbers, as the index is searched with.")]
-    metric: Annotated[Literal["cosine", "dot"], Field(description="Metric of the index.")]
-    bundle_id: Annotated[str, Field(description="Bundle that answered.")]
-    method: Annotated[int, Field(description="1: the precomputed user vector. 2: the online user tower.")]
+    metric: _Metric
+    bundle_id: _Bundle
+    method: _Method
     source: Annotated[
         Source, Field(description="As in ItemsReply. popular: the tower's vector of a user of whom nothing is known.")
     ]
     milliseconds: Annotated[float, Field(description="Time of the tower.")]
-    unknown: Annotated[
-        list[str], Field(description="Features and items of the request whose values are unknown to the model.")
-    ]
-    recent_events: Annotated[int, Field(description="Number of recent events that were used.")]
+    unknown: _Unknown
+    recent_events: _RecentEvents
 
 
 @_reply
@@ -116,7 +121,7 @@ class BundleReply:
     bundle_id: Annotated[str, Field(description="Id of the current bundle.")]
     created: Annotated[str, Field(description="Time of publication, UTC.")]
     dims: Annotated[int, Field(description="Width of the vectors.")]
-    metric: Annotated[Literal["cosine", "dot"], Field(description="Metric of the index.")]
+    metric: _Metric
     counts: Annotated[dict[str, int], Field(description="Number of users and items.")]
     recall_check: Annotated[
         dict[str, Any], Field(description="Recall of the index against exact search at publication, and the threshold.")

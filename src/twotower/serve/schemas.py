@@ -1,4 +1,4 @@
-"""Bodies of requests, which the OpenAPI document describes."""
+"""Bodies and parameters of requests, which the OpenAPI document describes."""
 
 from __future__ import annotations
 
@@ -77,11 +77,13 @@ def _method(value: JsonValue) -> JsonValue:
     return value
 
 
-class _RequestModel(BaseModel):
+class RequestModel(BaseModel):
+    """A body, or a part of one."""
+
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False, frozen=True)
 
 
-class ItemEvent(_RequestModel):
+class ItemEvent(RequestModel):
     """An event of a user: an item, liked or not, and its type and time where the model reads them."""
 
     id: Id = Field(description="Item id.")
@@ -119,7 +121,7 @@ EventInput = Annotated[
 ]
 
 
-class UserRequest(_RequestModel):
+class UserRequest(RequestModel):
     """A user: known to the bundle, or described by features and a history. These replace the stored ones."""
 
     user_id: Id | None = Field(None, description="User id, known to the bundle or new. null: an anonymous user.")
@@ -145,7 +147,7 @@ class UserRequest(_RequestModel):
     )
 
 
-class ItemFilter(_RequestModel):
+class ItemFilter(RequestModel):
     """The number of items, and conditions on them."""
 
     k: StrictInt = Field(10, ge=1, description="Number of items. At most limits.k of GET /v1/bundle.")
@@ -169,7 +171,7 @@ class RecommendRequest(UserRequest, ItemFilter):
     )
 
 
-class BatchRequest(_RequestModel):
+class BatchRequest(RequestModel):
     """Several requests, answered one by one between other clients' requests."""
 
     requests: list[RecommendRequest] = Field(min_length=1, description="At most limits.batch of GET /v1/bundle.")
@@ -185,7 +187,7 @@ class SearchRequest(ItemFilter):
     context: dict[ColumnName, FeatureValue] = Field({}, max_length=1_000, description=CONTEXT)
 
 
-class EventsRequest(_RequestModel):
+class EventsRequest(RequestModel):
     """New events of a user, oldest first. They are read in the order of their times."""
 
     user_id: Id = Field(description="User id, known to the bundle or new.")
@@ -194,11 +196,22 @@ class EventsRequest(_RequestModel):
     )
 
 
-class RollbackRequest(_RequestModel):
+class RollbackRequest(RequestModel):
     """The bundle that becomes current."""
 
     to: Annotated[str, Field(max_length=64)] = Field("", description="Bundle id. Empty: the previous bundle.")
     reason: Annotated[str, Field(max_length=1_000)] = Field("", description="Text for the store's history.")
+
+
+PathOrQueryId = Annotated[str, Field(min_length=1, max_length=MAX_ID_LENGTH, description="Any id, percent-encoded.")]
+ItemCount = Annotated[int, Field(description="Number of items. At most limits.k of GET /v1/bundle.")]
+QueryText = Annotated[str, Field(max_length=MAX_ID_LENGTH, description="Text to find. Empty: all.")]
+GroupColumn = Annotated[
+    str, Field(max_length=MAX_ID_LENGTH, description="Item column that groups the points. Empty: the first.")
+]
+RowLimit = Annotated[int, Field(ge=1, le=200, description="Greatest number of results.")]
+PointLimit = Annotated[int, Field(ge=1, le=20_000, description="Greatest number of points.")]
+BundleId = Annotated[str, Field(max_length=64, description="Bundle id. Empty: the current bundle.")]
 
 
 def item_events(events: Sequence[str | ItemEvent]) -> list[Event]:

@@ -11,7 +11,6 @@ import logging
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from typing import TypeVar
 
 from twotower.errors import RunError, Unavailable
@@ -36,7 +35,7 @@ class RemoteSearchExecutor:
         self.breaker = CircuitBreaker()
         self._on_failure = on_failure
         self._pool = ThreadPoolExecutor(SEARCH_THREADS, "search")
-        self._under_way = 0
+        self._is_done: list[Callable[[], bool]] = []
 
     async def run(self, work: Callable[[], T]) -> T:
         """Run `work` in a thread and return its result.
@@ -45,7 +44,8 @@ class RemoteSearchExecutor:
         Unavailable and RunError of `work`; other errors of `work` as they are."""
         if (began := self.breaker.begin()) is None:
             raise Unavailable("the index does not answer; searches are refused for a while")
-        if self._under_way >= MAX_SEARCHES:
+        self._is_done = [is_done for is_done in self._is_done if not is_done()]
+        if len(self._is_done) >= MAX_SEARCHES:
             raise Unavailable(f"{MAX_SEARCHES} searches are running or waiting, the limit")
         until = time.monotonic() + self.timeout
 
@@ -54,8 +54,7 @@ class RemoteSearchExecutor:
                 return work()
 
         job = self._pool.submit(within)
-        loop, self._under_way = asyncio.get_running_loop(), self._under_way + 1
-        job.add_done_callback(lambda _: self._notify(loop))
+        self._is_done.append(job.done)
         try:
             # A late thread ends by itself: each exchange with the index has a timeout of its own.
             async with asyncio.timeout(1.1 * self.timeout):
@@ -68,13 +67,6 @@ class RemoteSearchExecutor:
         if self.breaker.succeeded():
             log.warning("the index is back")
         return found
-
-    def _notify(self, loop: asyncio.AbstractEventLoop) -> None:
-        with suppress(RuntimeError):  # the loop may have ended before the thread
-            loop.call_soon_threadsafe(self._done)
-
-    def _done(self) -> None:
-        self._under_way -= 1
 
     def close(self) -> None:
         """Drop waiting searches; do not wait for running ones."""

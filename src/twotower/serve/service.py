@@ -1,29 +1,46 @@
-"""Replies to requests, from the current bundle and the recent events of users."""
+"""Replies to requests, from the current bundle and the recent events of users; popular items while a remote index does
+not answer."""
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass, replace
+from typing import TypeVar
 
+from fastapi import Request as HttpRequest
+
+from twotower.arrays.types import Floats
 from twotower.errors import DataError, Unavailable
-from twotower.retrieval.request import Answer, Request
+from twotower.retrieval.request import Answer, Method, Request
 from twotower.retrieval.retriever import Retriever
 from twotower.serve import replies, schemas
-from twotower.serve.admission import ENTRIES_PER_WEIGHT, AdmissionController, release_current_permit
+from twotower.serve.admission import ENTRIES_PER_WEIGHT, AdmissionController, ClientSlots, release_current_permit
 from twotower.serve.bundles import BundleLimits, BundleManager
-from twotower.serve.client_limits import ClientSlots
 from twotower.serve.metrics import ServeMetrics
-from twotower.serve.problems import Problem, ProblemObject, problem_of
-from twotower.serve.recommender import Recommender
+from twotower.serve.problems import Problem, ProblemObject, index_problem, problem_of
 from twotower.serve.redis_events import RedisEvents
-from twotower.serve.request_limits import RequestLimits
-from twotower.serve.search_executor import RemoteSearchExecutor
+from twotower.serve.search_executor import SEARCH_THREADS, RemoteSearchExecutor
 from twotower.serve.settings import ServeSettings
-from twotower.serve.user_events import EventStore, InProcessEvents
+from twotower.serve.user_events import EMPTY_STATE, EventStore, InProcessEvents, UserState
 
 MAX_BATCHES, MAX_BATCHES_PER_CLIENT = 8, 4
 """Batches under way at once: of all clients, and of one."""
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class ResolvedRequest:
+    """A request for the retriever, with the user's recent events and the method that answers it."""
+
+    request: Request
+    method: Method
+    known_user: bool
+    """True if the user is one of the bundle's."""
+    state: UserState
+    cacheable: bool
+    """True if the request adds nothing but recent events: its user vector may be saved for the next request."""
 
 
 class Service:
@@ -35,7 +52,7 @@ class Service:
         """Open the store and the event store. Raises ConfigError or BundleError for settings that cannot be used."""
         self.settings = s = settings
         self.metrics = metrics or ServeMetrics()
-        self.bundles = BundleManager(s.store, self.metrics, s.threads, s.memory_limit, s.workers, bundle_limits)
+        self.bundles = BundleManager(s, self.metrics, bundle_limits)
         failed, dropped = self.metrics.event_store_errors, self.metrics.events_dropped
         self._in_process = InProcessEvents(
             s.events_per_user, s.event_ttl, s.event_memory, lambda what, n: dropped.labels(what).inc(n)
@@ -53,10 +70,7 @@ class Service:
             work_clock=None if waits else time.process_time,
         )  # fmt: skip
         self.search_executor = RemoteSearchExecutor(s.index_timeout / 1e3, self.metrics.index_errors.inc)
-        self.limits = RequestLimits(s)
-        self.recommender = Recommender(
-            s, self.metrics, self.bundles, self.event_store, self.admission, self.search_executor
-        )
+        self._concurrency = self.admission.concurrency
         self.draining = False
         self._batches = ClientSlots(MAX_BATCHES, MAX_BATCHES_PER_CLIENT, "batches")
         self._tasks: set[asyncio.Task[None]] = set()
@@ -81,11 +95,13 @@ class Service:
     # ---- requests
 
     async def recommend(self, body: schemas.RecommendRequest) -> replies.ItemsReply:
-        """Recommend items to a user. Raises Problem, DataError."""
-        self.limits.check(body)
+        """Recommend items to a user, known or described by the request.
+
+        Raises Problem and DataError."""
+        self.check_limits(body)
         retriever = self.bundles.current
-        resolved = await self.recommender.resolve(body, retriever)
-        answer, vector = await self.recommender.answer_or_fallback(body, resolved, retriever)
+        resolved = await self.resolve(body, retriever)
+        answer, vector = await self.answer_or_fallback(body, resolved, retriever)
         if vector is not None and resolved.cacheable and resolved.state.vector is None:
             assert body.user_id is not None
             await self._save(
@@ -93,17 +109,18 @@ class Service:
             )
         return self._counted(answer, retriever, len(resolved.request.recent))
 
-    async def batch(
-        self, body: schemas.BatchRequest, disconnected: Callable[[], Awaitable[bool]]
-    ) -> replies.BatchReply:
-        """Answer the requests one by one, each with its own permit between other clients' requests.
+    async def recommend_batch(self, body: schemas.BatchRequest, request: HttpRequest) -> replies.BatchReply:
+        """Answer several requests.
 
-        Stops early if the client has `disconnected`."""
-        self.limits.check_batch(body.requests)
+        One that cannot be answered gets a problem in its place; a field of another type or range fails them all.
+
+        Raises Problem. Each request has its own permit, between other clients' requests; the answer ends early if the
+        client disconnects."""
+        self.check_limits(body)
         client, answers = release_current_permit(), list[replies.ItemsReply | ProblemObject]()
         with self._batches.hold(client):
             for place, one in enumerate(body.requests):
-                if place % 8 == 7 and await disconnected():
+                if place % 8 == 7 and await request.is_disconnected():
                     break
                 async with self.admission.permit(client, request_weight(one)):
                     try:
@@ -114,11 +131,11 @@ class Service:
                         answers.append(problem_of(e).as_dict())
         return replies.BatchReply(answers)
 
-    async def embed(self, body: schemas.UserRequest) -> replies.VectorReply:
-        """Return the user vector."""
-        self.limits.check(body)
+    async def embed_user(self, body: schemas.UserRequest) -> replies.VectorReply:
+        """Return the vector of a user."""
+        self.check_limits(body)
         retriever = self.bundles.current
-        resolved = await self.recommender.resolve(body, retriever)
+        resolved = await self.resolve(body, retriever)
         started = time.perf_counter()
         vector, source, unknown = retriever.embed_request(resolved.request, resolved.method)
         spent = (time.perf_counter() - started) * 1e3
@@ -138,7 +155,7 @@ class Service:
         retriever = self.bundles.current
         if not retriever.schema.searchable():
             raise Problem("no-text-feature")
-        self.limits.check(body)
+        self.check_limits(body)
 
         def search() -> Answer:
             return retriever.search(
@@ -147,23 +164,25 @@ class Service:
             )  # fmt: skip
 
         try:
-            answer = await self.recommender.run_search(retriever, search)
+            answer = await self.run_search(retriever, search)
         except Unavailable as e:
-            answer = self.recommender.without_index(e, retriever, Request(), 2, body)
+            answer = self.without_index(e, retriever, Request(), 2, body)
         return self._counted(answer, retriever)
 
-    async def similar(self, item_id: str, k: int) -> replies.ItemsReply:
-        """Return the items nearest to an item. Raises Unavailable: popular items are no substitute here."""
+    async def similar(self, item_id: schemas.PathOrQueryId, k: schemas.ItemCount = 10) -> replies.ItemsReply:
+        """Return the items with the most similar vectors. Scores are cosines.
+
+        Raises Unavailable: popular items are no substitute here."""
         retriever = self.bundles.current
-        self.limits.check_k(k, "query.k")
-        answer = await self.recommender.run_search(retriever, lambda: retriever.similar(item_id, k))
+        self._check_k(k, "query.k")
+        answer = await self.run_search(retriever, lambda: retriever.similar(item_id, k))
         return self._counted(answer, retriever)
 
     async def add_events(self, body: schemas.EventsRequest) -> replies.EventsReply:
-        """Append to a user's recent events.
+        """Append to a user's recent events, which the next answer uses.
 
         Raises Problem "conflict" if other workers would not see them, DataError for an unknown type."""
-        self.limits.check_list("events", body.events)
+        self.check_limits(body)
         if self.settings.workers > 1 and not self.event_store.shared:
             raise Problem(
                 "conflict",
@@ -177,12 +196,14 @@ class Service:
         self.metrics.event_memory.set(self._in_process.size)
         return replies.EventsReply(count, shared and self.event_store.shared)
 
-    async def forget(self, user_id: str) -> None:
-        """Delete a user's recent events. Raises Problem "event-store" if they may still be there."""
+    async def forget(self, user_id: schemas.PathOrQueryId) -> None:
+        """Delete a user's recent events.
+
+        Raises Problem "event-store" if they may still be there."""
         if not await self.event_store.forget(self.bundles.event_bundles(self.bundles.current), user_id):
             raise Problem("event-store", headers={"Retry-After": "5"})
 
-    def describe(self) -> replies.BundleReply:
+    async def bundle(self) -> replies.BundleReply:
         """Describe the current bundle and the limits of requests."""
         retriever = self.bundles.current
         manifest, s = retriever.bundle.manifest, self.settings
@@ -208,6 +229,23 @@ class Service:
             limits={"k": s.max_k, "list": s.max_list, "batch": s.max_batch, "body": s.max_body},
         )
 
+    def check_limits(self, body: schemas.RequestModel) -> None:
+        """Check the numbers and lists of a request against the settings. Raises Problem "invalid"."""
+        s = self.settings
+        if isinstance(body, schemas.ItemFilter):
+            self._check_k(body.k, "body.k")
+        for name in ("history", "events", "allow", "ban", "requests"):
+            most = s.max_batch if name == "requests" else s.max_list
+            if len(entries := getattr(body, name, None) or ()) > most:
+                detail = f"{name} has {len(entries):,} entries, at most {most:,} are allowed"
+                raise Problem("invalid", detail, errors=[{"at": f"body.{name}", "detail": detail}])
+
+    def _check_k(self, k: int, at: str) -> None:
+        """Check the number of items, a field `at` a place of the request."""
+        if not 1 <= k <= self.settings.max_k:
+            detail = f"k is {k}, expected 1 to {self.settings.max_k:,}"
+            raise Problem("invalid", detail, errors=[{"at": at, "detail": detail}])
+
     def _counted(self, answer: Answer, retriever: Retriever, recent_events: int = 0) -> replies.ItemsReply:
         """Return the reply of an answer, and add it to the metrics."""
         self.metrics.count_answer(
@@ -215,6 +253,109 @@ class Service:
             [*retriever.user_columns, *retriever.context_columns], answer.truncated,
         )  # fmt: skip
         return replies.ItemsReply.of(answer, recent_events)
+
+    # ---- parts of an answer
+
+    async def resolve(self, body: schemas.UserRequest, retriever: Retriever) -> ResolvedRequest:
+        """Fetch the user's recent events and choose the method.
+
+        Method 1 uses precomputed user vectors, method 2 the online user tower. Raises Problem "unknown-user"."""
+        state = EMPTY_STATE
+        if body.use_recent_events and body.user_id is not None:
+            started = time.perf_counter()
+            state = await self.event_store.fetch(self.bundles.event_bundles(retriever), body.user_id)
+            self.metrics.stages["events"].observe(time.perf_counter() - started)
+        effective = retriever.effective_request(
+            Request(
+                body.user_id,
+                body.features,
+                None if body.history is None else schemas.item_events(body.history),
+                schemas.item_events(body.events),
+                body.context,
+            )
+        )
+        recent = retriever.user_inputs.event_types.read(state.events, stored=True)
+        if body.user_id is not None and effective.history is None:
+            recent = retriever.unstored_events(body.user_id, recent)
+        request = replace(effective, recent=recent)
+        known = body.user_id is not None and retriever.has_user(body.user_id)
+        if body.user_id is not None and not (known or request.has_details) and self.settings.unknown_user == "404":
+            raise Problem("unknown-user", f"user '{body.user_id}' is not among the bundle's users")
+        method: Method = body.method or retriever.usual_method(request)
+        if not known and request.has_details:
+            method = 2  # an unknown user has no precomputed vector
+        adds = effective.features or effective.events or effective.history is not None or retriever.reads_context
+        cacheable = bool(recent) and not adds
+        return ResolvedRequest(request, method, known, state, cacheable)
+
+    async def run_search(self, retriever: Retriever, work: Callable[[], T]) -> T:
+        """Run a search at once, or in a thread if the index is remote. Raises Unavailable and the errors of `work`."""
+        remote = retriever.index.remote
+        self.admission.concurrency = max(self._concurrency, SEARCH_THREADS) if remote else self._concurrency
+        return await self.search_executor.run(work) if remote else work()
+
+    async def answer_or_fallback(
+        self, body: schemas.RecommendRequest, resolved: ResolvedRequest, retriever: Retriever
+    ) -> tuple[Answer, Floats | None]:
+        """Return the answer and the new user vector, if one was computed; without the index as `without_index` does."""
+        try:
+            return await self.run_search(retriever, lambda: self.answer(body, resolved, retriever))
+        except Unavailable as e:
+            found = self.without_index(e, retriever, resolved.request, resolved.method, body, body.keep_seen)
+            return found, None
+
+    def without_index(
+        self,
+        error: Unavailable,
+        retriever: Retriever,
+        request: Request,
+        method: Method,
+        items: schemas.ItemFilter,
+        keep_seen: bool | None = None,
+    ) -> Answer:
+        """Return popular items; or raise Problem "index-unavailable", if the settings say so."""
+        if self.settings.index_down == "503":
+            raise index_problem() from error
+        return retriever.recommend(
+            request, items.k, method, allow=items.allow, ban=items.ban, where=items.where or None, keep_seen=keep_seen,
+            fallback=True,
+        )  # fmt: skip
+
+    def answer(
+        self, body: schemas.RecommendRequest, resolved: ResolvedRequest, retriever: Retriever
+    ) -> tuple[Answer, Floats | None]:
+        """Search, and return the answer and the vector (1, D) that the user tower computed; None if it was not run."""
+        vector = resolved.state.vector if resolved.cacheable and resolved.method == 2 else None
+        if vector is not None and vector.shape != (1, retriever.index.width):
+            vector = None  # written by another program
+        computed = None
+        unknown: list[str] = []
+        started = time.perf_counter()
+        if resolved.method == 2 and vector is None and (resolved.known_user or resolved.request.has_details):
+            vector, _, unknown = retriever.embed_request(resolved.request, 2)
+            computed = vector
+            self.metrics.stages["tower"].observe(time.perf_counter() - started)
+        searching = time.perf_counter()
+        answer = retriever.recommend(
+            resolved.request,
+            body.k,
+            resolved.method,
+            allow=body.allow,
+            ban=body.ban,
+            where=body.where or None,
+            keep_seen=body.keep_seen,
+            vector=vector,
+        )
+        ended = time.perf_counter()
+        self.metrics.stages["search"].observe(ended - searching)
+        if vector is not None:  # the search saw a vector, not the features and items it was computed from
+            unknown = (
+                unknown
+                if computed is not None
+                else retriever.unknown_items(e.item for e in resolved.request.all_events)
+            )
+            answer = replace(answer, unknown=unknown)
+        return replace(answer, milliseconds=round((ended - started) * 1e3, 3)), computed
 
     async def _save(self, work: Coroutine[None, None, None]) -> None:
         """Wait for `work` if it stays in this process; otherwise run it while the reply is sent."""

@@ -18,7 +18,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from multiprocessing.connection import wait
 from multiprocessing.context import SpawnContext
 from multiprocessing.process import BaseProcess
@@ -27,16 +27,18 @@ from typing import Literal
 
 from twotower.errors import BundleError, ConfigError
 from twotower.kinds import import_modules
-from twotower.serve.connection_limits import connection_limits
-from twotower.serve.json_log import log_as_json
+from twotower.serve.connections import connection_limits
 from twotower.serve.settings import METRICS_FOLDER, ServeSettings
-from twotower.serve.worker import SIGNAL_REPEAT_INTERVAL, run_worker
+from twotower.serve.worker import SIGNAL_REPEAT_INTERVAL, log_as_json, run_worker
 from twotower.store.store import Store
 
 SHORT_LIFE_SECONDS, MAX_SHORT_LIVES = 5.0, 5
-"""The service gives up when every worker has died within SHORT_LIFE_SECONDS, MAX_SHORT_LIVES times in a row."""
+"""The service gives up when no worker is alive and each has died within SHORT_LIFE_SECONDS, MAX_SHORT_LIVES times in a
+row."""
 MAX_RESTART_DELAY = 10.0
 """Longest pause in seconds before a worker that keeps dying is restarted."""
+SIGNAL_INTERVAL = 0.1
+"""Seconds between two checks for a signal."""
 
 log = logging.getLogger("twotower.process")
 
@@ -99,31 +101,6 @@ def refuse_unknown_kinds(store: Store) -> None:
         raise refused[0]
 
 
-@dataclass
-class _WorkerSlot:
-    """One of several workers: its process, and the history of its restarts."""
-
-    process: BaseProcess | None = None
-    started: float = 0.0
-    """Time of the last start, in seconds of the monotonic clock."""
-    short_lives: int = 0
-    """Number of processes in a row that died within SHORT_LIFE_SECONDS."""
-    restart_at: float = 0.0
-    """Earliest time of the next start, in seconds of the monotonic clock."""
-
-    def ensure_running(self, start: Callable[[], BaseProcess]) -> None:
-        """Start a process if none is alive."""
-        now = time.monotonic()
-        if self.process is not None and not self.process.is_alive():
-            log.error("worker died", extra={"fields": {"pid": self.process.pid, "code": self.process.exitcode}})
-            self.process.join()
-            self.process = None
-            self.short_lives = self.short_lives + 1 if now - self.started < SHORT_LIFE_SECONDS else 0
-            self.restart_at = now + (min(MAX_RESTART_DELAY, 0.1 * 2.0**self.short_lives) if self.short_lives else 0.0)
-        if self.process is None and now >= self.restart_at:
-            self.process, self.started = start(), now
-
-
 def supervise_workers(
     settings: ServeSettings,
     sockets: list[socket.socket],
@@ -133,39 +110,38 @@ def supervise_workers(
     """Keep `settings.workers` processes alive until a signal; return the exit code. The caller has set up the log.
 
     `signals` that have already arrived end it at once."""
-    folder = tempfile.mkdtemp(prefix="twotower-metrics-")
-    os.environ[METRICS_FOLDER] = folder
+    os.environ[METRICS_FOLDER] = folder = tempfile.mkdtemp(prefix="twotower-metrics-")
     context = get_context("spawn")
     signals = [] if signals is None else signals
-    wake, woken = socket.socketpair()
-    woken.setblocking(False)
     for sig in (signal.SIGTERM, signal.SIGINT):
         signal.signal(sig, lambda sig, frame: signals.append(sig))
-    signal.set_wakeup_fd(woken.fileno(), warn_on_full_buffer=False)
-    slots = [_WorkerSlot() for _ in range(settings.workers)]
-
-    def start() -> BaseProcess:
-        worker = context.Process(target=_worker_main, args=(settings, sockets), name="twotower-worker")
-        worker.start()
-        return worker
-
+    workers: dict[BaseProcess, float] = {}  # with the times of their starts, in seconds of the monotonic clock
+    short_lives, restart_at = 0, 0.0
     try:
         while not signals:
-            for slot in slots:
-                if not signals:
-                    slot.ensure_running(start)
-            if min(slot.short_lives for slot in slots) >= MAX_SHORT_LIVES:
+            now = time.monotonic()
+            for worker in [worker for worker in workers if not worker.is_alive()]:
+                log.error("worker died", extra={"fields": {"pid": worker.pid, "code": worker.exitcode}})
+                worker.join()
+                short_lives = short_lives + 1 if now - workers.pop(worker) < SHORT_LIFE_SECONDS else 0
+                pause = 0.1 * 2.0 ** min(short_lives / settings.workers, 10) if short_lives else 0.0
+                restart_at = now + min(pause, MAX_RESTART_DELAY)
+            if not workers and short_lives >= MAX_SHORT_LIVES * settings.workers:
                 log.error("workers die right after their start, giving up")
                 return 1
-            wait([wake, *(slot.process.sentinel for slot in slots if slot.process is not None)], timeout=0.5)
+            while len(workers) < settings.workers and now >= restart_at and not signals:
+                worker = context.Process(target=_worker_main, args=(settings, sockets), name="twotower-worker")
+                worker.start()
+                workers[worker] = time.monotonic()
+            if workers:
+                wait([worker.sentinel for worker in workers], timeout=SIGNAL_INTERVAL)
+            else:
+                time.sleep(SIGNAL_INTERVAL)
         return 0
     finally:
-        signal.set_wakeup_fd(-1)
         for s in sockets:
             s.close()  # workers hold their own; the last one to close it ends the queue
-        _stop_workers([slot.process for slot in slots if slot.process is not None], settings, signals)
-        wake.close()
-        woken.close()
+        _stop_workers([*workers], settings, signals)
         shutil.rmtree(folder, ignore_errors=True)
 
 

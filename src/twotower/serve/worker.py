@@ -13,13 +13,12 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 
+import orjson
 import uvicorn
 from starlette.types import ASGIApp
 
 from twotower.kinds import import_modules
-from twotower.serve.connections import Connections
-from twotower.serve.http_protocol import HttpProtocol
-from twotower.serve.json_log import log_as_json
+from twotower.serve.connections import Connection, Connections
 from twotower.serve.settings import METRICS_FOLDER, ServeSettings
 
 THREAD_SWITCH_INTERVAL = 0.0005
@@ -53,8 +52,8 @@ def run_worker(settings: ServeSettings, sockets: list[socket.socket]) -> int:
 async def _serve(settings: ServeSettings, sockets: list[socket.socket]) -> bool:
     """Serve until a signal; return True if a thread is still reading the store or the key file."""
     from twotower.serve.api_keys import ApiKeys
-    from twotower.serve.app import create_admin_app, create_app
     from twotower.serve.middleware import RequestMiddleware
+    from twotower.serve.routes import create_admin_app, create_app
     from twotower.serve.service import Service
 
     service = Service(settings)
@@ -129,12 +128,12 @@ class DrainingServer(uvicorn.Server):
     """uvicorn's server, which accepts all queued connections between two answers and before it closes its sockets."""
 
     def __init__(self, app: ASGIApp, settings: ServeSettings, connections: Connections) -> None:
-        class WorkerProtocol(HttpProtocol):
-            all_connections, max_body = connections, settings.max_body
+        class WorkerConnection(Connection):
+            all_connections = connections
 
         config = uvicorn.Config(
             app,
-            http=WorkerProtocol,
+            http=WorkerConnection,
             ws="none",
             lifespan="off",
             log_config=None,
@@ -145,11 +144,11 @@ class DrainingServer(uvicorn.Server):
             forwarded_allow_ips=settings.trusted_proxies or None,
         )
         super().__init__(config)
-        self._protocol_class = WorkerProtocol
+        self._connection_class = WorkerConnection
         self._exclusive = settings.workers == 1
         """True if no other process listens on the same sockets."""
         self._listening: list[socket.socket] = []
-        self._accepted = set[asyncio.Task[tuple[asyncio.Transport, HttpProtocol]]]()
+        self._accepted = set[asyncio.Task[tuple[asyncio.Transport, Connection]]]()
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -185,8 +184,8 @@ class DrainingServer(uvicorn.Server):
         await asyncio.gather(*self._accepted, return_exceptions=True)
         await super().shutdown(sockets)
 
-    def _protocol(self) -> HttpProtocol:
-        return self._protocol_class(
+    def _protocol(self) -> Connection:
+        return self._connection_class(
             config=self.config, server_state=self.server_state, app_state={}, _loop=asyncio.get_running_loop()
         )
 
@@ -198,3 +197,34 @@ def accept_queued(listener: socket.socket) -> Iterator[socket.socket]:
             yield listener.accept()[0]
         except OSError:  # the queue is empty, or no file is left
             return
+
+
+class JsonFormatter(logging.Formatter):
+    """One JSON object a line: time, level, logger, event, and the fields of the record. No ids of users or items."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        line = {
+            "time": f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(record.created))}.{int(record.msecs):03d}Z",
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "event": record.getMessage(),
+        } | getattr(record, "fields", {})
+        if record.exc_info and record.exc_info[0] is not None:
+            line["error"] = self.formatException(record.exc_info)
+        return orjson.dumps(line, default=str).decode()
+
+
+def log_as_json() -> None:
+    """Make every logger of the process write JSON lines to stderr."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(JsonFormatter())
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    ours = logging.getLogger("twotower")
+    ours.handlers.clear()  # the command line's, which prints messages as plain lines and hands none on
+    ours.propagate = True
+    root.setLevel(logging.INFO)
+    # Below errors uvicorn logs every client that sends no valid HTTP.
+    logging.getLogger("uvicorn.error").setLevel(logging.ERROR)
+    # Below warnings FAISS logs which of its libraries this processor does not use.
+    logging.getLogger("faiss.loader").setLevel(logging.WARNING)

@@ -16,7 +16,7 @@ def test_an_error_nobody_thought_of_is_a_problem_and_is_in_the_log(
     def broken(*_: Any) -> Any:
         raise RuntimeError("secret detail")
 
-    monkeypatch.setattr(client.service.recommender, "answer", broken)
+    monkeypatch.setattr(client.service, "answer", broken)
     reply = client.post("/v1/recommend", {}, headers={"x-request-id": "abc"})
     told = problem(reply, "internal-error")
     assert "secret" not in json.dumps(told)

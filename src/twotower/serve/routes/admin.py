@@ -13,7 +13,7 @@ from twotower.errors import BundleError, RunError
 from twotower.serve import schemas
 from twotower.serve.console import Console
 from twotower.serve.problems import Problem
-from twotower.serve.routes.requests import json_response
+from twotower.serve.routes.openapi import json_response
 from twotower.serve.service import Service
 from twotower.store.remote_collections import RemoteCollections
 from twotower.store.store import Store
@@ -31,7 +31,7 @@ def add_admin_routes(app: FastAPI, service: Service) -> None:
         # A reason from a shell may contain lone surrogates, which are not UTF-8.
         text = dumps(history, ensure_ascii=False).encode(errors="replace")
         listed = await Console(service).bundles()
-        return json_response({"bundles": listed.bundles, "history": orjson.loads(text)})
+        return json_response({**listed, "history": orjson.loads(text)})
 
     @app.post("/v1/rollback")
     async def rollback(body: schemas.RollbackRequest) -> Response:

@@ -1,79 +1,35 @@
-"""Routes of answers: recommendations, vectors, searches, and the current bundle."""
+"""Routes for clients: recommendations, vectors, searches, the current bundle, and recent events."""
 
 from __future__ import annotations
 
-from fastapi import FastAPI, Request
-from fastapi.responses import Response
+from functools import partial
 
-from twotower.serve import replies, schemas
-from twotower.serve.routes.openapi import BODY_PROBLEMS, client_problems
-from twotower.serve.routes.requests import ItemCount, PathId, QueryId, json_response
+from fastapi import FastAPI
+
+from twotower.serve import replies
+from twotower.serve.routes.openapi import BODY_PROBLEMS, BY_QUERY, add_route
 from twotower.serve.service import Service
 
+ITEM_PROBLEMS = ("unknown-item", "invalid", "no-bundle", "index-unavailable")
 
-def add_answer_routes(app: FastAPI, service: Service) -> None:
-    """Add the routes of answers."""
 
-    @app.post(
-        "/v1/recommend",
-        response_model=replies.ItemsReply,
-        responses=client_problems(*BODY_PROBLEMS, "unknown-user", "index-unavailable"),
-        tags=["answers"],
+def add_client_routes(app: FastAPI, service: Service) -> None:
+    """Add the routes of answers and of recent events."""
+    add = partial(add_route, app, "answers")
+    add("POST", "/v1/recommend", service.recommend, replies.ItemsReply,
+        *BODY_PROBLEMS, "unknown-user", "index-unavailable")  # fmt: skip
+    add("POST", "/v1/recommend:batch", service.recommend_batch, replies.BatchReply, *BODY_PROBLEMS)
+    add("POST", "/v1/embed/user", service.embed_user, replies.VectorReply, *BODY_PROBLEMS, "unknown-user")
+    add("GET", "/v1/items/{item_id:path}/similar", service.similar, replies.ItemsReply, *ITEM_PROBLEMS, "not-found")
+    add("GET", "/v1/items/similar", service.similar, replies.ItemsReply, *ITEM_PROBLEMS,
+        name="similar_by_query", description=f"Return similar items{BY_QUERY}")  # fmt: skip
+    add("POST", "/v1/search", service.search, replies.ItemsReply,
+        *BODY_PROBLEMS, "no-text-feature", "index-unavailable")  # fmt: skip
+    add("GET", "/v1/bundle", service.bundle, replies.BundleReply, "no-bundle")
+    add = partial(add_route, app, "events")
+    add("POST", "/v1/events", service.add_events, replies.EventsReply, *BODY_PROBLEMS, "conflict", status=202)
+    add(
+        "DELETE", "/v1/events/{user_id:path}", service.forget, None, "not-found", "no-bundle", "event-store", status=204
     )
-    async def recommend(body: schemas.RecommendRequest) -> Response:
-        """Recommend items to a user, known or described by the request."""
-        return json_response(await service.recommend(body))
-
-    @app.post(
-        "/v1/recommend:batch",
-        response_model=replies.BatchReply,
-        responses=client_problems(*BODY_PROBLEMS),
-        tags=["answers"],
-    )
-    async def recommend_batch(body: schemas.BatchRequest, request: Request) -> Response:
-        """Answer several requests.
-
-        One that cannot be answered gets a problem in its place; a field of another type or range fails them all."""
-        return json_response(await service.batch(body, request.is_disconnected))
-
-    @app.post(
-        "/v1/embed/user",
-        response_model=replies.VectorReply,
-        responses=client_problems(*BODY_PROBLEMS, "unknown-user"),
-        tags=["answers"],
-    )
-    async def embed_user(body: schemas.UserRequest) -> Response:
-        """Return the vector of a user."""
-        return json_response(await service.embed(body))
-
-    @app.get(
-        "/v1/items/{item_id:path}/similar", response_model=replies.ItemsReply,
-        responses=client_problems("unknown-item", "not-found", "invalid", "no-bundle", "index-unavailable"),
-        tags=["answers"],
-    )  # fmt: skip
-    async def similar(item_id: PathId, k: ItemCount = 10) -> Response:
-        """Return the items with the most similar vectors. Scores are cosines."""
-        return json_response(await service.similar(item_id, k))
-
-    @app.get(
-        "/v1/items/similar", response_model=replies.ItemsReply,
-        responses=client_problems("unknown-item", "invalid", "no-bundle", "index-unavailable"), tags=["answers"],
-    )  # fmt: skip
-    async def similar_by_query(item_id: QueryId, k: ItemCount = 10) -> Response:
-        """Return similar items, with the id in the query: clients remove `.` and `..` from a path."""
-        return await similar(item_id, k)
-
-    @app.post(
-        "/v1/search",
-        response_model=replies.ItemsReply,
-        responses=client_problems(*BODY_PROBLEMS, "no-text-feature", "index-unavailable"),
-        tags=["answers"],
-    )
-    async def search(body: schemas.SearchRequest) -> Response:
-        """Recommend items for a text."""
-        return json_response(await service.search(body))
-
-    @app.get("/v1/bundle", response_model=replies.BundleReply, responses=client_problems("no-bundle"), tags=["answers"])
-    async def bundle() -> Response:
-        """Describe the current bundle and the limits of requests."""
-        return json_response(service.describe())
+    add("DELETE", "/v1/events", service.forget, None, "invalid", "no-bundle", "event-store", status=204,
+        name="forget_by_query", description=f"Delete a user's recent events{BY_QUERY}")  # fmt: skip

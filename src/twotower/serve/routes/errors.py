@@ -15,6 +15,8 @@ from twotower.serve import schemas
 from twotower.serve.problems import Problem, index_problem, problem_of
 from twotower.serve.service import Service
 
+STATUSES = {400: "malformed", 404: "not-found", 405: "method-not-allowed"}
+"""Statuses of the router's own errors, and their problems."""
 MAX_SHOWN = 40
 """Characters of a wrong value that a message shows."""
 
@@ -22,42 +24,39 @@ MAX_SHOWN = 40
 def add_error_replies(app: FastAPI, service: Service) -> None:
     """Answer the exceptions of routes with problems."""
 
-    def answer(problem: Problem, request: Request) -> Response:
-        body = problem.body(request.scope.get("request_id", ""))
-        return Response(body, problem.status, problem.headers, "application/problem+json")
+    def problem(error: Exception) -> Problem:
+        match error:
+            case Problem():
+                return error
+            case DataError():
+                return problem_of(error)
+            case Unavailable():
+                return index_problem()
+            case BundleError():
+                return Problem("bundle-store", service.bundles.public_message(error), headers={"Retry-After": "5"})
+            case RequestValidationError():
+                return _invalid(error)
+            case HTTPException():
+                return Problem(STATUSES.get(error.status_code, "internal-error"), headers=error.headers)
+        raise error
 
-    @app.exception_handler(Problem)
-    async def answer_problem(request: Request, error: Problem) -> Response:
-        return answer(error, request)
+    async def answer(request: Request, error: Exception) -> Response:
+        found = problem(error)
+        body = found.body(request.scope.get("request_id", ""))
+        return Response(body, found.status, found.headers, "application/problem+json")
 
-    @app.exception_handler(DataError)
-    async def data_error(request: Request, error: DataError) -> Response:
-        return answer(problem_of(error), request)
+    for kind in (Problem, DataError, Unavailable, BundleError, RequestValidationError, HTTPException):
+        app.add_exception_handler(kind, answer)
 
-    @app.exception_handler(Unavailable)
-    async def unavailable(request: Request, error: Unavailable) -> Response:
-        return answer(index_problem(), request)
 
-    @app.exception_handler(BundleError)
-    async def store_error(request: Request, error: BundleError) -> Response:
-        return answer(
-            Problem("bundle-store", service.bundles.public_message(error), headers={"Retry-After": "5"}), request
-        )
-
-    @app.exception_handler(RequestValidationError)
-    async def invalid(request: Request, error: RequestValidationError) -> Response:
-        found = error.errors()
-        if any(e["type"] == "json_invalid" for e in found):
-            cause = found[0].get("ctx", {}).get("error", "")
-            return answer(Problem("malformed", f"the body is not JSON in UTF-8: {cause}" if cause else ""), request)
-        errors = [{"at": _place(e), "detail": _error_text(e)} for e in found[:20]]
-        detail = "; ".join(f"{e['at']}: {e['detail']}" for e in errors[:3])
-        return answer(Problem("invalid", detail, errors=errors), request)
-
-    @app.exception_handler(HTTPException)
-    async def http_error(request: Request, error: HTTPException) -> Response:
-        name = {400: "malformed", 404: "not-found", 405: "method-not-allowed"}.get(error.status_code, "internal-error")
-        return answer(Problem(name, headers=error.headers), request)
+def _invalid(error: RequestValidationError) -> Problem:
+    """Return the problem of a body or of parameters of the wrong form."""
+    found = error.errors()
+    if any(e["type"] == "json_invalid" for e in found):
+        cause = found[0].get("ctx", {}).get("error", "")
+        return Problem("malformed", f"the body is not JSON in UTF-8: {cause}" if cause else "")
+    errors = [{"at": _place(e), "detail": _error_text(e)} for e in found[:20]]
+    return Problem("invalid", "; ".join(f"{e['at']}: {e['detail']}" for e in errors[:3]), errors=errors)
 
 
 def _place(error: ErrorDetails) -> str:

@@ -1,20 +1,99 @@
-"""The OpenAPI document: the problems of every route in place of FastAPI's own errors."""
+"""Parts that routes share: JSON by orjson, and the problems that the OpenAPI document names."""
 
 from __future__ import annotations
 
 import functools
+import re
+from collections.abc import Awaitable, Callable, Coroutine
+from contextlib import AbstractContextManager, nullcontext
+from inspect import cleandoc
 from typing import Any
 
 import orjson
-from fastapi import FastAPI
+from fastapi import FastAPI, Request
 from fastapi.responses import Response
+from fastapi.routing import APIRoute
+from pydantic import JsonValue
 
-from twotower.serve import replies
+from twotower.serve import replies, schemas
 from twotower.serve.problems import PROBLEMS
 
 Replies = dict[int | str, dict[str, Any]]
 """Replies of a route by status, as FastAPI takes them in `responses`."""
 BODY_PROBLEMS = ("malformed", "too-large", "unsupported-media-type", "body-timeout", "invalid", "no-bundle")
+BY_QUERY = ", with the id in the query: clients remove `.` and `..` from a path."
+"""End of the description of a route whose id may be any text."""
+Endpoint = Callable[..., Awaitable[object]]
+
+
+class JsonRequest(Request):
+    """A request whose body orjson parses: it refuses NaN, lone surrogates and deep nesting."""
+
+    async def json(self) -> JsonValue:
+        parsed: JsonValue = orjson.loads(await self.body())
+        return parsed
+
+
+class JsonRoute(APIRoute):
+    """A route that reads its body as a JsonRequest."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[None, None, Response]]:
+        handle = super().get_route_handler()
+
+        async def with_orjson(request: Request) -> Response:
+            return await handle(JsonRequest(request.scope, request.receive))
+
+        return with_orjson
+
+
+def accept_any_id(app: FastAPI) -> None:
+    """Let the parameters of paths contain any character: FastAPI's `.` matches no line feed, and its `$` also matches
+    before a final one."""
+    for route in app.routes:
+        if isinstance(route, JsonRoute):
+            route.path_regex = re.compile(route.path_regex.pattern.removesuffix("$") + r"\Z", re.DOTALL)
+
+
+def json_response(value: object, status: int = 200) -> Response:
+    """Return a reply whose body is the JSON of a value."""
+    return Response(orjson.dumps(value), status, media_type="application/json")
+
+
+def add_route(
+    app: FastAPI,
+    tag: str,
+    method: str,
+    path: str,
+    endpoint: Endpoint,
+    reply: type | None,
+    *names: str,
+    status: int = 200,
+    name: str = "",
+    description: str = "",
+    within: Callable[[], AbstractContextManager[None]] = nullcontext,
+) -> None:
+    """Add a route that replies the JSON of the endpoint's result, and the problems `names`.
+
+    `name` and `description` default to those of the endpoint: its docstring, without the paragraph of what it raises.
+    The endpoint runs within the block of `within`."""
+
+    @functools.wraps(endpoint)
+    async def answer(**given: schemas.RequestModel | Request | str | int) -> Response:
+        with within():
+            found = await endpoint(**given)
+        return Response(status_code=status) if found is None else json_response(found, status)
+
+    app.add_api_route(
+        path,
+        answer,
+        methods=[method],
+        tags=[tag],
+        response_model=reply,
+        status_code=status,
+        responses=client_problems(*names),
+        name=name or endpoint.__name__,
+        description=description or cleandoc(endpoint.__doc__ or "").partition("\n\nRaises ")[0],
+    )
 
 
 def client_problems(*names: str) -> Replies:

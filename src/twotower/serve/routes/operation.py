@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from fastapi import FastAPI
+from typing import Annotated
+
+from fastapi import FastAPI, Path
 from fastapi.responses import PlainTextResponse, Response
 
 from twotower.serve import replies
 from twotower.serve.metrics import CONTENT_TYPE
 from twotower.serve.problems import PROBLEMS, Problem
-from twotower.serve.routes.openapi import problems
-from twotower.serve.routes.requests import ProblemName, json_response
+from twotower.serve.routes.openapi import json_response, problems
 from twotower.serve.service import Service
+
+ProblemName = Annotated[str, Path(max_length=64, description="Name of the problem.")]
 
 
 def add_operation_routes(app: FastAPI, service: Service) -> None:

@@ -8,7 +8,7 @@ import logging
 import pytest
 
 from twotower.reports.terminal import printed_messages
-from twotower.serve import json_log
+from twotower.serve.worker import log_as_json
 
 
 def test_the_log_of_a_service_replaces_the_messages_of_the_command_line(
@@ -18,7 +18,7 @@ def test_the_log_of_a_service_replaces_the_messages_of_the_command_line(
     monkeypatch.setattr(logging.getLogger(), "handlers", [])
     try:
         with printed_messages():
-            json_log.log_as_json()
+            log_as_json()
             logging.getLogger("faiss.loader").info("Could not load library with AVX2 support")
             logging.getLogger("twotower.process").warning("a message")
     finally:
