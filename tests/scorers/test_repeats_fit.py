@@ -27,7 +27,7 @@ from twotower.features.categorical import Categorical
 from twotower.features.schema import Schema
 from twotower.features.sequence import Sequence
 from twotower.reports.compare import compare_runs
-from twotower.scorers.repeats import SMALL, OwnCounts, shares_of_repeats
+from twotower.scorers.repeats import PRIORS, SMALL, OwnCounts, shares_of_repeats
 from twotower.scorers.scorer import terms_of
 from twotower.train.mix import Mix
 from twotower.train.trainer import Trainer
@@ -142,10 +142,11 @@ def test_runs_are_compared_with_them() -> None:
     assert compared.low > 0
 
 
-def test_shares_are_of_the_training_part_and_drawn_to_their_mean() -> None:
+@pytest.mark.parametrize("prior", PRIORS)
+def test_shares_are_of_the_training_part_and_drawn_to_their_mean(prior: float) -> None:
     data = world()
     field = next(f for f in data.encoders.fields("user") if f.name == "taken")
-    shares = shares_of_repeats(data, "taken", field.rows)
+    shares = shares_of_repeats(data, "taken", field.rows, prior)
     taken, again, known = dict[int, int](), dict[int, int](), set[tuple[int, int]]()
     train = data.train
     for user, item in zip(train.user.tolist(), train.item.tolist(), strict=True):
@@ -154,9 +155,23 @@ def test_shares_are_of_the_training_part_and_drawn_to_their_mean() -> None:
         known.add((user, item))
     mean = sum(again.values()) / sum(taken.values())
     codes = data.encoders.history_codes(next(iter(SCHEMA.histories("user"))), data.items.frame)
-    wanted = [(again.get(i, 0) + 10 * mean) / (taken.get(i, 0) + 10) for i in range(len(data.items))]
+    wanted = [(again.get(i, 0) + prior * mean) / (taken.get(i, 0) + prior) for i in range(len(data.items))]
     np.testing.assert_allclose(shares[codes], wanted, rtol=1e-5)
     assert shares[0] == 0
+
+
+def test_items_that_nobody_takes_again_gain_nothing_by_those_of_others() -> None:
+    """Of the upper half of the items nobody takes one twice."""
+    data = world()
+    trainer = Trainer(data, config())
+    trainer.run()
+    (term,) = terms_of(trainer.model)
+    assert isinstance(term, OwnCounts)
+    codes = data.encoders.history_codes(next(iter(SCHEMA.histories("user"))), data.items.frame)
+    weights = term.weights.numpy()[codes]
+    upper = data.items.ids.cast(pl.Int64).to_numpy() >= N_ITEMS // 2
+    assert upper.any()
+    assert weights[upper].max() < 0.2 * weights[~upper].mean()
 
 
 def test_a_log_without_repeats_gets_none() -> None:
@@ -229,5 +244,5 @@ def test_the_recency_and_the_weight_by_which_items_are_taken_again_are_found(rec
     found = Mix(trainer.model, data, trainer.recipe, trainer.context).fit(first, [])
     assert found
     ((chosen, of_columns),) = found.terms
-    assert chosen == recency
+    assert chosen[:2] == recency
     assert of_columns["repeats"] == pytest.approx(weight, rel=0.15)

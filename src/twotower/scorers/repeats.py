@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -34,14 +35,17 @@ if TYPE_CHECKING:
     from twotower.features.schema import Schema
 
 NAME = "repeats"
-PRIOR = 10.0
-"""Interactions with an item at which its own share of repeats weighs as much as that of all items."""
+PRIORS = (10.0, 1.0, 0.1)
+"""Interactions with an item at which its own share of repeats weighs as much as that of all items: where shares of
+items differ much, a low number keeps apart what is bought once (docs/log.md)."""
 SMALL = 0.2
 """Unit of an item's sum within its logarithm, in mean sums: the likelihood of what users took is nearly the same from
 .1 to .3, and lower beyond (docs/log.md)."""
-HALF_LIVES, EXPONENTS = (400, 200, 100, 50, 25, 12, 6, 3, 1), (0.1, 0.25, 0.5, 1.0, 2.0)
-"""Numbers of interactions after which one counts half, and exponents of their places, which are tried in addition
-to equal counts where the log has times."""
+RECENCIES = (
+    *(Recency(exponent=exponent) for exponent in (0.1, 0.25, 0.5, 1.0, 2.0)),
+    *(Recency(rate=0.5 ** (1 / half_life)) for half_life in (400, 200, 100, 50, 25, 12, 6, 3, 1)),
+)
+"""Recencies that are tried in addition to equal counts where the log has times."""
 
 
 class Repeats(TermScorer):
@@ -162,29 +166,33 @@ class OwnCounts(FittedTerm):
         return self._scores(dataset, part, term) if (term := self.served()) else None
 
     def usual(self, dataset: Dataset) -> SparseScores | None:
-        return self._by(dataset, Recency())[0]
+        return self._by(dataset, Recency(), PRIORS[0])[0]
 
     def fit(self, dataset: Dataset, choices: Choices, before: Sequence[Column]) -> TermFit:
-        """Return the column by the recency of the least loss; none if nobody takes an item again."""
-        best: tuple[float, Column, Recency] | None = None
-        recencies = [Recency()]
-        if dataset.times is not None:
-            recencies += [Recency(exponent=exponent) for exponent in EXPONENTS]
-            recencies += [Recency(rate=0.5 ** (1 / n)) for n in HALF_LIVES]
-        for recency in recencies:
-            scores, weights = self._by(dataset, recency)
+        """Return the column of the least loss, by the prior of equal counts and then by the recency; none if nobody
+        takes an item again."""
+        best = (math.inf, TermFit(choices))
+
+        def fits(prior: float, recency: Recency) -> None:
+            nonlocal best
+            scores, weights = self._by(dataset, recency, prior)
             column = Column(NAME, choices.of_pairs(scores.of_pairs), -FREE)
-            found = choices.weights([*before, column]) if weights.any() else None
-            if found and (best is None or found.loss < best[0]):
-                best = found.loss, column, recency
-        return TermFit(choices, (best[1],), best[2]) if best else TermFit(choices)
+            if weights.any() and (found := choices.weights([*before, column])) and found.loss < best[0]:
+                best = found.loss, TermFit(choices, (column,), (*recency, prior))
+
+        for prior in PRIORS:
+            fits(prior, Recency())
+        if best[1].columns and dataset.times is not None:
+            prior = best[1].chosen[-1]
+            for recency in RECENCIES:
+                fits(prior, recency)
+        return best[1]
 
     def write(self, dataset: Dataset, chosen: tuple[float, ...], weights: Mapping[str, float]) -> None:
-        recency = Recency(*chosen)
+        *numbers, prior = chosen or (*Recency(), PRIORS[0])
+        recency = Recency(*numbers)
         with torch.no_grad():
-            self.weights.zero_()
-            if chosen:
-                self.weights.copy_(torch.from_numpy(self._by(dataset, recency)[1]))
+            self.weights.copy_(torch.from_numpy(self._by(dataset, recency, prior)[1]))
             for number, value in zip((self.rate, self.exponent), recency, strict=True):
                 number.fill_(value)
             self.factor.fill_(weights.get(NAME, 0.0))
@@ -200,10 +208,12 @@ class OwnCounts(FittedTerm):
             "software ranks without them"
         )
 
-    def _by(self, dataset: Dataset, recency: Recency) -> tuple[SparseScores, Shaped[Floats, "codes"]]:
+    def _by(self, dataset: Dataset, recency: Recency, prior: float) -> tuple[SparseScores, Shaped[Floats, "codes"]]:
         """Return the scores of the factor 1 that the histories before validation add by a recency, and the weights of
         the codes: their shares of repeats, in units of SMALL times the mean sum of an item."""
-        term = HistoryTerm(self.history, shares_of_repeats(dataset, self.history, len(self.weights)), 1.0, recency)
+        term = HistoryTerm(
+            self.history, shares_of_repeats(dataset, self.history, len(self.weights), prior), 1.0, recency
+        )
         sums = np.expm1(self._scores(dataset, VALIDATION, term).values)
         if len(sums) and (mean := float(sums.mean())):
             term = term._replace(weights=term.weights / np.float32(SMALL * mean))
@@ -214,7 +224,7 @@ class OwnCounts(FittedTerm):
         return SparseScores.of(histories, rows_of_codes(dataset, spec, len(term.weights)), term, len(dataset.items))
 
 
-def shares_of_repeats(dataset: Dataset, name: str, n_codes: int) -> Shaped[Floats, "codes"]:
+def shares_of_repeats(dataset: Dataset, name: str, n_codes: int, prior: float) -> Shaped[Floats, "codes"]:
     """Return for each code the share of its training interactions that repeat an earlier one of their user, shrunk
     towards the share of all (Hu et al. 2020)."""
     histories, _ = _histories(dataset, name, VALIDATION)
@@ -225,7 +235,7 @@ def shares_of_repeats(dataset: Dataset, name: str, n_codes: int) -> Shaped[Float
     taken, repeats = np.bincount(codes, minlength=n_codes), np.bincount(codes[again], minlength=n_codes)
     taken[UNKNOWN] = repeats[UNKNOWN] = 0
     of_all = repeats.sum() / max(1, taken.sum())
-    shares: Doubles = (repeats + PRIOR * of_all) / (taken + PRIOR)
+    shares: Doubles = (repeats + prior * of_all) / (taken + prior)
     shares[UNKNOWN] = 0
     return shares.astype(np.float32)
 
