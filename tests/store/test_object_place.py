@@ -171,7 +171,7 @@ def test_the_cache_keeps_the_bundles_used_last_and_mends_a_damaged_copy(
 def test_a_cache_that_cannot_be_written_says_where_to_put_it(store: Store, tmp_path: Path) -> None:
     store.publish(content("a"))
     (tmp_path / "file").touch()
-    with pytest.raises(BundleError, match="the cache of bundles cannot be written .* XDG_CACHE_HOME") as caught:
+    with pytest.raises(BundleError, match="the cache cannot be written .* XDG_CACHE_HOME") as caught:
         opened(str(store.at), tmp_path / "file").current()
     assert caught.value.reason == "cache"
 
@@ -318,7 +318,7 @@ def test_fault_A1_an_error_or_interrupt_while_writing_leaves_no_object(store: St
         store.publish(content("two"), refuse)
     assert caught.value.reason == "probe"
     assert keys(store) == before
-    assert not list((tmp_path / "cache").rglob(".staging-*"))
+    assert not list((tmp_path / "cache").rglob("twotower-publish-*"))
     assert len(list((tmp_path / "cache").rglob(MANIFEST))) == 1
 
 

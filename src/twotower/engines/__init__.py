@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from twotower.engines.engine import JobEngine
-from twotower.engines.local import LocalEngine
+from twotower.engines.engine import JobEngine, LocalEngine
 from twotower.engines.ray import RayEngine
 from twotower.errors import ConfigError
 

@@ -1,4 +1,4 @@
-"""Engine of a job: calls a function for each shard, in this process or in others."""
+"""Engine of a job: calls a function for each shard, in this process or in others; engine `local` is this process."""
 
 from __future__ import annotations
 
@@ -35,3 +35,21 @@ class JobEngine(ABC):
         """Make all shards, and call `done` in this process with each result, in the order of completion.
 
         Other processes import `modules` first. Raises the errors of the job, and Unavailable if the engine is lost."""
+
+
+class LocalEngine(JobEngine):
+    """Makes the shards in this process, whose threads the caller has set."""
+
+    name = "local"
+    is_remote = False
+
+    def __init__(self, address: str = "", threads: int = 0) -> None:
+        """Create the engine. It uses no address, and the threads of the process."""
+
+    def run(
+        self, job: Job[Shard, Made], shards: Sequence[Shard], done: Callable[[Made], None], modules: Sequence[str] = ()
+    ) -> None:
+        """Make the shards in their order."""
+        make = job()
+        for shard in shards:
+            done(make(shard))

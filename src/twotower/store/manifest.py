@@ -30,6 +30,7 @@ from twotower.data.split import SplitConfig
 from twotower.errors import BundleError, ConfigError
 from twotower.features.side import SideName
 from twotower.files import layout
+from twotower.files.object_stores import FileEntry
 from twotower.files.readers import parse_json, read_regular
 from twotower.files.urls import Url
 from twotower.kinds import UntrustedKind, untrusted_kind
@@ -95,14 +96,6 @@ class HistoryTermFacts(_Facts):
     rate: Annotated[Number, Field(ge=0, le=1)]
     exponent: Annotated[Number, Field(ge=0)]
     factor: Number
-
-
-class FileEntry(_Facts):
-    """A file of the bundle. `size` in bytes."""
-
-    path: StrictStr
-    size: StrictInt
-    sha256: StrictStr
 
 
 class BundleFacts(_Facts):
