@@ -18,15 +18,10 @@ class JobEngine(ABC):
     """Runs jobs. A shard may be made twice, if a process is lost, so a job puts files in place by renaming."""
 
     name: ClassVar[str]
-    takes_address: ClassVar[bool] = False
     is_remote: ClassVar[bool]
     """True if other processes make the shards. A job then uses absolute paths."""
     processes: int = 1
     """Number of processes that share the memory of a machine, if known."""
-
-    @abstractmethod
-    def __init__(self, address: str, threads: int) -> None:
-        """Take an address, "" for none, and a number of threads, 0 for the default. Raises ConfigError."""
 
     @abstractmethod
     def run(
@@ -42,9 +37,6 @@ class LocalEngine(JobEngine):
 
     name = "local"
     is_remote = False
-
-    def __init__(self, address: str = "", threads: int = 0) -> None:
-        """Create the engine. It uses no address, and the threads of the process."""
 
     def run(
         self, job: Job[Shard, Made], shards: Sequence[Shard], done: Callable[[Made], None], modules: Sequence[str] = ()

@@ -64,7 +64,6 @@ class RayEngine(JobEngine):
     one."""
 
     name = "ray"
-    takes_address = True
     is_remote = True
 
     def __init__(self, address: str, threads: int, timeout: float = TIMEOUT) -> None:

@@ -243,8 +243,8 @@ class ObjectClient:
             raise ObjectError(f"{url}: damaged ({found:,} bytes or more, {entry.size:,} expected)", "size")
         raise ObjectError(f"{url}: damaged, or another file (checksum)", "checksum")
 
-    def write(self, key: str, data: bytes, since: Content | None = None) -> str:
-        """Replace an object; return its tag. Raises ObjectError "changed" if it has changed after the read `since`."""
+    def write(self, key: str, data: bytes, since: Content | None = None) -> None:
+        """Replace an object. Raises ObjectError "changed" if it has changed after the read `since`."""
         mode: PutMode = "overwrite"
         if since is not None:
             mode = "create" if since.info is None else {"e_tag": since.info.tag}
@@ -252,7 +252,7 @@ class ObjectClient:
                 mode = {"e_tag": since.info.tag, "version": since.info.version}
         store = self._of_limits(self.limits.of_transfer(len(data), is_sent=True))
         with remote_errors(self.url.of_key(key)):
-            return store.put(key, data, mode=mode, use_multipart=False)["e_tag"] or ""
+            store.put(key, data, mode=mode, use_multipart=False)
 
     def upload_all(self, at: Url, paths: Iterable[str], folder: Path) -> None:
         """Write files of a folder as objects below `at`."""

@@ -18,12 +18,13 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 
 from twotower import files
 from twotower.errors import BundleError, warn_once
 from twotower.files import layout
-from twotower.files.object_stores import Content, ObjectClient, ObjectError, RemoteLimits
+from twotower.files.object_stores import Content, ObjectClient, ObjectError, ObjectInfo, RemoteLimits
 from twotower.files.urls import Url
 from twotower.store.bundle import Bundle, check_sizes, is_bundle_id, listed_files
 from twotower.store.cache import BundleCache
@@ -81,9 +82,13 @@ class ObjectPlace(StorePlace):
 
     def ids(self) -> list[str]:
         with self.errors("unreadable"):
-            listed = self.client.list(self.key(layout.BUNDLES), warn_once)
-        paths = (o.key.split("/")[len(self.path.parts) + 1 :] for o in listed)
+            paths = [o.key.split("/") for o in self.objects(layout.BUNDLES)]
         return sorted(path[0] for path in paths if path[1:] == [layout.MANIFEST] and is_bundle_id(path[0]))
+
+    def objects(self, below: str) -> list[ObjectInfo]:
+        """Return the objects below a path, with their paths from there as keys. Raises ObjectError."""
+        prefix = self.key(below)
+        return [replace(o, key=o.key[len(prefix) + 1 :]) for o in self.client.list(prefix, warn_once)]
 
     def current(self) -> str:
         return self.read_current()[0]
@@ -135,9 +140,8 @@ class ObjectPlace(StorePlace):
 
     def sizes(self, name: str) -> dict[str, int]:
         """Return the sizes of the objects of a bundle in bytes, by path."""
-        prefix = self.key(f"{layout.BUNDLES}/{name}")
         with self.errors("unreadable"):
-            return {o.key[len(prefix) + 1 :]: o.size for o in self.client.list(prefix, warn_once)}
+            return {o.key: o.size for o in self.objects(f"{layout.BUNDLES}/{name}")}
 
     def manifest(self, name: str) -> Manifest:
         return self._parsed(name, self._manifest_bytes(name))
@@ -351,12 +355,11 @@ class ObjectChange(Change):
 
     def _delete(self, name: str) -> None:
         """Delete the objects of a bundle, the manifest first."""
-        prefix = self._place.key(f"{layout.BUNDLES}/{name}")
-        keys = [o.key for o in self._place.client.list(prefix, warn_once)]
-        manifest = f"{prefix}/{layout.MANIFEST}"
-        self._place.client.delete([manifest] if manifest in keys else [])
+        place, at = self._place, self._place.path / layout.BUNDLES / name
+        paths = {o.key for o in place.objects(f"{layout.BUNDLES}/{name}")}
+        place.client.delete([(at / path).key for path in paths & {layout.MANIFEST}])
         files.point("bucket.deleting")
-        self._place.client.delete([key for key in keys if key != manifest])
+        place.client.delete([(at / path).key for path in sorted(paths - {layout.MANIFEST})])
         files.point("bucket.deleted")
 
     def _delete_remains(self) -> None:
@@ -364,11 +367,10 @@ class ObjectChange(Change):
 
         A killed `gc` leaves objects of a published bundle; other objects go if they are older than a lease."""
         place, times = self._place, self._place.leases.times
-        prefix = place.key(layout.BUNDLES)
         found: dict[str, list[tuple[str, float]]] = {}
         published = {str(line["bundle"]) for line in place.lines()}
-        for o in place.client.list(prefix, warn_once):
-            name, _, path = o.key[len(prefix) + 1 :].partition("/")
+        for o in place.objects(layout.BUNDLES):
+            name, _, path = o.key.partition("/")
             if is_bundle_id(name):
                 found.setdefault(name, []).append((path, o.changed))
         for name, objects in found.items():
