@@ -68,8 +68,8 @@ class SharedRun:
         """Upload the files of a run that the bucket lacks; of an unfinished run with the checkpoints.
 
         Raises ConfigError if `share` is not in an object store, RunError if the run is replaced meanwhile."""
-        client, url = ObjectClient(_share_url(share)), _share_url(share)
-        stamp, source = run_stamp(folder), reading_folder(folder)
+        url, stamp, source = _share_url(share), run_stamp(folder), reading_folder(folder)
+        client = ObjectClient(url)
         try:
             listed = tuple(_listed(source, unfinished))
         except OSError as e:
@@ -158,5 +158,5 @@ def _listed(folder: Path, unfinished: bool) -> Iterator[FileEntry]:
         found = [folder / name] if (folder / name).is_file() else sorted((folder / name).rglob("*"))
         for path in found:
             if path.is_file():
-                name, size = path.relative_to(folder).as_posix(), path.stat().st_size
-                yield FileEntry(path=name, size=size, sha256=file_digest(path))
+                size, digest = path.stat().st_size, file_digest(path)
+                yield FileEntry(path=path.relative_to(folder).as_posix(), size=size, sha256=digest)
