@@ -35,10 +35,10 @@ def test_lines_are_added_at_the_end_and_say_which_bundles_became_current(tmp_pat
     history = FolderPlace(tmp_path)
     assert history.lines() == []
     check = RecallCheck(recall=0.9, threshold=0.8, k=10, queries=5)
-    history.append(new_line("publish", "a", "", "first", check, forced=True))
-    history.append(new_line("refused", "", "a", "recall"))
-    history.append(new_line("gc", "a", "b", "keep 2"))
-    history.append(new_line("recover", "b", "a", "died"))
+    history.log(new_line("publish", "a", "", "first", check, forced=True))
+    history.log(new_line("refused", "", "a", "recall"))
+    history.log(new_line("gc", "a", "b", "keep 2"))
+    history.log(new_line("recover", "b", "a", "died"))
     assert [line["reason"] for line in history.lines()] == ["first", "recall", "keep 2", "died"]
     assert history.lines()[0]["recall_check"] == check.model_dump()
     assert history.lines()[1]["recall_check"] is None
@@ -62,7 +62,7 @@ def test_damaged_lines_are_skipped_and_named_and_a_last_line_may_lack_its_end(
     (tmp_path / "HISTORY.jsonl").write_text("\n".join([good, "", *damaged, good]))
     history = FolderPlace(tmp_path)
     assert current_ids(history.lines()) == ["a", "a"]
-    history.append(new_line("recover", "b", "a", ""))
+    history.log(new_line("recover", "b", "a", ""))
     assert current_ids(history.lines()) == ["a", "a", "b"]
     named = {m for m in messages if "HISTORY.jsonl: skipped damaged lines 3, 4, 5, 6, 7 …; a rollback without" in m}
     assert len(named) == 1

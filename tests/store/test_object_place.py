@@ -168,10 +168,19 @@ def test_the_cache_keeps_the_bundles_used_last_and_mends_a_damaged_copy(
     assert any("damaged and is fetched again" in line for line in messages)
 
 
+def test_a_copy_with_another_manifest_is_not_the_bundle(store: Store, tmp_path: Path, messages: list[str]) -> None:
+    bundle = store.publish(content("a"))
+    cache = BundleCache(str(store.at), tmp_path / "cache")
+    assert cache.find(bundle.id, bundle.manifest) == bundle
+    assert cache.find(bundle.id, bundle.manifest.model_copy(update={"created": "later"})) is None
+    assert any("of another bundle with this id" in line for line in messages)
+    assert tag_of(store.current()) == "a"
+
+
 def test_a_cache_that_cannot_be_written_says_where_to_put_it(store: Store, tmp_path: Path) -> None:
     store.publish(content("a"))
     (tmp_path / "file").touch()
-    with pytest.raises(BundleError, match="the cache of bundles cannot be written .* XDG_CACHE_HOME") as caught:
+    with pytest.raises(BundleError, match="the cache cannot be written .* XDG_CACHE_HOME") as caught:
         opened(str(store.at), tmp_path / "file").current()
     assert caught.value.reason == "cache"
 
@@ -318,7 +327,7 @@ def test_fault_A1_an_error_or_interrupt_while_writing_leaves_no_object(store: St
         store.publish(content("two"), refuse)
     assert caught.value.reason == "probe"
     assert keys(store) == before
-    assert not list((tmp_path / "cache").rglob(".staging-*"))
+    assert not list((tmp_path / "cache").rglob("twotower-publish-*"))
     assert len(list((tmp_path / "cache").rglob(MANIFEST))) == 1
 
 

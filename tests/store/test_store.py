@@ -86,7 +86,7 @@ def test_what_is_published_is_current_whole_and_says_what_it_is(store: Store) ->
     assert tag_of(bundle) == "one"
     about = bundle.manifest
     assert [entry.path for entry in about.files] == ["0.bin", "2.bin", "index/1.bin"]
-    assert (about.bundle, about.dims, about.forced, about.schema_version) == (bundle.id, 64, False, 5)
+    assert (about.bundle, about.dims, about.forced, about.schema_version) == (bundle.id, 64, False, 6)
     (line,) = history(store)
     assert (line["action"], line["bundle"], line["from"], line["reason"]) == ("publish", bundle.id, "", "the first")
     assert line["recall_check"] == about.recall_check.model_dump()
@@ -488,9 +488,9 @@ def test_checksums_are_remembered_until_a_file_changes(store: Store, monkeypatch
 @pytest.mark.parametrize(
     ("change", "reason", "message"),
     [
-        (lambda m: m.update(schema_version=2), "schema_version", "schema_version is 2, this version reads 5"),
-        (lambda m: m.update(schema_version=True), "schema_version", "schema_version is True, this version reads 5"),
-        (lambda m: m.pop("schema_version"), "schema_version", "schema_version is None, this version reads 5"),
+        (lambda m: m.update(schema_version=2), "schema_version", "schema_version is 2, this version reads 6"),
+        (lambda m: m.update(schema_version=True), "schema_version", "schema_version is True, this version reads 6"),
+        (lambda m: m.pop("schema_version"), "schema_version", "schema_version is None, this version reads 6"),
         (lambda m: m.update(files={}), "manifest", "files: input should be a list"),
         (lambda m: m["files"].append("x"), "manifest", "files.3: input should be a valid dictionary"),
         (lambda m: m["files"][0].update(size="1"), "manifest", "files.0.size: input should be a valid integer"),

@@ -1,4 +1,4 @@
-"""Engine of a job: calls a function for each shard, in this process or in others."""
+"""Engine of a job: calls a function for each shard, in this process or in others; engine `local` is this process."""
 
 from __future__ import annotations
 
@@ -18,15 +18,10 @@ class JobEngine(ABC):
     """Runs jobs. A shard may be made twice, if a process is lost, so a job puts files in place by renaming."""
 
     name: ClassVar[str]
-    takes_address: ClassVar[bool] = False
     is_remote: ClassVar[bool]
     """True if other processes make the shards. A job then uses absolute paths."""
     processes: int = 1
     """Number of processes that share the memory of a machine, if known."""
-
-    @abstractmethod
-    def __init__(self, address: str, threads: int) -> None:
-        """Take an address, "" for none, and a number of threads, 0 for the default. Raises ConfigError."""
 
     @abstractmethod
     def run(
@@ -35,3 +30,18 @@ class JobEngine(ABC):
         """Make all shards, and call `done` in this process with each result, in the order of completion.
 
         Other processes import `modules` first. Raises the errors of the job, and Unavailable if the engine is lost."""
+
+
+class LocalEngine(JobEngine):
+    """Makes the shards in this process, whose threads the caller has set."""
+
+    name = "local"
+    is_remote = False
+
+    def run(
+        self, job: Job[Shard, Made], shards: Sequence[Shard], done: Callable[[Made], None], modules: Sequence[str] = ()
+    ) -> None:
+        """Make the shards in their order."""
+        make = job()
+        for shard in shards:
+            done(make(shard))

@@ -64,7 +64,6 @@ class RayEngine(JobEngine):
     one."""
 
     name = "ray"
-    takes_address = True
     is_remote = True
 
     def __init__(self, address: str, threads: int, timeout: float = TIMEOUT) -> None:
@@ -111,7 +110,10 @@ class RayEngine(JobEngine):
             task = ray.remote(_make).options(  # type: ignore[var-annotated]
                 num_cpus=threads, max_retries=RETRIES, runtime_env={"env_vars": variables}
             )
-            sent, left, head = _Sent(uuid.uuid4().hex, ray.put(job), tuple(modules)), iter(shards), _head_address()
+            sent, left = _Sent(uuid.uuid4().hex, ray.put(job), tuple(modules)), iter(shards)
+            # Ray's client reports a lost connection itself.
+            is_client = ray.util.client.ray.is_connected()  # type: ignore[no-untyped-call]
+            head = "" if is_client else str(ray.get_runtime_context().gcs_address)
             last = reported = connected = time.monotonic()
             while True:
                 running += [task.remote(sent, shard) for shard in islice(left, WAITING - len(running))]
@@ -156,7 +158,8 @@ class RayEngine(JobEngine):
         if ray.is_initialized():
             yield
             return
-        if not self._joins and os.environ[CLUSTER_SWITCH] == "0" and _own_address() != LOOPBACK:
+        is_own = not self._joins and os.environ[CLUSTER_SWITCH] == "0"
+        if is_own and ray.util.get_node_ip_address() != LOOPBACK:  # type: ignore[no-untyped-call]
             raise ConfigError(
                 "engine 'ray': this process has imported Ray before, and a Ray that it starts now would listen on all "
                 f"addresses of this machine; set {CLUSTER_SWITCH}=0 before the import, begin a Ray of your own "
@@ -233,14 +236,6 @@ def connect(address: str, seconds: float = 0.0) -> None:
             time.sleep(1)
 
 
-def _head_address() -> str:
-    """Return the address of the head of Ray, "" for Ray's client, which reports a lost connection."""
-    import ray
-
-    is_client = ray.util.client.ray.is_connected()  # type: ignore[no-untyped-call]
-    return "" if is_client else str(ray.get_runtime_context().gcs_address)
-
-
 def _free_cpus() -> str:
     """Return the free and all CPUs of Ray, as "3 of 8 free CPUs"."""
     import ray
@@ -259,13 +254,6 @@ def _losses() -> tuple[type[Exception], ...]:
     import grpc
 
     return (*found, grpc.RpcError)
-
-
-def _own_address() -> str:
-    """Return the address at which a Ray that starts here would be reached."""
-    import ray
-
-    return str(ray.util.get_node_ip_address())  # type: ignore[no-untyped-call]
 
 
 def _result(ref: ObjectRef[Made]) -> Made:

@@ -199,6 +199,17 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "twotower"
 
 
+@contextmanager
+def writing_cache(folder: Path, error: Callable[[str], RunError] = RunError) -> Iterator[None]:
+    """Make a folder in the user's cache, and run the block, whose OSErrors become an `error` with a hint."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        yield
+    except OSError as e:
+        what = f"{e.filename or folder}: the cache cannot be written ({e.strerror})"
+        raise error(f"{what}; make room, or name another folder in XDG_CACHE_HOME") from e
+
+
 def check_writable(folder: Path) -> None:
     """Create `folder` and write a test file in it. Raises RunError."""
     try:

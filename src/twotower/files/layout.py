@@ -25,6 +25,9 @@ def tower(side: str) -> str:
     return f"{side}_tower.onnx"
 
 
+# Cache of bundles or runs: the lock of the process that makes a copy.
+CACHE_LOCK = ".copying"
+
 # Run and bundle: resolved settings, weights, the fields and settings they belong to, statistics, vocabularies, metrics.
 CONFIG, WEIGHTS, MODEL = "config.toml", "model.safetensors", "model.json"
 ENCODERS, VOCABULARIES, METRICS = "encoders.json", "vocabularies.arrow", "metrics.json"

@@ -35,7 +35,7 @@ except ImportError:
 log = logging.getLogger(__name__)
 
 WAIT_SECONDS = 0.05
-"""Pause between two tries of `wait_for_lock`."""
+"""Pause between two tries of a lock."""
 _RANDOM_BYTES = 8
 """Random part of the name of a temporary folder."""
 _OPEN_FILE_STAYS: tuple[type[OSError], ...] = () if HAS_SHARED_LOCKS else (PermissionError,)
@@ -76,15 +76,18 @@ class Lock:
 
 
 @contextmanager
-def lock(path: Path, keep: bool = True) -> Iterator[Lock]:
+def lock(path: Path, keep: bool = True, wait: bool = False) -> Iterator[Lock]:
     """Hold an exclusive file lock while the block runs. Raises LockHeld, which names the holder, or OSError.
 
     A holder that ends empties the file, so text in the file of a free lock is of a killed holder. Without `keep` a
-    holder that ends removes the file."""
+    holder that ends removes the file. `wait` waits for another holder instead of raising LockHeld."""
     file = _open_lock(path)
     try:
         while True:
-            if not try_lock(file.fileno(), path):
+            while not try_lock(file.fileno(), path):
+                if wait:
+                    time.sleep(WAIT_SECONDS)
+                    continue
                 holder = _read_holder(file)
                 for _ in range(20):  # it may not have written its name yet
                     if holder is None:
@@ -129,18 +132,6 @@ def held_by_call(path: Path, action: str, what: Path, hint: str) -> Iterator[Non
         raise RunError(f"{what}: {e}; let it end, or stop it") from None
     except OSError as e:
         raise RunError(f"{what}: cannot be written ({e.strerror or e}); {hint}") from e
-
-
-@contextmanager
-def wait_for_lock(path: Path) -> Iterator[None]:
-    """Wait for an exclusive file lock, and hold it while the block runs. Raises OSError."""
-    file = _open_lock(path)
-    try:
-        while not try_lock(file.fileno(), path):
-            time.sleep(WAIT_SECONDS)
-        yield
-    finally:
-        file.close()
 
 
 def _open_lock(path: Path) -> BinaryIO:

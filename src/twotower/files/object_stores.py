@@ -10,7 +10,8 @@ import io
 import math
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import timedelta
@@ -18,6 +19,9 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, Literal
 
+from pydantic import BaseModel, ConfigDict, StrictInt, StrictStr
+
+from twotower import files
 from twotower.errors import ConfigError, RunError, first_line, missing_package
 from twotower.files.readers import file_digest
 from twotower.files.urls import Url
@@ -131,6 +135,16 @@ class Content:
     info: ObjectInfo | None = None
 
 
+class FileEntry(BaseModel):
+    """A file of a folder: path in the folder, size in bytes, digest."""
+
+    model_config = ConfigDict(frozen=True)
+
+    path: StrictStr
+    size: StrictInt
+    sha256: StrictStr
+
+
 class ObjectClient:
     """The objects of a bucket, or the files of an HTTP server. Errors are of type ObjectError."""
 
@@ -201,32 +215,36 @@ class ObjectClient:
             for chunk in store.get(key).stream(min_chunk_size=CHUNK_BYTES):
                 yield bytes(chunk)
 
-    def fetch(self, key: str, path: Path, size: int, sha256: str) -> None:
-        """Write an object into a file, unless the file has its size and digest already.
+    def fetch(self, at: Url, listed: Iterable[FileEntry], folder: Path) -> None:
+        """Write the objects below `at` into a folder, unless its files have their sizes and digests already.
 
-        Raises ObjectError, "size" or "checksum" if the object has others, OSError."""
-        if path.is_file() and path.stat().st_size == size and file_digest(path) == sha256:
+        Raises ObjectError, "size" or "checksum" if an object has others, OSError."""
+        with ThreadPoolExecutor(TRANSFERS) as pool:
+            list(pool.map(lambda entry: self._fetch(at / entry.path, folder / entry.path, entry), listed))
+
+    def _fetch(self, url: Url, path: Path, entry: FileEntry) -> None:
+        if path.is_file() and path.stat().st_size == entry.size and file_digest(path) == entry.sha256:
             return
         path.parent.mkdir(parents=True, exist_ok=True)
         digest, found, half = hashlib.sha256(), 0, path.with_name(f".{path.name}.tmp")
         with half.open("wb") as file:
-            for chunk in self.chunks(key, size):
+            for chunk in self.chunks(url.key, entry.size):
                 found += len(chunk)
-                if found > size:
+                if found > entry.size:
                     break
                 digest.update(chunk)
                 file.write(chunk)
-        if found == size and digest.hexdigest() == sha256:
+        if found == entry.size and digest.hexdigest() == entry.sha256:
             os.replace(half, path)
+            files.point("cache.file")
             return
         half.unlink()
-        url = self.url.of_key(key)
-        if found != size:
-            raise ObjectError(f"{url}: damaged ({found:,} bytes or more, {size:,} expected)", "size")
+        if found != entry.size:
+            raise ObjectError(f"{url}: damaged ({found:,} bytes or more, {entry.size:,} expected)", "size")
         raise ObjectError(f"{url}: damaged, or another file (checksum)", "checksum")
 
-    def write(self, key: str, data: bytes, since: Content | None = None) -> str:
-        """Replace an object; return its tag. Raises ObjectError "changed" if it has changed after the read `since`."""
+    def write(self, key: str, data: bytes, since: Content | None = None) -> None:
+        """Replace an object. Raises ObjectError "changed" if it has changed after the read `since`."""
         mode: PutMode = "overwrite"
         if since is not None:
             mode = "create" if since.info is None else {"e_tag": since.info.tag}
@@ -234,7 +252,12 @@ class ObjectClient:
                 mode = {"e_tag": since.info.tag, "version": since.info.version}
         store = self._of_limits(self.limits.of_transfer(len(data), is_sent=True))
         with remote_errors(self.url.of_key(key)):
-            return store.put(key, data, mode=mode, use_multipart=False)["e_tag"] or ""
+            store.put(key, data, mode=mode, use_multipart=False)
+
+    def upload_all(self, at: Url, paths: Iterable[str], folder: Path) -> None:
+        """Write files of a folder as objects below `at`."""
+        with ThreadPoolExecutor(TRANSFERS) as pool:
+            list(pool.map(lambda path: self.upload((at / path).key, folder / path), paths))
 
     def upload(self, key: str, path: Path) -> None:
         """Write a file as an object, a large file in parts. No reader sees a part. TRANSFERS files share the link."""
@@ -242,6 +265,7 @@ class ObjectClient:
             at_once = min(path.stat().st_size, CHUNK_BYTES * PARTS) * TRANSFERS
             store = self._of_limits(self.limits.of_transfer(at_once, is_sent=True))
             store.put(key, path, chunk_size=CHUNK_BYTES, max_concurrency=PARTS)
+        files.point("bucket.file")
 
     def delete(self, keys: Sequence[str]) -> None:
         """Delete objects, if they exist."""

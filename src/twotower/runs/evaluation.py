@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -86,26 +87,19 @@ def _rank(run: Run, engine: JobEngine, shard_users: int, share: Path | str = "")
         shard, best = made
         found[shard.part].best[shard.by][shard.start : shard.stop] = best
 
-    job = _RankingJob(RunCopy.of(run, share), dataset.digest, config)
+    job = partial(_job, RunCopy.of(run, share), dataset.digest, config)
     engine.run(job, shards, add, foreign_modules(run.config, dataset.schema))
     return found
 
 
-@dataclass(frozen=True)
-class _RankingJob:
-    """Loads a run in another process, to rank queries of its parts."""
-
-    run: RunCopy
-    data: str
-    config: EvaluationConfig
-
-    def __call__(self) -> Callable[[QueryShard], BestItems]:
-        """Load the run, and return the function that ranks the queries of a shard. Raises RunError for another run."""
-        run = self.run.load()
-        if run.dataset.digest != self.data:
-            what = f"{self.run.folder}: holds other data than the run of the call"
-            raise RunError(f"{what}; evaluate a run as its folder has it, or choose `engine='local'`")
-        return _Rankings(run, self.config).best_items
+def _job(copy: RunCopy, data: str, config: EvaluationConfig) -> Callable[[QueryShard], BestItems]:
+    """Load a run in another process, and return the function that ranks the queries of a shard. Raises RunError for
+    another run, or one of other data than of the digest `data`."""
+    run = copy.load()
+    if run.dataset.digest != data:
+        what = f"{run.folder}: holds other data than the run of the call"
+        raise RunError(f"{what}; evaluate a run as its folder has it, or choose `engine='local'`")
+    return _Rankings(run, config).best_items
 
 
 class _Rankings:

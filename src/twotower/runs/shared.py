@@ -11,14 +11,10 @@ import json
 import logging
 import os
 import platform
-import shutil
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
@@ -26,7 +22,7 @@ from twotower import files
 from twotower.engines.engine import JobEngine
 from twotower.errors import ConfigError, RunError
 from twotower.files import layout, locks
-from twotower.files.object_stores import TRANSFERS, ObjectClient, ObjectError
+from twotower.files.object_stores import FileEntry, ObjectClient, ObjectError
 from twotower.files.readers import file_digest
 from twotower.files.urls import Url, is_url
 from twotower.runs import Run, load
@@ -60,40 +56,31 @@ def check_share(share: Path | str, engine: JobEngine) -> None:
         _share_url(share)
 
 
-class RunFile(NamedTuple):
-    """A file of a run: path in its folder, size in bytes, digest."""
-
-    path: str
-    size: int
-    sha256: str
-
-
 @dataclass(frozen=True)
 class SharedRun:
     """A run with its files in a bucket."""
 
     at: Url
-    files: tuple[RunFile, ...]
+    files: tuple[FileEntry, ...]
 
     @classmethod
     def put(cls, folder: Path, share: Path | str, unfinished: bool) -> SharedRun:
         """Upload the files of a run that the bucket lacks; of an unfinished run with the checkpoints.
 
         Raises ConfigError if `share` is not in an object store, RunError if the run is replaced meanwhile."""
-        client, url = ObjectClient(_share_url(share)), _share_url(share)
-        stamp, source = run_stamp(folder), reading_folder(folder)
+        url, stamp, source = _share_url(share), run_stamp(folder), reading_folder(folder)
+        client = ObjectClient(url)
         try:
             listed = tuple(_listed(source, unfinished))
         except OSError as e:
             raise RunError(f"{e.filename or source}: cannot be read ({e.strerror}); load the run again") from e
-        digest = hashlib.sha256(json.dumps(listed).encode()).hexdigest()[:32]
+        digest = hashlib.sha256(json.dumps([file.model_dump() for file in listed]).encode()).hexdigest()[:32]
         shared = cls(url / digest, listed)
         there = {o.key: o.size for o in client.list(shared.at.key)}
         missing = [f for f in listed if there.get((shared.at / f.path).key) != f.size]
         if missing:
             log.info(f"putting the run, {sum(f.size for f in missing) / 1e6:,.1f} MB, into {shared.at}")
-        with ThreadPoolExecutor(TRANSFERS) as pool:
-            list(pool.map(lambda f: client.upload((shared.at / f.path).key, source / f.path), missing))
+        client.upload_all(shared.at, [f.path for f in missing], source)
         if run_stamp(folder) != stamp:
             raise RunError(f"{folder}: another run has replaced it; load the run again")
         return shared
@@ -106,23 +93,17 @@ class SharedRun:
     def fetch(self) -> Path:
         """Download the files that this host's copy lacks, or has damaged, and return its folder. Raises RunError."""
         client, copy = ObjectClient(self.at), self.copy
-
-        def fetch_file(file: RunFile) -> None:
-            client.fetch((self.at / file.path).key, copy / file.path, file.size, file.sha256)
-
         try:
-            copy.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-            with locks.wait_for_lock(_lock(copy)), ThreadPoolExecutor(TRANSFERS) as pool:
-                list(pool.map(fetch_file, self.files))
+            with files.writing_cache(copy.parent), locks.lock(copy.parent / layout.CACHE_LOCK, wait=True):
+                client.fetch(self.at, self.files, copy)
                 os.utime(copy)
-            _remove_old(copy.parent)
+                for other in copy.parent.iterdir():
+                    if not other.name.startswith(".") and other.stat().st_mtime < time.time() - KEPT_SECONDS:
+                        files.remove(other)
         except ObjectError as e:
             if e.cause in ("size", "checksum"):
                 raise RunError(f"{e}; remove {self.at}, then call again") from e
             raise
-        except OSError as e:
-            what = f"{e.filename or copy}: cannot be written ({e.strerror})"
-            raise RunError(f"{what}; make room, or name another folder in XDG_CACHE_HOME") from e
         return copy
 
 
@@ -171,28 +152,11 @@ def _share_url(share: Path | str) -> Url:
     return url
 
 
-def _listed(folder: Path, unfinished: bool) -> Iterator[RunFile]:
+def _listed(folder: Path, unfinished: bool) -> Iterator[FileEntry]:
     """Yield the files that loading a run reads."""
     for name in sorted(layout.RUN_FILES - {layout.REPORT} - ({layout.CHECKPOINTS} if not unfinished else set())):
         found = [folder / name] if (folder / name).is_file() else sorted((folder / name).rglob("*"))
         for path in found:
             if path.is_file():
-                yield RunFile(path.relative_to(folder).as_posix(), path.stat().st_size, file_digest(path))
-
-
-def _lock(copy: Path) -> Path:
-    return copy.with_name(f".{copy.name}-lock")
-
-
-def _remove_old(folder: Path) -> None:
-    """Remove copies that no process has used for `KEPT_SECONDS`."""
-    for copy in folder.iterdir():
-        with suppress(locks.LockHeld, FileNotFoundError):
-            if not copy.name.startswith(".") and _is_old(copy):
-                with locks.lock(_lock(copy)):  # the lock's file stays, as others may wait for it
-                    if _is_old(copy):  # else another process has taken it meanwhile
-                        shutil.rmtree(copy, ignore_errors=True)
-
-
-def _is_old(copy: Path) -> bool:
-    return copy.stat().st_mtime < time.time() - KEPT_SECONDS
+                size, digest = path.stat().st_size, file_digest(path)
+                yield FileEntry(path=path.relative_to(folder).as_posix(), size=size, sha256=digest)

@@ -23,8 +23,9 @@ from twotower import files
 from twotower.errors import BundleError
 from twotower.escaping import representation
 from twotower.files import layout, locks
+from twotower.files.object_stores import FileEntry
 from twotower.files.urls import Url
-from twotower.store.manifest import BundleFacts, FileEntry, Manifest, read_manifest, write_manifest
+from twotower.store.manifest import BundleFacts, Manifest, read_manifest, write_manifest
 
 _ID = re.compile(r"[0-9]{8}T[0-9]{6}Z-[0-9a-f]{6}")
 _STAMP = "%Y%m%dT%H%M%SZ"

@@ -1,8 +1,8 @@
 """Copies of the bundles of a store on the local disk, shared by the processes of a machine.
 
-<digest of the manifest>/<id>/    a bundle
-.making-<digest>/                 a download; after a kill the next one continues it
-.staging-<name>/                  the files of a new bundle, before they are published
+<id>/                 a bundle; its manifest is written last, and a download without one is continued
+twotower-publish-…    the files of a new bundle, before they are published
+.copying              held while copies are made
 """
 
 from __future__ import annotations
@@ -10,20 +10,19 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-import shutil
-import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
+from functools import partial
 from pathlib import Path
 
 from twotower import files
 from twotower.errors import BundleError
 from twotower.files import layout, locks
-from twotower.store.bundle import Bundle, remove_bundle
+from twotower.store.bundle import Bundle, is_bundle_id, remove_bundle
+from twotower.store.manifest import Manifest
 
 log = logging.getLogger(__name__)
 
-_LOCK = "-lock"
 KEPT_BUNDLES = 3
 """Number of bundles of one store in the cache."""
 
@@ -36,93 +35,65 @@ class BundleCache:
         name = hashlib.sha256(store.encode()).hexdigest()[:16]
         self.folder, self._kept = (folder or files.cache_folder() / layout.BUNDLES) / name, kept
 
-    def find(self, digest: str, name: str) -> Bundle | None:
-        """Return the verified bundle with the manifest `digest` and the id `name`, or None. Remove a damaged copy."""
-        folder = self.folder / digest / name
+    def find(self, name: str, manifest: Manifest) -> Bundle | None:
+        """Return the verified bundle `name` with this manifest, or None. Remove a damaged copy."""
+        folder = self.folder / name
         if not (folder / layout.MANIFEST).exists():
             return None
         try:
             bundle = Bundle.open(folder)
+            if bundle.manifest != manifest:
+                raise BundleError(f"{folder}: of another bundle with this id", "mismatch")
         except BundleError as e:
             log.warning(f"the copy of a bundle is damaged and is fetched again ({e})")
             remove_bundle(folder)
             return None
         with suppress(OSError):
-            os.utime(folder.parent)
+            os.utime(folder)
         return bundle
 
     @contextmanager
-    def making(self, digest: str) -> Iterator[Path]:
-        """Lock and yield a folder for the files of a bundle; it holds the files that a killed process has left."""
-        with self._errors():
-            self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-            with locks.wait_for_lock(self.folder / f".{digest}{_LOCK}"):
-                folder = self.folder / f".making-{digest}"
-                folder.mkdir(exist_ok=True)
-                yield folder
+    def locked(self) -> Iterator[None]:
+        """Wait until no other process makes a copy, and keep others from it within the block."""
+        with self._writing(), locks.lock(self.folder / layout.CACHE_LOCK, wait=True):
+            yield
 
-    def add(self, folder: Path, digest: str, name: str) -> Bundle:
-        """Move a complete folder to the place of a bundle, verify it, and remove the least recently used bundles."""
-        with self._errors():
-            final = self.folder / digest / name
-            final.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-            if final.exists():
-                shutil.rmtree(folder)
-            else:
-                os.replace(folder, final)
-                files.point("cache.renamed")
-                files.sync(final.parent)
-            os.utime(final.parent)
-            bundle = Bundle.open(final)
-            self._evict(digest)
-            return bundle
+    def complete(self, name: str, manifest: bytes) -> Bundle:
+        """Write the manifest of a bundle with all files, and verify it. Call under the lock."""
+        half = self.folder / name / f".{layout.MANIFEST}.tmp"
+        half.parent.mkdir(exist_ok=True)
+        half.write_bytes(manifest)
+        os.replace(half, half.with_name(layout.MANIFEST))
+        return self._newest(name)
+
+    def add(self, made: Path, name: str) -> Bundle:
+        """Move a folder to the place of the bundle `name`, and verify it."""
+        with self.locked():
+            os.replace(made, self.folder / name)
+            files.point("cache.renamed")
+            files.sync(self.folder)
+            return self._newest(name)
 
     @contextmanager
     def staging(self) -> Iterator[Path]:
-        """Yield a path for a new folder, which is removed at the end; after a kill, a later call removes it."""
-        with self._errors():
-            self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-            self._clear_staging()
-            name = uuid.uuid4().hex
-            held, folder = self.folder / f".staging-{name}{_LOCK}", self.folder / f".staging-{name}"
-        with self._errors(), locks.wait_for_lock(held):
-            try:
-                yield folder
-            finally:
-                shutil.rmtree(folder, ignore_errors=True)
-                with suppress(OSError):  # Windows keeps open files
-                    held.unlink(missing_ok=True)
+        """Yield a new folder, which is removed at the end; after a kill, a later call removes it."""
+        with self._writing(), locks.scratch_folder(self.folder, "publish") as folder:
+            yield folder
 
-    def remove(self, digest: str, name: str) -> None:
+    def remove(self, name: str) -> None:
         """Remove a copy, unless a process reads it."""
-        folder = self.folder / digest / name
-        if folder.is_dir() and remove_bundle(folder):
-            with suppress(OSError):
-                folder.parent.rmdir()
+        with suppress(FileNotFoundError):
+            remove_bundle(self.folder / name)
 
-    def _clear_staging(self) -> None:
-        for held in self.folder.glob(f".staging-*{_LOCK}"):
-            if not locks.is_locked(held):
-                shutil.rmtree(held.with_name(held.name.removesuffix(_LOCK)), ignore_errors=True)
-                held.unlink(missing_ok=True)
+    def _newest(self, name: str) -> Bundle:
+        """Return a verified bundle, and remove the least recently used ones."""
+        os.utime(self.folder / name)
+        bundle = Bundle.open(self.folder / name)
+        others = [p for p in self.folder.iterdir() if is_bundle_id(p.name) and p.name != name]
+        others.sort(key=lambda p: p.stat().st_mtime_ns)
+        for folder in others[: max(0, len(others) + 1 - self._kept)]:
+            self.remove(folder.name)
+        return bundle
 
-    def _evict(self, newest: str) -> None:
-        """Remove copies beyond the kept number, and downloads that no process continues."""
-        found = [p for p in self.folder.iterdir() if not p.name.startswith(".") and p.name != newest]
-        found.sort(key=lambda p: p.stat().st_mtime_ns)
-        for folder in found[: max(0, len(found) + 1 - self._kept)]:
-            for inner in list(folder.iterdir()):
-                self.remove(folder.name, inner.name)
-        for left in self.folder.glob(".making-*"):
-            held = self.folder / f".{left.name.removeprefix('.making-')}{_LOCK}"
-            if left.name != f".making-{newest}" and not locks.is_locked(held):
-                shutil.rmtree(left, ignore_errors=True)
-                held.unlink(missing_ok=True)
-
-    @contextmanager
-    def _errors(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as e:
-            what = f"{e.filename or self.folder}: the cache of bundles cannot be written ({e.strerror})"
-            raise BundleError(f"{what}; make room, or name another folder in XDG_CACHE_HOME", "cache") from e
+    def _writing(self) -> AbstractContextManager[None]:
+        return files.writing_cache(self.folder, partial(BundleError, reason="cache"))

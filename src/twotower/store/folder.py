@@ -18,8 +18,8 @@ from twotower import files
 from twotower.errors import BundleError
 from twotower.files import layout, locks
 from twotower.files.readers import read_regular
-from twotower.store.bundle import Bundle, is_bundle_id, next_stamp, remove_bundle, stamp_of, stray_ids
-from twotower.store.history import MAX_HISTORY_BYTES, current_ids, new_line, read_lines, with_line
+from twotower.store.bundle import Bundle, is_bundle_id, remove_bundle, stamp_of
+from twotower.store.history import MAX_HISTORY_BYTES
 from twotower.store.manifest import JsonObject, Manifest, read_manifest
 from twotower.store.place import Change, StorePlace
 
@@ -32,7 +32,7 @@ class FolderPlace(StorePlace):
     def __init__(self, path: Path) -> None:
         self.path: Path = path
         self.bundles = path / layout.BUNDLES
-        self._current, self._history = path / layout.CURRENT, path / layout.HISTORY
+        self._current = path / layout.CURRENT
 
     def exists(self) -> bool:
         return self.bundles.is_dir() and any((self.path / name).is_file() for name in layout.STORE_FILES)
@@ -72,9 +72,6 @@ class FolderPlace(StorePlace):
         except OSError as e:
             raise BundleError(f"{self._current}: cannot be touched ({e.strerror})", "unreadable") from e
 
-    def lines(self) -> list[JsonObject]:
-        return read_lines(self.read(layout.HISTORY, MAX_HISTORY_BYTES), self._history)
-
     def open(self, name: str) -> Bundle:
         return Bundle.open(self.bundles / name)
 
@@ -98,8 +95,7 @@ class FolderPlace(StorePlace):
             raise BundleError(f"{path}: {what}", "unreadable") from e
 
     def edit(self, name: str, change: Callable[[bytes], bytes]) -> None:
-        path = self.path / name
-        files.write(path, change(path.read_bytes() if path.exists() else b""), 0o644)
+        files.write(self.path / name, change(self.read(name, MAX_HISTORY_BYTES)), 0o644)
 
     @contextmanager
     def changing(self, action: str) -> Iterator[Change]:
@@ -112,10 +108,7 @@ class FolderPlace(StorePlace):
                 left = lock.killed_holder
                 self._recover(f"{left.action} {left.process} died" if left else "", left.detail if left else "")
                 lock.clear()
-                stamp = "-"
-                if action == "publish":
-                    served = {self.current(), *current_ids(self.lines())}
-                    stamp = next_stamp({*self.ids(), *served} - stray_ids(self.ids(), served))
+                stamp = self.next_stamp(self.lines(), self.current()) if action == "publish" else "-"
                 lock.write_holder(action, stamp)
                 files.point("store.locked")
                 yield _LockedChange(self, stamp)
@@ -124,10 +117,6 @@ class FolderPlace(StorePlace):
         except OSError as e:
             raise BundleError(f"{e.filename or self.path}: cannot be changed ({e.strerror})", "write") from e
 
-    def append(self, line: JsonObject) -> None:
-        """Add a line to the history, whose file is replaced. Raises RunError."""
-        files.write(self._history, with_line(self.read(layout.HISTORY, MAX_HISTORY_BYTES), line), 0o644)
-
     def _recover(self, died: str, stamp: str) -> None:
         """Remove the remains of a killed process, with a bundle that never became current, and log the recovery."""
         current, lines = self.current(), self.lines()
@@ -135,13 +124,8 @@ class FolderPlace(StorePlace):
         never_current = [name for name in self.ids() if stamp_of(name) == stamp and name not in known]
         for path in [*self.bundles.glob(".tmp-*"), *(self.bundles / name for name in never_current)]:
             shutil.rmtree(path, ignore_errors=True)
-        for name in (layout.CURRENT, layout.HISTORY, layout.COLLECTIONS):
-            for file in self.path.glob(f".{name}.*.tmp"):
-                file.unlink(missing_ok=True)
-        logged = ["", *current_ids(lines)][-1]
-        if died or logged != current:
-            reason = died or "CURRENT was changed without an entry in HISTORY.jsonl"
-            self.append(new_line("recover", current, logged, reason))
+        files.remove_leftovers(self.path, {layout.CURRENT, layout.HISTORY, layout.COLLECTIONS}.__contains__)
+        self.log_recovery(lines, current, died)
 
 
 class _LockedChange(Change):
@@ -166,12 +150,6 @@ class _LockedChange(Change):
         files.point("store.synced")
         return Bundle.open(final)
 
-    def store(self, bundle: Bundle) -> None:
-        """Do nothing: `complete` has moved the files."""
-
-    def hold(self, name: str) -> None:
-        """Do nothing: the lock keeps all bundles."""
-
     def make_current(self, name: str, line: JsonObject) -> None:
         files.write(self._place.path / layout.CURRENT, f"{name}\n", 0o644)
 
@@ -180,9 +158,6 @@ class _LockedChange(Change):
         for path in self._made:
             if path.name != current:  # else only the sync of the folder of CURRENT failed
                 shutil.rmtree(path, ignore_errors=True)
-
-    def log(self, line: JsonObject) -> None:
-        self._place.append(line)
 
     def remove(self, name: str) -> bool:
         return remove_bundle(self._place.bundles / name)

@@ -30,6 +30,7 @@ from twotower.data.split import SplitConfig
 from twotower.errors import BundleError, ConfigError
 from twotower.features.side import SideName
 from twotower.files import layout
+from twotower.files.object_stores import FileEntry
 from twotower.files.readers import parse_json, read_regular
 from twotower.files.urls import Url
 from twotower.kinds import UntrustedKind, untrusted_kind
@@ -97,14 +98,6 @@ class HistoryTermFacts(_Facts):
     factor: Number
 
 
-class FileEntry(_Facts):
-    """A file of the bundle. `size` in bytes."""
-
-    path: StrictStr
-    size: StrictInt
-    sha256: StrictStr
-
-
 class BundleFacts(_Facts):
     """Facts about a bundle from its publisher."""
 
@@ -114,7 +107,7 @@ class BundleFacts(_Facts):
     metric: Literal["cosine", "dot"]
     counts: Counts
     table_schema: JsonObject = Field(alias="schema")
-    split: JsonObject
+    split: SplitConfig
     similarity: Literal["cosine", "dot"]
     bias: StrictBool
     keep_seen: StrictBool
@@ -131,16 +124,10 @@ class BundleFacts(_Facts):
     vocab_hash: StrictStr
     versions: dict[str, StrictStr]
 
-    @field_validator("table_schema", "split", mode="before")
+    @field_validator("table_schema", mode="before")
     @classmethod
     def _dumped(cls, value: JsonValue | Section) -> JsonValue:
         return value.model_dump(mode="json") if isinstance(value, Section) else value
-
-    @field_validator("split")
-    @classmethod
-    def _check_split(cls, value: JsonObject) -> JsonObject:
-        SplitConfig.model_validate(value)
-        return value
 
     @field_validator("table_schema")
     @classmethod
@@ -185,7 +172,7 @@ class Manifest(BundleFacts):
 
         try:
             INDEXES.find(self.index.kind)
-            return Schema.model_validate(self.table_schema), SplitConfig.model_validate(self.split)
+            return Schema.model_validate(self.table_schema), self.split
         except UntrustedKind as e:
             raise BundleError(f"bundle {self.bundle}: {e.in_data}", "kinds") from None
         except ConfigError as e:

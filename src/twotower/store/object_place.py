@@ -11,36 +11,32 @@ of bundles on their disk (cache.py).
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import random
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
-from functools import partial
+from dataclasses import replace
 from pathlib import Path
 
 from twotower import files
 from twotower.errors import BundleError, warn_once
 from twotower.files import layout
-from twotower.files.object_stores import TRANSFERS, Content, ObjectClient, ObjectError, RemoteLimits
+from twotower.files.object_stores import Content, ObjectClient, ObjectError, ObjectInfo, RemoteLimits
 from twotower.files.urls import Url
-from twotower.store.bundle import Bundle, check_sizes, is_bundle_id, listed_files, next_stamp, stray_ids
+from twotower.store.bundle import Bundle, check_sizes, is_bundle_id, listed_files
 from twotower.store.cache import BundleCache
-from twotower.store.history import MAX_HISTORY_BYTES, current_ids, new_line, parse_line, read_lines, with_line
+from twotower.store.history import MAX_HISTORY_BYTES, new_line, parse_line, read_lines, with_line
 from twotower.store.leases import FoundLease, Lease, Leases, LeaseTimes
-from twotower.store.manifest import MAX_MANIFEST_BYTES, FileEntry, JsonObject, Manifest, parse_manifest
+from twotower.store.manifest import MAX_MANIFEST_BYTES, JsonObject, Manifest, parse_manifest
 from twotower.store.place import Change, StorePlace
 
 log = logging.getLogger(__name__)
 
 POLL_LIMITS = RemoteLimits(connect_seconds=2.0, silence_seconds=2.0, request_seconds=3.0, retries=1, retry_seconds=1.0)
 """Limits of a read of CURRENT that is repeated soon anyway."""
-CHANGE = "change"
-"""Field of a line of the history: a random id of the line."""
 _EDITS = 50
 """Attempts to replace a file that other processes replace at the same time."""
 _MAX_CURRENT_BYTES = 100_000
@@ -86,9 +82,13 @@ class ObjectPlace(StorePlace):
 
     def ids(self) -> list[str]:
         with self.errors("unreadable"):
-            listed = self.client.list(self.key(layout.BUNDLES), warn_once)
-        paths = (o.key.split("/")[len(self.path.parts) + 1 :] for o in listed)
+            paths = [o.key.split("/") for o in self.objects(layout.BUNDLES)]
         return sorted(path[0] for path in paths if path[1:] == [layout.MANIFEST] and is_bundle_id(path[0]))
+
+    def objects(self, below: str) -> list[ObjectInfo]:
+        """Return the objects below a path, with their paths from there as keys. Raises ObjectError."""
+        prefix = self.key(below)
+        return [replace(o, key=o.key[len(prefix) + 1 :]) for o in self.client.list(prefix, warn_once)]
 
     def current(self) -> str:
         return self.read_current()[0]
@@ -97,10 +97,9 @@ class ObjectPlace(StorePlace):
         """Return the id in CURRENT, the line of the history that belongs to it, if any, and the content of CURRENT."""
         with self.errors("unreadable"):
             content = ObjectClient(self.path, limits).read(self.key(layout.CURRENT), _MAX_CURRENT_BYTES)
-        name, _, text = content.data.decode(errors="replace").partition("\n")
+        name, text, *_ = [*content.data.decode(errors="replace").split("\n"), ""]
         line = parse_line(text)
-        whole = line is not None and line["bundle"] == name.strip() and isinstance(line.get(CHANGE), str)
-        return name.strip(), line if whole else None, content
+        return name.strip(), line if line and line["bundle"] == name.strip() else None, content
 
     def stamp(self, serving: str) -> tuple[str, int | str]:
         name, _, content = self.read_current(POLL_LIMITS)
@@ -125,14 +124,14 @@ class ObjectPlace(StorePlace):
             name, line, content = self.read_current()
             if not name:
                 raise BundleError(f"{self.path}: no bundle is current", "unreadable")
-            data = _current_bytes(name, {**(line or {"bundle": name, CHANGE: ""}), "touched": uuid.uuid4().hex})
+            data = _current_bytes(name, line, touched=uuid.uuid4().hex)
             with _suppress_changed():  # it has another mark already
                 self.client.write(self.key(layout.CURRENT), data, content)
 
     def lines(self) -> list[JsonObject]:
-        lines = read_lines(self.read(layout.HISTORY, MAX_HISTORY_BYTES), self.path / layout.HISTORY)
+        lines = super().lines()
         _, line, _ = self.read_current()
-        return lines if line is None or _has_line(lines, line) else [*lines, line]
+        return lines if line is None or line in lines else [*lines, line]
 
     def glance(self, name: str) -> Manifest:
         manifest = self.manifest(name)
@@ -141,9 +140,8 @@ class ObjectPlace(StorePlace):
 
     def sizes(self, name: str) -> dict[str, int]:
         """Return the sizes of the objects of a bundle in bytes, by path."""
-        prefix = self.key(f"{layout.BUNDLES}/{name}")
         with self.errors("unreadable"):
-            return {o.key[len(prefix) + 1 :]: o.size for o in self.client.list(prefix, warn_once)}
+            return {o.key: o.size for o in self.objects(f"{layout.BUNDLES}/{name}")}
 
     def manifest(self, name: str) -> Manifest:
         return self._parsed(name, self._manifest_bytes(name))
@@ -154,13 +152,12 @@ class ObjectPlace(StorePlace):
 
     def open(self, name: str) -> Bundle:
         data = self._manifest_bytes(name)
-        digest = hashlib.sha256(data).hexdigest()
-        if found := self.cache.find(digest, name):
-            return found
         manifest = self._parsed(name, data)
         listed = listed_files(self._at(name), manifest)
-        with ExitStack() as held, self.cache.making(digest) as folder:
-            if found := self.cache.find(digest, name):  # another process has made it meanwhile
+        if found := self.cache.find(name, manifest):
+            return found
+        with ExitStack() as held, self.cache.locked():
+            if found := self.cache.find(name, manifest):  # another process has made it meanwhile
                 return found
             lease = self.leases.new("read", name)
             try:
@@ -169,16 +166,9 @@ class ObjectPlace(StorePlace):
                 log.debug(f"no lease while {name} is fetched ({e})")
             self._manifest_bytes(name)  # whoever removes the bundle sees the lease, or has deleted the manifest
             log.info(f"fetching bundle {name}, {manifest.size / 1e6:,.1f} MB, from {self.path}")
-            with ThreadPoolExecutor(TRANSFERS) as pool:
-                list(pool.map(partial(self._fetch, name, folder), listed.values()))
-            (folder / layout.MANIFEST).write_bytes(data)
-            return self.cache.add(folder, digest, name)
-
-    def _fetch(self, name: str, folder: Path, entry: FileEntry) -> None:
-        """Write a file of a bundle into a folder, unless it exists. Raises BundleError if it is damaged."""
-        with self.errors("unreadable"):
-            self.client.fetch((self._at(name) / entry.path).key, folder / entry.path, entry.size, entry.sha256)
-        files.point("cache.file")
+            with self.errors("unreadable"):
+                self.client.fetch(self._at(name), listed.values(), self.cache.folder / name)
+            return self.cache.complete(name, data)
 
     def _at(self, name: str) -> Url:
         return self.path / layout.BUNDLES / name
@@ -210,6 +200,14 @@ class ObjectPlace(StorePlace):
                     if e.cause != "changed" or n == _EDITS - 1:
                         raise
                     time.sleep(random.uniform(0, 0.01 * (n + 1)))
+
+    def log(self, line: JsonObject) -> None:
+        def append(data: bytes) -> bytes:
+            read_back = parse_line(with_line(b"", line).decode())
+            return data if read_back in read_lines(data, self.path / layout.HISTORY) else with_line(data, line)
+
+        self.edit(layout.HISTORY, append)
+        files.point("bucket.logged")
 
     def is_published_to(self) -> bool:
         with self.errors("write"), self.leases.held(self.leases.new("look")) as lease:
@@ -245,8 +243,8 @@ class ObjectChange(Change):
         self.stamp = "-"
         self._leases, self._now = list[FoundLease](), 0.0
         self._own: list[Lease] = [lease]
-        self._made: tuple[str, str] | None = None
-        """The digest of the manifest and the id of a new bundle."""
+        self._made = ""
+        """The id of a new bundle."""
 
     def recover(self, action: str) -> None:
         """Complete the history, remove the remains of killed publishers, and end their leases.
@@ -254,12 +252,11 @@ class ObjectChange(Change):
         Raises ObjectError, BundleError."""
         place = self._place
         if self._line is not None:
-            self.log(self._line)
+            place.log(self._line)
         known, current = place.lines(), self.old
-        logged = ["", *current_ids(known)][-1]
         # If CURRENT has changed since, the history that was read after it may have more lines.
-        if self._line is None and logged != current and place.read_current()[2].data == self._before.data:
-            self.log(new_line("recover", current, logged, "CURRENT was changed without an entry in HISTORY.jsonl"))
+        if self._line is None and place.read_current()[2].data == self._before.data:
+            place.log_recovery(known, current)
         self._leases, self._now = place.leases.found(self._lease)
         ended = [lease for lease in self._leases if not lease.is_live]
         names = {current, *(str(line["bundle"]) for line in known)}
@@ -267,37 +264,27 @@ class ObjectChange(Change):
             if lease.action == "publish" and lease.bundle and lease.bundle not in names | self._leased():
                 died = f"publish {place.leases.holder(lease)} died"
                 self._delete(lease.bundle)
-                self.log(new_line("recover", current, current, died))
+                place.log(new_line("recover", current, current, died))
         place.leases.clear(ended)
         if action == "publish":
-            ids, served = place.ids(), {current, *current_ids(known)}
-            self.stamp = next_stamp({*ids, *served} - stray_ids(ids, served))
+            self.stamp = place.next_stamp(known, current)
         if action == "gc":
             self._delete_remains()
         files.point("store.locked")
 
     def stage(self) -> Path:
-        folder = self._held.enter_context(self._place.cache.staging())
-        folder.mkdir()
-        return folder
+        return self._held.enter_context(self._place.cache.staging())
 
     def complete(self, folder: Path, name: str) -> Bundle:
-        digest = hashlib.sha256((folder / layout.MANIFEST).read_bytes()).hexdigest()
-        self._made = digest, name
-        return self._place.cache.add(folder, digest, name)
+        self._made = name
+        return self._place.cache.add(folder, name)
 
     def store(self, bundle: Bundle) -> None:
         place, at = self._place, self._place.path / layout.BUNDLES / bundle.id
         with place.errors("write"):
             self.hold(bundle.id)
             files.point("bucket.held")
-
-            def upload(entry: FileEntry) -> None:
-                place.client.upload((at / entry.path).key, bundle.folder / entry.path)
-                files.point("bucket.file")
-
-            with ThreadPoolExecutor(TRANSFERS) as pool:
-                list(pool.map(upload, bundle.manifest.files))
+            place.client.upload_all(at, [entry.path for entry in bundle.manifest.files], bundle.folder)
             data = (bundle.folder / layout.MANIFEST).read_bytes()
             manifest = f"{layout.BUNDLES}/{bundle.id}/{layout.MANIFEST}"
             try:
@@ -306,7 +293,7 @@ class ObjectChange(Change):
                 if e.cause != "changed":
                     raise
                 if place.read(manifest, len(data)) != data:
-                    self._made = None  # the files are those of the other process
+                    self._made = ""  # the files are those of the other process
                     raise BundleError(f"{at}: another process has published it meanwhile; call again", "locked") from e
             files.point("bucket.manifest")
         check_sizes(at, listed_files(at, bundle.manifest), place.sizes(bundle.id))
@@ -318,7 +305,6 @@ class ObjectChange(Change):
 
     def make_current(self, name: str, line: JsonObject) -> None:
         place = self._place
-        line[CHANGE] = uuid.uuid4().hex
         if not all(lease.is_live for lease in self._own):
             raise BundleError(f"{place.path}: a lease could not be renewed in time; call again", "store")
         self.is_unsure = True
@@ -328,7 +314,7 @@ class ObjectChange(Change):
             files.point("bucket.current")
         except ObjectError as e:
             name_now, line_now, _ = place.read_current()
-            if line_now is not None and line_now.get(CHANGE) == line[CHANGE]:
+            if line_now == line:
                 self.is_unsure = False  # an earlier try took place, and its answer was lost
             elif e.cause == "changed":
                 self.is_unsure = False
@@ -339,24 +325,13 @@ class ObjectChange(Change):
                 raise BundleError(str(e), "write" if e.cause == "refused" else "store") from e
 
     def discard(self) -> None:
-        if self._made is None:
+        if not self._made:
             return
-        digest, name = self._made
         with suppress(BundleError, ObjectError):
-            if self.is_unsure or self._place.current() == name:
+            if self.is_unsure or self._place.current() == self._made:
                 return  # a later change removes it, if it is not current then
-            self._delete(name)
-        self._place.cache.remove(digest, name)
-
-    def log(self, line: JsonObject) -> None:
-        line.setdefault(CHANGE, uuid.uuid4().hex)
-        place, kept = self._place, {name: value for name, value in line.items() if name != "touched"}
-
-        def append(data: bytes) -> bytes:
-            return data if _has_line(read_lines(data, place.path / layout.HISTORY), line) else with_line(data, kept)
-
-        place.edit(layout.HISTORY, append)
-        files.point("bucket.logged")
+            self._delete(self._made)
+        self._place.cache.remove(self._made)
 
     def remove(self, name: str) -> bool:
         """Remove a bundle and return True, unless a process has a lease on it, or has made it current meanwhile."""
@@ -380,12 +355,11 @@ class ObjectChange(Change):
 
     def _delete(self, name: str) -> None:
         """Delete the objects of a bundle, the manifest first."""
-        prefix = self._place.key(f"{layout.BUNDLES}/{name}")
-        keys = [o.key for o in self._place.client.list(prefix, warn_once)]
-        manifest = f"{prefix}/{layout.MANIFEST}"
-        self._place.client.delete([manifest] if manifest in keys else [])
+        place, at = self._place, self._place.path / layout.BUNDLES / name
+        paths = {o.key for o in place.objects(f"{layout.BUNDLES}/{name}")}
+        place.client.delete([(at / path).key for path in paths & {layout.MANIFEST}])
         files.point("bucket.deleting")
-        self._place.client.delete([key for key in keys if key != manifest])
+        place.client.delete([(at / path).key for path in sorted(paths - {layout.MANIFEST})])
         files.point("bucket.deleted")
 
     def _delete_remains(self) -> None:
@@ -393,11 +367,10 @@ class ObjectChange(Change):
 
         A killed `gc` leaves objects of a published bundle; other objects go if they are older than a lease."""
         place, times = self._place, self._place.leases.times
-        prefix = place.key(layout.BUNDLES)
         found: dict[str, list[tuple[str, float]]] = {}
         published = {str(line["bundle"]) for line in place.lines()}
-        for o in place.client.list(prefix, warn_once):
-            name, _, path = o.key[len(prefix) + 1 :].partition("/")
+        for o in place.objects(layout.BUNDLES):
+            name, _, path = o.key.partition("/")
             if is_bundle_id(name):
                 found.setdefault(name, []).append((path, o.changed))
         for name, objects in found.items():
@@ -407,13 +380,8 @@ class ObjectChange(Change):
                 self._delete(name)
 
 
-def _current_bytes(name: str, line: JsonObject) -> bytes:
-    return f"{name}\n".encode() + json.dumps(line).encode() + b"\n"
-
-
-def _has_line(lines: list[JsonObject], line: JsonObject) -> bool:
-    """Return True if a line of the history is among others."""
-    return any(other.get(CHANGE) == line.get(CHANGE) for other in lines)
+def _current_bytes(name: str, line: JsonObject | None, touched: str = "") -> bytes:
+    return f"{name}\n{json.dumps(line) if line else ''}\n{touched}".encode()
 
 
 @contextmanager

@@ -7,8 +7,10 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
 
+from twotower.files import layout
 from twotower.files.urls import Url
-from twotower.store.bundle import Bundle
+from twotower.store.bundle import Bundle, next_stamp, stray_ids
+from twotower.store.history import MAX_HISTORY_BYTES, current_ids, new_line, read_lines, with_line
 from twotower.store.manifest import JsonObject, Manifest
 
 
@@ -43,9 +45,25 @@ class StorePlace(ABC):
     def touch(self) -> None:
         """Change the mark of CURRENT, so that readers load again."""
 
-    @abstractmethod
     def lines(self) -> list[JsonObject]:
         """Return the lines of the history, the oldest first."""
+        return read_lines(self.read(layout.HISTORY, MAX_HISTORY_BYTES), self.path / layout.HISTORY)
+
+    def log(self, line: JsonObject) -> None:
+        """Add a line to the history, within a change. Raises RunError."""
+        self.edit(layout.HISTORY, lambda data: with_line(data, line))
+
+    def log_recovery(self, lines: list[JsonObject], current: str, died: str = "") -> None:
+        """Log that a process died, or that CURRENT is not the last of the history, if it is so."""
+        logged = ["", *current_ids(lines)][-1]
+        if died or logged != current:
+            reason = died or "CURRENT was changed without an entry in HISTORY.jsonl"
+            self.log(new_line("recover", current, logged, reason))
+
+    def next_stamp(self, lines: list[JsonObject], current: str) -> str:
+        """Return the time of the next id: the present, or later than all bundles, without strays."""
+        ids, served = self.ids(), {current, *current_ids(lines)}
+        return next_stamp({*ids, *served} - stray_ids(ids, served))
 
     @abstractmethod
     def open(self, name: str) -> Bundle:
@@ -94,13 +112,11 @@ class Change(ABC):
     def complete(self, folder: Path, name: str) -> Bundle:
         """Give a sealed folder the name of its bundle, and return the verified bundle."""
 
-    @abstractmethod
     def store(self, bundle: Bundle) -> None:
-        """Publish the files of a new bundle to all readers."""
+        """Publish the files of a new bundle to all readers, if `complete` has not."""
 
-    @abstractmethod
     def hold(self, name: str) -> None:
-        """Keep a bundle from being removed until the change ends."""
+        """Keep a bundle from being removed until the change ends, if no lock does."""
 
     @abstractmethod
     def make_current(self, name: str, line: JsonObject) -> None:
@@ -109,10 +125,6 @@ class Change(ABC):
     @abstractmethod
     def discard(self) -> None:
         """Remove the files of a new bundle, unless it may be current."""
-
-    @abstractmethod
-    def log(self, line: JsonObject) -> None:
-        """Add a line to the history, unless the history has it."""
 
     @abstractmethod
     def remove(self, name: str) -> bool:

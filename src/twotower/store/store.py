@@ -27,7 +27,7 @@ from twotower.store.folder import FolderPlace
 from twotower.store.history import current_ids, new_line, previous_id
 from twotower.store.manifest import BundleFacts, JsonObject, Manifest, RecallCheck
 from twotower.store.object_place import ObjectPlace
-from twotower.store.place import Change, StorePlace
+from twotower.store.place import StorePlace
 
 _PROGRAMMING_ERRORS = (AssertionError, AttributeError, IndexError, KeyError, NameError, TypeError)
 """Errors that show a defect of the program, not a mistake in the input or a fault of the machine."""
@@ -187,7 +187,7 @@ class Store:
                 facts = write(temporary)
                 below = facts.recall_check.shortfall
                 if below and not force:
-                    self._log(change, new_line("refused", "", change.old, below, facts.recall_check))
+                    self._log(new_line("refused", "", change.old, below, facts.recall_check))
                     raise BundleError(f"{below}; train or search better, or publish with `force=True`", "recall")
                 created = datetime.now(UTC).isoformat(timespec="seconds")
                 name = seal(temporary, change.stamp, facts, created, bool(below))
@@ -210,7 +210,7 @@ class Store:
                     raise BundleError(f"{self.at}: {_message(e)}; {lost}", "store") from e
                 message = f"{self.at}: not published, CURRENT stays {change.old or 'unset'}: {_message(e)}"
                 raise BundleError(message, _reason(e, stage)) from e
-            self._log(change, line)
+            self._log(line)
             return bundle
 
     def _is_current(self, name: str) -> bool:
@@ -233,7 +233,7 @@ class Store:
             manifest = bundle.manifest
             line = new_line("rollback", name, change.old, reason, manifest.recall_check, manifest.forced)
             change.make_current(name, line)
-            self._log(change, line)
+            self._log(line)
             return bundle
 
     def gc(self, keep: int = 2, also: Callable[[], None] = lambda: None) -> list[str]:
@@ -253,14 +253,14 @@ class Store:
             removed = []
             for name in ids:
                 if name not in kept and change.remove(name):
-                    self._log(change, new_line("gc", name, current, f"keep {keep}"))
+                    self._log(new_line("gc", name, current, f"keep {keep}"))
                     removed.append(name)
             also()
             return removed
 
-    def _log(self, change: Change, line: JsonObject) -> None:
+    def _log(self, line: JsonObject) -> None:
         try:
-            change.log(line)
+            self.place.log(line)
         except RunError as e:
             raise RunError(f"{e}; CURRENT is {self.place.current() or 'unset'}") from e
 
