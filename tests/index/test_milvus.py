@@ -821,7 +821,7 @@ def test_a_filter_that_leaves_out_the_best_costs_a_few_exchanges_and_no_scan() -
             return [[{"row": int(r), "entity": {"vector": unit[r]}} for r in best[:k]] for _ in queries]
 
     index._cached_connection = Server()  # type: ignore[assignment]
-    index.collection, index._is_remote, index._saved = "c", True, True
+    index.collection, index._is_remote = "c", True
     allowed = np.sort(best[400:])
     rows, _ = index.search(unit[:1], 10, allowed=allowed)
     assert rows[0].tolist() == best[400:410].tolist()

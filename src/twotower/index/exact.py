@@ -14,7 +14,7 @@ from twotower.errors import DataError, RunError
 from twotower.files import layout, new_folder, write_json
 from twotower.index.protocol import INDEX_FORMAT, IndexConfig, IndexDescription, Publication
 from twotower.index.top_k import SearchScope, TopK, exact_top_k, one_blas_thread
-from twotower.index.vector_store import MAX_NORM, Similarity, VectorStore, checked_rows, checked_vectors, norms
+from twotower.index.vector_store import MAX_NORM, Similarity, VectorStore, checked_vectors, norms
 from twotower.machine import default_threads
 
 INDEX_FILES = (layout.INDEX_FACTS, "vectors.npy", "rows.npy", layout.INDEX_FAISS)
@@ -48,7 +48,7 @@ class ExactIndex:
 
     @property
     def rows(self) -> Shaped[Rows, "N"]:
-        return self._store.sorted_rows.copy()
+        return self._store.rows.copy()
 
     @property
     def rejected(self) -> Shaped[Rows, "_"]:
@@ -65,32 +65,17 @@ class ExactIndex:
         query = self._checked_queries(query, 1)[0]
         with one_blas_thread:
             found: Vectors = self._store.vectors @ query
-        return found if self._store.identity else found[self._store.sorted_positions]
+        return found
 
     def search_limits(self) -> dict[str, int]:
         return {}
 
-    # Changes
+    def fill(self, rows: Shaped[Rows, "*_"], vectors: Shaped[Vectors, "*_"]) -> None:
+        self._store.fill(rows, vectors)
+        self._build_engine()
 
-    def add(self, rows: Shaped[Rows, "*_"], vectors: Shaped[Vectors, "*_"]) -> None:
-        rows, vectors = self._store.checked(rows, vectors)
-        present = rows[self._store.find(rows) >= 0]
-        if len(present):
-            raise DataError(f"row {present[0]} is in the index already; use update")
-        self._changed(self._store.append(rows, vectors))
-
-    def update(self, rows: Shaped[Rows, "*_"], vectors: Shaped[Vectors, "*_"]) -> None:
-        rows, vectors = self._store.checked(rows, vectors)
-        self._changed(self._store.delete(self._store.known(rows)))
-        self._changed(self._store.append(rows, vectors))
-
-    def remove(self, rows: Shaped[Rows, "*_"]) -> None:
-        rows = checked_rows(rows)
-        self._changed(self._store.delete(self._store.known(rows)))
-        self._store.rejected = np.setdiff1d(self._store.rejected, rows)
-
-    def _changed(self, kept: int | None) -> None:
-        """Update the engine: positions below `kept` have the same vector as before, or none. None: no change."""
+    def _build_engine(self) -> None:
+        """Build the engine of the vectors in the store."""
 
     # Search
 
@@ -161,7 +146,8 @@ class ExactIndex:
             write_json(temporary / layout.INDEX_FACTS, self.describe().model_dump())
 
     def _save_engine(self, folder: Path) -> None:
-        self._store.save(folder)
+        np.save(folder / "vectors.npy", self._store.vectors)
+        np.save(folder / "rows.npy", self._store.rows)
 
     def restore(self, folder: Path, known: IndexDescription, mmap: bool) -> None:
         self._store.load(folder, mmap)
@@ -175,4 +161,4 @@ class ExactIndex:
         self.search_params = {name: max(1, facts.search_params[name]) for name in self.search_params}
         self._store.max_norm, self._store.rejected = facts.max_norm, np.asarray(facts.rejected, np.int64)
         if len(self) != facts.n:
-            raise ValueError("rows are repeated or missing")
+            raise ValueError("rows are missing")

@@ -47,8 +47,6 @@ class IndexDescription(BaseModel):
     search_params: dict[str, int]
     max_norm: float = Field(ge=0, le=MAX_NORM)
     rejected: list[Row]
-    norm_bound: float = Field(0.0, ge=0, le=2 * MAX_NORM)
-    """Norm of every augmented vector; 0 if vectors are not augmented."""
 
 
 class RemoteDescription(IndexDescription):
@@ -65,7 +63,7 @@ class RemoteDescription(IndexDescription):
 class Index(Protocol):
     """Item vectors (N, D) under their rows, and the search for the highest scores.
 
-    Any number of threads may search at once, but none while another thread changes the index.
+    An index is filled once, and then any number of threads may search at once.
     """
 
     metric: Similarity
@@ -126,15 +124,8 @@ class Index(Protocol):
     def scores(self, query: Shaped[Vectors, "1 D"]) -> Shaped[Vectors, "N"]:
         """Return the scores of a query for all `rows`, summed in float32. Raises DataError."""
 
-    def add(self, rows: Shaped[Rows, "*_"], vectors: Shaped[Vectors, "*_"]) -> None:
-        """Add rows (n,) with vectors (n, D). Raises DataError if a row exists."""
-
-    def update(self, rows: Shaped[Rows, "*_"], vectors: Shaped[Vectors, "*_"]) -> None:
-        """Replace the vectors (n, D) of rows (n,); a row with a rejected vector leaves the index. Raises DataError for
-        unknown rows."""
-
-    def remove(self, rows: Shaped[Rows, "*_"]) -> None:
-        """Remove rows (n,). Raises DataError for unknown rows."""
+    def fill(self, rows: Shaped[Rows, "*_"], vectors: Shaped[Vectors, "*_"]) -> None:
+        """Set the rows (n,) and vectors (n, D) of an empty index, once. Raises DataError."""
 
     def search_limits(self) -> dict[str, int]:
         """Return the largest useful value of each of `search_params`, in the order in which to tune them."""
@@ -236,7 +227,7 @@ class IndexConfig(Kind):
         if np.ndim(vectors) != 2:
             raise DataError(f"vectors have shape {np.shape(vectors)}, expected (N, D)")
         index = self.choose(len(vectors), metric)[0].empty(vectors.shape[1], metric, publication)
-        index.add(rows, vectors)
+        index.fill(rows, vectors)
         return index
 
     @classmethod
