@@ -1,4 +1,4 @@
-"""Diagnoses of the vectors: their spread, and their metrics compared with simple baselines."""
+"""Diagnoses of the vectors: their spread, and the verdict on their metrics."""
 
 from __future__ import annotations
 
@@ -9,33 +9,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from twotower.arrays.types import Floats, Ints
-from twotower.data.dataset import Dataset
-from twotower.data.splits import TEST, TRAIN
 from twotower.diagnostics.diagnosis import DiagnosisContext, Finding, Severity
-from twotower.evaluation.baselines import bias_baseline, popularity_baseline
-from twotower.evaluation.comparison import (
-    Comparison,
-    ComparisonData,
-    compare_factors,
-    compare_rankings,
-    comparison_data,
-)
-from twotower.evaluation.factors import Factors, SomeUsers
-from twotower.evaluation.metrics.auc import Auc
 from twotower.evaluation.metrics.ndcg import Ndcg
 from twotower.features.side import SIDES
-from twotower.scorers import SCORERS, alone
+from twotower.reports.verdict import verdict
+from twotower.runs.evaluation import evaluate
 from twotower.train.preconditions import OrderReaders, order_problem
 
-FEW_DIRECTIONS = 0.1
-"""Share of the width below which the effective rank of the user vectors is compared with the directions of the log."""
 NO_SPREAD = 1e-6
 """Standard deviation of a user's scores below which scores of a closed form (no logits) count as equal."""
-MAX_ITEMS = 2000
-"""Number of most frequent items that are read for the directions of a log."""
-MIN_COUNT = 3
-"""Least number of interactions of an item that is read for the directions of a log."""
 _OF_START = (
     "No epoch is trained, so train.start alone makes the vectors: give other or several values of its options for "
     "validation to choose among, or set train.epochs above 0."
@@ -96,21 +78,6 @@ def collapse(context: DiagnosisContext) -> Iterator[Finding]:
         if not closed:
             advice = " If the data should have more, lower train.lr and the weight decays, or train longer."
         text = f"The {narrow} vectors use {evidence[f'{narrow}_rank']:.1f} of {width} dimensions."
-    elif (
-        not closed
-        and evidence["user_rank"] < FEW_DIRECTIONS * width
-        and evidence["user_rank"] < (known := significant_directions(context.data, context.trained_rows["user"]))
-    ):
-        severity = "warning"
-        evidence["directions"] = float(known)
-        text = (
-            f"The user vectors use {evidence['user_rank']:.0f} of {width} dimensions, and the users of the log differ "
-            f"in at least {known:.0f}."
-        )
-        advice = (
-            " The user tower reads or learns too little: give it a history (kind = 'sequence', pooling = 'mean'), "
-            "train longer, lower the weight decays, or leave out layers (layers = [])."
-        )
     else:
         severity, advice = "ok", ""
         text = (
@@ -149,41 +116,23 @@ def _effective_rank(rows: Tensor) -> float:
     return float(torch.exp(-torch.xlogy(share, share).sum()))
 
 
-def baselines(context: DiagnosisContext) -> Iterator[Finding]:
-    """Compare the model on test users with baselines.
+def baseline(context: DiagnosisContext) -> Iterator[Finding]:
+    """Compare the model with the best simple baseline by the verdict of its evaluation; a run without one is evaluated.
 
-    Rankings: popularity, and scorers alone. Pairs: user and item biases."""
-    data, config = context.data, context.config
-    users = context.sample(np.flatnonzero(data.grouped(TEST).lengths))
-    if len(users) < 2:
+    A warning or an error names likely causes."""
+    run = context.run
+    if not len(run.dataset.test):
         return
-    test_data = comparison_data(data, users, config.evaluation.weighted, config.evaluation.repeats)
-    drawn_pairs = config.negatives.pairs
-    retrieves = not config.loss.pointwise or bool(drawn_pairs)
-    ranked = config.evaluation.metric_set.find(config.train.monitor).at_cut_offs
-    n_users, n_items = len(data.users), len(data.items)
-    k = config.evaluation.k[0]
-    if retrieves or ranked:
-        remedy = _likely_causes(context)
-        counts = popularity_baseline(data.train, n_users, n_items)
-        for c in _compare_with_baseline(context, counts, users, test_data, [k], f"{Ndcg.name}@{k}"):
-            yield _baseline_finding(c, "popularity", "baseline_ranking", "error", remedy)
-        yield from _alone(context, users, test_data, k, remedy)
-    if config.loss.pointwise:
-        severity: Severity = "warning" if drawn_pairs else "error"
-        remedy = (
-            "Drawn pairs train the ranking of the catalogue at the cost of the AUC of shown items: for the latter "
-            f"lower negatives.{drawn_pairs[0].kind}.share."
-            if drawn_pairs
-            else context.remedy("Raise train.epochs, set model.bias = true, and see the other findings.")
-        )
-        fitted = bias_baseline(data.train, n_users, n_items)
-        for c in _compare_with_baseline(context, fitted, users, test_data, [], Auc.name):
-            yield _baseline_finding(c, "user and item biases", "baseline_pairs", severity, remedy)
+    found = verdict(run.metrics, run.config) or verdict(evaluate(run), run.config)
+    if found is None:
+        return
+    severity: Severity = "ok" if found.is_better else "error" if found.is_below_popularity else "warning"
+    causes = "" if found.is_better else f" {found.help}{_likely_causes(context)}"
+    yield Finding(severity, "baseline", " ".join(found.sentences[:2]) + causes)
 
 
 def _likely_causes(context: DiagnosisContext) -> str:
-    """Return likely causes of a poor ranking, with settings to change: data first, then loss, then training."""
+    """Return likely causes of a poor model, with settings to change: data first, then loss, then training."""
     config, causes = context.config, []
     if not config.train.epochs:
         n = context.data.positives_by_user.lengths
@@ -192,8 +141,12 @@ def _likely_causes(context: DiagnosisContext) -> str:
     if context.order and order_problem(context.order) and config.train.history_scope == "causal":
         readers = OrderReaders.of(context.data.schema, config)
         causes.append(f"an order that the log does not have (set {readers.way_out})")
-    if config.loss.pointwise:
+    ranked = config.evaluation.metric_set.find(config.train.monitor).at_cut_offs
+    if config.loss.pointwise and ranked:
         causes.append("a loss of pairs (set loss.kind = 'softmax' with negatives.uniform or negatives.full)")
+    elif config.negatives.pairs:
+        share = f"negatives.{config.negatives.pairs[0].kind}.share"
+        causes.append(f"drawn pairs, which train the ranking at the cost of the AUC of shown items (lower {share})")
     if context.monitored and context.monitored[-1] == context.best_epoch:
         causes.append(f"too few epochs, as the last is the best (raise train.epochs, now {config.train.epochs})")
     causes.append(
@@ -202,81 +155,3 @@ def _likely_causes(context: DiagnosisContext) -> str:
         else "a step too small or too large (train.lr)"
     )
     return context.remedy(f"Likely causes, most likely first: {'; '.join(causes)}. See the other findings.")
-
-
-def _alone(context: DiagnosisContext, users: Ints, test_data: ComparisonData, k: int, remedy: str) -> Iterator[Finding]:
-    """Compare the model with scorers alone."""
-    queries, config = test_data.queries, context.config
-    best = queries.top_k(context.factors.take(users), k)
-    for name, scores in alone(context.data, TEST, config.evaluation, context.factors.added):
-        compared = {
-            c.metric: c for c in compare_rankings(queries.top_k(SomeUsers(scores, users), k), best, test_data, [k], 200)
-        }
-        if found := compared.get(f"{Ndcg.name}@{k}"):
-            is_added = name in {scorer.kind for scorer in (*config.scorers, *config.train.start)}
-            more = "" if is_added else f" Add the scorer {{ kind = '{name}' }} to scorers."
-            yield _baseline_finding(found, SCORERS.find(name).label, f"baseline_{name}", "warning", remedy + more)
-
-
-def _compare_with_baseline(
-    context: DiagnosisContext, baseline: Factors, users: Ints, test_data: ComparisonData, k: list[int], metric: str
-) -> list[Comparison]:
-    """Compare the baseline (A) and the model (B) on the same test users by one metric; empty if it is undefined."""
-    own, other = context.factors.take(users), baseline.take(users)
-    return [c for c in compare_factors(other, own, test_data, k, 200) if c.metric == metric]
-
-
-def _baseline_finding(c: Comparison, baseline: str, name: str, severity: Severity, remedy: str) -> Finding:
-    evidence = {"model": c.b, "baseline": c.a, "low": c.low, "high": c.high, "users": float(c.users)}
-    interval = (
-        f"difference {c.difference:+.4f}, 95 % interval [{c.low:+.4f}, {c.high:+.4f}] over {c.users:,} test users"
-    )
-    if c.low > 0:
-        text = f"Better than {baseline}: {c.metric} {c.b:.4f} against {c.a:.4f} ({interval})."
-        return Finding("ok", name, text, evidence)
-    if c.difference > 0:
-        text = (
-            f"{c.metric} {c.b:.4f} is above {baseline} ({c.a:.4f}), but the difference is not significant "
-            f"({interval}); measure it on more test users. {remedy}"
-        )
-        return Finding("warning", name, text, evidence)
-    relation = "worse than" if c.high < 0 else "no better than"
-    text = f"The model is {relation} {baseline}: {c.metric} {c.b:.4f} against {c.a:.4f} ({interval}). {remedy}"
-    return Finding(severity, name, text, evidence)
-
-
-def significant_directions(data: Dataset, users: Ints) -> int:
-    """Return the number of significant directions of the matrix of users and items, by parallel analysis (Horn 1965,
-    "A rationale and test for the number of factors in factor analysis").
-
-    The matrix has a 1 for each training target of `users` (rising rows), minus the expectation by activity and
-    popularity, divided by the square roots of both. A direction counts if its singular value exceeds the largest one
-    of the same matrix with permuted items. A lower bound: more users show more directions.
-    """
-    rng = np.random.default_rng(0)
-    pairs = data.grouped(TRAIN).take(users)
-    item = pairs.item[pairs.target].astype(np.int64)
-    user = np.searchsorted(users, pairs.user[pairs.target])
-    known, column, count = np.unique(item, return_inverse=True, return_counts=True)
-    kept = np.zeros(len(known), bool)
-    kept[np.argsort(-count, kind="stable")[:MAX_ITEMS]] = True
-    kept &= count >= MIN_COUNT
-    places = np.cumsum(kept) - 1
-    rows = kept[column]
-    user, column = user[rows], places[column[rows]]
-    n = int(kept.sum())
-    if n < 2 or len(users) < 2:
-        return 0
-    found = _singular_values(user, column, len(users), n)
-    return int(np.count_nonzero(found > 1.02 * _singular_values(user, rng.permutation(column), len(users), n).max()))
-
-
-def _singular_values(user: Ints, item: Ints, n_users: int, n_items: int) -> Floats:
-    matrix = np.zeros((n_users, n_items), np.float32)
-    matrix[user, item] = 1
-    row, column = matrix.sum(1, keepdims=True), matrix.sum(0, keepdims=True)
-    matrix -= row * column / max(1.0, float(row.sum()))
-    matrix /= np.sqrt(np.maximum(row, 1)) * np.sqrt(np.maximum(column, MIN_COUNT))
-    gram = matrix @ matrix.T if n_users <= n_items else matrix.T @ matrix
-    values: Floats = np.sqrt(np.maximum(np.linalg.eigvalsh(gram), 0))
-    return values

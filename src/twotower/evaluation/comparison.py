@@ -126,20 +126,6 @@ def compare_factors(
     return out
 
 
-def compare_rankings(
-    a: Shaped[Ints, "Q K"],
-    b: Shaped[Ints, "Q K"],
-    data: ComparisonData,
-    k: Sequence[int],
-    resamples: int = 1000,
-) -> list[Comparison]:
-    """Compare the rankings A and B of the users of `data.queries`, item rows with the best first, as `compare_factors`
-    does."""
-    metrics = MetricSet()
-    first, second = (_of_rankings(best, data, k, metrics) for best in (a, b))
-    return _compare_per_user(first, second, data.n_users, metrics, resamples)
-
-
 def _compare_per_user(a: ByUser, b: ByUser, n_users: int, metrics: MetricSet, resamples: int) -> list[Comparison]:
     """Compare the values over users of every metric of A, which B has too, with the weights of A."""
     names, n = list(a), n_users
