@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from vector_worlds import same, users, world
 
-from twotower.index.exact import Exact, ExactIndex
+from twotower.index.exact import Exact, Index
 from twotower.index.top_k import exact_top_k, one_blas_thread
 
 
@@ -56,7 +56,7 @@ def test_near_ties_beyond_the_nominees_miss_nothing(b: int) -> None:
 def test_queries_in_blocks_give_what_all_at_once_give(numbers: int) -> None:
     vectors, _ = world("dot", 2000)
     index = Exact().build(vectors, np.arange(2000), "dot")
-    assert isinstance(index, ExactIndex)
+    assert isinstance(index, Index)
     store, queries, scope = index._store, users(70), index._scope(70, None, None)
     found = exact_top_k(store, queries, 10, scope, 2, numbers)
     same(found, exact_top_k(store, queries, 10, scope, 2), ties=True)
@@ -68,7 +68,7 @@ def test_candidates_of_many_queries_take_memory_that_is_bounded(allowed: np.ndar
     rng = np.random.default_rng(0)
     vectors, queries = rng.standard_normal((20_000, 64), np.float32), rng.standard_normal((3000, 64), np.float32)
     index = Exact().build(vectors, np.arange(20_000), "dot")
-    assert isinstance(index, ExactIndex)
+    assert isinstance(index, Index)
     scope = index._scope(3000, allowed, None)
     tracemalloc.start()
     try:

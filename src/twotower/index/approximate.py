@@ -21,7 +21,7 @@ import numpy as np
 
 from twotower.arrays.sets import is_in_sorted
 from twotower.arrays.types import Rows, Shaped, Vectors
-from twotower.index.exact import ExactIndex
+from twotower.index.exact import Index
 from twotower.index.protocol import IndexConfig
 from twotower.index.top_k import RESCORED_NUMBERS, SearchScope, TopK, rescore
 from twotower.index.vector_store import Similarity
@@ -41,8 +41,8 @@ class Effort(NamedTuple):
     """True if the engine filters the banned rows; else they are dropped from its candidates."""
 
 
-class ApproximateIndex(ExactIndex):
-    """A vector store with an engine that proposes candidates; implements `protocol.Index` approximately.
+class ApproximateIndex(Index):
+    """A vector store with an engine that proposes candidates; an approximate `Index`.
 
     A subclass defines `rebuild` and `propose`, or, for more control, `_build_engine` and `_search_candidates`.
     """

@@ -84,7 +84,8 @@ class FaissIndex(ApproximateIndex):
 
         def find(some: Shaped[Vectors, "b W"]) -> Shaped[Rows, "b _"]:
             with faiss_settings(self.threads, self._engine_width):
-                return engine.search(some, fetch, params=params)[1]
+                found: Rows = engine.search(some, fetch, params=params)[1]
+            return found
 
         return self._rescore_blocks(queries, k, rest, fetch, todo, top, find)
 
