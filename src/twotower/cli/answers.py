@@ -25,6 +25,7 @@ from twotower.cli.flags import (
     KindModules,
     Separator,
     StoreFolder,
+    read_columns,
     read_context,
     split_names,
 )
@@ -196,15 +197,7 @@ def similar(
 
 
 def _filters(conditions: list[str] | None) -> dict[str, str] | None:
-    filters: dict[str, str] = {}
-    for text in conditions or []:
-        column, equals, value = text.partition("=")
-        if not equals or not column:
-            raise ConfigError(f"--where {text}: expected COLUMN=VALUE, such as genres=Comedy")
-        if column in filters:
-            raise ConfigError(f"--where {text}: a second condition on {column}; give one for each column")
-        filters[column] = value
-    return filters or None
+    return read_columns("--where", conditions, "genres=Comedy") or None
 
 
 def serve(**given: Any) -> None:

@@ -37,8 +37,9 @@ FINITE_ONLY: tuple[Diagnosis, ...] = (loss_floor, collapse, baseline, unused_fea
 def diagnose(run: Run, max_rows: int = MAX_SAMPLE_ROWS, max_pairs: int = MAX_SAMPLE_PAIRS) -> list[Finding]:
     """Return the findings of all diagnoses of a run, the worst first. A diagnosis without a problem returns an "ok".
 
-    Reads samples: `max_rows` rows of each side, and users with at most `max_pairs` interactions for the samplers. A diagnosis that the run does not allow (no test part, a single class) returns nothing. For a model that
-    reads the context, only the tables are diagnosed, and a finding says so.
+    Reads samples: `max_rows` rows of each side, and users with at most `max_pairs` interactions for the samplers. A
+    diagnosis that the run does not allow (no test part, a single class) returns nothing. For a model that reads the
+    context, only the tables are diagnosed, and a finding says so.
     """
     context = DiagnosisContext(run, max_rows, max_pairs)
     reads_context = bool(run.dataset.schema.side("context"))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 
 import numpy as np
@@ -12,16 +11,6 @@ from twotower.diagnostics.diagnosis import DiagnosisContext, Finding, or_ok
 
 def history(context: DiagnosisContext) -> Iterator[Finding]:
     """Check the curves of the training loss and of the monitored metric."""
-    values = [
-        float(v) for h in context.run.history for k, v in h.items() if k == "train.loss" or k.startswith("validation.")
-    ]
-    if not all(math.isfinite(v) for v in values):
-        yield Finding(
-            "error", "history",
-            "The history holds values that are not finite: training diverged. Lower train.lr, or set "
-            "train.clip_norm = 1.",
-        )  # fmt: skip
-        return
     if context.run.history:
         also = f", and {context.config.train.monitor} shows no problem" if context.monitored else ""
         text = f"The training loss falls{also}."

@@ -16,7 +16,7 @@ from twotower.arrays.types import Bools
 from twotower.data.dataset import Dataset
 from twotower.data.pairs import counts
 from twotower.data.splits import TEST, TRAIN
-from twotower.diagnostics.diagnosis import DiagnosisContext, Finding, Severity, or_ok
+from twotower.diagnostics.diagnosis import DiagnosisContext, Finding, or_ok
 from twotower.evaluation.metrics.auc import auc, ordered_codes
 from twotower.features.field import InputField
 from twotower.features.side import SIDES, SideName
@@ -130,10 +130,8 @@ def unused_features(context: DiagnosisContext) -> Iterator[Finding]:
             reason = _why_unused(context, side, feature.name, effect)
             if reason:
                 n_unused += 1
-                severity: Severity = "ok" if _weightless(context, side, feature.name) else "warning"
-                yield Finding(
-                    severity, "unused_feature", f"The {side} feature '{feature.name}' {reason}", {"effect": effect}
-                )
+                text = f"The {side} feature '{feature.name}' {reason}"
+                yield Finding("warning", "unused_feature", text, {"effect": effect})
     if n_features and not n_unused:
         yield Finding("ok", "unused_feature", f"Each of {n_features} features changes the scores.")
 
@@ -213,14 +211,8 @@ def _why_unused(context: DiagnosisContext, side: SideName, name: str, effect: fl
         return ""
     readers = _readers(context, side, name)
     towers = [model.towers(side)[n] for n in readers]
-    if readers and {start.pair for start in context.config.last_starts if context.run.unfinished} >= {*readers}:
-        return ""  # a pair of a last start gets its weight after the last epoch
-    if _weightless(context, side, name):
-        of = f"its pair, number {readers[0]}, has" if len(readers) == 1 else f"its pairs, numbers {readers}, have"
-        return (
-            f"has no effect: {of} the weight 0 in the mix. Leave the scorer out, or the pair, its start and "
-            "the feature, for shorter vectors."
-        )
+    if readers and {start.pair for start in context.config.last_starts} >= {*readers}:
+        return ""  # the mix weights its pair, maybe with 0
     if not towers:
         return f"is read by no tower. Add it to model.pairs.0.{side}.fields, or remove it from schema.features."
     norms = [_mean_row_norm(tower.embeddings, name) for tower in towers]
@@ -244,19 +236,6 @@ def _readers(context: DiagnosisContext, side: SideName, name: str) -> list[int]:
     field = next(f for f in context.data.encoders.fields(side) if f.name == name)
     towers = context.run.model.towers(side)
     return [n for n, tower in enumerate(towers) if (field.added_to or name) in tower.field_names]
-
-
-def _weightless(context: DiagnosisContext, side: SideName, name: str) -> bool:
-    """Return True if a feature has readers, and all of them have the weight 0 in the mix."""
-    readers = _readers(context, side, name)
-    return bool(readers) and all(_adds_nothing(context, pair) for pair in readers)
-
-
-def _adds_nothing(context: DiagnosisContext, pair: int) -> bool:
-    """Return True if the start of a pair has the weight 0 in the mix."""
-    item = context.run.model.towers("item")[pair].embeddings
-    is_weighted = any(start.pair == pair for start in context.config.last_starts)
-    return is_weighted and not any(_mean_row_norm(item, field.name) for field in item.fields)
 
 
 def _mean_row_norm(embeddings: FieldEmbeddings, name: str) -> float:

@@ -9,11 +9,8 @@ from functools import cached_property
 import numpy as np
 
 from twotower.arrays.pieces import gathered, selected
-from twotower.arrays.sets import places_of_rows
 from twotower.arrays.types import Doubles, Ints, Shaped
-from twotower.data.dataset import Dataset
 from twotower.data.pairs import GroupedPairs, Pairs, counts
-from twotower.data.splits import TEST, TRAIN, VALIDATION
 from twotower.evaluation.bootstrap import bootstrap_counts, paired_bootstrap, percentile_interval
 from twotower.evaluation.config import MetricSet, Repeats
 from twotower.evaluation.factors import Factors
@@ -152,16 +149,6 @@ def compare_resampled(
     low, high, p = (float(x[0]) for x in percentile_interval((second - first)[:, None]))
     values = metric.value(a), metric.value(b)
     return Comparison(metric.name, *values, values[1] - values[0], low, high, p, n_users, metric.higher_is_better)
-
-
-def comparison_data(
-    dataset: Dataset, users: Shaped[Ints, "U"], weighted: bool = False, repeats: Repeats = "exclude"
-) -> ComparisonData:
-    """Return the test data of some user rows, which become rows 0, 1, … in the given order."""
-    user, item = places_of_rows(users, len(dataset.users)), np.arange(len(dataset.items))
-    test, *seen = (dataset.grouped(part).renumbered(users, item) for part in (TEST, TRAIN, VALIDATION))
-    ranked = RankedItems.of(dataset, weighted=weighted)
-    return ComparisonData(dataset.test.renumbered(user, item), test, seen, ranked, weighted, repeats)
 
 
 def _per_user(

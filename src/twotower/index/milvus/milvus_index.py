@@ -13,13 +13,13 @@ import sys
 import threading
 import weakref
 from collections.abc import Iterator
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
 
 from twotower import files
+from twotower.arrays.pieces import pieces
 from twotower.arrays.sets import is_in_sorted
 from twotower.arrays.types import Rows, Shaped, Vectors
 from twotower.errors import RunError
@@ -32,22 +32,16 @@ from twotower.index.top_k import SearchScope, TopK, best, exact_scores
 from twotower.index.vector_store import Similarity
 
 INSERT_ROWS = 4096
+NAMED_MAX_ROWS = 16_384
+"""Largest number of rows in a filter expression. Hits outside more allowed rows are dropped after the search."""
+MAX_HITS = 16_384
+"""Largest number of hits of a search, a limit of Milvus."""
 EXACT_MAX_ROWS = 1024
 """Default of `exact_max_rows`: one call fetches these vectors."""
 SEARCH_PARAMS: dict[str, dict[str, int]] = {
     "FLAT": {}, "IVF_FLAT": {"nprobe": 16}, "IVF_SQ8": {"nprobe": 16, "refine": 2}, "HNSW": {"ef": 64},
 }  # fmt: skip
 """Default search parameters of each index type of Milvus."""
-
-
-@dataclass(frozen=True)
-class MilvusLimits:
-    """Limits of a search."""
-
-    named_max_rows: int = 16_384
-    """Largest number of rows in a filter expression. Hits outside more allowed rows are dropped after the search."""
-    max_hits: int = 16_384
-    """Largest number of hits of a search, a limit of Milvus."""
 
 
 class MilvusIndex(ApproximateIndex):
@@ -63,7 +57,8 @@ class MilvusIndex(ApproximateIndex):
         self.exact_max_rows = EXACT_MAX_ROWS
         self.collection = ""
         """Name of the collection; an empty string until it is created."""
-        self.limits = MilvusLimits()
+        self.named_max_rows = NAMED_MAX_ROWS
+        self.max_hits = MAX_HITS
         self.connect_timeout = CONNECT_TIMEOUT
         self.model, self._register = publication.model, publication.register
         self._nlist = 1
@@ -116,9 +111,7 @@ class MilvusIndex(ApproximateIndex):
             if self._register is not None:
                 self._register(self.kind, options.uri, name)
             self._connection.create_collection(name, self._engine_width, self._description)
-            step = min(INSERT_ROWS, page_rows(self.width + 1))
-            for start in range(0, len(self), step):
-                at = slice(start, start + step)
+            for at in pieces(len(self), min(INSERT_ROWS, page_rows(self.width + 1))):
                 self._connection.insert(name, self._store.rows[at], self._engine_vectors(self._store.vectors[at]))
                 files.point("milvus.inserted")
             wanted = {"nlist": self._nlist} if "nlist" in params else {}
@@ -134,7 +127,7 @@ class MilvusIndex(ApproximateIndex):
     @property
     def _max_hits(self) -> int:
         """Largest number of hits of a search."""
-        return min(self.limits.max_hits, MESSAGE_MAX_BYTES // (4 * self.width))
+        return min(self.max_hits, MESSAGE_MAX_BYTES // (4 * self.width))
 
     def _prefers_exact(self, k: int, scope: SearchScope) -> bool:
         exhaustive = self.search_params.get("ef", 0) >= len(self) > 0
@@ -157,15 +150,15 @@ class MilvusIndex(ApproximateIndex):
         if "ef" in self.search_params:
             params = {"ef": max(fetch, min(self.search_params["ef"] * effort.factor, 32_768))}
         only, store = scope.only, self._store
-        named = None if only is None or len(only) > self.limits.named_max_rows else store.rows[only]
+        named = None if only is None or len(only) > self.named_max_rows else store.rows[only]
         wide = self._engine_queries(queries)
-        most = min(1024, MESSAGE_MAX_BYTES // (4 * fetch * (self.width + 1)), self.limits.max_hits // fetch)
+        most = min(1024, MESSAGE_MAX_BYTES // (4 * fetch * (self.width + 1)), self.max_hits // fetch)
         step = 1 if effort.name_banned else max(1, most)
         short = []
         for start in range(0, len(todo), step):
             some = todo[start : start + step]
             banned = None
-            if effort.name_banned and scope.banned and len(scope.banned[some[0]]) <= self.limits.named_max_rows:
+            if effort.name_banned and scope.banned and len(scope.banned[some[0]]) <= self.named_max_rows:
                 banned = store.rows[scope.banned[some[0]]]
             hits = self._connection.search(
                 self.collection, wide[some], fetch, params, self._milvus_metric, named, banned, self._is_remote
@@ -202,9 +195,7 @@ class MilvusIndex(ApproximateIndex):
         return top
 
     def _pages(self, positions: Shaped[Rows, "_"]) -> Iterator[Shaped[Rows, "_"]]:
-        step = page_rows(self.width + 1)
-        for start in range(0, len(positions), step):
-            yield positions[start : start + step]
+        return (positions[part] for part in pieces(len(positions), page_rows(self.width + 1)))
 
     def _fetch(self, positions: Shaped[Rows, "n"]) -> Shaped[Vectors, "n D"]:
         """Return the vectors at positions, from this process or from the collection."""
