@@ -20,8 +20,7 @@ import torch
 from twotower import runs
 from twotower.arrays.pieces import pieces
 from twotower.arrays.types import UserRow
-from twotower.config.experiment import Config
-from twotower.config.scorers import with_scorers
+from twotower.config.experiment import Config, with_scorers
 from twotower.data import prepare
 from twotower.data.buckets import Buckets
 from twotower.data.buckets.check import check_buckets

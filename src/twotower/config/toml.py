@@ -13,8 +13,7 @@ import tomli_w
 from pydantic import ValidationError
 
 from twotower import files
-from twotower.config.experiment import Config
-from twotower.config.scorers import with_scorers
+from twotower.config.experiment import Config, with_scorers
 from twotower.errors import ConfigError, did_you_mean
 from twotower.features.schema import Schema
 from twotower.kinds import Kind, Kinds

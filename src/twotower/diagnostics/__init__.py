@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from twotower.diagnostics.curves import history, loss_floor
 from twotower.diagnostics.diagnosis import (
     MAX_SAMPLE_PAIRS,
     MAX_SAMPLE_ROWS,
@@ -18,7 +17,7 @@ from twotower.diagnostics.diagnosis import (
 )
 from twotower.diagnostics.features import encodings, leaking_features, statistics, unused_features
 from twotower.diagnostics.interactions import drift, false_negatives, order, split
-from twotower.diagnostics.vectors import baseline, collapse
+from twotower.diagnostics.model import baseline, collapse, history, loss_floor
 from twotower.model.two_tower import evaluation_mode
 from twotower.runs import Run
 

@@ -12,8 +12,7 @@ from mykinds.scorers import Together
 from worlds import REPLAYED_SCHEMA, replayed
 
 from twotower import api
-from twotower.config.experiment import Config
-from twotower.config.scorers import with_scorers
+from twotower.config.experiment import Config, with_scorers
 from twotower.config.toml import dump_config, parse_config
 from twotower.data.dataset import Dataset, build_dataset
 from twotower.data.split import SplitConfig
