@@ -1,5 +1,4 @@
-"""The doctor finds an order that does not exist, user vectors of few directions, and names the causes of a poor ranking
-in turn."""
+"""The doctor finds an order that does not exist, and names the causes of a poor ranking in turn."""
 
 from __future__ import annotations
 
@@ -19,7 +18,6 @@ from twotower.data.dataset import Dataset, build_dataset
 from twotower.data.split import SplitConfig
 from twotower.data.tables import check
 from twotower.diagnostics import Finding, diagnose
-from twotower.diagnostics.vectors import significant_directions
 from twotower.features.categorical import Categorical
 from twotower.features.schema import Schema
 from twotower.features.sequence import Sequence
@@ -102,7 +100,7 @@ def test_the_causes_of_a_poor_ranking_come_in_their_order() -> None:
         for parameter in run.model.parameters():
             parameter.copy_(torch.randn_like(parameter))
     rising = [{**h, "validation.ndcg@5": 0.1 * h["epoch"]} for h in run.history]
-    finding = named(replace(run, history=rising), "baseline_ranking")
+    finding = named(replace(run, history=rising), "baseline")
     assert finding is not None
     assert finding.severity != "ok"
     causes = finding.text.partition("Likely causes, most likely first: ")[2].split("; ")
@@ -110,7 +108,7 @@ def test_the_causes_of_a_poor_ranking_come_in_their_order() -> None:
     assert causes[1] == "too few epochs, as the last is the best (raise train.epochs, now 2)"
     assert causes[2].startswith("steps too few or too small (set train.batch_size = 0 (256 makes 12 steps an epoch)")
     falling = [{**h, "validation.ndcg@5": 1 / h["epoch"]} for h in run.history]
-    finding = named(replace(run, history=falling), "baseline_ranking")
+    finding = named(replace(run, history=falling), "baseline")
     assert finding is not None
     assert "too few epochs" not in finding.text
 
@@ -162,7 +160,7 @@ def test_a_closed_form_that_is_worse_than_popularity_is_told_of_its_start_and_no
     with torch.no_grad():
         for parameter in run.model.towers("item")[0].parameters():
             parameter.neg_()
-    finding = named(run, "baseline_ranking")
+    finding = named(run, "baseline")
     assert finding is not None
     assert finding.severity == "error"
     assert "train.lr" not in finding.text
@@ -210,32 +208,3 @@ def of_groups(groups: int, seed: int = 0) -> Dataset:
     )  # fmt: skip
     schema = Schema(user_id="user", item_id="item", features=(Categorical(name="user", side="user"), FEATURES[1]))
     return build_dataset(check(None, None, pl.DataFrame({"user": user, "item": item}), schema), schema, SplitConfig())
-
-
-@pytest.mark.parametrize("groups", [1, 2, 5, 12])
-def test_groups_of_users_are_directions(groups: int) -> None:
-    assert significant_directions(of_groups(groups), np.arange(600)) == groups - 1
-
-
-def test_user_vectors_of_few_directions_are_found() -> None:
-    data = of_groups(12)
-    sections: dict[str, Any] = {"pairs": [{"user": {"layers": []}, "item": {"layers": []}}], "width": 64, "bias": False}
-    config = settings(model=sections, loss={"kind": "softmax"}, train={"monitor": "validation.recall@5", "epochs": 1})
-    done = Trainer(data, config).run()
-    run = Run(None, config, data, done.model.eval(), done.metrics, done.history)
-    (user,) = (p for p in run.model.towers("user")[0].embeddings.tables.parameters())
-    (item,) = (p for p in run.model.towers("item")[0].embeddings.tables.parameters())
-
-    def spread(directions: int) -> Finding:
-        with torch.no_grad():
-            for weight in (user, item):
-                weight.copy_(torch.randn(len(weight), directions) @ torch.randn(directions, 64))
-        found = named(run, "collapse")
-        assert found is not None
-        return found
-
-    few = spread(4)
-    assert few.severity == "warning"
-    assert "The user vectors use 4 of 64 dimensions, and the users of the log differ in at least 11." in few.text
-    assert few.evidence["directions"] == 11
-    assert spread(40).severity == "ok"

@@ -179,7 +179,7 @@ def test_odd_requests_are_one_line(store: Path, tmp_path: Path, capsys: pytest.C
     deep.write_text("[" * 100_000, encoding="utf-8")
     for arguments, said in (
         (["--features", deep], "deep.json: not readable as JSON"),
-        (["--user", "1", "--where", "title=a", "--where", "title=b"], "--where title=b: a second condition on title"),
+        (["--user", "1", "--where", "title=a", "--where", "title=b"], "--where title=b: a second value of title"),
     ):
         assert call("recommend", "--store", store, *arguments) == 2
         error = capsys.readouterr().err

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from compared import comparison_data
 from mykinds.metrics import Herfindahl, TailShare
 from reports.test_compare import scored
 from scored import random_factors
@@ -20,7 +21,7 @@ from twotower.data.splits import TEST
 from twotower.data.tables import check
 from twotower.errors import ConfigError, RunError
 from twotower.evaluation.baselines import bias_baseline, popularity_baseline
-from twotower.evaluation.comparison import compare_factors, comparison_data
+from twotower.evaluation.comparison import compare_factors
 from twotower.evaluation.config import EvaluationConfig, MetricSet, Repeats
 from twotower.evaluation.metrics import METRICS
 from twotower.evaluation.metrics.auc import auc_by_group

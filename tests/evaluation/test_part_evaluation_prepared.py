@@ -8,13 +8,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from compared import comparison_data
 from disk_worlds import on_disk_and_in_memory
 from mykinds.metrics import Herfindahl, TailShare
 
 from twotower.config.experiment import Config
 from twotower.data.dataset import Dataset
 from twotower.data.splits import TEST, VALIDATION
-from twotower.evaluation.comparison import compare_factors, comparison_data
+from twotower.evaluation.comparison import compare_factors
 from twotower.evaluation.config import EvaluationConfig
 from twotower.evaluation.factors import Factors
 from twotower.evaluation.metrics import METRICS, Arp, Diversity, Gini, Novelty

@@ -148,7 +148,7 @@ def test_every_index_says_from_when_on_faiss_multiplies_matrices(kind: str) -> N
     index.search(users(64), 5)
     assert faiss().cvar.distance_compute_blas_threshold == tenfold
     faiss().cvar.distance_compute_blas_threshold = 128_000
-    index.add(np.arange(50_000, 50_300), users(300))
+    made(kind, "cosine", 300)
     assert faiss().cvar.distance_compute_blas_threshold == (128_000 if kind == "exact" else tenfold)
 
 

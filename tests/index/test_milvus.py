@@ -31,7 +31,7 @@ from twotower.index import build_index, load_index
 from twotower.index.exact import Exact
 from twotower.index.milvus.client import CHANNEL_OPTIONS, CollectionError, MilvusConnection
 from twotower.index.milvus.milvus import Milvus
-from twotower.index.milvus.milvus_index import MilvusIndex, MilvusLimits
+from twotower.index.milvus.milvus_index import MilvusIndex
 from twotower.index.protocol import deadline
 from twotower.retrieval.request import Request
 from twotower.retrieval.retriever import Retriever, explain, stored_items
@@ -186,7 +186,7 @@ def test_large_filters_are_answered_whatever_it_takes(shared: Server, prefix: st
     index.save(tmp_path / "index")
     away, exact = load_index(tmp_path / "index"), build_index("exact", vectors, np.arange(3000), "dot")
     assert isinstance(away, MilvusIndex)
-    away.exact_max_rows, away.limits = 10, MilvusLimits(named_max_rows=20, max_hits=400)
+    away.exact_max_rows, away.named_max_rows, away.max_hits = 10, 20, 400
     best = exact.search(queries, 1000)[0]
     for allowed, banned in (
         (np.arange(0, 3000, 2), None),
@@ -821,7 +821,7 @@ def test_a_filter_that_leaves_out_the_best_costs_a_few_exchanges_and_no_scan() -
             return [[{"row": int(r), "entity": {"vector": unit[r]}} for r in best[:k]] for _ in queries]
 
     index._cached_connection = Server()  # type: ignore[assignment]
-    index.collection, index._is_remote, index._saved = "c", True, True
+    index.collection, index._is_remote = "c", True
     allowed = np.sort(best[400:])
     rows, _ = index.search(unit[:1], 10, allowed=allowed)
     assert rows[0].tolist() == best[400:410].tolist()

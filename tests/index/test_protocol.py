@@ -116,10 +116,10 @@ def test_allowed_and_banned_rows(kind: str, metric: str, share: float) -> None:
 @each_approximate
 def test_little_effort_keeps_the_promises(kind: str, metric: str) -> None:
     """One probe and lists that are mostly banned: still never short, never banned, in order."""
-    index, _, rows = made(kind, metric)
-    never_exact(index).search_params = dict.fromkeys(index.search_params, 1)
+    vectors, rows = world(metric)
+    index = never_exact(build(kind, vectors[50:], rows[50:], checked(metric)))
+    index.search_params = dict.fromkeys(index.search_params, 1)
     rng, queries = np.random.default_rng(3), users(6)
-    index.remove(rows[:50])
     for k in (1, 20, 100):
         for keep in (None, rows[: N // 2], rows[40:80]):
             banned = [rng.permutation(rows)[: 90 * n] for n in range(6)]
@@ -133,44 +133,9 @@ def test_little_effort_keeps_the_promises(kind: str, metric: str) -> None:
 
 
 @each
-def test_rows_come_change_and_go(kind: str, metric: str) -> None:
-    index, vectors, rows = made(kind, metric)
-    full(index)
-    queries = users(3)
-    more, _ = world(metric, 40, seed=5)
-    new = np.arange(40) + 10 * N
-    index.add(new, 3 * more if metric == "dot" else more)
-    vectors, rows = np.concatenate([vectors, 3 * more if metric == "dot" else more]), np.concatenate([rows, new])
-    same(full(index).search(queries, 30), naive(vectors, rows, queries, 30), ordered(kind))
-
-    changed = rows[::7]
-    other = world(metric, len(changed), seed=6)[0]
-    index.update(changed, other)
-    vectors[::7] = other
-    same(full(index).search(queries, 30), naive(vectors, rows, queries, 30), ordered(kind))
-
-    index.remove(rows[100:200])
-    vectors, rows = np.delete(vectors, range(100, 200), 0), np.delete(rows, range(100, 200))
-    same(full(index).search(queries, 30), naive(vectors, rows, queries, 30), ordered(kind))
-    assert len(index) == len(rows)
-    np.testing.assert_array_equal(index.rows, np.sort(rows))
-
-    index.remove(rows[150:])  # most: the store clears up
-    same(full(index).search(queries, 30), naive(vectors[:150], rows[:150], queries, 30), ordered(kind))
-    index.remove(rows[:150])
-    assert len(index) == 0
-    found, scores = index.search(queries, 5)
-    assert (found == -1).all()
-    assert np.isneginf(scores).all()
-    index.add(rows, vectors)
-    same(full(index).search(queries, 30), naive(vectors, rows, queries, 30), ordered(kind))
-
-
-@each
 @pytest.mark.parametrize("mmap", [True, False])
-def test_a_saved_index_gives_the_same_and_goes_on(kind: str, metric: str, mmap: bool, folder: Path) -> None:
+def test_a_saved_index_gives_the_same(kind: str, metric: str, mmap: bool, folder: Path) -> None:
     index, vectors, rows = made(kind, metric)
-    index.remove(rows[:20])
     full(index).save(folder)
     queries = users(4)
     again = load_index(folder, mmap, verify=mmap and metric == "dot")  # another process, for each kind once
@@ -181,11 +146,10 @@ def test_a_saved_index_gives_the_same_and_goes_on(kind: str, metric: str, mmap: 
     )
     assert type(again) is type(index)
     assert type(again.options) is type(index.options)
-    assert len(again) == N - 20
+    assert len(again) == N
+    np.testing.assert_array_equal(again.rows, np.sort(rows))
     for got, wanted in zip(again.search(queries, 25), index.search(queries, 25), strict=True):
         np.testing.assert_array_equal(got, wanted)
-    again.add(rows[:20], vectors[:20])
-    same(full(again).search(queries, 25), naive(vectors, rows, queries, 25), ordered(kind))
     again.save(folder)  # onto the files that are mapped
     same(load_index(folder, mmap, verify=False).search(queries, 25), naive(vectors, rows, queries, 25), ordered(kind))
 
@@ -198,8 +162,6 @@ def test_few_or_no_vectors(kind: str, metric: str) -> None:
     empty = build(kind, vectors[:0], rows[:0], checked(metric))
     assert (empty.search(users(2), 5)[0] == -1).all()
     assert empty.search(users(0), 5)[0].shape == (0, 5)
-    empty.add(*world(metric, 300)[::-1])
-    assert (empty.search(users(2), 5)[0] >= 0).all()
 
 
 @each
@@ -228,17 +190,15 @@ def test_what_cannot_be_asked(kind: str, metric: str) -> None:
         index.search(queries, 3, banned=[rows])
     with pytest.raises(DataError, match="whole numbers"):
         index.search(queries, 3, allowed=np.array([0.5]))
-    with pytest.raises(DataError, match="in the index already"):
-        index.add(rows[:1], vectors[:1])
-    with pytest.raises(DataError, match="named twice"):
-        index.update(rows[[0, 0]], vectors[:2])
     with pytest.raises(DataError, match="is not in the index"):
-        index.remove(np.array([10**9]))
-    with pytest.raises(DataError, match="start at 0"):
-        index.add(np.array([-1]), vectors[:1])
-    with pytest.raises(DataError, match="2 rows for 1 vectors"):
-        index.add(np.array([10**9, 10**9 + 1]), vectors[:1])
-    assert len(index) == N
+        index.vectors(np.array([10**9]))
+    for some, said in (
+        (rows[[0, 0]], "named twice"),
+        (np.array([-1, 3]), "start at 0"),
+        (rows[:3], "3 rows for 2 vec"),
+    ):
+        with pytest.raises(DataError, match=said):
+            build(kind, vectors[:2], some, checked(metric))
 
 
 @each
@@ -254,12 +214,8 @@ def test_fault_C10_vectors_without_a_direction_are_refused_and_counted(kind: str
     assert not np.isnan(scores).any()
     assert not np.isin(found, rows[refused]).any()
     same((found, scores), naive(np.delete(vectors, refused, 0), np.delete(rows, refused), users(3), N), kind == "exact")
-    index.update(rows[[4]], vectors[[7]])
-    index.update(rows[[8]], vectors[[5]])
-    assert rows[4] in index.search(users(3), N)[0]
-    assert rows[8] not in index.search(users(3), N)[0]
     index.save(folder)
-    np.testing.assert_array_equal(load_index(folder, verify=False).rejected, np.sort([*rows[[*refused[1:], 8]]]))
+    np.testing.assert_array_equal(load_index(folder, verify=False).rejected, np.sort(rows[refused]))
 
 
 @each
@@ -282,9 +238,10 @@ def test_masking_is_deleting(data: st.DataObject, kind: str, metric: str) -> Non
     n = data.draw(st.sampled_from([1, 20, 300, 400]))
     vectors, rows = world(metric, n, seed=data.draw(st.integers(0, 3)))
     queries, k = users(data.draw(st.integers(1, 3))), data.draw(st.integers(1, 40))
-    gone = rows[np.random.default_rng(data.draw(st.integers(0, 99))).random(n) < data.draw(st.floats(0, 1))]
-    whole, less = (full(build(kind, vectors, rows, checked(metric))) for _ in range(2))
-    less.remove(gone)
+    out = np.random.default_rng(data.draw(st.integers(0, 99))).random(n) < data.draw(st.floats(0, 1))
+    gone = rows[out]
+    whole = full(build(kind, vectors, rows, checked(metric)))
+    less = full(build(kind, vectors[~out], rows[~out], checked(metric)))
     deleted = less.search(queries, k)
     in_order(*deleted)
     for masked in (
@@ -382,7 +339,6 @@ def test_biases_and_a_temperature_in_the_vectors_do_not_ruin_recall(kind: str) -
     queries = np.column_stack([10 * near[:50], np.ones((50, 2))]).astype(np.float32)
     index = build(kind, items, np.arange(8000), "dot")
     assert measure_recall(index, queries, 10) > (0.97 if kind == "hnsw" else 0.8)
-    index.add(np.array([8000]), 3 * items[:1])  # longer than any: the engine is made anew
     assert tune_index(index, queries, 10, 0.97) >= 0.97
 
 
@@ -506,7 +462,7 @@ def test_folders_that_are_no_index(folder: Path) -> None:
 
 @each
 def test_rows_from_0_on_are_found_as_any_others(kind: str, metric: str, tmp_path: Path) -> None:
-    """Row r at position r goes a shorter way, until a row is gone."""
+    """Row r at position r goes a shorter way than where a row is missing."""
     vectors = world(metric)[0]
     rows = np.arange(len(vectors))
     index = never_exact(full(build(kind, vectors, rows, checked(metric))))
@@ -527,13 +483,11 @@ def test_rows_from_0_on_are_found_as_any_others(kind: str, metric: str, tmp_path
 
     check(index, rows)
     check(never_exact(full(load_index(tmp_path / "index", verify=False))), rows)
-    index.remove(rows[10:30])
     left = np.delete(rows, slice(10, 30))
+    index = never_exact(full(build(kind, vectors[left], left, checked(metric))))
     check(index, left)
     with pytest.raises(DataError, match="row 10 is not in the index"):
         index.vectors(rows)
-    index.add(rows[10:30], vectors[10:30])  # at the end of the store
-    check(index, rows)
 
 
 def test_rising_rows_are_taken_as_they_are() -> None:

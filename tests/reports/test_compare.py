@@ -9,6 +9,7 @@ import numpy as np
 import polars as pl
 import pytest
 import torch
+from compared import comparison_data
 from worlds import CHECKERBOARD_SCHEMA, checkerboard, settings
 
 from twotower import api, runs
@@ -18,7 +19,7 @@ from twotower.data.splits import TEST
 from twotower.data.tables import check
 from twotower.errors import RunError
 from twotower.evaluation.bootstrap import bootstrap, bootstrap_counts, paired_bootstrap
-from twotower.evaluation.comparison import Comparison, compare_factors, comparison_data
+from twotower.evaluation.comparison import Comparison, compare_factors
 from twotower.evaluation.factors import Factors
 from twotower.evaluation.metrics.auc import Auc, auc
 from twotower.evaluation.metrics.measured import ScoredPairs

@@ -1,14 +1,20 @@
-"""Verbs that answer from the current bundle of a store: recommend, search, similar."""
+"""Verbs that answer from the current bundle of a store: recommend, search, similar, serve, and the key of a service."""
 
 from __future__ import annotations
 
+import inspect
 import os
+import re
+import sys
+from collections.abc import Iterator
+from dataclasses import MISSING, fields
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 import typer
 
 from twotower.cli.flags import (
+    VERB_OF_FUNCTION,
     AsJson,
     ColumnNames,
     Conditions,
@@ -19,15 +25,19 @@ from twotower.cli.flags import (
     KindModules,
     Separator,
     StoreFolder,
+    read_columns,
     read_context,
     split_names,
 )
 from twotower.errors import ConfigError
 from twotower.reports.terminal import print_answer
 from twotower.retrieval import SHARD_USERS
+from twotower.serve.settings import HINTS, ServeSettings
 
 USERS = "--users"
 """Option with which `recommend` writes files instead of printing an answer."""
+ENVIRONMENT_PREFIX = "TWOTOWER_SERVE_"
+"""Start of the environment variable of an option. A Kubernetes Service named twotower sets TWOTOWER_PORT by itself."""
 
 
 def recommend(
@@ -174,32 +184,68 @@ def search(
 
 
 def similar(
-    places: Annotated[
-        list[str] | None, typer.Argument(metavar="STORE ITEM", help="Store, a folder or a URL, and id of the item.")
-    ] = None,
-    store: StoreFolder = "",
-    item: Annotated[str, typer.Option("--item", help="Id of the item.")] = "",
+    store: StoreFolder,
+    item: Annotated[str, typer.Option("--item", help="Id of the item.")],
     k: ItemCount = 10,
     as_json: AsJson = False,
     kinds: KindModules = None,
 ) -> None:
     """Print the items whose vectors have the highest cosine with the vector of an item, with titles."""
-    given = [*filter(None, [store]), *(places or ()), *filter(None, [item])]
-    if len(given) != 2:
-        found = " ".join(given) or "nothing"
-        raise ConfigError(f"similar: found {found}, expected a store and an item: `twotower similar STORE ITEM`")
     from twotower.retrieval.retriever import current_retriever
 
-    print_answer(current_retriever(given[0]).similar(given[1], k), as_json)
+    print_answer(current_retriever(store).similar(item, k), as_json)
 
 
 def _filters(conditions: list[str] | None) -> dict[str, str] | None:
-    filters: dict[str, str] = {}
-    for text in conditions or []:
-        column, equals, value = text.partition("=")
-        if not equals or not column:
-            raise ConfigError(f"--where {text}: expected COLUMN=VALUE, such as genres=Comedy")
-        if column in filters:
-            raise ConfigError(f"--where {text}: a second condition on {column}; give one for each column")
-        filters[column] = value
-    return filters or None
+    return read_columns("--where", conditions, "genres=Comedy") or None
+
+
+def serve(**given: Any) -> None:
+    """Serve the current bundle of a store over HTTP, with a console at /."""
+    from twotower.serve import supervisor
+
+    given |= {name: tuple(value) for name, value in given.items() if isinstance(value, list)}
+    if code := supervisor.run_service(ServeSettings(**given)):
+        raise typer.Exit(code)
+
+
+def _options() -> Iterator[inspect.Parameter]:
+    """Yield the option of each setting. `max_k` is --max-k; a switch with default True also has a negation."""
+    for field in fields(ServeSettings):
+        kind, setting = get_args(HINTS[field.name])
+        flag = _flag(field.name)
+        yield inspect.Parameter(
+            field.name,
+            inspect.Parameter.KEYWORD_ONLY,
+            annotation=str if kind == Path | str else {Literal: str, tuple: list[str]}.get(get_origin(kind), kind),
+            default=typer.Option(
+                ... if field.default is MISSING else field.default,
+                f"{flag}/--no-{flag[2:]}" if field.default is True else flag,
+                envvar=f"{ENVIRONMENT_PREFIX}{field.name.upper()}",
+                help=re.sub(r"`(\w+)(?:\(\))?`", _in_flags, setting.description),
+            ),
+        )
+
+
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
+
+
+def _in_flags(span: re.Match[str]) -> str:
+    verb = VERB_OF_FUNCTION.get(span[1])
+    return f"`twotower {verb}`" if verb else _flag(span[1])
+
+
+serve.__signature__ = inspect.Signature([*_options()])  # type: ignore[attr-defined]
+
+
+def key(
+    name: Annotated[str, typer.Argument(help="Name of the client in the log of requests.")],
+    admin: Annotated[bool, typer.Option("--admin", help="Scope admin: the key may roll back and reload.")] = False,
+) -> None:
+    """Make an API key. Prints the key on standard error, once, and the lines for `serve --keys` on standard output."""
+    from twotower.serve.api_keys import make_key
+
+    secret, lines = make_key(name, admin)
+    print(f"the key of {name}, shown once: {secret}", file=sys.stderr)
+    print(lines, end="")

@@ -13,7 +13,7 @@ from typing import Annotated, Any, TextIO, cast
 import typer
 
 from twotower import files
-from twotower.cli import answers, data, demo, serving, store, suggestion, training
+from twotower.cli import answers, data, demo, store, training
 from twotower.cli.flags import command_of, in_flags
 from twotower.errors import Interrupted, OpenRoles, TwoTowerError, missing_package
 from twotower.escaping import escape_controls, shell_command
@@ -43,15 +43,15 @@ data_app = typer.Typer(help="Download MovieLens, describe tables.", no_args_is_h
 app.add_typer(data_app, name="data")
 
 VERBS: tuple[Callable[..., None], ...] = (
-    suggestion.suggest, data.prepare, data.bucket, data.check_buckets, training.train, training.evaluate,
+    data.suggest, data.prepare, data.bucket, data.check_buckets, training.train, training.evaluate,
     training.doctor, training.compare, training.embed, store.publish, store.rollback, store.bundles, store.gc,
-    answers.recommend, answers.search, answers.similar, serving.serve, serving.key, training.config, demo.demo,
+    answers.recommend, answers.search, answers.similar, answers.serve, answers.key, training.config, demo.demo,
 )  # fmt: skip
 DATA_VERBS: tuple[Callable[..., None], ...] = data.fetch, data.stats
 PRINT_RESULTS: dict[Callable[..., None], str] = {
-    suggestion.suggest: suggestion.OUTPUT, answers.recommend: answers.USERS, answers.search: "", answers.similar: "",
+    data.suggest: data.OUTPUT, answers.recommend: answers.USERS, answers.search: "", answers.similar: "",
     data.check_buckets: "", data.stats: "", training.evaluate: "", training.doctor: "", training.compare: "",
-    training.config: "", store.bundles: "", serving.key: "",
+    training.config: "", store.bundles: "", answers.key: "",
 }  # fmt: skip
 """Verbs whose result is the printed text -> option with which it is not. Other verbs make files or serve."""
 for verb in VERBS:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from twotower.cli.serving import serve
+from twotower.cli.answers import serve
 from twotower.errors import DataError
 from twotower.escaping import WINDOWS, shell_command, shell_word
 from twotower.machine import keep_freed_memory

@@ -116,21 +116,27 @@ def split_names(text: str) -> list[str]:
     return [name.strip() for name in text.split(",")] if text else []
 
 
-def read_context(given: list[str] | None) -> dict[str, JsonValue]:
-    """Return the values of --context by column: a text, or a JSON list. Raises ConfigError."""
-    context = dict[str, JsonValue]()
+def read_columns(flag: str, given: list[str] | None, example: str) -> dict[str, str]:
+    """Return the values of COLUMN=VALUE by column. Raises ConfigError, which names the flag and an example."""
+    found = dict[str, str]()
     for text in given or ():
         column, equals, value = text.partition("=")
         if not equals or not column:
-            raise ConfigError(f"--context {text}: expected COLUMN=VALUE, such as device=phone")
-        if column in context:
-            raise ConfigError(f"--context {text}: a second value of {column}; give one for each column")
-        context[column] = value
-        if value.startswith("["):
-            try:
-                context[column] = json.loads(value)
-            except ValueError:
-                raise ConfigError(f'--context {text}: no list of JSON, such as ["a", "b"]') from None
+            raise ConfigError(f"{flag} {text}: expected COLUMN=VALUE, such as {example}")
+        if column in found:
+            raise ConfigError(f"{flag} {text}: a second value of {column}; give one for each column")
+        found[column] = value
+    return found
+
+
+def read_context(given: list[str] | None) -> dict[str, JsonValue]:
+    """Return the values of --context by column: a text, or a JSON list. Raises ConfigError."""
+    context = dict[str, JsonValue]()
+    for column, value in read_columns("--context", given, "device=phone").items():
+        try:
+            context[column] = json.loads(value) if value.startswith("[") else value
+        except ValueError:
+            raise ConfigError(f'--context {column}={value}: no list of JSON, such as ["a", "b"]') from None
     return context
 
 

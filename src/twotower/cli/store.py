@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from twotower.cli.flags import KindModules, Overrides, RunFolder, StoreFolder, Trust
-from twotower.errors import ConfigError
+from twotower.errors import BundleError, ConfigError
 from twotower.escaping import shell_command
 from twotower.files.urls import is_url
 from twotower.reports.terminal import print_line
@@ -75,7 +75,13 @@ def rollback(
 ) -> None:
     """Make an earlier bundle current."""
     from twotower.store import remote_collections
+    from twotower.store.store import Store
 
+    place = Store(store).place
+    if not to and place.ids() == [only := place.current()]:
+        raise BundleError(
+            f"{store}: no bundle was current before {only}, the only one; publish another first", "missing"
+        )
     bundle, alias = remote_collections.rollback(store, to or None, reason=reason)
     print_line(f"current: {bundle.id}{f', {alias}' if alias else ''}")
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from twotower.diagnostics.curves import history, loss_floor
 from twotower.diagnostics.diagnosis import (
     MAX_SAMPLE_PAIRS,
     MAX_SAMPLE_ROWS,
@@ -16,16 +15,9 @@ from twotower.diagnostics.diagnosis import (
     Finding,
     describe_findings,
 )
-from twotower.diagnostics.features import (
-    encodings,
-    gates,
-    leaking_context,
-    leaking_features,
-    statistics,
-    unused_features,
-)  # fmt: skip
+from twotower.diagnostics.features import encodings, leaking_features, statistics, unused_features
 from twotower.diagnostics.interactions import drift, false_negatives, order, split
-from twotower.diagnostics.vectors import baselines, collapse
+from twotower.diagnostics.model import baseline, collapse, history, loss_floor
 from twotower.model.two_tower import evaluation_mode
 from twotower.runs import Run
 
@@ -35,18 +27,18 @@ Diagnosis = Callable[[DiagnosisContext], Iterator[Finding]]
 UNCONDITIONAL: tuple[Diagnosis, ...] = (
     history, split, order, drift, statistics, leaking_features, encodings, false_negatives,
 )  # fmt: skip
-OF_TABLES: tuple[Diagnosis, ...] = (split, order, drift, statistics, leaking_features, leaking_context, encodings)
+OF_TABLES: tuple[Diagnosis, ...] = (split, order, drift, statistics, leaking_features, encodings)
 """Diagnoses without vectors and samplers."""
-FINITE_ONLY: tuple[Diagnosis, ...] = (loss_floor, collapse, baselines, unused_features, gates)
+FINITE_ONLY: tuple[Diagnosis, ...] = (loss_floor, collapse, baseline, unused_features)
 """Diagnoses that need finite vectors."""
 
 
 def diagnose(run: Run, max_rows: int = MAX_SAMPLE_ROWS, max_pairs: int = MAX_SAMPLE_PAIRS) -> list[Finding]:
     """Return the findings of all diagnoses of a run, the worst first. A diagnosis without a problem returns an "ok".
 
-    Reads samples: `max_rows` test users and rows of each side, and users with at most `max_pairs` interactions for the
-    samplers. A diagnosis that the run does not allow (no test part, a single class) returns nothing. For a model that
-    reads the context, only the tables are diagnosed, and a finding says so.
+    Reads samples: `max_rows` rows of each side, and users with at most `max_pairs` interactions for the samplers. A
+    diagnosis that the run does not allow (no test part, a single class) returns nothing. For a model that reads the
+    context, only the tables are diagnosed, and a finding says so.
     """
     context = DiagnosisContext(run, max_rows, max_pairs)
     reads_context = bool(run.dataset.schema.side("context"))

@@ -42,7 +42,7 @@ from twotower.train.samplers import PairSampler, PositiveSampler
 log = logging.getLogger(__name__)
 
 MAX_SAMPLE_ROWS = 2_000
-"""Rows of each side, and test users, that a diagnosis samples."""
+"""Rows of each side that a diagnosis samples."""
 MAX_SAMPLE_PAIRS = 2**18
 """Interactions of the users for whom pairs, batches and negatives are sampled again."""
 MAX_BATCH_POSITIVES = 256
@@ -116,7 +116,7 @@ class DiagnosisContext:
     def trained_rows(self) -> dict[SideName, Ints]:
         """Rows of each side with training interactions, rising, at most `max_rows`."""
         counted: dict[SideName, Ints] = {"user": self.data.user_counts, "item": self.data.item_counts}
-        return {side: self.sample(np.flatnonzero(n)) for side, n in counted.items()}
+        return {side: sample(np.flatnonzero(n), self.max_rows) for side, n in counted.items()}
 
     @cached_property
     def sampled(self) -> Dataset:
@@ -143,10 +143,6 @@ class DiagnosisContext:
         device = next(self.run.model.parameters()).device
         tensors = SideTensors(self.sides_at_test[side], self.data.encoders.fields(side), device)
         return [tensors.take(r) for r in rows]
-
-    def sample(self, rows: Ints) -> Ints:
-        """Return at most `max_rows` of the rows, in their order."""
-        return sample(rows, self.max_rows)
 
     @cached_property
     def epoch(self) -> Epoch:

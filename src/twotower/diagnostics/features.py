@@ -1,4 +1,4 @@
-"""Diagnoses of single features: label leakage, statistics, encodings, unused features, SENet gates."""
+"""Diagnoses of single features: label leakage, statistics, encodings, unused features."""
 
 from __future__ import annotations
 
@@ -13,11 +13,10 @@ from torch import Tensor
 from twotower.arrays.pieces import gathered
 from twotower.arrays.ragged import Column, Ragged
 from twotower.arrays.types import Bools
-from twotower.data.constant_columns import contexts_of_items
 from twotower.data.dataset import Dataset
 from twotower.data.pairs import counts
 from twotower.data.splits import TEST, TRAIN
-from twotower.diagnostics.diagnosis import DiagnosisContext, Finding, Severity, or_ok
+from twotower.diagnostics.diagnosis import DiagnosisContext, Finding, or_ok
 from twotower.evaluation.metrics.auc import auc, ordered_codes
 from twotower.features.field import InputField
 from twotower.features.side import SIDES, SideName
@@ -78,22 +77,6 @@ def leaking_features(context: DiagnosisContext) -> Iterator[Finding]:
         )  # fmt: skip
 
 
-def leaking_context(context: DiagnosisContext) -> Iterator[Finding]:
-    """Find features of the context that are functions of the item: a request cannot know them."""
-    if not context.data.schema.side("context"):
-        return
-    found = (
-        Finding(
-            "error", "leaking_context",
-            f"The context feature '{name}' is a function of the item, which a request does not know: it gives the "
-            "answer away; all metrics are invalid. Put its column in the table of items (side = 'item'), or remove it.",
-            {"share": constancy.share, "rows": float(constancy.rows)},
-        )
-        for name, constancy in contexts_of_items(context.data).items()
-    )  # fmt: skip
-    yield from or_ok(found, "leaking_context", "No feature of the context is a function of the item.")
-
-
 def _rows_read(data: Dataset, side: SideName, part: int) -> npt.NDArray[np.integer]:
     """Return the rows of a side `by_version` that the pairs of a part read."""
     rows: npt.NDArray[np.integer] = data.pairs_of(part).arrays[side]
@@ -147,10 +130,8 @@ def unused_features(context: DiagnosisContext) -> Iterator[Finding]:
             reason = _why_unused(context, side, feature.name, effect)
             if reason:
                 n_unused += 1
-                severity: Severity = "ok" if _weightless(context, side, feature.name) else "warning"
-                yield Finding(
-                    severity, "unused_feature", f"The {side} feature '{feature.name}' {reason}", {"effect": effect}
-                )
+                text = f"The {side} feature '{feature.name}' {reason}"
+                yield Finding("warning", "unused_feature", text, {"effect": effect})
     if n_features and not n_unused:
         yield Finding("ok", "unused_feature", f"Each of {n_features} features changes the scores.")
 
@@ -230,14 +211,8 @@ def _why_unused(context: DiagnosisContext, side: SideName, name: str, effect: fl
         return ""
     readers = _readers(context, side, name)
     towers = [model.towers(side)[n] for n in readers]
-    if readers and context.run.unfinished and {*context.config.last_starts} >= {*readers}:
-        return ""  # a pair of a last start gets its weight after the last epoch
-    if _weightless(context, side, name):
-        of = f"its pair, number {readers[0]}, has" if len(readers) == 1 else f"its pairs, numbers {readers}, have"
-        return (
-            f"has no effect: {of} the weight 0 in the mix. Leave the scorer out, or the pair, its start and "
-            "the feature, for shorter vectors."
-        )
+    if readers and {*context.config.last_starts} >= {*readers}:
+        return ""  # the mix weights its pair, maybe with 0
     if not towers:
         return f"is read by no tower. Add it to model.pairs.0.{side}.fields, or remove it from schema.features."
     norms = [_mean_row_norm(tower.embeddings, name) for tower in towers]
@@ -263,68 +238,8 @@ def _readers(context: DiagnosisContext, side: SideName, name: str) -> list[int]:
     return [n for n, tower in enumerate(towers) if (field.added_to or name) in tower.field_names]
 
 
-def _weightless(context: DiagnosisContext, side: SideName, name: str) -> bool:
-    """Return True if a feature has readers, and all of them have the weight 0 in the mix."""
-    readers = _readers(context, side, name)
-    return bool(readers) and all(_adds_nothing(context, pair) for pair in readers)
-
-
-def _adds_nothing(context: DiagnosisContext, pair: int) -> bool:
-    """Return True if the start of a pair has the weight 0 in the mix."""
-    item = context.run.model.towers("item")[pair].embeddings
-    is_weighted = pair in context.config.last_starts
-    return is_weighted and not any(_mean_row_norm(item, field.name) for field in item.fields)
-
-
 def _mean_row_norm(embeddings: FieldEmbeddings, name: str) -> float:
     """Return the mean norm of the rows of a field's table; infinity without a table (dense fields)."""
     if any(f.name == name and not carrier(f.kind).has_table for f in embeddings.fields):
         return math.inf
     return float(embeddings.rows_of(name).detach().norm(dim=1).mean())
-
-
-def gates(context: DiagnosisContext) -> Iterator[Finding]:
-    """Find SENet gates that are closed, open, or equal in every row."""
-    found: list[Finding] = []
-    any_gate = False
-    for side in SIDES:
-        (inputs,) = context.inputs(side, context.trained_rows[side])
-        for number, tower in enumerate(context.run.model.towers(side)):
-            for section, passed in tower.gates(inputs).items():
-                any_gate = True
-                where = f"model.pairs.{number}.{side}.{section}".removesuffix(".senet")
-                found += _gate_findings(passed.cpu(), tower.field_names, where)
-    text = "The SENet gates are neither all open nor all closed, and differ between rows."
-    return or_ok(found, "gates", text) if any_gate else iter(())
-
-
-def _gate_findings(gates: Tensor, names: list[str], where: str) -> Iterator[Finding]:
-    """Find problems of the gates (U, F) of one tower or branch; `where` is its section of the config."""
-    mean, deviation = gates.mean(0), gates.std(0, correction=0)
-    evidence = {"lowest": float(mean.min()), "highest": float(mean.max()), "deviation": float(deviation.max())}
-    severity: Severity = "warning"
-    if evidence["highest"] < 0.01:
-        severity = "error"
-        text = (
-            f"All SENet gates of {where} are closed (the largest mean weight is {evidence['highest']:.2g}): the tower "
-            f"gets almost no input. Lower train.lr, or set {where}.senet.enabled = false."
-        )
-    elif evidence["lowest"] > 0.99:
-        text = (
-            f"All SENet gates of {where} are open (the smallest mean weight is {evidence['lowest']:.3f}), so they "
-            f"have no effect. Set {where}.senet.enabled = false, or lower train.lr."
-        )
-    elif evidence["deviation"] < 1e-3:
-        text = (
-            f"The SENet gates of {where} are equal in every row: the weights do not depend on the row. "
-            f"Widen the hidden layer by {where}.senet.reduction = 1 (all its units may be inactive), or set "
-            f"{where}.senet.enabled = false."
-        )
-    elif closed := [n for n, m in zip(names, mean.tolist(), strict=True) if m < 0.01]:
-        text = (
-            f"The SENet gates of {where} are closed for {', '.join(closed)}. If these features should matter, lower "
-            "train.lr."
-        )
-    else:
-        return
-    yield Finding(severity, "gates", text, evidence)

@@ -11,11 +11,11 @@ import torch
 
 from twotower.arrays.pieces import pieces
 from twotower.arrays.sets import distinct_keys, is_in_sorted, pair_keys
-from twotower.arrays.types import Bools, Codes, Ints
+from twotower.arrays.types import Bools, Ints
 from twotower.data.dataset import Dataset
 from twotower.data.evidence import begin_apart, drift_evidence
 from twotower.data.split import PART_NAMES
-from twotower.data.splits import TEST, TRAIN
+from twotower.data.splits import TRAIN
 from twotower.diagnostics.diagnosis import DiagnosisContext, Finding, Severity, or_ok
 from twotower.progress import JobProgress
 from twotower.scorers.scorer import terms_of
@@ -30,9 +30,8 @@ MANY_TIES = 0.5
 
 
 def split(context: DiagnosisContext) -> Iterator[Finding]:
-    """Check that no pair is in two parts, and that the test part follows the training part in time."""
-    text = "No pair is in two parts" + (", and the parts follow in time." if context.config.split.follows_time else ".")
-    return or_ok([*_shared_pairs(context), *_split_order(context)], "split", text)
+    """Check that no pair is in two parts."""
+    return or_ok(_shared_pairs(context), "split", "No pair is in two parts.")
 
 
 def _shared_pairs(context: DiagnosisContext, block: int = BLOCK_USERS) -> Iterator[Finding]:
@@ -77,38 +76,6 @@ def _meaning(context: DiagnosisContext, share: float) -> tuple[Severity, str]:
         "repeats into training: the metrics measure how well repeats are recalled, not predicted. Split by time "
         "(split.kind = 'time', 'last' or 'user_ratio')."
     )
-
-
-def _split_order(context: DiagnosisContext) -> Iterator[Finding]:
-    data, split = context.data, context.config.split
-    if not split.follows_time or data.times is None:
-        return
-    latest = np.full(len(data.users), np.iinfo(np.int64).min)
-    for user, times in _times_of(data, TRAIN):
-        np.maximum.at(latest, user, times)
-    if split.has_boundaries:
-        latest[:] = latest.max()
-    n_older = n_tested = 0
-    for user, times in _times_of(data, TEST):
-        n_older += int(np.count_nonzero(times < latest[user]))
-        n_tested += len(user)
-    if n_older:
-        share = n_older / n_tested
-        reference = "the latest training pair" if split.has_boundaries else "a training pair of its user"
-        yield Finding(
-            "error", "split_order",
-            f"split.kind = '{split.kind}', but {share:.1%} of the test pairs are older than {reference}: training "
-            "uses the future. Check the column schema.time and its schema.time_unit, and split again.",
-            {"share": share},
-        )  # fmt: skip
-
-
-def _times_of(data: Dataset, part: int) -> Iterator[tuple[Codes, Ints]]:
-    """Yield the user rows and times of the interactions of a part, piece by piece."""
-    for piece in pieces(len(data.parts)):
-        keep = data.parts[piece] == part
-        if data.times is not None and keep.any():
-            yield data.pairs.user[piece][keep], data.times[piece][keep]
 
 
 def order(context: DiagnosisContext) -> Iterator[Finding]:

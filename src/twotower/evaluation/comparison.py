@@ -9,11 +9,8 @@ from functools import cached_property
 import numpy as np
 
 from twotower.arrays.pieces import gathered, selected
-from twotower.arrays.sets import places_of_rows
 from twotower.arrays.types import Doubles, Ints, Shaped
-from twotower.data.dataset import Dataset
 from twotower.data.pairs import GroupedPairs, Pairs, counts
-from twotower.data.splits import TEST, TRAIN, VALIDATION
 from twotower.evaluation.bootstrap import bootstrap_counts, paired_bootstrap, percentile_interval
 from twotower.evaluation.config import MetricSet, Repeats
 from twotower.evaluation.factors import Factors
@@ -126,20 +123,6 @@ def compare_factors(
     return out
 
 
-def compare_rankings(
-    a: Shaped[Ints, "Q K"],
-    b: Shaped[Ints, "Q K"],
-    data: ComparisonData,
-    k: Sequence[int],
-    resamples: int = 1000,
-) -> list[Comparison]:
-    """Compare the rankings A and B of the users of `data.queries`, item rows with the best first, as `compare_factors`
-    does."""
-    metrics = MetricSet()
-    first, second = (_of_rankings(best, data, k, metrics) for best in (a, b))
-    return _compare_per_user(first, second, data.n_users, metrics, resamples)
-
-
 def _compare_per_user(a: ByUser, b: ByUser, n_users: int, metrics: MetricSet, resamples: int) -> list[Comparison]:
     """Compare the values over users of every metric of A, which B has too, with the weights of A."""
     names, n = list(a), n_users
@@ -166,16 +149,6 @@ def compare_resampled(
     low, high, p = (float(x[0]) for x in percentile_interval((second - first)[:, None]))
     values = metric.value(a), metric.value(b)
     return Comparison(metric.name, *values, values[1] - values[0], low, high, p, n_users, metric.higher_is_better)
-
-
-def comparison_data(
-    dataset: Dataset, users: Shaped[Ints, "U"], weighted: bool = False, repeats: Repeats = "exclude"
-) -> ComparisonData:
-    """Return the test data of some user rows, which become rows 0, 1, … in the given order."""
-    user, item = places_of_rows(users, len(dataset.users)), np.arange(len(dataset.items))
-    test, *seen = (dataset.grouped(part).renumbered(users, item) for part in (TEST, TRAIN, VALIDATION))
-    ranked = RankedItems.of(dataset, weighted=weighted)
-    return ComparisonData(dataset.test.renumbered(user, item), test, seen, ranked, weighted, repeats)
 
 
 def _per_user(

@@ -34,19 +34,6 @@ class CatalogueScorer(ABC):
         interactions."""
 
 
-@dataclass(frozen=True)
-class SomeUsers(CatalogueScorer):
-    """Scores of some user rows, which are rows 0, 1, … in this order."""
-
-    every: CatalogueScorer
-    rows: Shaped[Ints, "u"]
-
-    def catalogue_scores(
-        self, users: Shaped[Ints, "B"], interactions: Shaped[Ints, "B"] | None = None
-    ) -> Float[Tensor, "B I"]:
-        return self.every.catalogue_scores(self.rows[users], interactions)
-
-
 @dataclass(frozen=True, kw_only=True)
 class Scorer(CatalogueScorer):
     """Scores of pairs as products of vectors of users and items, and what is added to them."""

@@ -19,12 +19,12 @@ from twotower.errors import BundleError, ConfigError, DataError, RunError
 from twotower.files import layout
 from twotower.files.readers import read_json
 from twotower.index.auto import Auto
-from twotower.index.exact import Exact
+from twotower.index.exact import Exact, Index
 from twotower.index.faiss.hnsw import Hnsw
 from twotower.index.faiss.ivf import Ivf
 from twotower.index.faiss.ivfpq import IvfPq
 from twotower.index.milvus.milvus import Milvus
-from twotower.index.protocol import INDEX_FORMAT, Index, IndexConfig
+from twotower.index.protocol import INDEX_FORMAT, IndexConfig
 from twotower.index.vector_store import Similarity
 from twotower.kinds import Kinds, UntrustedKind
 from twotower.section import first_problem

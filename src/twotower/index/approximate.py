@@ -6,7 +6,7 @@ more. At last exact search completes the answer, so no answer is short.
 Metric "dot": graphs and centroids serve inner products badly, because long vectors are neighbours of all others. If
 users do not resemble items, a graph finds less than a third of the true answer. So each vector x is augmented by one
 dimension, sqrt(M² - |x|²) with M above all norms, and each query by a zero (Bachrach et al. 2014). The squared distance
-is then |q|² + M² - 2 q·x, so nearest means highest score. A vector with a norm above M rebuilds the engine. If a few
+is then |q|² + M² - 2 q·x, so nearest means highest score. If a few
 norms are far above the rest, all other vectors are close together in the augmented space, and a graph may miss a fifth
 of the answer even with `ef` = 1000; the recall check at publishing refuses such an index.
 """
@@ -21,8 +21,8 @@ import numpy as np
 
 from twotower.arrays.sets import is_in_sorted
 from twotower.arrays.types import Rows, Shaped, Vectors
-from twotower.index.exact import ExactIndex
-from twotower.index.protocol import IndexConfig, IndexDescription
+from twotower.index.exact import Index
+from twotower.index.protocol import IndexConfig
 from twotower.index.top_k import RESCORED_NUMBERS, SearchScope, TopK, rescore
 from twotower.index.vector_store import Similarity
 
@@ -41,10 +41,10 @@ class Effort(NamedTuple):
     """True if the engine filters the banned rows; else they are dropped from its candidates."""
 
 
-class ApproximateIndex(ExactIndex):
-    """A vector store with an engine that proposes candidates; implements `protocol.Index` approximately.
+class ApproximateIndex(Index):
+    """A vector store with an engine that proposes candidates; an approximate `Index`.
 
-    A subclass defines `rebuild` and `propose`, or, for more control, `_changed` and `_search_candidates`.
+    A subclass defines `rebuild` and `propose`, or, for more control, `_build_engine` and `_search_candidates`.
     """
 
     batch_invariant = False  # the number of candidates depends on the banned rows of all queries
@@ -57,12 +57,10 @@ class ApproximateIndex(ExactIndex):
         self.search_params = dict(self.default_search_params)
         self.exact_max_rows = EXACT_MAX_ROWS
         """Number of allowed rows up to which a search is exact."""
-        self._norm_bound = 0.0
-        """M, the norm of every augmented vector."""
 
     # The engine of a subclass
 
-    def rebuild(self, vectors: Shaped[Vectors, "P W"]) -> None:
+    def rebuild(self, vectors: Shaped[Vectors, "N W"]) -> None:
         """Build the engine of the vectors at all positions of the store."""
         raise NotImplementedError
 
@@ -71,13 +69,12 @@ class ApproximateIndex(ExactIndex):
         `search_params`."""
         raise NotImplementedError
 
-    def _changed(self, kept: int | None) -> None:
-        if kept is not None:
-            self._norm_bound = 1.05 * self._store.max_norm
+    def _build_engine(self) -> None:
+        if len(self):
             self.rebuild(self._engine_vectors(self._store.vectors))
 
     def load_engine(self, folder: Path, mmap: bool, verify: bool) -> None:
-        self.rebuild(self._engine_vectors(self._store.vectors))
+        self._build_engine()
 
     @property
     def _augmented(self) -> bool:
@@ -94,7 +91,8 @@ class ApproximateIndex(ExactIndex):
         wide = self._engine_queries(vectors)
         if self._augmented:
             squares = np.einsum("nd,nd->n", vectors, vectors, dtype=np.float64)
-            wide[:, self.width] = np.sqrt(np.maximum(self._norm_bound**2 - squares, 0.0))
+            bound = 1.05 * self._store.max_norm  # M
+            wide[:, self.width] = np.sqrt(np.maximum(bound**2 - squares, 0.0))
         return wide
 
     def _engine_queries(self, queries: Shaped[Vectors, "n D"]) -> Shaped[Vectors, "n W"]:
@@ -125,8 +123,8 @@ class ApproximateIndex(ExactIndex):
         top: TopK,
     ) -> Shaped[Rows, "_"]:  # fmt: skip
         """Fill `top` for the queries `todo` with re-scored candidates; return the queries with too few."""
-        hidden = len(self._store.rows) - len(self) + max(map(len, scope.banned or []), default=0)
-        fetch = min(len(self._store.rows), self._candidates(k, hidden) * effort.more)
+        banned = max(map(len, scope.banned or []), default=0)
+        fetch = min(len(self), self._candidates(k, banned) * effort.more)
         return self._rescore_blocks(
             queries, k, scope, fetch, todo, top, lambda q: self.propose(q, fetch, effort.factor)
         )
@@ -148,10 +146,8 @@ class ApproximateIndex(ExactIndex):
         at: Shaped[Rows, "b n"], top: TopK,
     ) -> Shaped[Rows, "_"]:  # fmt: skip
         """Fill `top` for the queries `some` with the best of the positions `at`; return the queries with too few."""
-        rows = self._store.rows
-        good = (at >= 0) & (at < len(rows))
+        good = (at >= 0) & (at < len(self))
         at[~good] = 0
-        good &= rows[at] >= 0
         if scope.only is not None:
             good &= is_in_sorted(scope.only, at)
         if scope.banned is not None:
@@ -164,10 +160,3 @@ class ApproximateIndex(ExactIndex):
         """Return the number of candidates to fetch, with room for the `banned` rows of a query."""
         # An eighth more: float32 rounding in the engine may exchange candidates near the k-th.
         return (k + max(8, k // 8) + banned) * self.search_params.get("refine", 1)
-
-    def describe(self) -> IndexDescription:
-        return super().describe().model_copy(update={"norm_bound": self._norm_bound})
-
-    def _set_description(self, facts: IndexDescription) -> None:
-        super()._set_description(facts)
-        self._norm_bound = facts.norm_bound

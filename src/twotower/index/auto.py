@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from twotower.index.exact import Exact
+from twotower.index.exact import Exact, Index
 from twotower.index.faiss.ivf import Ivf
 from twotower.index.faiss.ivfpq import IvfPq
-from twotower.index.protocol import Index, IndexConfig, Publication
+from twotower.index.protocol import IndexConfig, Publication
 from twotower.index.vector_store import Similarity
 
 EXACT_MAX_ITEMS = 50_000

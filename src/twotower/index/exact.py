@@ -1,4 +1,7 @@
-"""Exact search: kind "exact", and the base of the indexes of all other kinds."""
+"""Exact search: kind "exact", and the base of the indexes of all other kinds.
+
+Rows are distinct integers from 0; a score is the inner product of query and vector, higher is better.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,7 @@ from twotower.errors import DataError, RunError
 from twotower.files import layout, new_folder, write_json
 from twotower.index.protocol import INDEX_FORMAT, IndexConfig, IndexDescription, Publication
 from twotower.index.top_k import SearchScope, TopK, exact_top_k, one_blas_thread
-from twotower.index.vector_store import MAX_NORM, Similarity, VectorStore, checked_rows, checked_vectors, norms
+from twotower.index.vector_store import MAX_NORM, Similarity, VectorStore, checked_vectors, norms
 from twotower.machine import default_threads
 
 INDEX_FILES = (layout.INDEX_FACTS, "vectors.npy", "rows.npy", layout.INDEX_FAISS)
@@ -26,71 +29,71 @@ class Exact(IndexConfig):
 
     kind = "exact"
 
-    def empty(self, width: int, metric: Similarity, publication: Publication) -> ExactIndex:
-        return ExactIndex(self, width, metric)
+    def empty(self, width: int, metric: Similarity, publication: Publication) -> Index:
+        return Index(self, width, metric)
 
 
-class ExactIndex:
-    """A vector store and exact search over it; implements `protocol.Index`."""
+class Index:
+    """Item vectors (N, D) under their rows, and the search for the highest scores, here over all vectors.
+
+    An index is filled once, and then any number of threads may search at once.
+    """
 
     files: ClassVar[tuple[str, ...]] = ()
     """Names of files that `save` writes in addition to `INDEX_FILES`."""
     batch_invariant: bool = True
+    """True if the answer to a query does not depend on the other queries of its search."""
 
     def __init__(self, options: IndexConfig, width: int, metric: Similarity) -> None:
         """Create an empty index of vectors of dimension `width`. Raises DataError."""
         self._store = VectorStore(width, metric)
         self.options, self.kind, self.remote = options, options.kind, options.remote
         self.metric: Similarity = metric
-        self.width, self.model = width, ""
+        self.width = width
+        self.model = ""
+        """SHA-256 of the model of the vectors; empty if the index does not store it."""
         self.search_params: dict[str, int] = {}
+        """Parameters of a search: `nprobe`, `ef`, `refine`. Larger values raise recall and time. Empty for an exact
+        index."""
         self.threads = default_threads()
+        """Threads of one search; 1 in a server with several workers."""
 
     @property
     def rows(self) -> Shaped[Rows, "N"]:
-        return self._store.sorted_rows.copy()
+        """Rows in the index, ascending."""
+        return self._store.rows.copy()
 
     @property
     def rejected(self) -> Shaped[Rows, "_"]:
+        """Rows of rejected vectors, ascending: not finite, too long, or of norm 0 with metric "cosine"."""
         return self._store.rejected.copy()
 
     def __len__(self) -> int:
         return len(self._store)
 
     def vectors(self, rows: Shaped[Rows, "n"]) -> Shaped[Vectors, "m D"]:
+        """Return the vectors of rows, without rejected ones. Raises DataError for unknown rows."""
         found: Vectors = self._store.vectors[self._store.known(rows)]
         return found
 
     def scores(self, query: Shaped[Vectors, "1 D"]) -> Shaped[Vectors, "N"]:
+        """Return the scores of a query for all `rows`, summed in float32. Raises DataError."""
         query = self._checked_queries(query, 1)[0]
         with one_blas_thread:
             found: Vectors = self._store.vectors @ query
-        return found if self._store.identity else found[self._store.sorted_positions]
+        return found
 
     def search_limits(self) -> dict[str, int]:
+        """Return the largest useful value of each of `search_params`, in the order in which to tune them."""
         return {}
 
-    # Changes
+    def fill(self, rows: Shaped[Rows, "*_"], vectors: Shaped[Vectors, "*_"]) -> None:
+        """Set the rows (n,) and vectors (n, D) of an empty index, once. Raises DataError."""
+        self._store.fill(rows, vectors)
+        self._build_engine()
 
-    def add(self, rows: Shaped[Rows, "*_"], vectors: Shaped[Vectors, "*_"]) -> None:
-        rows, vectors = self._store.checked(rows, vectors)
-        present = rows[self._store.find(rows) >= 0]
-        if len(present):
-            raise DataError(f"row {present[0]} is in the index already; use update")
-        self._changed(self._store.append(rows, vectors))
-
-    def update(self, rows: Shaped[Rows, "*_"], vectors: Shaped[Vectors, "*_"]) -> None:
-        rows, vectors = self._store.checked(rows, vectors)
-        self._changed(self._store.delete(self._store.known(rows)))
-        self._changed(self._store.append(rows, vectors))
-
-    def remove(self, rows: Shaped[Rows, "*_"]) -> None:
-        rows = checked_rows(rows)
-        self._changed(self._store.delete(self._store.known(rows)))
-        self._store.rejected = np.setdiff1d(self._store.rejected, rows)
-
-    def _changed(self, kept: int | None) -> None:
-        """Update the engine: positions below `kept` have the same vector as before, or none. None: no change."""
+    def _build_engine(self) -> None:
+        """Build the engine of the vectors in the store."""
 
     # Search
 
@@ -98,6 +101,12 @@ class ExactIndex:
         self, queries: Shaped[Vectors, "B D"], k: int, *, allowed: Shaped[Rows, "_"] | None = None,
         banned: Sequence[Shaped[Rows, "_"]] | None = None, exact: bool = False,
     ) -> tuple[Shaped[Rows, "B k"], Shaped[Vectors, "B k"]]:  # fmt: skip
+        """Return the `k` rows with the highest scores for each query, in descending order, and the scores.
+
+        Equal scores are ordered by row. `allowed` applies to all queries, `banned[i]` to query i; rows outside the
+        index are ignored. If fewer than `k` rows remain, the answer is padded with row -1 and score -inf. `exact`
+        scores every vector. Raises DataError.
+        """
         queries, k = self._checked_queries(queries, k), int(k)  # a numpy integer could overflow
         return self._search(queries, k, self._scope(len(queries), allowed, banned), exact)
 
@@ -139,6 +148,7 @@ class ExactIndex:
     # Files
 
     def describe(self) -> IndexDescription:
+        """Return the content of `index.json`."""
         return IndexDescription(
             format=INDEX_FORMAT,
             kind=self.kind,
@@ -152,6 +162,7 @@ class ExactIndex:
         )
 
     def save(self, folder: Path) -> None:
+        """Write the index into a folder. Raises RunError."""
         names = {f.name for f in folder.iterdir()} if folder.is_dir() else set()
         foreign = sorted(names - {*INDEX_FILES, *self.files})
         if foreign:
@@ -161,18 +172,21 @@ class ExactIndex:
             write_json(temporary / layout.INDEX_FACTS, self.describe().model_dump())
 
     def _save_engine(self, folder: Path) -> None:
-        self._store.save(folder)
+        np.save(folder / "vectors.npy", self._store.vectors)
+        np.save(folder / "rows.npy", self._store.rows)
 
     def restore(self, folder: Path, known: IndexDescription, mmap: bool) -> None:
+        """Read the rows and vectors of a folder with the description `known`. Raises ValueError, DataError,
+        RunError."""
         self._store.load(folder, mmap)
         self._set_description(known)
 
     def load_engine(self, folder: Path, mmap: bool, verify: bool) -> None:
-        pass
+        """Read the other files after `restore`, first in a child process if `verify`. Raises RunError."""
 
     def _set_description(self, facts: IndexDescription) -> None:
         """Set the facts of a folder whose rows are loaded. Raises ValueError if they do not fit."""
         self.search_params = {name: max(1, facts.search_params[name]) for name in self.search_params}
         self._store.max_norm, self._store.rejected = facts.max_norm, np.asarray(facts.rejected, np.int64)
         if len(self) != facts.n:
-            raise ValueError("rows are repeated or missing")
+            raise ValueError("rows are missing")

@@ -1,17 +1,14 @@
-"""The protocol of all indexes: search and options, the content of `index.json`, and the deadline of a remote search.
-
-Rows are distinct integers from 0; a score is the inner product of query and vector, higher is better.
-"""
+"""The protocol of all kinds of indexes: options, the content of `index.json`, and the deadline of a remote search."""
 
 from __future__ import annotations
 
 import time
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
-from typing import Annotated, ClassVar, NamedTuple, Protocol, Self
+from typing import TYPE_CHECKING, Annotated, ClassVar, NamedTuple, Protocol, Self
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
@@ -21,6 +18,9 @@ from twotower.errors import DataError, RunError, Unavailable
 from twotower.index.vector_store import MAX_NORM, Similarity
 from twotower.kinds import Kind
 from twotower.section import first_problem
+
+if TYPE_CHECKING:
+    from twotower.index.exact import Index
 
 INDEX_FORMAT = 2
 Row = Annotated[int, Field(ge=0, le=np.iinfo(np.int64).max)]
@@ -47,8 +47,6 @@ class IndexDescription(BaseModel):
     search_params: dict[str, int]
     max_norm: float = Field(ge=0, le=MAX_NORM)
     rejected: list[Row]
-    norm_bound: float = Field(0.0, ge=0, le=2 * MAX_NORM)
-    """Norm of every augmented vector; 0 if vectors are not augmented."""
 
 
 class RemoteDescription(IndexDescription):
@@ -60,97 +58,6 @@ class RemoteDescription(IndexDescription):
     collection: str
     model: str
     """SHA-256 of the model that made the vectors."""
-
-
-class Index(Protocol):
-    """Item vectors (N, D) under their rows, and the search for the highest scores.
-
-    Any number of threads may search at once, but none while another thread changes the index.
-    """
-
-    metric: Similarity
-    search_params: dict[str, int]
-    """Parameters of a search: `nprobe`, `ef`, `refine`. Larger values raise recall and time. Empty for an exact
-    index."""
-    threads: int
-    """Threads of one search; 1 in a server with several workers."""
-
-    @property
-    def options(self) -> IndexConfig:
-        """Options of the index."""
-
-    @property
-    def kind(self) -> str:
-        """Kind of `options`."""
-
-    @property
-    def remote(self) -> bool:
-        """True if another process holds the vectors; a search raises Unavailable if that process does not answer."""
-
-    @property
-    def batch_invariant(self) -> bool:
-        """True if the answer to a query does not depend on the other queries of its search."""
-
-    @property
-    def rows(self) -> Shaped[Rows, "N"]:
-        """Rows in the index, ascending."""
-
-    @property
-    def rejected(self) -> Shaped[Rows, "_"]:
-        """Rows of rejected vectors, ascending: not finite, too long, or of norm 0 with metric "cosine"."""
-
-    @property
-    def width(self) -> int:
-        """Vector dimension D."""
-
-    @property
-    def model(self) -> str:
-        """SHA-256 of the model of the vectors; empty if the index does not store it."""
-
-    def __len__(self) -> int: ...
-
-    def vectors(self, rows: Shaped[Rows, "n"]) -> Shaped[Vectors, "m D"]:
-        """Return the vectors of rows, without rejected ones. Raises DataError for unknown rows."""
-
-    def search(
-        self, queries: Shaped[Vectors, "B D"], k: int, *, allowed: Shaped[Rows, "_"] | None = None,
-        banned: Sequence[Shaped[Rows, "_"]] | None = None, exact: bool = False,
-    ) -> tuple[Shaped[Rows, "B k"], Shaped[Vectors, "B k"]]:  # fmt: skip
-        """Return the `k` rows with the highest scores for each query, in descending order, and the scores.
-
-        Equal scores are ordered by row. `allowed` applies to all queries, `banned[i]` to query i; rows outside the
-        index are ignored. If fewer than `k` rows remain, the answer is padded with row -1 and score -inf. `exact`
-        scores every vector. Raises DataError.
-        """
-
-    def scores(self, query: Shaped[Vectors, "1 D"]) -> Shaped[Vectors, "N"]:
-        """Return the scores of a query for all `rows`, summed in float32. Raises DataError."""
-
-    def add(self, rows: Shaped[Rows, "*_"], vectors: Shaped[Vectors, "*_"]) -> None:
-        """Add rows (n,) with vectors (n, D). Raises DataError if a row exists."""
-
-    def update(self, rows: Shaped[Rows, "*_"], vectors: Shaped[Vectors, "*_"]) -> None:
-        """Replace the vectors (n, D) of rows (n,); a row with a rejected vector leaves the index. Raises DataError for
-        unknown rows."""
-
-    def remove(self, rows: Shaped[Rows, "*_"]) -> None:
-        """Remove rows (n,). Raises DataError for unknown rows."""
-
-    def search_limits(self) -> dict[str, int]:
-        """Return the largest useful value of each of `search_params`, in the order in which to tune them."""
-
-    def save(self, folder: Path) -> None:
-        """Write the index into a folder. Raises RunError."""
-
-    def restore(self, folder: Path, known: IndexDescription, mmap: bool) -> None:
-        """Read the rows and vectors of a folder with the description `known`. Raises ValueError, DataError,
-        RunError."""
-
-    def load_engine(self, folder: Path, mmap: bool, verify: bool) -> None:
-        """Read the other files after `restore`, first in a child process if `verify`. Raises RunError."""
-
-    def describe(self) -> IndexDescription:
-        """Return the content of `index.json`."""
 
 
 class CollectionServer(Protocol):
@@ -236,7 +143,7 @@ class IndexConfig(Kind):
         if np.ndim(vectors) != 2:
             raise DataError(f"vectors have shape {np.shape(vectors)}, expected (N, D)")
         index = self.choose(len(vectors), metric)[0].empty(vectors.shape[1], metric, publication)
-        index.add(rows, vectors)
+        index.fill(rows, vectors)
         return index
 
     @classmethod

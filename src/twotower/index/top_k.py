@@ -81,7 +81,7 @@ class SearchScope(NamedTuple):
     """Positions of the vector store that a search covers."""
 
     only: Shaped[Rows, "_"] | None
-    """Allowed positions, ascending. None: all with a row."""
+    """Allowed positions, ascending. None: all."""
     banned: list[Shaped[Rows, "_"]] | None
     """Banned positions of each query, ascending, within `only`."""
     remaining: Shaped[Rows, "B"]
@@ -146,9 +146,7 @@ def exact_top_k(
 
     About `numbers` numbers of candidates are in memory at a time."""
     only = scope.only
-    if only is None and len(store) < len(store.rows):
-        only = np.flatnonzero(store.rows >= 0)
-    n = len(store.rows) if only is None else len(only)
+    n = len(store) if only is None else len(only)
     # The error of a float32 sum of D products is below D / 2^24 of the product of the norms; twice for two sums.
     slack = norms(queries) * store.max_norm * store.width * 2.0**-22 + 1e-30
     top, todo = TopK.empty(len(queries), k), np.arange(len(queries))

@@ -20,10 +20,7 @@ MIN_NORM = 1e-6
 
 
 class VectorStore:
-    """Vectors of dimension `width`, each at a position under a row.
-
-    Removed vectors keep their position, under row -1, until they are more than half of all.
-    """
+    """Vectors of dimension `width` under their rows, which ascend. The position of a vector is its place among them."""
 
     def __init__(self, width: int, metric: Similarity) -> None:
         """Create an empty store. Raises DataError."""
@@ -32,99 +29,39 @@ class VectorStore:
         if width < 1:
             raise DataError(f"vectors have {width} columns, expected at least 1")
         self.width, self._min_norm = width, MIN_NORM if metric == "cosine" else 0.0
-        self._capacity: Shaped[Vectors, "C D"] = np.empty((0, width), np.float32)
+        self.vectors: Shaped[Vectors, "N D"] = np.empty((0, width), np.float32)
+        self.rows: Shaped[Rows, "N"] = np.empty(0, np.int64)
+        """Row of each position, ascending."""
         self.rejected: Shaped[Rows, "_"] = np.empty(0, np.int64)
         """Rows of rejected vectors, ascending."""
         self.max_norm = 0.0
         """Norm that no vector exceeds."""
-        self._set_rows(np.empty(0, np.int64))
 
     def __len__(self) -> int:
-        return len(self.sorted_rows)
+        return len(self.rows)
 
-    @property
-    def vectors(self) -> Shaped[Vectors, "P D"]:
-        """Vectors at the positions 0..P-1."""
-        return self._capacity[: len(self.rows)]
-
-    @vectors.setter
-    def vectors(self, vectors: Shaped[Vectors, "P D"]) -> None:
-        self._capacity = vectors
-
-    def _set_rows(self, rows: Shaped[Rows, "P"]) -> None:
-        """Set the rows of all positions. Raises ValueError for repeated rows."""
-        order = np.argsort(rows, kind="stable")[np.count_nonzero(rows < 0) :]
-        if (np.diff(rows[order]) == 0).any():
-            raise ValueError("rows are repeated")
-        self.rows: Shaped[Rows, "P"] = rows
-        """Row of each position, -1 for a removed one."""
-        self.sorted_rows: Shaped[Rows, "N"] = rows[order]
-        """Rows of the store, ascending."""
-        self.sorted_positions: Shaped[Rows, "N"] = order
-        """Position of each of `sorted_rows`."""
-        self.identity = _is_identity(rows)
-        """True if row r is at position r for all positions."""
-
-    # Changes
-
-    def checked(
-        self, rows: Shaped[Rows, "*_"], vectors: Shaped[Vectors, "*_"]
-    ) -> tuple[Shaped[Rows, "n"], Shaped[Vectors, "n D"]]:
-        """Return distinct rows as int64 and their vectors as float32. Raises DataError."""
+    def fill(self, rows: Shaped[Rows, "*_"], vectors: Shaped[Vectors, "*_"]) -> None:
+        """Take the usable vectors under distinct rows, and reject the others. Raises DataError."""
         rows, vectors = checked_rows(rows), checked_vectors(vectors, self.width, "vectors")
         if len(rows) != len(vectors):
             raise DataError(f"{len(rows)} rows for {len(vectors)} vectors")
-        return rows, vectors
-
-    def append(self, rows: Shaped[Rows, "n"], vectors: Shaped[Vectors, "n D"]) -> int | None:
-        """Add the usable vectors under rows that are not in the store, and reject the others.
-
-        Returns the position of the first added vector. None: no vector is usable.
-        """
         length = norms(vectors)
         good = (length <= MAX_NORM) & (length >= self._min_norm)  # false for nan
-        self.rejected = np.union1d(np.setdiff1d(self.rejected, rows), rows[~good])
-        if not good.all():
-            rows, vectors, length = rows[good], vectors[good], length[good]
-        if not len(rows):
-            return None
-        self.max_norm = max(self.max_norm, float(length.max()))
-        size = len(self.rows)
-        self._capacity = _append_vectors(self._capacity, size, vectors) if size else vectors.copy()
-        self.rows = np.concatenate([self.rows, rows])
+        self.rejected = np.sort(rows[~good])
         order = np.argsort(rows)
-        at = np.searchsorted(self.sorted_rows, rows[order])
-        self.sorted_rows = np.insert(self.sorted_rows, at, rows[order])
-        self.sorted_positions = np.insert(self.sorted_positions, at, size + order)
-        self.identity = _is_identity(self.rows)
-        return size
-
-    def delete(self, positions: Shaped[Rows, "_"]) -> int | None:
-        """Remove the rows at positions. Returns the number of unchanged positions, None if no position changes."""
-        if not len(positions):
-            return None
-        removed = np.searchsorted(self.sorted_rows, self.rows[positions])
-        self.rows[positions] = -1
-        self.sorted_rows = np.delete(self.sorted_rows, removed)
-        self.sorted_positions = np.delete(self.sorted_positions, removed)
-        self.identity = False
-        if 2 * len(self.sorted_rows) >= len(self.rows):
-            return len(self.rows)
-        alive = np.flatnonzero(self.rows >= 0)
-        self._capacity, self.rows = self._capacity[alive], self.rows[alive]
-        self.sorted_positions = np.searchsorted(alive, self.sorted_positions)
-        return 0
+        order = order[good[order]]
+        self.rows, self.vectors = rows[order], vectors[order]
+        self.max_norm = float(length[good].max(initial=0.0))
 
     # Rows
 
     def find(self, rows: Shaped[Rows, "n"]) -> Shaped[Rows, "n"]:
         """Return the position of each row, -1 for rows that are not in the store."""
-        if self.identity:
-            return np.where(rows < len(self.rows), rows, -1)
-        if not len(self.sorted_rows):
-            return np.full(len(rows), -1, np.int64)
-        at, found = find_in_sorted(self.sorted_rows, rows)
-        return np.where(found, self.sorted_positions[at], -1)
+        n = len(self.rows)
+        if not n or self.rows[-1] == n - 1:  # row r is at position r
+            return np.where(rows < n, rows, -1)
+        at, found = find_in_sorted(self.rows, rows)
+        return np.where(found, at, -1)
 
     def known(self, rows: Shaped[Rows, "_"]) -> Shaped[Rows, "_"]:
         """Return the positions of rows without rejected ones. Raises DataError for other rows outside the store."""
@@ -144,17 +81,14 @@ class VectorStore:
 
     # Files
 
-    def save(self, folder: Path) -> None:
-        """Write vectors and rows into a folder."""
-        np.save(folder / "vectors.npy", self.vectors)
-        np.save(folder / "rows.npy", self.rows)
-
     def load_rows(self, folder: Path) -> None:
         """Read the rows of a folder. Raises RunError, ValueError."""
         rows = read_checked(folder / "rows.npy", read_array)
         if rows.dtype != np.int64 or rows.ndim != 1:
             raise ValueError(f"rows of {rows.dtype} and shape {rows.shape}, expected int64 and (N,)")
-        self._set_rows(rows)
+        if (np.diff(rows) <= 0).any() or (len(rows) and rows[0] < 0):
+            raise ValueError("rows are repeated, negative or in no order")
+        self.rows = rows
 
     def load(self, folder: Path, mmap: bool) -> None:
         """Read rows and vectors of a folder, the vectors memory-mapped if `mmap`. Raises RunError, ValueError."""
@@ -169,7 +103,7 @@ class VectorStore:
             raise ValueError(
                 f"vectors of {vectors.dtype} and shape {vectors.shape} for {len(self.rows)} rows of width {self.width}"
             )
-        self._capacity = vectors
+        self.vectors = vectors
 
 
 def norms(vectors: Shaped[Vectors, "n D"]) -> F64[Doubles, "n"]:
@@ -203,18 +137,3 @@ def checked_vectors(values: Shaped[Vectors, "*_"], width: int, name: str) -> F32
         raise DataError(f"{name} are {array.dtype}, expected numbers")
     with np.errstate(over="ignore"):  # an overflow becomes infinite, and infinite vectors are rejected
         return np.ascontiguousarray(array, np.float32)
-
-
-def _append_vectors(vectors: Shaped[Vectors, "C D"], size: int, more: Shaped[Vectors, "n D"]) -> Shaped[Vectors, "_ D"]:
-    """Return `vectors[:size]` and `more` in one array; spare capacity at its end makes small additions cheap."""
-    total = size + len(more)
-    if total > len(vectors) or not vectors.flags.writeable:
-        wider = np.empty((max(total, size + size // 4), vectors.shape[1]), np.float32)
-        wider[:size] = vectors[:size]
-        vectors = wider
-    vectors[size:total] = more
-    return vectors
-
-
-def _is_identity(rows: Shaped[Rows, "P"]) -> bool:
-    return bool((rows == np.arange(len(rows))).all())

@@ -31,6 +31,7 @@ from twotower.data.split import PART_NAMES
 from twotower.data.splits import TEST, VALIDATION
 from twotower.errors import RunError
 from twotower.escaping import python_literal
+from twotower.evaluation.added_scores import SparseScores
 from twotower.evaluation.context_factors import ContextFactors
 from twotower.evaluation.part_evaluation import evaluate_model
 from twotower.features.encoders import Encoders
@@ -222,7 +223,9 @@ def _left_out(run: Run, users: Ints) -> list[Ints] | None:
     """Return the rows of the items that the search for each user leaves out; None if it leaves out none.
 
     These are seen items, unless answers hold them, and items with an own count, which are ranked apart."""
-    excludes, own = run.config.evaluation.repeats == "exclude", run.factors(TEST).sparse
+    every = (term.added(run.dataset, TEST) for term in terms_of(run.model))
+    own = next((added for added in every if isinstance(added, SparseScores)), None)
+    excludes = run.config.evaluation.repeats == "exclude"
     if not excludes and own is None:
         return None
     seen, none = run.dataset.interacted_items, np.zeros(0, np.int64)

@@ -19,6 +19,10 @@ class Verdict(NamedTuple):
     sentences: tuple[str, str, str]
     is_better: bool
     """True if the model is better than every baseline, and the interval of the difference, if known, excludes 0."""
+    is_below_popularity: bool
+    """True if the model is no better than popular items."""
+    help: str
+    """Sentence about the option that adds the best baseline to the model; empty without one, and if it is set."""
 
     @property
     def text(self) -> str:
@@ -46,9 +50,10 @@ def verdict(metrics: Metrics, config: Config) -> Verdict | None:
     winner = "the model" if is_better else best
     outcome = f"{winner} is {relation}" if is_clear else "the difference may be chance"
     by = f"{name}, the monitored metric" if name == monitored else f"{name}, as no baseline has {monitored}"
+    help_ = _help(best, config)
     advice = "Publish the model, or compare it with a run of other settings."
     if not is_better:
-        advice = f"{_help(best, config)}Run the doctor, which names likely causes, or train another recipe."
+        advice = f"{help_}Run the doctor, which names likely causes, or train another recipe."
     return Verdict(
         (
             f"The best simple baseline by {by}, is {best}: {cell(values[best])} on the test part.",
@@ -56,6 +61,8 @@ def verdict(metrics: Metrics, config: Config) -> Verdict | None:
             advice,
         ),
         is_better,
+        "popularity" in values and sign * (model - values["popularity"]) <= 0,
+        help_,
     )
 
 

@@ -49,10 +49,8 @@ class HnswIndex(FaissIndex):
     def _new_engine(self, vectors: Shaped[Vectors, "N D"]) -> FaissEngine:
         graph = faiss().IndexHNSWFlat(self._engine_width, self.options.m, faiss().METRIC_L2)
         graph.hnsw.efConstruction = self.options.ef_construction
-        engine: FaissEngine = graph
-        return engine
+        return graph
 
     def _faiss_params(self, factor: int, fetch: int, selector: Selector | None) -> SearchParameters:
         ef = max(self.search_params["ef"] * factor, fetch)
-        params: SearchParameters = faiss().SearchParametersHNSW(sel=selector, efSearch=ef)
-        return params
+        return faiss().SearchParametersHNSW(sel=selector, efSearch=ef)

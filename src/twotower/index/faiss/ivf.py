@@ -7,7 +7,7 @@ from pydantic import Field
 
 from twotower.arrays.types import Shaped, Vectors
 from twotower.index.faiss.faiss_index import FaissIndex
-from twotower.index.faiss.setup import IvfEngine, SearchParameters, Selector, faiss
+from twotower.index.faiss.setup import FaissEngine, SearchParameters, Selector, faiss
 from twotower.index.protocol import Count, IndexConfig, Publication
 from twotower.index.vector_store import Similarity
 
@@ -33,22 +33,19 @@ class IvfIndex(FaissIndex):
     default_search_params = {"nprobe": 16}
     types = ("IndexIVFFlat",)
 
-    _engine: IvfEngine | None
-
     def search_limits(self) -> dict[str, int]:
         return {"nprobe": self._engine.nlist if self._engine is not None else 1}
 
-    def _new_engine(self, vectors: Shaped[Vectors, "N D"]) -> IvfEngine:
-        engine: IvfEngine = faiss().IndexIVFFlat(
-            faiss().IndexFlatL2(self._engine_width), self._engine_width, self._lists(len(vectors))
-        )
+    def _new_engine(self, vectors: Shaped[Vectors, "N D"]) -> FaissEngine:
+        width = self._engine_width
+        engine = faiss().IndexIVFFlat(faiss().IndexFlatL2(width), width, self._lists(len(vectors)))
         self._train(engine, vectors)
         return engine
 
     def _lists(self, n: int) -> int:
         return max(1, min(self.options.nlist or round(4 * n**0.5), n // 8))
 
-    def _train(self, engine: IvfEngine, vectors: Shaped[Vectors, "N D"]) -> None:
+    def _train(self, engine: FaissEngine, vectors: Shaped[Vectors, "N D"]) -> None:
         engine.cp.min_points_per_centroid = 1
         engine.cp.max_points_per_centroid = 64
         engine.cp.niter = 10
@@ -56,8 +53,7 @@ class IvfIndex(FaissIndex):
 
     def _faiss_params(self, factor: int, fetch: int, selector: Selector | None) -> SearchParameters:
         nprobe = min(self.search_limits()["nprobe"], self.search_params["nprobe"] * factor)
-        params: SearchParameters = faiss().SearchParametersIVF(sel=selector, nprobe=nprobe)
-        return params
+        return faiss().SearchParametersIVF(sel=selector, nprobe=nprobe)
 
 
 def _sample(vectors: Shaped[Vectors, "N D"], n: int) -> Shaped[Vectors, "_ D"]:

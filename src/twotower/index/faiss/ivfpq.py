@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from twotower.arrays.types import Shaped, Vectors
 from twotower.index.faiss.ivf import Ivf, IvfIndex
-from twotower.index.faiss.setup import IvfEngine, faiss
+from twotower.index.faiss.setup import FaissEngine, faiss
 from twotower.index.protocol import Publication
 from twotower.index.vector_store import Similarity
 
@@ -34,12 +34,11 @@ class IvfPqIndex(IvfIndex):
     def _engine_width(self) -> int:
         return super()._engine_width + super()._engine_width % 2
 
-    def _new_engine(self, vectors: Shaped[Vectors, "N D"]) -> IvfEngine:
+    def _new_engine(self, vectors: Shaped[Vectors, "N D"]) -> FaissEngine:
         width = self._engine_width
-        lists = faiss().IndexIVFPQFastScan(
+        engine = faiss().IndexIVFPQFastScan(
             faiss().IndexFlatL2(width), width, self._lists(len(vectors)), width // 2, 4, faiss().METRIC_L2
         )
-        lists.pq.cp.min_points_per_centroid = 1
-        engine: IvfEngine = lists
+        engine.pq.cp.min_points_per_centroid = 1
         self._train(engine, vectors)
         return engine

@@ -1,4 +1,4 @@
-"""Import of FAISS with fast BLAS settings, and types of its objects. Only this module imports FAISS.
+"""Import of FAISS with fast BLAS settings, and names of its types. Only this module imports FAISS.
 
 Two defaults of the `faiss-cpu` wheel are slow:
 
@@ -22,17 +22,24 @@ from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from types import ModuleType
-from typing import Protocol
+from typing import Any, TypeAlias
 
 import numpy as np  # before FAISS, so that numpy's OpenBLAS chooses for itself
 
-from twotower.arrays.types import Rows, Shaped, Vectors
 from twotower.errors import ConfigError
 
 CORETYPE_VARIABLE = "OPENBLAS_CORETYPE"
 BLAS_MIN_QUERIES = 10
 """Number of queries from which on FAISS multiplies matrices."""
 BLAS_OFF = (1 << 31) - 1
+
+# FAISS has no stubs.
+FaissEngine: TypeAlias = Any
+"""faiss.Index."""
+SearchParameters: TypeAlias = Any
+"""faiss.SearchParameters."""
+Selector: TypeAlias = Any
+"""faiss.IDSelector."""
 
 log = logging.getLogger(__name__)
 
@@ -130,47 +137,3 @@ def faiss_settings(threads: int, width: int) -> Iterator[None]:
         yield
     finally:
         library.omp_set_num_threads(before)
-
-
-class Selector(Protocol):
-    """Positions that a search may return."""
-
-
-class SearchParameters(Protocol):
-    """Parameters of one search."""
-
-    sel: Selector | None
-
-
-class FaissEngine(Protocol):
-    """A FAISS index of vectors of dimension `d`."""
-
-    d: int
-    ntotal: int
-    is_trained: bool
-
-    def add(self, x: Shaped[Vectors, "n W"]) -> None:
-        """Add vectors at the next positions."""
-
-    def train(self, x: Shaped[Vectors, "n W"]) -> None:
-        """Learn centroids from vectors."""
-
-    def search(
-        self, x: Shaped[Vectors, "B W"], k: int, *, params: SearchParameters | None = None
-    ) -> tuple[Shaped[Vectors, "B k"], Shaped[Rows, "B k"]]:
-        """Return distances or scores, and positions, padded with -1."""
-
-
-class ClusteringParameters(Protocol):
-    """Settings of k-means."""
-
-    min_points_per_centroid: int
-    max_points_per_centroid: int
-    niter: int
-
-
-class IvfEngine(FaissEngine, Protocol):
-    """A FAISS index of inverted lists."""
-
-    nlist: int
-    cp: ClusteringParameters

@@ -11,10 +11,10 @@ from pydantic import Field, JsonValue, model_validator
 
 from twotower.errors import ConfigError, install_command
 from twotower.index.auto import EXACT_MAX_ITEMS, UNCOMPRESSED_MAX_ITEMS
+from twotower.index.exact import Index
 from twotower.index.protocol import (
     CollectionServer,
     Count,
-    Index,
     IndexConfig,
     IndexDescription,
     Publication,

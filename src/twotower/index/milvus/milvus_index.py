@@ -1,7 +1,7 @@
 """Approximate search in Milvus. Milvus returns ANN candidates with their vectors, which are re-scored exactly.
 
 The vectors are in this process while an index is built and tuned, and in a collection after `save`. A collection has a
-unique name and never changes: a change of the index creates another one. If Milvus returns too few candidates, because
+unique name and never changes. If Milvus returns too few candidates, because
 few rows are allowed or nearly all of the nearest are banned, all vectors are fetched and scored page by page, so no
 answer is short. Augmented vectors are searched by L2 distance.
 """
@@ -13,13 +13,13 @@ import sys
 import threading
 import weakref
 from collections.abc import Iterator
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
 
 from twotower import files
+from twotower.arrays.pieces import pieces
 from twotower.arrays.sets import is_in_sorted
 from twotower.arrays.types import Rows, Shaped, Vectors
 from twotower.errors import RunError
@@ -32,22 +32,16 @@ from twotower.index.top_k import SearchScope, TopK, best, exact_scores
 from twotower.index.vector_store import Similarity
 
 INSERT_ROWS = 4096
+NAMED_MAX_ROWS = 16_384
+"""Largest number of rows in a filter expression. Hits outside more allowed rows are dropped after the search."""
+MAX_HITS = 16_384
+"""Largest number of hits of a search, a limit of Milvus."""
 EXACT_MAX_ROWS = 1024
 """Default of `exact_max_rows`: one call fetches these vectors."""
 SEARCH_PARAMS: dict[str, dict[str, int]] = {
     "FLAT": {}, "IVF_FLAT": {"nprobe": 16}, "IVF_SQ8": {"nprobe": 16, "refine": 2}, "HNSW": {"ef": 64},
 }  # fmt: skip
 """Default search parameters of each index type of Milvus."""
-
-
-@dataclass(frozen=True)
-class MilvusLimits:
-    """Limits of a search."""
-
-    named_max_rows: int = 16_384
-    """Largest number of rows in a filter expression. Hits outside more allowed rows are dropped after the search."""
-    max_hits: int = 16_384
-    """Largest number of hits of a search, a limit of Milvus."""
 
 
 class MilvusIndex(ApproximateIndex):
@@ -63,11 +57,12 @@ class MilvusIndex(ApproximateIndex):
         self.exact_max_rows = EXACT_MAX_ROWS
         self.collection = ""
         """Name of the collection; an empty string until it is created."""
-        self.limits = MilvusLimits()
+        self.named_max_rows = NAMED_MAX_ROWS
+        self.max_hits = MAX_HITS
         self.connect_timeout = CONNECT_TIMEOUT
         self.model, self._register = publication.model, publication.register
         self._nlist = 1
-        self._is_remote = self._saved = False
+        self._is_remote = False
         self._creation_lock = threading.Lock()
         self._cached_connection: MilvusConnection | None = None
 
@@ -89,48 +84,20 @@ class MilvusIndex(ApproximateIndex):
         return "L2" if self._augmented else "COSINE"
 
     def search_limits(self) -> dict[str, int]:
-        self._count_lists()
         limits = {"nprobe": self._nlist, "refine": 16, "ef": max(64, min(len(self), 4096))}
         return {name: limits[name] for name in self.search_params}
-
-    # Changes
 
     def vectors(self, rows: Shaped[Rows, "n"]) -> Shaped[Vectors, "m D"]:
         return self._fetch(self._store.known(rows))
 
     def scores(self, query: Shaped[Vectors, "1 D"]) -> Shaped[Vectors, "N"]:
         query = self._checked_queries(query, 1)[0]
-        parts = [self._fetch(at) @ query for at in self._pages(self._store.sorted_positions)]
+        parts = [self._fetch(at) @ query for at in self._pages(np.arange(len(self)))]
         found: Vectors = np.concatenate(parts) if parts else np.empty(0, np.float32)
         return found
 
-    def add(self, rows: Shaped[Rows, "*_"], vectors: Shaped[Vectors, "*_"]) -> None:
-        self._download()
-        super().add(rows, vectors)
-
-    def update(self, rows: Shaped[Rows, "*_"], vectors: Shaped[Vectors, "*_"]) -> None:
-        self._download()
-        super().update(rows, vectors)
-
-    def remove(self, rows: Shaped[Rows, "*_"]) -> None:
-        self._download()
-        super().remove(rows)
-
-    def _download(self) -> None:
-        """Fetch all vectors that are only in the collection."""
-        if self._is_remote:
-            self._store.vectors, self._is_remote = self._fetch(np.arange(len(self._store.rows))), False
-
-    def _changed(self, kept: int | None) -> None:
-        if kept is None:
-            return
-        if self.collection and not self._saved:
-            self._connection.drop(self.collection)
-        self.collection, self._saved = "", False
-        self._count_lists()
-
-    def _count_lists(self) -> None:
-        if "nlist" in self.options.params and not self._is_remote:
+    def _build_engine(self) -> None:
+        if "nlist" in self.options.params:
             wanted = self.options.nlist or round(4 * len(self) ** 0.5)
             self._nlist = max(1, min(wanted, len(self) // 8, 65_536))
 
@@ -143,11 +110,8 @@ class MilvusIndex(ApproximateIndex):
             name = f"{options.prefix}_{datetime.now(UTC):%Y%m%dT%H%M%S}_{secrets.token_hex(4)}"
             if self._register is not None:
                 self._register(self.kind, options.uri, name)
-            self._norm_bound = 1.05 * self._store.max_norm
             self._connection.create_collection(name, self._engine_width, self._description)
-            step = min(INSERT_ROWS, page_rows(self.width + 1))
-            for start in range(0, len(self), step):
-                at = self._store.sorted_positions[start : start + step]
+            for at in pieces(len(self), min(INSERT_ROWS, page_rows(self.width + 1))):
                 self._connection.insert(name, self._store.rows[at], self._engine_vectors(self._store.vectors[at]))
                 files.point("milvus.inserted")
             wanted = {"nlist": self._nlist} if "nlist" in params else {}
@@ -163,7 +127,7 @@ class MilvusIndex(ApproximateIndex):
     @property
     def _max_hits(self) -> int:
         """Largest number of hits of a search."""
-        return min(self.limits.max_hits, MESSAGE_MAX_BYTES // (4 * self.width))
+        return min(self.max_hits, MESSAGE_MAX_BYTES // (4 * self.width))
 
     def _prefers_exact(self, k: int, scope: SearchScope) -> bool:
         exhaustive = self.search_params.get("ef", 0) >= len(self) > 0
@@ -186,16 +150,16 @@ class MilvusIndex(ApproximateIndex):
         if "ef" in self.search_params:
             params = {"ef": max(fetch, min(self.search_params["ef"] * effort.factor, 32_768))}
         only, store = scope.only, self._store
-        named = None if only is None or len(only) > self.limits.named_max_rows else np.sort(store.rows[only])
+        named = None if only is None or len(only) > self.named_max_rows else store.rows[only]
         wide = self._engine_queries(queries)
-        most = min(1024, MESSAGE_MAX_BYTES // (4 * fetch * (self.width + 1)), self.limits.max_hits // fetch)
+        most = min(1024, MESSAGE_MAX_BYTES // (4 * fetch * (self.width + 1)), self.max_hits // fetch)
         step = 1 if effort.name_banned else max(1, most)
         short = []
         for start in range(0, len(todo), step):
             some = todo[start : start + step]
             banned = None
-            if effort.name_banned and scope.banned and len(scope.banned[some[0]]) <= self.limits.named_max_rows:
-                banned = np.sort(store.rows[scope.banned[some[0]]])
+            if effort.name_banned and scope.banned and len(scope.banned[some[0]]) <= self.named_max_rows:
+                banned = store.rows[scope.banned[some[0]]]
             hits = self._connection.search(
                 self.collection, wide[some], fetch, params, self._milvus_metric, named, banned, self._is_remote
             )  # fmt: skip
@@ -223,7 +187,7 @@ class MilvusIndex(ApproximateIndex):
             return super()._search_exactly(queries, k, scope)
         banned = None if scope.banned is None else [self._store.rows[b] for b in scope.banned]
         top = TopK.empty(len(queries), 0)
-        for at in self._pages(self._store.sorted_positions if scope.only is None else scope.only):
+        for at in self._pages(np.arange(len(self)) if scope.only is None else scope.only):
             page = Exact().build(self._fetch(at), self._store.rows[at], self.metric)
             page.threads = self.threads
             found, scores = page.search(queries, k, banned=banned)
@@ -231,9 +195,7 @@ class MilvusIndex(ApproximateIndex):
         return top
 
     def _pages(self, positions: Shaped[Rows, "_"]) -> Iterator[Shaped[Rows, "_"]]:
-        step = page_rows(self.width + 1)
-        for start in range(0, len(positions), step):
-            yield positions[start : start + step]
+        return (positions[part] for part in pieces(len(positions), page_rows(self.width + 1)))
 
     def _fetch(self, positions: Shaped[Rows, "n"]) -> Shaped[Vectors, "n D"]:
         """Return the vectors at positions, from this process or from the collection."""
@@ -257,16 +219,12 @@ class MilvusIndex(ApproximateIndex):
         if not self.collection:
             self._create_collection()
         super().save(folder)
-        self._saved = True
 
     def _save_engine(self, folder: Path) -> None:
-        np.save(folder / "rows.npy", self._store.sorted_rows)
+        np.save(folder / "rows.npy", self._store.rows)
 
     def restore(self, folder: Path, known: IndexDescription, mmap: bool) -> None:
         self._store.load_rows(folder)
-        rows = self._store.rows
-        if (np.diff(rows) <= 0).any() or (len(rows) and rows[0] < 0):
-            raise ValueError("rows are repeated or of the wrong kind")
         self._set_description(known)
 
     def _set_description(self, facts: IndexDescription) -> None:
@@ -276,7 +234,7 @@ class MilvusIndex(ApproximateIndex):
             raise ValueError("collection is empty")
         self._nlist, self.collection = max(1, facts.nlist), facts.collection
         self.model = facts.model
-        self._is_remote = self._saved = True
+        self._is_remote = True
 
     def load_engine(self, folder: Path, mmap: bool, verify: bool) -> None:
         """Raise CollectionError if the collection does not match the folder, Unavailable if Milvus does not answer."""

@@ -66,6 +66,7 @@ def test_the_written_config_trains(clicks: Path, capsys: pytest.CaptureFixture[s
     assert call("suggest", clicks, "--output", output) == 0
     shown = capsys.readouterr().out
     assert "Recipe sequence-short" in shown
+    assert "a flag such as --time NAME corrects one" in shown
     assert f"next: twotower train {output} --run runs/mine" in shown
     fast = ["--set", "train.epochs=1", "--set", "train.device=cpu"]
     assert call("train", output, "--run", clicks.with_name("run"), *fast) == 0
