@@ -87,7 +87,7 @@ def test_set_overrides_a_setting(project: Path) -> None:
         (["train", "{}/config.toml", "--run", "{}/r", "--set", "train.epoch=3"], ["train.epoch", "'epochs'"]),
         (
             ["train", "{}/config.toml", "--run", "{}/r", "--set", "train.epochs=0"],
-            ["train.epochs = 0 trains nothing", "to 1 or more"],
+            ["train.epochs = 0 trains no towers", "to 1 or more"],
         ),
         (["train", "{}/config.toml", "--run", "{}/r", "--set", "train.lr=fast"], ["train.lr", "number", "fast"]),
         (["train", "{}/config.toml", "--run", "{}/r", "--set", "data.users=nope.csv"], ["nope.csv", "no such file"]),

@@ -130,17 +130,17 @@ def test_a_file_may_be_empty_or_leave_out_the_schema(tmp_path: Path) -> None:
 
 def test_a_written_config_carries_its_format_and_one_of_another_format_is_refused(tmp_path: Path) -> None:
     text = dump_config(CHECKERBOARD_SCHEMA, Config())
-    assert text.startswith("format = 3\n")
-    assert load_config(written(tmp_path, "format = 3"))[1] == Config()
+    assert text.startswith("format = 4\n")
+    assert load_config(written(tmp_path, "format = 4"))[1] == Config()
     for form in ("2", "99", "'2'", "true", "[]"):
-        path = written(tmp_path, text.replace("format = 3", f"format = {form}"))
+        path = written(tmp_path, text.replace("format = 4", f"format = {form}"))
         refused(
             path,
             [],
             f"{path}: format ",
-            "this version reads 3; begin with the keys of `config_template(everything=True)`",
+            "this version reads 4; begin with the keys of `config_template(everything=True)`",
         )
-    refused(written(tmp_path, ""), ["format=1"], "format 1, this version reads 3")
+    refused(written(tmp_path, ""), ["format=1"], "format 1, this version reads 4")
 
 
 def test_paths_in_data_are_relative_to_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -345,7 +345,7 @@ def test_part_names_that_are_none_are_one_line(
 )  # fmt: skip
 def test_settings_of_a_split_that_contradict_are_one_line(tmp_path: Path, toml: str, words: str) -> None:
     path = tmp_path / "mine.toml"
-    path.write_text(f"format = 3\n{toml}")
+    path.write_text(f"format = 4\n{toml}")
     with one_line(ConfigError, words):
         load_config(path)
 

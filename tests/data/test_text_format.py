@@ -223,7 +223,7 @@ def test_columns_are_of_the_interactions_alone_and_the_separator_is_of_all_table
     users.write_csv(tmp_path / "users.csv", separator=";")
     form = {"separator": ";", "columns": list(NAMES)}
     (tmp_path / "mine.toml").write_text(
-        f'format = 3\n[data]\nusers = "users.csv"\ninteractions = "log.csv"\n[data.format]\nseparator = ";"\n'
+        f'format = 4\n[data]\nusers = "users.csv"\ninteractions = "log.csv"\n[data.format]\nseparator = ";"\n'
         f"columns = {json.dumps(form['columns'])}\n[split]\nkind = 'column'\ncolumn = 'fold'\n"
     )
     _, config = load_config(tmp_path / "mine.toml")
@@ -377,7 +377,7 @@ def test_a_table_of_ids_alone_is_no_file_of_another_separator(tmp_path: Path) ->
     ],
 )
 def test_options_of_a_form_that_are_none_are_one_line(tmp_path: Path, options: str, words: str) -> None:
-    (tmp_path / "mine.toml").write_text(f"format = 3\n[data.format]\n{options}\n")
+    (tmp_path / "mine.toml").write_text(f"format = 4\n[data.format]\n{options}\n")
     with one_line(ConfigError, words):
         load_config(tmp_path / "mine.toml")
 

@@ -271,16 +271,16 @@ def test_fault_G9_runs_and_bundles_of_a_former_format_are_refused_by_name(tmp_pa
     api.publish(run, tmp_path / "store", config.index)
     bundle = tmp_path / "store" / "bundles" / (tmp_path / "store" / "CURRENT").read_text().strip()
     rewrite(bundle / "MANIFEST.json", schema_version=2)
-    with pytest.raises(BundleError, match=r"schema_version is 2, this version reads 5"):
+    with pytest.raises(BundleError, match=r"schema_version is 2, this version reads 6"):
         Bundle.open(bundle)
     text = (folder / "config.toml").read_text()
     for form in (None, 99):
-        changed = text.replace("format = 3\n", "" if form is None else f"format = {form}\n")
+        changed = text.replace("format = 4\n", "" if form is None else f"format = {form}\n")
         (folder / "config.toml").write_text(changed)
-        with pytest.raises(RunError, match=rf"config\.toml: format {form}, this version reads 3; train the run again"):
+        with pytest.raises(RunError, match=rf"config\.toml: format {form}, this version reads 4; train the run again"):
             twotower.load(folder)
     (folder / "config.toml").write_text(text)
-    for form in (4, 3, 2, 1, 7):
+    for form in (5, 4, 3, 2, 1, 7):
         if prepared:
             rewrite(folder / "prepared" / "prepared.json", format=form, twotower="0.1.0")
             words = rf"format {form}, made by twotower 0\.1\.0, this version reads 6; prepare the tables again"
@@ -288,7 +288,7 @@ def test_fault_G9_runs_and_bundles_of_a_former_format_are_refused_by_name(tmp_pa
                 twotower.load(folder)
             rewrite(folder / "prepared" / "prepared.json", format=6)
         rewrite(folder / "model.json", format=form)
-        with pytest.raises(RunError, match=rf"model\.json: format {form}, this version reads 5; train the run again"):
+        with pytest.raises(RunError, match=rf"model\.json: format {form}, this version reads 6; train the run again"):
             twotower.load(folder)
         rewrite(folder / "model.json", format=5)
     assert facts(twotower.load(folder).dataset) == facts(run.dataset)

@@ -85,7 +85,7 @@ def test_the_command_line_trains_on_files_with_versions(tmp_path: Path, capsys: 
     tables(tmp_path)
     (tmp_path / "config.toml").write_text(
         """
-format = 3
+format = 4
 [data]
 users = "users.csv"
 items = "items.csv"

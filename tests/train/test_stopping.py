@@ -131,22 +131,20 @@ def test_fault_B2_a_longer_operation_ends_with_the_process() -> None:
 ENDLESS = """
 [data]
 interactions = "log.csv"
+scorers = [{ kind = "ials", width = 4, sweeps = 1_000_000_000 }]
 [schema]
 features = [
-  { kind = "sequence", side = "user", name = "h", share_embedding = false, pooling = "ridge" },
   { kind = "categorical", side = "item", name = "item_id" },
 ]
 [model]
 width = 4
 similarity = "dot"
-pairs = [{ user = { fields = ["h"], layers = [] }, item = { fields = ["item_id"], layers = [] } }]
 [loss]
 kind = "softmax"
 [negatives]
 full = true
 [train]
 epochs = 0
-start = [{ kind = "ials", sweeps = 1_000_000_000 }]
 device = "cpu"
 precision = "fp32"
 """

@@ -24,7 +24,7 @@ from twotower.section import Section, first_problem
 TomlValue: TypeAlias = "str | float | date | time | Sequence[TomlValue] | Mapping[str, TomlValue]"
 """Value of a key in TOML."""
 
-CONFIG_FORMAT = 3
+CONFIG_FORMAT = 4
 """Value of `format` in a written config. Optional in a file written by hand."""
 
 

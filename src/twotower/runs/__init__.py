@@ -64,7 +64,7 @@ from twotower.version import __version__
 
 log = logging.getLogger(__name__)
 
-RUN_FORMAT = 5
+RUN_FORMAT = 6
 """Format of a run folder, in model.json."""
 
 

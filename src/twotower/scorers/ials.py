@@ -112,6 +112,8 @@ class Ials(Start):
 class TowerStart(Ials):
     """Vectors of `ials` that a pair of towers is trained on from.
 
+    Use it where few epochs are to be enough for ids.
+
     Its user tower reads one history of positives, with the pooling `ridge` and a table of its own, and its item tower
     the item's id, both with `layers = []`.
     """

@@ -112,10 +112,10 @@ class Change(ABC):
     def complete(self, folder: Path, name: str) -> Bundle:
         """Give a sealed folder the name of its bundle, and return the verified bundle."""
 
-    def store(self, bundle: Bundle) -> None:
+    def store(self, bundle: Bundle) -> None:  # noqa: B027
         """Publish the files of a new bundle to all readers, if `complete` has not."""
 
-    def hold(self, name: str) -> None:
+    def hold(self, name: str) -> None:  # noqa: B027
         """Keep a bundle from being removed until the change ends, if no lock does."""
 
     @abstractmethod

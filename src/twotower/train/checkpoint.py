@@ -44,7 +44,7 @@ STATE, TENSORS = "state.json", "tensors.safetensors"
 CODES, DATA, EVALUATION = "codes", "data", "evaluation"
 """Keys of a fingerprint: digests of the values behind the codes, which weights depend on; of the data; and of the
 settings of evaluation, which may change."""
-FORMAT = 4
+FORMAT = 5
 """Format in `state.json`; a checkpoint of another format is refused."""
 CHECKPOINTS_KEPT = 2
 """The newest, and the one before it in case the newest is damaged."""
