@@ -18,7 +18,7 @@ import polars as pl
 from twotower import files
 from twotower.arrays.types import Doubles, Ints
 from twotower.data.events import event_counts, event_notes, without_ignored
-from twotower.data.labels import POSITIVE, TYPE, WEIGHT, labelled, weighted
+from twotower.data.labels import POSITIVE, WEIGHT, labelled, weighted
 from twotower.data.parts import PART, PartFiles
 from twotower.data.readers import Reading, TableLike, as_frame, first_file, has_text
 from twotower.data.text_format import TextFormat
@@ -69,7 +69,7 @@ def check(
         form.check_tables(
             {"users": first_file(users), "items": first_file(items), "interactions": first_file(interactions)}
         )
-    reserved = [POSITIVE, TYPE, WEIGHT, TIME, _ROW_COLUMN, *([] if isinstance(interactions, PartFiles) else [PART])]
+    reserved = [POSITIVE, WEIGHT, TIME, _ROW_COLUMN, *([] if isinstance(interactions, PartFiles) else [PART])]
     actions = as_frame(interactions, "interactions", Reading.of(schema, form=form)).drop(reserved, strict=False)
     need(actions, [schema.user_id, schema.item_id], "interactions")
     need(actions, [c for c in (schema.label, schema.weight, schema.event, schema.time) if c], "interactions")
@@ -408,18 +408,13 @@ def averaged_columns(schema: Schema) -> list[str]:
     return sorted({averaged_column(s, schema) for s in schema.statistics() if s.column is not None})
 
 
-def sums_by_row(values: Doubles, rows: Ints, n: int) -> Doubles:
-    """Return the sums and the numbers (2, n) of the finite values (k,) of interactions, by their rows (k,) of n."""
-    known = np.isfinite(values)
-    return np.stack([np.bincount(rows[known], values[known], n), np.bincount(rows[known], minlength=n)])
-
-
 def with_statistics(
     frame: pl.DataFrame, schema: Schema, side: SideName, counts: Ints, sums: Mapping[str, Doubles]
 ) -> pl.DataFrame:
     """Add a column for each feature that is a statistic of the training interactions.
 
-    `counts` (n,) are the interactions of each row, `sums[column]` (2, n) the `sums_by_row` of an averaged column."""
+    `counts` (n,) are the interactions of each row, `sums[column]` (2, n) the sums and the
+    numbers of the finite values of an averaged column."""
     for s in schema.statistics(side):
         total, known = sums[averaged_column(s, schema)] if s.column is not None else np.zeros((2, len(counts)))
         with np.errstate(invalid="ignore"):

@@ -235,7 +235,7 @@ class _Check:
             ("last_time", self.facts.last_time, found["last_time"].max()),
         ):
             if given != value:
-                what = f"{key} {given}, expected {value} as in the buckets"
+                what = f"{key} {given}, expected {value!r} as in the buckets"
                 self.problems.add(self.buckets.folder / layout.BUCKET_FACTS, Rule.COUNTS, what)
 
     def _check_rows(self, whole: list[tuple[Path, pl.DataFrame]], window_rows: int) -> None:

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import polars as pl
 
 from twotower import files
+from twotower.data import times
+from twotower.data.bucket_columns import arrays_of
 from twotower.data.buckets import Bucket, Buckets, column_problem, missing_column
 from twotower.data.buckets.records import BucketRecords, Problems
-from twotower.data.events import event_types
 from twotower.data.interaction_columns import (
     CONTEXT_PREFIX,
-    EVENT,
     ROW,
     TIME,
     USER,
@@ -22,11 +23,13 @@ from twotower.data.interaction_columns import (
     WEIGHT,
     Columns,
 )
-from twotower.data.tables import averaged_columns
+from twotower.data.tables import averaged_columns, side_columns
+from twotower.data.unknown_ids import rows_of_ids
+from twotower.data.versions import no_versions
 from twotower.errors import ConfigError, RunError
 from twotower.features.schema import Schema
-from twotower.features.side import SIDES
-from twotower.files.readers import read_checked
+from twotower.features.side import SIDES, SideName
+from twotower.files.readers import read_checked, read_parquet
 
 
 @dataclass(frozen=True)
@@ -97,9 +100,7 @@ class BucketReader:
                 f"`check_buckets(folder={str(self.buckets.folder)!r})` names every problem"
             )
         self.check_unchanged(path)
-        if EVENT in names:
-            frame = frame.with_columns(event_types(frame[EVENT], self.schema))
-        return {name: frame[name].to_numpy() for name in names}
+        return arrays_of(frame, self.schema)
 
     def context(self, bucket: Bucket) -> pl.DataFrame:
         """Return the columns of a bucket that features of the context read, by their names in the log. Raises
@@ -110,6 +111,18 @@ class BucketReader:
         self.check_unchanged(path)
         return frame if names else frame.rename({USER: "__user"})
 
+    def versions(self, newest: Mapping[SideName, pl.DataFrame]) -> dict[SideName, pl.DataFrame]:
+        """Return the tables of versions of the sides that have some, whose newest rows are given. Raises RunError for
+        damaged ones, DataError if there is none and the schema names their column."""
+        found = dict[SideName, pl.DataFrame]()
+        for side in SIDES if self.schema.valid_from else ():
+            if (path := self.buckets.versions(side)).exists():
+                found[side] = read_checked(path, partial(_versions, schema=self.schema, side=side, ids=newest[side]))
+                self.check_unchanged(path)
+        if self.schema.valid_from and not found:
+            raise no_versions(self.schema)
+        return found
+
     def check_unchanged(self, path: Path) -> None:
         """Raise RunError if a file is another one than at first."""
         if read_checked(path, _state) != self.found[str(path)]:
@@ -119,3 +132,16 @@ class BucketReader:
 def _state(path: Path) -> list[files.JsonData]:
     found = path.stat()
     return [found.st_size, found.st_mtime_ns]
+
+
+def _versions(path: Path, schema: Schema, side: SideName, ids: pl.DataFrame) -> pl.DataFrame:
+    """Read the versions of a side of buckets. Raises ValueError for another table. A reader for `read_checked`."""
+    table, key, time = read_parquet(path), schema.id_column(side), times.TIME
+    for name in (*side_columns(side, schema), time):
+        if name not in table.columns:
+            raise ValueError(f"column '{name}' is missing")
+    if table[time].dtype != pl.Int64 or table[time].null_count():
+        raise ValueError(f"column '{time}' does not hold a time for each version")
+    if rows_of_ids(table[key], ids[key]).null_count() or table.select(key, time).is_duplicated().any():
+        raise ValueError("it names an id that the other table lacks, or one id and time twice")
+    return table
