@@ -215,3 +215,16 @@ def test_a_split_that_leaves_a_part_empty_is_refused(kind: Any, users: Any, seco
 def test_a_split_by_time_without_times_is_refused(kind: Any) -> None:
     with pytest.raises(DataError, match=f"'{kind}' needs a time; name its column in schema.time"):
         split(np.zeros(9, np.int32), None, SplitConfig(kind=kind))
+
+
+def test_rows_of_train_validate_by_time_only_where_there_are_times() -> None:
+    config = SplitConfig(kind="column", column="fold", from_train="time")
+    given_parts = np.array([TRAIN, TRAIN, TRAIN, TEST], np.int8)
+    columns = {
+        "user": np.zeros(4, np.int32), "positive": np.ones(4, np.bool_), "part": given_parts,
+        "time": np.array([3, 1, 2, 4]),
+    }  # fmt: skip
+    assert split_interactions(columns, config).tolist() == [VALIDATION, TRAIN, TRAIN, TEST]
+    del columns["time"]
+    with pytest.raises(DataError, match="split.from_train = 'time' needs a time"):
+        split_interactions(columns, config)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
+import numpy.typing as npt
 import polars as pl
 
 from twotower.arrays.ragged import Column, Ragged, offsets_of
@@ -17,10 +19,8 @@ from twotower.arrays.types import Bools, Codes, Ints, Numbers, WholeNumbers
 from twotower.data import splits
 from twotower.data.bucket_columns import arrays_of, bucket_columns, context_of
 from twotower.data.context import context_frame
-from twotower.data.dataset_digest import digest_of
-from twotower.data.fitted import Each, Fitted
-from twotower.data.histories import history_of
-from twotower.data.interaction_columns import PART, TIME, USER
+from twotower.data.fitted import Fitted, ReadAll
+from twotower.data.interaction_columns import EVENT, PART, TIME, USER, Columns
 from twotower.data.pairs import GroupedPairs, Pairs, counts, weight_sums
 from twotower.data.parts import check_gap, dropped_line, given_parts, tell_of_repeats
 from twotower.data.side import Side
@@ -32,9 +32,9 @@ from twotower.errors import ConfigError
 from twotower.escaping import representation
 from twotower.features.encoder import Report
 from twotower.features.encoders import Encoders
-from twotower.features.feature import HistorySpec
+from twotower.features.feature import HistoryFacts, HistorySpec
 from twotower.features.schema import Schema
-from twotower.features.side import SIDES, SideName
+from twotower.features.side import SIDES, SideName, other_side
 
 log = logging.getLogger(__name__)
 
@@ -188,7 +188,19 @@ class Dataset:
 
     def history(self, history: HistorySpec, among: Bools) -> Ragged:
         """Return the history of each row of its side, oldest first, from the interactions in the mask `among` (n,)."""
-        return history_of(self, history, among)
+        keep = self.sort_by_time(among & history.holds(self.pairs.positive))
+        own, other, read = (
+            self.pairs.arrays[history.side],
+            self.pairs.arrays[other_side(history.side)],
+            other_side(history.side),
+        )
+
+        def codes_of(at: Ints) -> Codes:
+            codes = self.encoders.history_codes(history, self.side(read).by_version().frame)
+            return codes[self.input_rows(read, other[at], at)]  # the features of an interaction are those of its time
+
+        found = self.pairs.arrays | ({} if self.times is None else {TIME: self.times})
+        return history_of(history, own[keep], keep, len(self.side(history.side)), codes_of, found)
 
     def sort_by_time(self, among: Bools) -> Ints:
         """Return the indices of the interactions in the mask `among` (n,), oldest first; ties keep the table's
@@ -271,7 +283,22 @@ class Dataset:
     @property
     def digest(self) -> str:
         """Digest of the interactions, columns, encoders and schema: 16 hexadecimal digits."""
-        return digest_of(self)
+        digest = hashlib.sha256()
+        arrays: list[npt.NDArray[Any]] = [*self.pairs.arrays.values(), self.parts]
+        if self.times is not None:
+            arrays.append(self.times)
+        for side in (self.users, self.items):
+            columns = [*side.columns.values(), *([] if side.versions is None else side.versions.columns.values())]
+            for column in columns:
+                arrays += [column.values, column.offsets] if isinstance(column, Ragged) else [column]
+            arrays += [] if side.versions is None else [side.versions.owners, side.versions.since]
+        for column in self.context.values():
+            arrays += [column.values, column.offsets] if isinstance(column, Ragged) else [column]
+        for array in arrays:
+            digest.update(np.ascontiguousarray(array).tobytes())
+        digest.update(self.encoders.digest.encode())
+        digest.update(self.schema.model_dump_json().encode())
+        return digest.hexdigest()[:16]
 
     @cached_property
     def interacted_items(self) -> Ragged:
@@ -335,8 +362,8 @@ def build_dataset(tables: Tables, schema: Schema, config: SplitConfig) -> Datase
     counts = {s: np.bincount(columns[s][train], minlength=frame.height) for s, frame in frames.items()}
     context = context_frame(raw, schema, columns[USER], times)
     of_context = {f.name: (context[f.source], train.astype(np.int64)) for f in schema.side("context")}
-    each: Each = lambda *names: [(columns, parts)]  # noqa: E731
-    fitted = Fitted.on(each, schema, frames, tables.versions, counts, of_context, raw)
+    read_all: ReadAll = lambda *names: [(columns, parts)]  # noqa: E731
+    fitted = Fitted.on(read_all, schema, frames, tables.versions, counts, of_context, raw)
     users, items = (fitted.frames[side] for side in SIDES)
     pairs = Pairs.of(columns)
     encoders, versions = fitted.encoders, fitted.versions
@@ -385,3 +412,20 @@ def _items_of(user: Codes, item: Codes, n_users: int, n_items: int) -> Ragged:
     """Return the distinct items of each user, rising."""
     users, items = np.divmod(distinct_keys(pair_keys(user, item, n_items)), n_items)
     return Ragged(items.astype(np.int32), offsets_of(np.bincount(users, minlength=n_users)))
+
+
+def history_of(
+    history: HistorySpec, own: Codes, places: Ints, n: int, codes_of: Callable[[Ints], Codes], found: Columns
+) -> Ragged:
+    """Return the history of each of n rows, oldest first, with the places of its interactions.
+
+    The interactions stand at `places` (k,) of the columns `found`, in the order of time, and are of the rows `own`
+    (k,). `codes_of` returns the codes of what interactions at some places are with."""
+    rows = Ragged.from_pairs(own, own, n, places).keep_last(history.max_length)
+    assert rows.source is not None
+    if history.codes is None:
+        return replace(rows, values=codes_of(rows.source))
+    first = np.zeros(len(rows.source), bool)
+    first[rows.offsets[:-1][rows.lengths > 0]] = True
+    types, times = (found[name][rows.source] if name in found else None for name in (EVENT, TIME))
+    return replace(rows, values=history.codes(HistoryFacts(first, types, times)))

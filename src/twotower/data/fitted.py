@@ -1,4 +1,4 @@
-"""What a dataset learns of its train part, in memory or bucket by bucket: statistics, seen versions and encoders."""
+"""Statistics, versions and encoders that a dataset learns of its train part, in memory or bucket by bucket."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from twotower.features.encoders import Encoders
 from twotower.features.schema import Schema
 from twotower.features.side import SIDES, SideName
 
-Each = Callable[..., Iterable[tuple[Columns, Parts]]]
+ReadAll = Callable[..., Iterable[tuple[Columns, Parts]]]
 """Yields users, items and named columns of the interactions of each bucket, with their parts; a log in memory is one
 bucket."""
 
@@ -36,7 +36,7 @@ class Fitted:
     @classmethod
     def on(
         cls,
-        each: Each,
+        read_all: ReadAll,
         schema: Schema,
         frames: Mapping[SideName, pl.DataFrame],
         versions: Mapping[SideName, pl.DataFrame],
@@ -49,14 +49,14 @@ class Fitted:
         context, with their counts, and `example` the types of the columns that they read.
 
         Raises DataError if a feature refuses missing values, and an interaction is older than its row's versions."""
-        sums = _sums(each, schema, counts)
+        sums = _sums(read_all, schema, counts)
         with_own = {
             side: with_statistics(frames[side], schema, side, counts[side], {a: sums[a][side] for a in sums})
             for side in SIDES
         }
         of = version_tables(versions, with_own, schema)
         every, train = ({side: np.zeros(len(v), np.int64) for side, v in of.items()} for _ in range(2))
-        for found, parts in each(TIME) if of else ():
+        for found, parts in read_all(TIME) if of else ():
             for side, of_side in of.items():
                 seen = of_side.at(found[side], found[TIME])
                 every[side] += np.bincount(seen[parts != DROPPED], minlength=len(of_side))
@@ -78,14 +78,14 @@ class Fitted:
         return self.versions["item"].at(rows, found[TIME]) if "item" in self.versions else rows
 
 
-def _sums(each: Each, schema: Schema, counts: Mapping[SideName, Ints]) -> dict[str, dict[SideName, Doubles]]:
+def _sums(read_all: ReadAll, schema: Schema, counts: Mapping[SideName, Ints]) -> dict[str, dict[SideName, Doubles]]:
     """Return the sums and the numbers (2, rows) of the finite values of averaged columns over the train part, by column
     and side. They are added in the order of the interactions, so that rounding does not depend on the buckets."""
     columns = averaged_columns(schema)
     sums: dict[str, dict[SideName, Doubles]] = {
         a: {side: np.zeros((2, len(counts[side]))) for side in SIDES} for a in columns
     }
-    for found, parts in each(*(VALUE_PREFIX + a for a in columns)) if columns else ():
+    for found, parts in read_all(*(VALUE_PREFIX + a for a in columns)) if columns else ():
         for a in columns:
             values = found[VALUE_PREFIX + a]
             known = (parts == TRAIN) & np.isfinite(values)

@@ -40,7 +40,7 @@ EVER = 2**62
 """Later than any time."""
 
 
-class Log(Protocol):
+class WholeLog(Protocol):
     """All interactions of a log, which some rules look at before they split the buckets."""
 
     def times(self, of_train: bool = False) -> Ints:
@@ -55,7 +55,7 @@ PartsOf = Callable[[Columns, slice], Parts]
 (n,)."""
 
 
-def rule_of(config: SplitConfig, measured: Bools | None, log: Log) -> PartsOf:
+def rule_of(config: SplitConfig, measured: Bools | None, log: WholeLog) -> PartsOf:
     """Return the rule of a split, by which each bucket is split.
 
     - `random`: a share `test` of the rows, then a share `validation` of the rest, as two calls of scikit-learn's
@@ -95,7 +95,7 @@ def rule_of(config: SplitConfig, measured: Bools | None, log: Log) -> PartsOf:
     return parts_of
 
 
-def _rule_of_train(rule: SplitConfig, log: Log) -> PartsOf:
+def _rule_of_train(rule: SplitConfig, log: WholeLog) -> PartsOf:
     """Return the rule of given parts of which training rows validate: those from a time on, those that are drawn but
     for users whose rows all are, or the last target of each user of two and what follows it."""
     drawn = log.by_row(lambda n, scratch: random_parts(n, rule, scratch)) if rule.kind == "random" else None
@@ -122,7 +122,7 @@ def _rule_of_train(rule: SplitConfig, log: Log) -> PartsOf:
 
 
 @dataclass(frozen=True)
-class _InMemory(Log):
+class _InMemory(WholeLog):
     """A log whose interactions are one bucket."""
 
     found: Columns

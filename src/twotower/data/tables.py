@@ -87,12 +87,12 @@ def check(
     for side, table in given.items():
         key = schema.id_column(side)
         if table is None:
-            sides[side], _ = _checked_side(actions.select(pl.col(key).unique().sort()), side, schema, notes)
+            sides[side], _ = check_side(actions.select(pl.col(key).unique().sort()), side, schema, notes)
             continue
         frame = with_id_name(as_frame(table, f"{side}s", Reading.of(schema, side, form)), side, schema)
         frame = frame.drop(TIME, strict=False) if schema.valid_from else frame
         ids, from_text = counted_ids(actions, key), has_text(table, interactions)
-        sides[side], of_side = _checked_side(frame, side, schema, notes, ids, from_text)
+        sides[side], of_side = check_side(frame, side, schema, notes, ids, from_text)
         if of_side is not None:
             versions[side] = of_side
     if schema.valid_from and not versions:
@@ -238,37 +238,10 @@ def check_side(
     notes: list[str],
     ids: pl.DataFrame | None = None,
     from_text: bool = False,
-) -> pl.DataFrame:
-    """Check the table of a side, and return the columns that the schema names, with rows for the `counted_ids` of the
-    interactions that it lacks (`with_unknown_ids`). Of a side with versions it is the newest row of each id. Raises
-    DataError."""
-    return check_versions(frame, side, schema, notes, ids, from_text)[0]
-
-
-def check_versions(
-    frame: pl.DataFrame,
-    side: SideName,
-    schema: Schema,
-    notes: list[str],
-    ids: pl.DataFrame | None = None,
-    from_text: bool = False,
 ) -> tuple[pl.DataFrame, pl.DataFrame | None]:
-    """Return the table of a side as `check_side`, and the same columns of all its versions, with TIME; None if it has
-    none."""
-    newest, versions = _checked_side(frame, side, schema, notes, ids, from_text)
-    columns = side_columns(side, schema)
-    return newest.select(columns), None if versions is None else versions.select(*columns, TIME)
-
-
-def _checked_side(
-    frame: pl.DataFrame,
-    side: SideName,
-    schema: Schema,
-    notes: list[str],
-    ids: pl.DataFrame | None = None,
-    from_text: bool = False,
-) -> tuple[pl.DataFrame, pl.DataFrame | None]:
-    """Return the table of a side as `check_side`, with all its columns, and all its versions, None if it has none."""
+    """Check the table of a side, and return it with rows for the `counted_ids` of the interactions that it lacks
+    (`with_unknown_ids`), and all its versions with TIME, None if it has none; of a side with versions the table is the
+    newest row of each id. Raises DataError."""
     what, key = side + "s", schema.id_column(side)
     need(frame, [key], what)
     _not_empty(frame, what)

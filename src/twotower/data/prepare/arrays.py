@@ -26,9 +26,9 @@ from twotower.arrays.sets import distinct_keys
 from twotower.arrays.types import Codes, Ints, Numbers, Shaped
 from twotower.data import splits
 from twotower.data.buckets import Bucket
+from twotower.data.dataset import history_of
 from twotower.data.fitted import Fitted
-from twotower.data.histories import facts_of
-from twotower.data.interaction_columns import EVENT, ITEM, POSITIVE, TIME, USER, WEIGHT, Columns, stored_columns
+from twotower.data.interaction_columns import ITEM, POSITIVE, USER, WEIGHT, Columns, stored_columns
 from twotower.data.memmap import MEMMAP_FORMAT
 from twotower.data.pairs import target_mask
 from twotower.data.parts import dropped_line
@@ -38,7 +38,7 @@ from twotower.data.prepare.context import PreparedContext
 from twotower.data.prepare.options import SIDE_BLOCK_ROWS
 from twotower.data.split import SplitConfig
 from twotower.data.splits import DROPPED, TRAIN
-from twotower.data.tables import check_side, nothing_to_learn
+from twotower.data.tables import check_side, nothing_to_learn, side_columns
 from twotower.data.versions import stored_versions
 from twotower.errors import RunError
 from twotower.features.encoders import Encoders
@@ -112,7 +112,7 @@ class PreparedArrays:
             "user": np.concatenate([f["train"] for f in found]), "item": _by_item(found, "item", self.facts.items)
         }  # fmt: skip
         fitted = Fitted.on(
-            self.splits.each, self.schema, frames, self.reader.versions(frames), counts, self.context.fit_columns(),
+            self.splits.read_all, self.schema, frames, self.reader.versions(frames), counts, self.context.fit_columns(),
             self.context.example(),
         )  # fmt: skip
         encoders = fitted.encoders
@@ -141,7 +141,8 @@ class PreparedArrays:
         files.write_json(self.made / layout.PREPARED_FACTS, facts | {"digest": self._digest(threads)})
 
     def _read_table(self, path: Path, side: SideName) -> pl.DataFrame:
-        frame = check_side(read_parquet(path), side, self.schema, [])
+        frame, _ = check_side(read_parquet(path), side, self.schema, [])
+        frame = frame.select(side_columns(side, self.schema))
         self.reader.check_unchanged(path)
         return frame
 
@@ -209,14 +210,11 @@ class PreparedArrays:
         self._put("interacted_items.values", starts["interacted_items"], item[kept])
         self._put("interacted_items.source", starts["interacted_items"], indices[kept])
         for name, among, history in self.splits.history_masks(parts, positive):
-            offsets = offsets_of(np.bincount(user[among], minlength=bucket.users[1] - bucket.users[0]))
-            rows = Ragged(item[among], offsets, np.flatnonzero(among)).keep_last(history.max_length)
+            codes_of = lambda at, name=name.removesuffix(".test"): codes[name][seen[at]]  # noqa: E731
+            n_users = bucket.users[1] - bucket.users[0]
+            rows = history_of(history, user[among], np.flatnonzero(among), n_users, codes_of, found)
             assert rows.source is not None
-            if history.codes is None:
-                values = codes[name.removesuffix(".test")][seen[rows.source]]
-            else:
-                values = history.codes(facts_of(rows, rows.source, found.get(EVENT), found.get(TIME)))
-            self._put(f"{name}.values", starts[name], values)
+            self._put(f"{name}.values", starts[name], rows.values)
             self._put(f"{name}.source", starts[name], indices[rows.source])
 
     def _put(self, name: str, start: int, values: npt.NDArray[Any]) -> None:

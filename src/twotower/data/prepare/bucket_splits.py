@@ -97,7 +97,7 @@ class BucketSplits:
         """Return the rule of the split, of users with these ids."""
         return splits.rule_of(self.split, splits.measured_users(ids, self.split), self)
 
-    def each(self, *names: str) -> Iterator[tuple[Columns, Parts]]:
+    def read_all(self, *names: str) -> Iterator[tuple[Columns, Parts]]:
         """Yield users, items and named columns of each bucket, with its parts."""
         for bucket in self.reader.buckets.facts.buckets:
             yield self.reader.read(bucket, ITEM, *names), self.parts(bucket)
@@ -105,7 +105,7 @@ class BucketSplits:
     def positive_weights(self) -> Doubles:
         """Return (items,) the sums of the weights of the training positives, added in the order of the users."""
         sums = np.zeros(self.reader.buckets.facts.items)
-        for found, parts in self.each(POSITIVE, WEIGHT):
+        for found, parts in self.read_all(POSITIVE, WEIGHT):
             keep = (parts == TRAIN) & found[POSITIVE]
             np.add.at(sums, found[ITEM][keep], found[WEIGHT][keep])
         return sums
