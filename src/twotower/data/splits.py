@@ -140,9 +140,10 @@ def split_interactions(columns: Columns, config: SplitConfig, measured: Bools | 
     of a bucket without `row`, in the order of the log. Raises DataError as `check_parts` and `need_times` do."""
     need_times(config, TIME in columns)
     columns = columns | {ROW: np.arange(len(columns[USER]))}
-    order = np.lexsort([columns[name] for name in (TIME, USER) if name in columns])
+    by_user = config.kind in SplitConfig.kinds_of_users or config.from_train == "last"  # other rules need no order
+    order = np.lexsort([columns[n] for n in (TIME, USER) if n in columns]) if by_user else np.s_[:]
     found = {name: column[order] for name, column in columns.items()}
-    parts = np.empty(len(order), np.int8)
+    parts = np.empty(len(found[ROW]), np.int8)
     parts[order] = rule_of(config, measured, _InMemory(found))(found, slice(0, int(columns[USER].max(initial=-1)) + 1))
     check_parts(part_sizes(parts), config)
     return parts
