@@ -47,7 +47,7 @@ from twotower.data.prepare.engines import ENGINES, choose_engine
 from twotower.data.prepare.options import PrepareOptions
 from twotower.data.split import SplitConfig
 from twotower.data.splits import TEST, TRAIN, VALIDATION
-from twotower.data.tables import check, check_versions
+from twotower.data.tables import check, check_side
 from twotower.errors import ConfigError, DataError, RunError
 from twotower.features.categorical import Categorical
 from twotower.features.schema import Schema
@@ -948,14 +948,14 @@ def test_buckets_of_another_program_are_prepared(tmp_path: Path) -> None:
         (lambda t: t.with_columns(price=pl.lit(1.0)), RunError, "unknown column 'price'"),
         (lambda t: t.with_columns((pl.col("time") % 1000).cast(pl.Int32)), RunError,
          "column 'time' holds Int32, expected Int64"),
-        (lambda t: t.reverse(), RunError, "damaged, or does not follow docs/prepared-format.md"),
-        (lambda t: t.head(3), RunError, "damaged, or does not follow"),
-        (lambda t: t.with_columns(item=pl.lit(10**6, pl.Int32)), RunError, "damaged, or does not follow"),
-        (lambda t: t.with_columns(user=pl.lit(10**6, pl.Int32)), RunError, "damaged, or does not follow"),
-        (lambda t: t.with_columns(row=pl.lit(10**6, pl.Int64)), RunError, "damaged, or does not follow"),
-        (lambda t: t.with_columns(positive=pl.lit(None, pl.Boolean)), RunError, "damaged, or does not follow"),
-        (lambda t: t.with_columns(item=pl.col("item").first().over("user")), RunError, "damaged, or does not follow"),
-        (lambda t: t.with_columns(row=pl.lit(0, pl.Int64), time=pl.lit(1, pl.Int64)), RunError, "damaged, or does not"),
+        (lambda t: t.reverse(), RunError, r"does not follow docs/prepared-format.md .rule 10: record 1 has user"),
+        (lambda t: t.head(3), RunError, "rule 14: number of records 3, expected"),
+        (lambda t: t.with_columns(item=pl.lit(10**6, pl.Int32)), RunError, "rule 8: record 0 has item 1000000"),
+        (lambda t: t.with_columns(user=pl.lit(10**6, pl.Int32)), RunError, "rule 8: record 0 has user 1000000"),
+        (lambda t: t.with_columns(row=pl.lit(10**6, pl.Int64)), RunError, "rule 9: record 0 has row 1000000"),
+        (lambda t: t.with_columns(positive=pl.lit(None, pl.Boolean)), RunError, "rule 7: record 0 has positive null"),
+        (lambda t: t.with_columns(item=pl.col("item").first().over("user")), RunError, "rule 11: record . repeats"),
+        (lambda t: t.with_columns(row=pl.lit(0, pl.Int64), time=pl.lit(1, pl.Int64)), RunError, "rule 10: record ."),
     ],
 )  # fmt: skip
 def test_buckets_that_do_not_follow_the_contract_are_refused(
@@ -1223,9 +1223,9 @@ def test_of_a_sides_parquet_only_named_columns_are_read(tmp_path: Path, monkeypa
 
     def watched(frame: pl.DataFrame, *rest: Any) -> tuple[pl.DataFrame, pl.DataFrame | None]:
         seen.append(frame.columns)
-        return check_versions(frame, *rest)
+        return check_side(frame, *rest)
 
-    monkeypatch.setattr(sides, "check_versions", watched)
+    monkeypatch.setattr(sides, "check_side", watched)
     frames = [None if f is None else f.with_columns(wide=pl.lit("x" * 100)) for f in tables()]
     prepared(tmp_path, SCHEMA, "last", *frames)
     assert seen

@@ -26,10 +26,15 @@ def columns(rows: list[tuple[int, int]]) -> tuple[Any, Any]:
     return np.array([u for u, _ in rows], np.int32), np.array([t for _, t in rows], np.int64)
 
 
+def split(users: Any, times: Any, config: SplitConfig, measured: Any = None) -> Any:
+    """The parts of a log in memory."""
+    return split_interactions({"user": users} | ({} if times is None else {"time": times}), config, measured)
+
+
 def parts_of(users: Any, seconds: Any, **settings: Any) -> list[int] | None:
     """The parts, or None where one would be empty."""
     try:
-        parts: list[int] = split_interactions(users, seconds, SplitConfig(**settings)).tolist()
+        parts: list[int] = split(users, seconds, SplitConfig(**settings)).tolist()
         return parts
     except DataError:
         return None
@@ -46,14 +51,14 @@ def test_the_random_split_is_train_test_split_twice(n: int, test: float, validat
 
     rest, tested = cut(list(range(n)), test)
     trained, validated = cut(rest, validation)
-    parts = split_interactions(np.zeros(n, np.int32), None, SplitConfig(test=test, validation=validation, seed=seed))
+    parts = split(np.zeros(n, np.int32), None, SplitConfig(test=test, validation=validation, seed=seed))
     assert sorted(trained) == np.flatnonzero(parts == TRAIN).tolist()
     assert sorted(validated) == np.flatnonzero(parts == VALIDATION).tolist()
     assert sorted(tested) == np.flatnonzero(parts == TEST).tolist()
 
 
 def test_the_random_split_of_ten_rows_is_the_same_in_every_release() -> None:
-    assert split_interactions(np.zeros(10, np.int32), None, SplitConfig()).tolist() == [0, 0, 1, 0, 2, 0, 0, 2, 0, 0]
+    assert split(np.zeros(10, np.int32), None, SplitConfig()).tolist() == [0, 0, 1, 0, 2, 0, 0, 2, 0, 0]
 
 
 @pytest.mark.parametrize("held", [[TEST, VALIDATION], [TEST]], ids=["validation", "no validation"])
@@ -108,7 +113,7 @@ def test_a_share_of_the_users_is_measured_as_all_are_and_the_others_are_trained_
     ids = pl.Series([f"u{i}" for i in range(2_000)])
     users, times = np.repeat(np.arange(2_000, dtype=np.int32), 6), np.random.default_rng(0).permutation(12_000)
     every, some, others, few = (
-        split_interactions(users, times, config, measured=measured_users(ids, config))
+        split(users, times, config, measured=measured_users(ids, config))
         for config in (
             SplitConfig(kind=kind, users=u, seed=seed) for u, seed in ((1.0, 1), (0.3, 1), (0.3, 2), (0.01, 1))
         )
@@ -162,8 +167,8 @@ def test_a_gap_drops_the_rows_before_validation_and_test(
 @pytest.mark.parametrize("kind", ["random", "user_random", "time", "user_ratio"])
 def test_a_share_of_none_leaves_no_validation_part(kind: Any) -> None:
     users, seconds = np.repeat(np.arange(10, dtype=np.int32), 10), np.arange(100)
-    with_it = split_interactions(users, seconds, SplitConfig(kind=kind))
-    without = split_interactions(users, seconds, SplitConfig(kind=kind, validation=0))
+    with_it = split(users, seconds, SplitConfig(kind=kind))
+    without = split(users, seconds, SplitConfig(kind=kind, validation=0))
     assert np.array_equal(with_it == TEST, without == TEST)
     assert {*without.tolist()} == {TRAIN, TEST}
 
@@ -185,9 +190,7 @@ def test_fault_C6_no_test_row_is_older_than_a_training_row(
 @pytest.mark.parametrize(("test", "validation"), [(0.2, 0.1), (0.5, 0.5)])
 def test_the_time_split_holds_out_the_shares_asked_for(scale: int, test: float, validation: float) -> None:
     seconds = np.random.default_rng(0).permutation(1_000) * scale
-    parts = split_interactions(
-        np.zeros(1_000, np.int32), seconds, SplitConfig(kind="time", test=test, validation=validation)
-    )
+    parts = split(np.zeros(1_000, np.int32), seconds, SplitConfig(kind="time", test=test, validation=validation))
     assert abs((parts == TEST).mean() - test) <= 0.002
     assert abs((parts == VALIDATION).sum() / (parts != TEST).sum() - validation) <= 0.002
 
@@ -205,10 +208,23 @@ def test_the_time_split_holds_out_the_shares_asked_for(scale: int, test: float, 
 def test_a_split_that_leaves_a_part_empty_is_refused(kind: Any, users: Any, seconds: Any, part: str) -> None:
     message = f"split.kind = '{kind}' leaves no {part} rows out of {len(users)} interactions; give more data"
     with pytest.raises(DataError, match=message):
-        split_interactions(np.array(users, np.int32), seconds and np.array(seconds), SplitConfig(kind=kind))
+        split(np.array(users, np.int32), None if seconds is None else np.array(seconds), SplitConfig(kind=kind))
 
 
 @pytest.mark.parametrize("kind", ["last", "time", "user_ratio"])
 def test_a_split_by_time_without_times_is_refused(kind: Any) -> None:
     with pytest.raises(DataError, match=f"'{kind}' needs a time; name its column in schema.time"):
-        split_interactions(np.zeros(9, np.int32), None, SplitConfig(kind=kind))
+        split(np.zeros(9, np.int32), None, SplitConfig(kind=kind))
+
+
+def test_rows_of_train_validate_by_time_only_where_there_are_times() -> None:
+    config = SplitConfig(kind="column", column="fold", from_train="time")
+    given_parts = np.array([TRAIN, TRAIN, TRAIN, TEST], np.int8)
+    columns = {
+        "user": np.zeros(4, np.int32), "positive": np.ones(4, np.bool_), "part": given_parts,
+        "time": np.array([3, 1, 2, 4]),
+    }  # fmt: skip
+    assert split_interactions(columns, config).tolist() == [VALIDATION, TRAIN, TRAIN, TEST]
+    del columns["time"]
+    with pytest.raises(DataError, match="split.from_train = 'time' needs a time"):
+        split_interactions(columns, config)

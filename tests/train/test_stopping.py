@@ -129,9 +129,9 @@ def test_fault_B2_a_longer_operation_ends_with_the_process() -> None:
 
 
 ENDLESS = """
+scorers = [{ kind = "ials", width = 4, sweeps = 1_000_000_000 }]
 [data]
 interactions = "log.csv"
-scorers = [{ kind = "ials", width = 4, sweeps = 1_000_000_000 }]
 [schema]
 features = [
   { kind = "categorical", side = "item", name = "item_id" },

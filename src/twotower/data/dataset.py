@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Self
@@ -17,31 +17,24 @@ from twotower.arrays.ragged import Column, Ragged, offsets_of
 from twotower.arrays.sets import distinct_keys, pair_keys
 from twotower.arrays.types import Bools, Codes, Ints, Numbers, WholeNumbers
 from twotower.data import splits
-from twotower.data.context import check_defaults, context_frame
-from twotower.data.histories import history_of
-from twotower.data.labels import POSITIVE, TYPE, WEIGHT, averaged_values
+from twotower.data.bucket_columns import arrays_of, bucket_columns, context_of
+from twotower.data.context import context_frame
+from twotower.data.fitted import Fitted, ReadAll
+from twotower.data.interaction_columns import EVENT, PART, TIME, USER, Columns
 from twotower.data.pairs import GroupedPairs, Pairs, counts, weight_sums
 from twotower.data.parts import check_gap, dropped_line, given_parts, tell_of_repeats
 from twotower.data.side import Side
 from twotower.data.split import PART_NAMES, SplitConfig
 from twotower.data.splits import DROPPED, TEST, TRAIN, VALIDATION, Parts, measured_users, split_interactions
-from twotower.data.tables import (
-    Tables,
-    averaged_columns,
-    nothing_to_learn,
-    sums_by_row,
-    with_statistics,
-)
-from twotower.data.times import TIME
-from twotower.data.unknown_ids import rows_of_ids
-from twotower.data.versions import Versions, check_first_versions, version_tables
+from twotower.data.tables import Tables, nothing_to_learn
+from twotower.data.versions import Versions
 from twotower.errors import ConfigError
 from twotower.escaping import representation
 from twotower.features.encoder import Report
 from twotower.features.encoders import Encoders
-from twotower.features.feature import HistorySpec
+from twotower.features.feature import HistoryFacts, HistorySpec
 from twotower.features.schema import Schema
-from twotower.features.side import SIDES, SideName
+from twotower.features.side import SIDES, SideName, other_side
 
 log = logging.getLogger(__name__)
 
@@ -195,7 +188,19 @@ class Dataset:
 
     def history(self, history: HistorySpec, among: Bools) -> Ragged:
         """Return the history of each row of its side, oldest first, from the interactions in the mask `among` (n,)."""
-        return history_of(self, history, among)
+        keep = self.sort_by_time(among & history.holds(self.pairs.positive))
+        own, other, read = (
+            self.pairs.arrays[history.side],
+            self.pairs.arrays[other_side(history.side)],
+            other_side(history.side),
+        )
+
+        def codes_of(at: Ints) -> Codes:
+            codes = self.encoders.history_codes(history, self.side(read).by_version().frame)
+            return codes[self.input_rows(read, other[at], at)]  # the features of an interaction are those of its time
+
+        found = self.pairs.arrays | ({} if self.times is None else {TIME: self.times})
+        return history_of(history, own[keep], keep, len(self.side(history.side)), codes_of, found)
 
     def sort_by_time(self, among: Bools) -> Ints:
         """Return the indices of the interactions in the mask `among` (n,), oldest first; ties keep the table's
@@ -338,49 +343,27 @@ def build_dataset(tables: Tables, schema: Schema, config: SplitConfig) -> Datase
     Raises DataError for tables that no model can be trained on.
     """
     check_gap(schema, config)
-    actions, given = tables.interactions, given_parts(tables.interactions, config)
-    user, item = (
-        rows_of_ids(actions[key], frame[key]).to_numpy().astype(np.int32)
-        for key, frame in ((schema.user_id, tables.users), (schema.item_id, tables.items))
-    )
-    times = actions[TIME].to_numpy().astype(np.int64) if TIME in actions.columns else None
-    measured = measured_users(tables.users[schema.user_id], config)
-    codes = None if given is None else given.to_numpy()
-    config = config if codes is None else splits.with_source(config, splits.given_facts(times, codes))
-    parts = split_interactions(user, times, config, codes, measured)
-    tell_of_repeats(tables.left_out, actions, parts, schema, config)
+    frames: dict[SideName, pl.DataFrame] = {"user": tables.users, "item": tables.items}
+    given, row = given_parts(tables.interactions, config), pl.int_range(tables.interactions.height, eager=True)
+    bucket = bucket_columns(tables.interactions, row, frames, schema, given)
+    columns = arrays_of(bucket, schema)
+    if given is not None:
+        config = splits.with_source(config, splits.given_facts(columns.get(TIME), columns[PART]))
+    parts = split_interactions(columns, config, measured_users(tables.users[schema.user_id], config))
+    tell_of_repeats(tables.left_out, tables.interactions, parts, schema, config)
     if n := int(np.count_nonzero(parts == DROPPED)):
-        kept = parts != DROPPED
-        actions, user, item, parts = actions.filter(kept), user[kept], item[kept], parts[kept]
-        times = None if times is None else times[kept]
+        bucket, parts = bucket.filter(parts != DROPPED), parts[parts != DROPPED]
         log.info(dropped_line(n))
-    weight = actions[WEIGHT].to_numpy() if schema.weighted else None
-    types = actions[TYPE].to_numpy() if schema.reads_types else None
-    pairs = Pairs(user, item, actions[POSITIVE].to_numpy().astype(bool), weight, types)
-    if rule := config.rule_of_train:
-        parts = splits.split_train(rule, user, times, pairs.target, parts)
-    train = parts == TRAIN
-    frames: dict[SideName, pl.DataFrame] = {}
-    counts: dict[SideName, Ints] = {}
-    averaged = {a: averaged_values(actions, a, schema).to_numpy()[train] for a in averaged_columns(schema)}
-    for name, rows, frame in (("user", user, tables.users), ("item", item, tables.items)):
-        counts[name] = np.bincount(rows[train], minlength=frame.height)  # type: ignore[index]
-        sums = {a: sums_by_row(values, rows[train], frame.height) for a, values in averaged.items()}
-        frames[name] = with_statistics(frame, schema, name, counts[name], sums)  # type: ignore[index,arg-type]
-    versions = version_tables(tables.versions, frames, schema)
-    fitted, fitted_counts = frames, counts
-    if versions:
-        assert times is not None
-        seen = {s: v.at(pairs.arrays[s], times) for s, v in versions.items()}
-        check_first_versions(versions, {s: np.bincount(seen[s], minlength=len(v)) for s, v in versions.items()}, schema)
-        fitted = frames | {s: v.frame for s, v in versions.items()}
-        fitted_counts = counts | {s: np.bincount(seen[s][train], minlength=len(v)) for s, v in versions.items()}
-    raw = actions.select(schema.context_columns())
-    context = context_frame(raw, schema, user, times)
+    columns = {name: column.copy() for name, column in arrays_of(bucket, schema).items()}  # polars lends its memory
+    train, raw, times = parts == TRAIN, context_of(bucket, schema), columns.get(TIME)
+    counts = {s: np.bincount(columns[s][train], minlength=frame.height) for s, frame in frames.items()}
+    context = context_frame(raw, schema, columns[USER], times)
     of_context = {f.name: (context[f.source], train.astype(np.int64)) for f in schema.side("context")}
-    encoders = Encoders.fit(schema, fitted, fitted_counts, of_context)
-    check_defaults(encoders, raw)
-    users, items = frames["user"], frames["item"]
+    read_all: ReadAll = lambda *names: [(columns, parts)]  # noqa: E731
+    fitted = Fitted.on(read_all, schema, frames, tables.versions, counts, of_context, raw)
+    users, items = (fitted.frames[side] for side in SIDES)
+    pairs = Pairs.of(columns)
+    encoders, versions = fitted.encoders, fitted.versions
     return assemble_dataset(encoders, users, items, pairs, parts, times, config, versions=versions, context=raw)
 
 
@@ -426,3 +409,20 @@ def _items_of(user: Codes, item: Codes, n_users: int, n_items: int) -> Ragged:
     """Return the distinct items of each user, rising."""
     users, items = np.divmod(distinct_keys(pair_keys(user, item, n_items)), n_items)
     return Ragged(items.astype(np.int32), offsets_of(np.bincount(users, minlength=n_users)))
+
+
+def history_of(
+    history: HistorySpec, own: Codes, places: Ints, n: int, codes_of: Callable[[Ints], Codes], found: Columns
+) -> Ragged:
+    """Return the history of each of n rows, oldest first, with the places of its interactions.
+
+    The interactions stand at `places` (k,) of the columns `found`, in the order of time, and are of the rows `own`
+    (k,). `codes_of` returns the codes of what interactions at some places are with."""
+    rows = Ragged.from_pairs(own, own, n, places).keep_last(history.max_length)
+    assert rows.source is not None
+    if history.codes is None:
+        return replace(rows, values=codes_of(rows.source))
+    first = np.zeros(len(rows.source), bool)
+    first[rows.offsets[:-1][rows.lengths > 0]] = True
+    types, times = (found[name][rows.source] if name in found else None for name in (EVENT, TIME))
+    return replace(rows, values=history.codes(HistoryFacts(first, types, times)))

@@ -1,7 +1,8 @@
 """Columns of the interactions: what a bucket and prepared data hold of each, and the option of the schema that asks for
 it.
 
-The contract of buckets, its reader, the writer of arrays and the prepared dataset read this table.
+The contract of buckets, its reader, the writer of arrays and the prepared dataset read this table. A log in memory is
+one bucket.
 """
 
 from __future__ import annotations

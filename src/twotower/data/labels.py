@@ -7,7 +7,7 @@ import math
 import numpy as np
 import polars as pl
 
-from twotower.data.events import event_factors, event_positives, event_types
+from twotower.data.events import event_factors, event_positives
 from twotower.errors import DataError
 from twotower.features.schema import WEIGHT_RANGE, Schema
 from twotower.features.values import advice_on_text, missing_count
@@ -18,17 +18,11 @@ WEIGHT = "__weight"
 """The column of weights (float32) that checking adds, if the schema names weights."""
 
 
-TYPE = "__type"
-"""The column of codes of the types of events that checking adds, if a history reads them."""
-
-
 def labelled(actions: pl.DataFrame, schema: Schema, some: bool = True) -> pl.DataFrame:
-    """Add the boolean column POSITIVE, from the label or the events, and TYPE if a history reads it. Raises DataError
+    """Add the boolean column POSITIVE, from the label or the events. Raises DataError
     for an unusable label, and if `some` and no row is positive."""
     if schema.event:
-        positive = event_positives(actions[schema.event], schema).alias(POSITIVE)
-        types = [event_types(actions[schema.event], schema).alias(TYPE)] if schema.reads_types else []
-        return actions.with_columns(positive, *types)
+        return actions.with_columns(event_positives(actions[schema.event], schema).alias(POSITIVE))
     if not schema.label:
         return actions.with_columns(pl.lit(True).alias(POSITIVE))
     series = actions[schema.label]

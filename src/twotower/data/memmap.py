@@ -166,7 +166,7 @@ class MemmapDataset(Dataset):
             Encoders.load(schema, folder),
             sides["user"],
             sides["item"],
-            Pairs(**{name: arrays.numbers(name) for name in Pairs.columns() if name in plain}),
+            Pairs.of({name: arrays.numbers(name) for name in plain}),
             arrays["part"],
             arrays["time"] if schema.time else None,
             facts.split,

@@ -45,6 +45,11 @@ class Pairs:
         """Return the names of all columns."""
         return tuple(f.name for f in fields(cls))
 
+    @classmethod
+    def of(cls, columns: Columns) -> Pairs:
+        """Take the columns of pairs that are among those of interactions."""
+        return cls(**{name: columns[name] for name in cls.columns() if name in columns})
+
     @property
     def arrays(self) -> Columns:
         """Columns by name, without those that are None."""

@@ -10,6 +10,7 @@ import numpy as np
 import polars as pl
 
 from twotower import files
+from twotower.data.bucket_columns import context_of
 from twotower.data.dataset import Dataset, assemble_dataset
 from twotower.data.interaction_columns import CONTEXT_PREFIX
 from twotower.data.pairs import Pairs
@@ -69,10 +70,9 @@ def load_tables(
         lambda path: _check_interactions(read_parquet(path), users, items, schema),
     )
     try:
-        pairs = Pairs(**{name: actions[name].to_numpy() for name in Pairs.columns() if name in actions.columns})
+        pairs = Pairs.of({name: actions[name].to_numpy() for name in actions.columns if name in Pairs.columns()})
         times = actions["time"].to_numpy() if "time" in actions.columns else None
-        given = actions.select(CONTEXT_PREFIX + name for name in schema.context_columns())
-        context = given.rename(lambda name: name.removeprefix(CONTEXT_PREFIX))
+        context = context_of(actions, schema)
         parts = actions["part"].to_numpy()
         dataset = assemble_dataset(encoders, users, items, pairs, parts, times, split, encode, versions, context)
         if len(encode) == len(SIDES):

@@ -8,13 +8,17 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Callable, Iterator
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 import polars as pl
 
+from twotower.arrays.pieces import Scalar
 from twotower.arrays.types import Bools, Ints
+from twotower.data.interaction_columns import PART, POSITIVE, ROW, TIME, USER, WEIGHT, Columns
+from twotower.data.pairs import target_mask
 from twotower.data.split import PART_NAMES, SplitConfig
 from twotower.errors import ConfigError, DataError
 
@@ -36,11 +40,23 @@ EVER = 2**62
 """Later than any time."""
 
 
-def split_interactions(
-    users: npt.NDArray[np.int32], times: Ints | None, config: SplitConfig, given: Parts | None = None,
-    measured: Bools | None = None,
-) -> Parts:  # fmt: skip
-    """Return the part (n,) of every interaction, 0..2, or DROPPED.
+class WholeLog(Protocol):
+    """All interactions of a log, which some rules look at before they split the buckets."""
+
+    def times(self, of_train: bool = False) -> Ints:
+        """Return the times of all, or of those that are given as train, in any order, as an array to change."""
+
+    def by_row(self, draw: Callable[[int, Scratch], npt.NDArray[Scalar]]) -> npt.NDArray[Scalar]:
+        """Return by row of the log what is drawn for a number of interactions."""
+
+
+PartsOf = Callable[[Columns, slice], Parts]
+"""Function of the columns (n,) of a bucket, sorted by user, time and row, and of its users, that returns the parts
+(n,)."""
+
+
+def rule_of(config: SplitConfig, measured: Bools | None, log: WholeLog) -> PartsOf:
+    """Return the rule of a split, by which each bucket is split.
 
     - `random`: a share `test` of the rows, then a share `validation` of the rest, as two calls of scikit-learn's
       `train_test_split(random_state=seed)` draw them.
@@ -52,31 +68,98 @@ def split_interactions(
     - `user_random`: as `user_ratio`, of each user's rows in the order of `random_order`, in place of time.
     - `user_ratio`: of each user's n rows the latest `test` n are test, of the m others the latest `validation` m
       validation, rounded to the nearest number, but every user keeps a train row. Ties keep the table's order.
-    - `column`, `files`: `given` (n,).
+    - `column`, `files`: the column `part`, of which `from_train` turns training rows into validation.
 
     By `last`, `user_random` and `user_ratio` all rows of users who are not `measured` (U,) are train; None: all are
-    measured.
-
-    Raises DataError if a part would be empty or if the split needs times and there are none.
-    """
+    measured."""
+    if config.is_given:
+        rule = config.rule_of_train
+        return _rule_of_train(rule, log) if rule else lambda found, users: found[PART]
+    if config.kind == "time":
+        starts = part_starts(log.times(), config)
+        return lambda found, users: time_parts(found[TIME], starts, config)
     if config.kind == "random":
-        parts = random_parts(len(users), config)
-    elif config.kind == "user_random":
-        parts = _split_users(users, random_order(len(users), config), config, measured)
-    elif config.is_given:
-        assert given is not None
-        parts = given
-    elif times is None:
-        raise DataError(
-            f"split.kind = '{config.kind}' needs a time; name its column in schema.time, or set split.kind = "
-            "'user_random'"
-        )
-    elif config.kind == "time":
-        parts = time_parts(times, part_starts(times.copy(), config), config)
-    else:
-        parts = _split_users(users, times, config, measured)
+        drawn = log.by_row(lambda n, scratch: random_parts(n, config, scratch))
+        return lambda found, users: drawn[found[ROW]]
+    place = log.by_row(lambda n, scratch: random_order(n, config, scratch)) if config.kind == "user_random" else None
+
+    def parts_of(found: Columns, users: slice) -> Parts:
+        lengths = np.bincount(found[USER] - users.start, minlength=users.stop - users.start)
+        own = user_parts(lengths, None if measured is None else measured[users], config)
+        if place is None:
+            return own
+        parts = np.empty_like(own)
+        parts[np.lexsort((place[found[ROW]], found[USER]))] = own
+        return parts
+
+    return parts_of
+
+
+def _rule_of_train(rule: SplitConfig, log: WholeLog) -> PartsOf:
+    """Return the rule of given parts of which training rows validate: those from a time on, those that are drawn but
+    for users whose rows all are, or the last target of each user of two and what follows it."""
+    drawn = log.by_row(lambda n, scratch: random_parts(n, rule, scratch)) if rule.kind == "random" else None
+    start = part_starts(log.times(of_train=True), rule)[1] if rule.kind == "time" else 0
+
+    def parts_of(found: Columns, users: slice) -> Parts:
+        parts: Parts = found[PART].copy()
+        train = np.flatnonzero(parts == TRAIN)
+        own = found[USER][train] - users.start
+        if drawn is not None:
+            is_drawn = drawn[found[ROW][train]] == TEST
+            taken = is_drawn & np.isin(own, own[~is_drawn])
+        elif rule.kind == "time":
+            taken = found[TIME][train] >= start
+        else:
+            is_target = target_mask(found[POSITIVE], found.get(WEIGHT))[train]
+            last = np.zeros(users.stop - users.start, np.int64)
+            np.maximum.at(last, own[is_target], train[is_target])
+            taken = (train >= last[own]) & (np.bincount(own[is_target], minlength=len(last)) > 1)[own]
+        parts[train[taken]] = VALIDATION
+        return parts
+
+    return parts_of
+
+
+@dataclass(frozen=True)
+class _InMemory(WholeLog):
+    """A log whose interactions are one bucket."""
+
+    found: Columns
+
+    def times(self, of_train: bool = False) -> Ints:
+        times: Ints = self.found[TIME][self.found[PART] == TRAIN] if of_train else self.found[TIME].copy()
+        return times
+
+    def by_row(self, draw: Callable[[int, Scratch], npt.NDArray[Scalar]]) -> npt.NDArray[Scalar]:
+        return draw(len(self.found[ROW]), np.empty)
+
+
+def split_interactions(columns: Columns, config: SplitConfig, measured: Bools | None = None) -> Parts:
+    """Return the part (n,) of every interaction of a log in memory, 0..2, or DROPPED, by `rule_of`; `columns` are those
+    of a bucket without `row`, in the order of the log. Raises DataError as `check_parts` and `need_times` do."""
+    need_times(config, TIME in columns)
+    columns = columns | {ROW: np.arange(len(columns[USER]))}
+    by_user = config.kind in SplitConfig.kinds_of_users or config.from_train == "last"  # other rules need no order
+    order = np.lexsort([columns[n] for n in (TIME, USER) if n in columns]) if by_user else np.s_[:]
+    found = {name: column[order] for name, column in columns.items()}
+    parts = np.empty(len(found[ROW]), np.int8)
+    parts[order] = rule_of(config, measured, _InMemory(found))(found, slice(0, int(columns[USER].max(initial=-1)) + 1))
     check_parts(part_sizes(parts), config)
     return parts
+
+
+def need_times(config: SplitConfig, are_there: bool) -> None:
+    """Raise DataError if a split needs times and there are none."""
+    if are_there or not (config.needs_time or config.from_train == "time"):
+        return
+    if config.from_train:
+        raise DataError(
+            "split.from_train = 'time' needs a time; name its column in schema.time, or set split.from_train = 'last'"
+        )
+    raise DataError(
+        f"split.kind = '{config.kind}' needs a time; name its column in schema.time, or set split.kind = 'user_random'"
+    )
 
 
 def given_facts(times: Ints | None, given: Parts) -> Ints:
@@ -103,37 +186,6 @@ def with_source(config: SplitConfig, facts: Ints) -> SplitConfig:
         f"{config.validation:g}); histories of the test part hold them"
     )
     return config.model_copy(update={"from_train": kind})
-
-
-def split_train(
-    rule: SplitConfig, users: npt.NDArray[np.int32], times: Ints | None, targets: Bools, given: Parts
-) -> Parts:
-    """Return given parts (n,) in which training rows validate by `SplitConfig.rule_of_train`; `targets` (n,) are rows
-    that can be measured."""
-    start = part_starts(times[given == TRAIN], rule)[1] if rule.kind == "time" and times is not None else 0
-    is_drawn = random_parts(len(users), rule) == TEST if rule.kind == "random" else None
-    return part_of_train(rule, start, users, times, targets, is_drawn, given)
-
-
-def part_of_train(
-    rule: SplitConfig, start: int, users: npt.NDArray[np.int32], times: Ints | None, targets: Bools,
-    is_drawn: Bools | None, given: Parts
-) -> Parts:  # fmt: skip
-    """Return given parts (n,) in which training rows validate: those from the time `start` on, those that are drawn but
-    for users whose rows all are, or the last target of each user of two and what follows it."""
-    parts, train = given.copy(), np.flatnonzero(given == TRAIN)
-    own, is_target = users[train], targets[train]
-    if is_drawn is not None:
-        taken = is_drawn[train] & np.isin(own, own[~is_drawn[train]])
-    elif rule.kind == "time" and times is not None:
-        taken = times[train] >= start
-    else:
-        place, last = np.empty(len(own), np.int64), np.zeros(users.max(initial=0) + 1, np.int64)
-        place[np.lexsort((train, train if times is None else times[train], own))] = np.arange(len(own))
-        np.maximum.at(last, own[is_target], place[is_target])
-        taken = (place >= last[own]) & (np.bincount(own[is_target], minlength=len(last)) > 1)[own]
-    parts[train[taken]] = VALIDATION
-    return parts
 
 
 def part_sizes(parts: Parts) -> Ints:
@@ -193,15 +245,6 @@ def _permutation(n: int, seed: int, scratch: Scratch) -> Ints:
 
 def _blocks(rows: Ints) -> Iterator[Ints]:
     return (rows[start : start + BLOCK_ROWS] for start in range(0, len(rows), BLOCK_ROWS))
-
-
-def _split_users(users: npt.NDArray[np.int32], times: Ints, config: SplitConfig, measured: Bools | None) -> Parts:
-    """Return the parts (n,) by a rule of `user_parts`; a part may be empty."""
-    order = np.lexsort((np.arange(len(users)), times, users))
-    parts = np.empty(len(users), np.int8)
-    lengths = np.bincount(users, minlength=0 if measured is None else len(measured))
-    parts[order] = user_parts(lengths, measured, config)
-    return parts
 
 
 def measured_users(ids: pl.Series, config: SplitConfig) -> Bools | None:

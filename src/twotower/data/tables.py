@@ -18,7 +18,7 @@ import polars as pl
 from twotower import files
 from twotower.arrays.types import Doubles, Ints
 from twotower.data.events import event_counts, event_notes, without_ignored
-from twotower.data.labels import POSITIVE, TYPE, WEIGHT, labelled, weighted
+from twotower.data.labels import POSITIVE, WEIGHT, labelled, weighted
 from twotower.data.parts import PART, PartFiles
 from twotower.data.readers import TableLike, as_frame, first_file, has_text
 from twotower.data.text_files import Reading
@@ -70,7 +70,7 @@ def check(
         form.check_used(
             {"users": first_file(users), "items": first_file(items), "interactions": first_file(interactions)}
         )
-    reserved = [POSITIVE, TYPE, WEIGHT, TIME, _ROW_COLUMN, *([] if isinstance(interactions, PartFiles) else [PART])]
+    reserved = [POSITIVE, WEIGHT, TIME, _ROW_COLUMN, *([] if isinstance(interactions, PartFiles) else [PART])]
     actions = as_frame(interactions, "interactions", Reading.of(schema, form=form)).drop(reserved, strict=False)
     need(actions, [schema.user_id, schema.item_id], "interactions")
     need(actions, [c for c in (schema.label, schema.weight, schema.event, schema.time) if c], "interactions")
@@ -88,12 +88,12 @@ def check(
     for side, table in given.items():
         key = schema.id_column(side)
         if table is None:
-            sides[side], _ = _checked_side(actions.select(pl.col(key).unique().sort()), side, schema, notes)
+            sides[side], _ = check_side(actions.select(pl.col(key).unique().sort()), side, schema, notes)
             continue
         frame = with_id_name(as_frame(table, f"{side}s", Reading.of(schema, side, form)), side, schema)
         frame = frame.drop(TIME, strict=False) if schema.valid_from else frame
         ids, from_text = counted_ids(actions, key), has_text(table, interactions)
-        sides[side], of_side = _checked_side(frame, side, schema, notes, ids, from_text)
+        sides[side], of_side = check_side(frame, side, schema, notes, ids, from_text)
         if of_side is not None:
             versions[side] = of_side
     if schema.valid_from and not versions:
@@ -239,37 +239,10 @@ def check_side(
     notes: list[str],
     ids: pl.DataFrame | None = None,
     from_text: bool = False,
-) -> pl.DataFrame:
-    """Check the table of a side, and return the columns that the schema names, with rows for the `counted_ids` of the
-    interactions that it lacks (`with_unknown_ids`). Of a side with versions it is the newest row of each id. Raises
-    DataError."""
-    return check_versions(frame, side, schema, notes, ids, from_text)[0]
-
-
-def check_versions(
-    frame: pl.DataFrame,
-    side: SideName,
-    schema: Schema,
-    notes: list[str],
-    ids: pl.DataFrame | None = None,
-    from_text: bool = False,
 ) -> tuple[pl.DataFrame, pl.DataFrame | None]:
-    """Return the table of a side as `check_side`, and the same columns of all its versions, with TIME; None if it has
-    none."""
-    newest, versions = _checked_side(frame, side, schema, notes, ids, from_text)
-    columns = side_columns(side, schema)
-    return newest.select(columns), None if versions is None else versions.select(*columns, TIME)
-
-
-def _checked_side(
-    frame: pl.DataFrame,
-    side: SideName,
-    schema: Schema,
-    notes: list[str],
-    ids: pl.DataFrame | None = None,
-    from_text: bool = False,
-) -> tuple[pl.DataFrame, pl.DataFrame | None]:
-    """Return the table of a side as `check_side`, with all its columns, and all its versions, None if it has none."""
+    """Check the table of a side, and return it with rows for the `counted_ids` of the interactions that it lacks
+    (`with_unknown_ids`), and all its versions with TIME, None if it has none; of a side with versions the table is the
+    newest row of each id. Raises DataError."""
     what, key = side + "s", schema.id_column(side)
     need(frame, [key], what)
     _not_empty(frame, what)
@@ -409,18 +382,13 @@ def averaged_columns(schema: Schema) -> list[str]:
     return sorted({averaged_column(s, schema) for s in schema.statistics() if s.column is not None})
 
 
-def sums_by_row(values: Doubles, rows: Ints, n: int) -> Doubles:
-    """Return the sums and the numbers (2, n) of the finite values (k,) of interactions, by their rows (k,) of n."""
-    known = np.isfinite(values)
-    return np.stack([np.bincount(rows[known], values[known], n), np.bincount(rows[known], minlength=n)])
-
-
 def with_statistics(
     frame: pl.DataFrame, schema: Schema, side: SideName, counts: Ints, sums: Mapping[str, Doubles]
 ) -> pl.DataFrame:
     """Add a column for each feature that is a statistic of the training interactions.
 
-    `counts` (n,) are the interactions of each row, `sums[column]` (2, n) the `sums_by_row` of an averaged column."""
+    `counts` (n,) are the interactions of each row, `sums[column]` (2, n) the sums and the
+    numbers of the finite values of an averaged column."""
     for s in schema.statistics(side):
         total, known = sums[averaged_column(s, schema)] if s.column is not None else np.zeros((2, len(counts)))
         with np.errstate(invalid="ignore"):

@@ -11,6 +11,7 @@ import polars as pl
 
 from twotower.data.datasets import movielens
 from twotower.data.datasets.ml_1m import MovieLens1M
+from twotower.data.interaction_columns import USER
 from twotower.data.labels import POSITIVE
 from twotower.data.readers import as_frame
 from twotower.data.split import SplitConfig
@@ -60,7 +61,7 @@ def write_features(users: pl.DataFrame, items: pl.DataFrame, actions: pl.DataFra
     """
     tables = check(users, items, actions, movielens.SCHEMA)
     actions = tables.interactions
-    parts = split_interactions(np.zeros(actions.height, np.int32), None, SplitConfig())
+    parts = split_interactions({USER: np.zeros(actions.height, np.int32)}, SplitConfig())
     train = actions.filter(parts == TRAIN)
     counted = train.group_by("item_id").agg(
         ratings_count=pl.len().cast(pl.Float64), ratings_mean=pl.col("rating").mean()

@@ -28,7 +28,7 @@ from twotower.config.experiment import Config
 from twotower.config.toml import dump_config
 from twotower.data.buckets import Bucket, BucketFacts, Buckets, LogColumns, in_user_order
 from twotower.data.buckets.check import check_buckets
-from twotower.data.buckets.rules import Rule
+from twotower.data.buckets.records import Rule
 from twotower.errors import RunError
 from twotower.features.categorical import Categorical
 from twotower.features.numeric import Numeric

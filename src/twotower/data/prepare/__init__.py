@@ -20,12 +20,12 @@ from twotower.data.parts import check_gap
 from twotower.data.prepare.arrays import PreparedArrays
 from twotower.data.prepare.bucket_reader import BucketReader
 from twotower.data.prepare.bucketing import make_buckets
-from twotower.data.prepare.engines import choose_engine
-from twotower.data.prepare.engines.engine import ROW_BYTES
+from twotower.data.prepare.engines import ROW_BYTES, choose_engine
 from twotower.data.prepare.log_pieces import Log
 from twotower.data.prepare.options import PrepareOptions
 from twotower.data.split import SplitConfig
-from twotower.errors import ConfigError, DataError
+from twotower.data.splits import need_times
+from twotower.errors import ConfigError
 from twotower.features.schema import Schema
 from twotower.features.side import SIDES
 from twotower.files import layout
@@ -125,12 +125,8 @@ def _plan(source: Log | BucketReader) -> dict[str, files.JsonData]:
 
 
 def _check(data: DataConfig, schema: Schema, split: SplitConfig | None, out: Path, ours: set[str]) -> None:
-    if split and split.needs_time and not schema.time:
-        raise DataError(
-            f"split.kind = '{split.kind}' needs a time; name its column in schema.time, or set split.kind = "
-            "'user_random'"
-        )
     if split:
+        need_times(split, bool(schema.time))
         check_gap(schema, split)
     check_lone_options(schema, split)
     if not (data.interactions or data.parts or (data.buckets and split)):

@@ -26,9 +26,9 @@ from twotower.arrays.sets import distinct_keys
 from twotower.arrays.types import Codes, Ints, Numbers, Shaped
 from twotower.data import splits
 from twotower.data.buckets import Bucket
-from twotower.data.context import check_defaults
-from twotower.data.histories import facts_of
-from twotower.data.interaction_columns import EVENT, ITEM, POSITIVE, TIME, USER, WEIGHT, Columns, stored_columns
+from twotower.data.dataset import history_of
+from twotower.data.fitted import Fitted
+from twotower.data.interaction_columns import ITEM, POSITIVE, USER, WEIGHT, Columns, stored_columns
 from twotower.data.memmap import MEMMAP_FORMAT
 from twotower.data.pairs import target_mask
 from twotower.data.parts import dropped_line
@@ -36,10 +36,9 @@ from twotower.data.prepare.bucket_reader import BucketReader
 from twotower.data.prepare.bucket_splits import BucketSplits, given_facts
 from twotower.data.prepare.context import PreparedContext
 from twotower.data.prepare.options import SIDE_BLOCK_ROWS
-from twotower.data.prepare.versions import PreparedVersions
 from twotower.data.split import SplitConfig
 from twotower.data.splits import DROPPED, TRAIN
-from twotower.data.tables import check_side, nothing_to_learn, with_statistics
+from twotower.data.tables import check_side, nothing_to_learn, side_columns
 from twotower.data.versions import stored_versions
 from twotower.errors import RunError
 from twotower.features.encoders import Encoders
@@ -112,25 +111,25 @@ class PreparedArrays:
         counts: dict[SideName, Ints] = {
             "user": np.concatenate([f["train"] for f in found]), "item": _by_item(found, "item", self.facts.items)
         }  # fmt: skip
-        sums = self.splits.sums()
-        for side in SIDES:
-            of_side = {a: sums[a][side] for a in sums}
-            frames[side] = with_statistics(frames[side], self.schema, side, counts[side], of_side)
-        versions = PreparedVersions.open(self.reader, self.splits, frames)
-        encoders = versions.fit(counts, self.context.fit_columns())
-        check_defaults(encoders, self.context.example())
+        fitted = Fitted.on(
+            self.splits.read_all, self.schema, frames, self.reader.versions(frames), counts, self.context.fit_columns(),
+            self.context.example(),
+        )  # fmt: skip
+        encoders = fitted.encoders
         if self.schema.weighted:
             positives = self.splits.positive_weights()
         np.save(self.arrays / "item_positive_counts.npy", positives)
         read = {n: h for n, h in self.splits.histories.items() if h.codes is None}
-        codes = {n: encoders.history_codes(h, versions.frame("item")) for n, h in read.items()}
+        codes = {n: encoders.history_codes(h, fitted.item_table) for n, h in read.items()}
         self.context.create(encoders, self.rows)
-        self._write_buckets(each, found, sizes, codes, versions)
+        self._write_buckets(each, found, sizes, codes, fitted)
         self.context.finish(self.made)
-        columns: dict[str, files.JsonData] = {side: self._encode(encoders, side, frames[side], side) for side in SIDES}
+        columns: dict[str, files.JsonData] = {
+            side: self._encode(encoders, side, fitted.frames[side], side) for side in SIDES
+        }
         for side in SIDES:
-            write_parquet(frames[side], self.made / layout.table(side))
-        for side, every in versions.of.items():
+            write_parquet(fitted.frames[side], self.made / layout.table(side))
+        for side, every in fitted.versions.items():
             self._encode(encoders, side, every.frame, f"{side}.versions", refuse=False)
             write_parquet(stored_versions(every, side, self.schema), self.made / layout.versions(side))
         encoders.save(self.made)
@@ -142,12 +141,13 @@ class PreparedArrays:
         files.write_json(self.made / layout.PREPARED_FACTS, facts | {"digest": self._digest(threads)})
 
     def _read_table(self, path: Path, side: SideName) -> pl.DataFrame:
-        frame = check_side(read_parquet(path), side, self.schema, [])
+        frame, _ = check_side(read_parquet(path), side, self.schema, [])
+        frame = frame.select(side_columns(side, self.schema))
         self.reader.check_unchanged(path)
         return frame
 
     def _write_buckets(
-        self, each: Each, found: list[Columns], sizes: Ints, codes: dict[str, Codes], versions: PreparedVersions
+        self, each: Each, found: list[Columns], sizes: Ints, codes: dict[str, Codes], fitted: Fitted
     ) -> None:
         """Write the interactions, and the arrays by user."""
         for name, dtype in ({"part": "|i1"} | self.stored).items():
@@ -175,7 +175,7 @@ class PreparedArrays:
             def into(path: Path) -> None:
                 n = numbers[bucket.file]
                 places = {name: int(s[n]) for name, s in starts.items()}
-                self._write_bucket(bucket, cursors[n], places, codes, versions)
+                self._write_bucket(bucket, cursors[n], places, codes, fitted)
                 path.touch()
 
             return make_once(self.written / bucket.file, into)
@@ -183,7 +183,7 @@ class PreparedArrays:
         each("interactions written", write)
 
     def _write_bucket(
-        self, bucket: Bucket, cursor: Ints, starts: dict[str, int], codes: dict[str, Codes], versions: PreparedVersions
+        self, bucket: Bucket, cursor: Ints, starts: dict[str, int], codes: dict[str, Codes], fitted: Fitted
     ) -> None:
         """Write the interactions of a bucket: those of each part from the row `cursor` (3,) on, its ragged arrays from
         `starts` on. Histories hold the `codes` of the rows of items that the interactions see."""
@@ -205,19 +205,16 @@ class PreparedArrays:
         for (name, of_items), keep in zip(ITEMS_OF.items(), (train, train & targets), strict=True):
             self._put(name, starts[name], indices[keep])
             self._put(of_items, starts[of_items], (distinct_keys(keys[keep]) % self.facts.items).astype(np.int32))
-        seen = versions.rows("item", found)
+        seen = fitted.item_rows(found)
         kept = parts != DROPPED
         self._put("interacted_items.values", starts["interacted_items"], item[kept])
         self._put("interacted_items.source", starts["interacted_items"], indices[kept])
         for name, among, history in self.splits.history_masks(parts, positive):
-            offsets = offsets_of(np.bincount(user[among], minlength=bucket.users[1] - bucket.users[0]))
-            rows = Ragged(item[among], offsets, np.flatnonzero(among)).keep_last(history.max_length)
+            codes_of = lambda at, name=name.removesuffix(".test"): codes[name][seen[at]]  # noqa: E731
+            n_users = bucket.users[1] - bucket.users[0]
+            rows = history_of(history, user[among], np.flatnonzero(among), n_users, codes_of, found)
             assert rows.source is not None
-            if history.codes is None:
-                values = codes[name.removesuffix(".test")][seen[rows.source]]
-            else:
-                values = history.codes(facts_of(rows, rows.source, found.get(EVENT), found.get(TIME)))
-            self._put(f"{name}.values", starts[name], values)
+            self._put(f"{name}.values", starts[name], rows.values)
             self._put(f"{name}.source", starts[name], indices[rows.source])
 
     def _put(self, name: str, start: int, values: npt.NDArray[Any]) -> None:

@@ -4,22 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import polars as pl
 
 from twotower import files
-from twotower.arrays.types import Ints
+from twotower.data import times
+from twotower.data.bucket_columns import arrays_of
 from twotower.data.buckets import Bucket, Buckets, column_problem, missing_column
-from twotower.data.events import event_types
+from twotower.data.buckets.records import BucketRecords, Problems
 from twotower.data.interaction_columns import (
     CONTEXT_PREFIX,
-    EVENT,
-    ITEM,
-    PART,
     ROW,
     TIME,
     USER,
@@ -27,12 +23,13 @@ from twotower.data.interaction_columns import (
     WEIGHT,
     Columns,
 )
-from twotower.data.split import PART_NAMES
-from twotower.data.tables import averaged_columns
+from twotower.data.tables import averaged_columns, side_columns
+from twotower.data.unknown_ids import rows_of_ids
+from twotower.data.versions import no_versions
 from twotower.errors import ConfigError, RunError
 from twotower.features.schema import Schema
-from twotower.features.side import SIDES
-from twotower.files.readers import read_checked
+from twotower.features.side import SIDES, SideName
+from twotower.files.readers import read_checked, read_parquet
 
 
 @dataclass(frozen=True)
@@ -84,33 +81,26 @@ class BucketReader:
                 )
 
     def read(self, bucket: Bucket, *columns: str) -> Columns:
-        """Return the users and other columns of a bucket. Raises RunError if it has other rows than buckets.json says,
-        is not sorted, or names users or items out of range."""
+        """Return the users and other columns of a bucket. Raises RunError if what is read breaks a rule of the
+        contract."""
         path, names = self.buckets.file(bucket), list(dict.fromkeys([USER, *columns]))
         frame = read_checked(path, lambda p: pl.scan_parquet(p, glob=False).select(names).collect())
-        if EVENT in names and frame[EVENT].null_count() == 0:
-            frame = frame.with_columns(event_types(frame[EVENT], self.schema))
-        found = {name: frame[name].to_numpy() for name in names}
-        sound = len(frame) == bucket.rows and not any(frame[c].null_count() for c in names if c not in self.values)
-        if sound and len(frame):
-            facts, user = self.buckets.facts, found[USER]
-            sound = bucket.users[0] <= user[0] and user[-1] < bucket.users[1]
-            row = found.get(ROW) if TIME in found or not self.schema.time else None
-            sound = sound and _rises(user, found.get(TIME), row)
-            if self.strict and facts.duplicates != "keep" and ITEM in found:
-                sound = sound and not _has_repeats((user.astype(np.int64) - user[0]) * facts.items + found[ITEM])
-            for name, n in ((ITEM, facts.items), (ROW, facts.read), (PART, len(PART_NAMES))):
-                sound = sound and (name not in found or bool(found[name].min() >= 0 and found[name].max() < n))
-            if WEIGHT in found:
-                found[WEIGHT] = found[WEIGHT].astype(np.float32)
-                sound = sound and bool(np.isfinite(found[WEIGHT]).all() and found[WEIGHT].min() >= 0)
-        if not sound:
+        if WEIGHT in names:
+            frame = frame.with_columns(pl.col(WEIGHT).cast(pl.Float32))
+        # Rows order what has one time.
+        order = [c for c in (USER, TIME, ROW) if c in names and (c != ROW or TIME in names or not self.schema.time)]
+        problems = Problems(self.buckets.folder)
+        records = BucketRecords(path, bucket, self.buckets.facts, problems, order, pairs=self.strict)
+        if records.check(frame):
+            records.check_number()
+        if problems.lines:
             raise RunError(
-                f"{path}: damaged, or does not follow docs/prepared-format.md; "
-                f"`check_buckets(folder={str(self.buckets.folder)!r})` tells where"
+                f"{path}: damaged, or does not follow docs/prepared-format.md "
+                f"({problems.lines[0].partition(': ')[2]}); "
+                f"`check_buckets(folder={str(self.buckets.folder)!r})` names every problem"
             )
         self.check_unchanged(path)
-        return found
+        return arrays_of(frame, self.schema)
 
     def context(self, bucket: Bucket) -> pl.DataFrame:
         """Return the columns of a bucket that features of the context read, by their names in the log. Raises
@@ -120,6 +110,18 @@ class BucketReader:
         frame = read_checked(path, lambda p: pl.scan_parquet(p, glob=False).select(wanted).collect())
         self.check_unchanged(path)
         return frame if names else frame.rename({USER: "__user"})
+
+    def versions(self, newest: Mapping[SideName, pl.DataFrame]) -> dict[SideName, pl.DataFrame]:
+        """Return the tables of versions of the sides that have some, whose newest rows are given. Raises RunError for
+        damaged ones, DataError if there is none and the schema names their column."""
+        found = dict[SideName, pl.DataFrame]()
+        for side in SIDES if self.schema.valid_from else ():
+            if (path := self.buckets.versions(side)).exists():
+                found[side] = read_checked(path, partial(_versions, schema=self.schema, side=side, ids=newest[side]))
+                self.check_unchanged(path)
+        if self.schema.valid_from and not found:
+            raise no_versions(self.schema)
+        return found
 
     def check_unchanged(self, path: Path) -> None:
         """Raise RunError if a file is another one than at first."""
@@ -132,19 +134,14 @@ def _state(path: Path) -> list[files.JsonData]:
     return [found.st_size, found.st_mtime_ns]
 
 
-def _has_repeats(keys: Ints) -> bool:
-    """Return True if two of the keys (n,) are equal."""
-    keys.sort()
-    return bool((keys[1:] == keys[:-1]).any())
-
-
-def _rises(user: npt.NDArray[Any], time: npt.NDArray[Any] | None, row: npt.NDArray[Any] | None) -> bool:
-    """Return True if records (n,) are sorted by user, within a user by time, and within a time by row, which all
-    differ."""
-    rising = np.ones(max(0, len(user) - 1), bool)
-    if row is not None:
-        rising = row[1:] > row[:-1]
-    for column in (time, user):
-        if column is not None:
-            rising = (column[1:] > column[:-1]) | ((column[1:] == column[:-1]) & rising)
-    return bool(rising.all())
+def _versions(path: Path, schema: Schema, side: SideName, ids: pl.DataFrame) -> pl.DataFrame:
+    """Read the versions of a side of buckets. Raises ValueError for another table. A reader for `read_checked`."""
+    table, key, time = read_parquet(path), schema.id_column(side), times.TIME
+    for name in (*side_columns(side, schema), time):
+        if name not in table.columns:
+            raise ValueError(f"column '{name}' is missing")
+    if table[time].dtype != pl.Int64 or table[time].null_count():
+        raise ValueError(f"column '{time}' does not hold a time for each version")
+    if rows_of_ids(table[key], ids[key]).null_count() or table.select(key, time).is_duplicated().any():
+        raise ValueError("it names an id that the other table lacks, or one id and time twice")
+    return table

@@ -20,8 +20,7 @@ from twotower.arrays.types import Ints
 from twotower.data.buckets import Bucket, BucketFacts, Buckets, LogColumns
 from twotower.data.interaction_columns import POSITIVE, TIME
 from twotower.data.parts import tell_of_repeats_at_most
-from twotower.data.prepare.engines import choose_engine
-from twotower.data.prepare.engines.engine import Engine
+from twotower.data.prepare.engines import Engine, choose_engine
 from twotower.data.prepare.log_pieces import Log, Sides, counts_of_users, write_pieces
 from twotower.data.prepare.options import PrepareOptions
 from twotower.data.prepare.sides import settle_sides

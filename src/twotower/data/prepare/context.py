@@ -3,13 +3,13 @@ interaction."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import polars as pl
 
 from twotower.arrays import npy_writer
-from twotower.arrays.pieces import pieces
 from twotower.arrays.ragged import Column, Ragged
 from twotower.arrays.types import Bools, Ints
 from twotower.data.buckets import Bucket
@@ -75,9 +75,7 @@ class PreparedContext:
         frame = context_frame(self.example(), self.schema, np.zeros(1, np.int32), np.zeros(1, np.int64))
         for i, feature in enumerate(self.features):
             column = encoders.by_side["context"][feature.name].transform(frame[feature.source])
-            if isinstance(column, Ragged):
-                npy_writer.create(self.work / f"{i}.lengths.npy", "<i4", rows)
-            else:
+            if not isinstance(column, Ragged):
                 npy_writer.create(self.arrays / f"context.{i}.npy", np.dtype((column.dtype, column.shape[1:])), rows)
 
     def write(self, bucket: Bucket, parts: Parts, cursor: Ints) -> None:
@@ -99,20 +97,19 @@ class PreparedContext:
         if self.schema.context_columns():
             write_parquet(self.example(), made / layout.CONTEXT)
         for i in range(len(self.features)):
-            if (self.work / f"{i}.lengths.npy").exists():
-                self._join(i)
+            if not (self.arrays / f"context.{i}.npy").exists():
+                names = [f"{bucket.file}.{part}.{i}" for part in range(len(PART_NAMES)) for bucket in self._buckets]
+                npy_writer.write_blocks(self.arrays / f"context.{i}.offsets.npy", self._ends(names))
+                values = (np.load(self.work / f"{name}.values.npy") for name in names)
+                npy_writer.write_blocks(self.arrays / f"context.{i}.values.npy", values)
 
-    def _join(self, i: int) -> None:
-        """Write offsets and values of an array of many codes a row."""
-        lengths = np.load(self.work / f"{i}.lengths.npy", mmap_mode="r")
-        offsets, total = self.arrays / f"context.{i}.offsets.npy", 0
-        npy_writer.create(offsets, "<i8", len(lengths) + 1)
-        for some in pieces(len(lengths)):
-            ends = total + np.cumsum(lengths[some], dtype=np.int64)
-            npy_writer.write_rows(offsets, some.start + 1, ends)
-            total = int(ends[-1])
-        names = (f"{bucket.file}.{part}.{i}.npy" for part in range(len(PART_NAMES)) for bucket in self._buckets)
-        npy_writer.write_blocks(self.arrays / f"context.{i}.values.npy", (np.load(self.work / name) for name in names))
+    def _ends(self, names: Sequence[str]) -> Iterator[Ints]:
+        """Yield blocks of the offsets of an array of many codes a row."""
+        yield (total := np.zeros(1, np.int64))
+        for name in names:
+            ends = total[-1] + np.cumsum(np.load(self.work / f"{name}.lengths.npy"), dtype=np.int64)
+            total = ends if len(ends) else total
+            yield ends
 
     @property
     def _buckets(self) -> tuple[Bucket, ...]:
@@ -131,8 +128,8 @@ class PreparedContext:
             npy_writer.write_rows(self.arrays / f"context.{i}.npy", start, column[rows])
             return
         taken = column.take(rows)
-        npy_writer.write_rows(self.work / f"{i}.lengths.npy", start, taken.lengths.astype(np.int32))
-        np.save(self.work / f"{name}.npy", taken.values.astype(np.int32))
+        np.save(self.work / f"{name}.lengths.npy", taken.lengths)
+        np.save(self.work / f"{name}.values.npy", taken.values.astype(np.int32))
 
 
 def _merged(frames: list[pl.DataFrame]) -> list[pl.DataFrame]:

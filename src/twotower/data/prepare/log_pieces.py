@@ -17,13 +17,13 @@ import polars as pl
 from polars import selectors
 
 from twotower.arrays.types import Ints
-from twotower.data import interaction_columns
+from twotower.data.bucket_columns import bucket_columns
 from twotower.data.column_types import common_types, with_types
 from twotower.data.config import DataConfig
-from twotower.data.context import plain_type, refuse_missing
-from twotower.data.events import type_names, without_ignored
-from twotower.data.interaction_columns import CONTEXT_PREFIX, ITEM, ROW, USER, VALUE_PREFIX
-from twotower.data.labels import POSITIVE, WEIGHT, averaged_values, labelled, weighted
+from twotower.data.context import refuse_missing
+from twotower.data.events import without_ignored
+from twotower.data.interaction_columns import USER
+from twotower.data.labels import POSITIVE, labelled, weighted
 from twotower.data.parts import PART, PartFiles, check_part_column, given_parts
 from twotower.data.readers import table_errors
 from twotower.data.split import PART_NAMES, SplitConfig
@@ -33,10 +33,9 @@ from twotower.data.table_shards import TableFile, TableShard, cut_into_shards, r
 from twotower.data.tables import averaged_columns, need, with_ids, without_missing
 from twotower.data.text_files import Reading, as_types, text_as_parquet, text_types
 from twotower.data.times import TIME, Times
-from twotower.data.unknown_ids import rows_of_ids
 from twotower.errors import DataError
 from twotower.features.schema import Schema
-from twotower.features.side import SIDES, SideName
+from twotower.features.side import SideName
 from twotower.files import JsonData
 from twotower.files.readers import write_parquet
 from twotower.files.resumable import make_once
@@ -232,23 +231,10 @@ def _encoded(source: Log, piece: TableShard, first: int, sides: Sides, times: Ti
     if times:
         frame = times.add(frame)
         _check_order(frame, schema)
-    columns = {
-        side: rows_of_ids(with_ids(frame.select(key), key, "interactions")[key], sides[side][key]).cast(pl.Int32)
-        for side, key in ((side, schema.id_column(side)) for side in SIDES)
-    }
-    out = pl.DataFrame(
-        {
-            USER: columns["user"], ITEM: columns["item"], interaction_columns.POSITIVE: frame[POSITIVE],
-            ROW: frame[_ROW],
-        } | ({interaction_columns.TIME: frame[TIME]} if times else {})
-        | ({} if parts is None else {interaction_columns.PART: parts})
-        | ({interaction_columns.WEIGHT: frame[WEIGHT]} if schema.weighted else {})
-        | ({interaction_columns.EVENT: type_names(frame[schema.event])} if schema.reads_types else {})
-        | {VALUE_PREFIX + a: averaged_values(frame, a, schema) for a in averaged_columns(schema)}
-        | {CONTEXT_PREFIX + name: plain_type(frame[name]) for name in schema.context_columns()}
-    )  # fmt: skip
+    for key in (schema.user_id, schema.item_id):
+        frame = with_ids(frame, key, "interactions")
     # An id that the table lacks is one to drop: `settle_sides` has added or refused the others.
-    return out.drop_nulls([USER, ITEM]).sort(USER)
+    return bucket_columns(frame, frame[_ROW], sides, schema, parts).sort(USER)
 
 
 def counts_of_users(pieces: list[Path], n_users: int) -> Ints:

@@ -6,8 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from twotower import files
-from twotower.data.prepare.engines import is_ray
-from twotower.data.prepare.engines.engine import ROW_BYTES
+from twotower.data.prepare.engines import ROW_BYTES, is_ray
 from twotower.engines import open_engine
 from twotower.engines.engine import JobEngine
 from twotower.errors import ConfigError

@@ -21,7 +21,6 @@ from twotower.data.tables import (
     averaged_gaps,
     averaged_notes,
     check_side,
-    check_versions,
     imputed_note,
     missing_note,
     side_columns,
@@ -30,7 +29,7 @@ from twotower.data.tables import (
     without_missing,
 )
 from twotower.data.text_files import Reading
-from twotower.data.times import Times
+from twotower.data.times import TIME, Times
 from twotower.data.unknown_ids import COUNT, counted_ids, of_one_type
 from twotower.data.versions import no_versions
 from twotower.errors import DataError
@@ -137,11 +136,12 @@ def settle_sides(source: Log, known: Sides | None, notes: list[str]) -> tuple[Si
             notes += _left_out(side, table_files(given), frame, wanted)
             for path in table_files(given):
                 source.check_unchanged(f"{side}s", path)
-            found[side], every = check_versions(frame, side, schema, notes, counted, from_text)
+            newest, every = check_side(frame, side, schema, notes, counted, from_text)
+            found[side] = newest.select(columns := side_columns(side, schema))
             if every is not None:
-                versions[side] = every
+                versions[side] = every.select(*columns, TIME)
         else:
-            found[side] = check_side(counted.select(pl.col(key).sort()), side, schema, notes)
+            found[side], _ = check_side(counted.select(pl.col(key).sort()), side, schema, notes)
     if schema.valid_from and not versions:
         raise no_versions(schema)
     found["user"] = in_user_order(found["user"], schema.user_id)
