@@ -290,7 +290,7 @@ def test_fault_G9_runs_and_bundles_of_a_former_format_are_refused_by_name(tmp_pa
         rewrite(folder / "model.json", format=form)
         with pytest.raises(RunError, match=rf"model\.json: format {form}, this version reads 6; train the run again"):
             twotower.load(folder)
-        rewrite(folder / "model.json", format=5)
+        rewrite(folder / "model.json", format=6)
     assert facts(twotower.load(folder).dataset) == facts(run.dataset)
 
 

@@ -134,6 +134,7 @@ scorers = [{ kind = "ials", width = 4, sweeps = 1_000_000_000 }]
 interactions = "log.csv"
 [schema]
 features = [
+  { kind = "categorical", side = "user", name = "user_id" },
   { kind = "categorical", side = "item", name = "item_id" },
 ]
 [model]
