@@ -269,7 +269,7 @@ def test_a_checkpoint_of_another_format_is_refused_by_its_number(
     state = json.loads(path.read_text())
     assert state.pop("format") == checkpoint.FORMAT
     path.write_text(json.dumps(state | {"format": written} if written else state))
-    with pytest.raises(RunError, match=rf"step-000000002 has format {written!r}, and this version reads format 4"):
+    with pytest.raises(RunError, match=rf"step-000000002 has format {written!r}, and this version reads format 5"):
         Trainer(board, config, folder).resume()
 
 
