@@ -64,7 +64,7 @@ def world(again: float = 0.8, **split: Any) -> Dataset:
     )
 
 
-def config(own: str = "taken", **sections: dict[str, Any]) -> Config:
+def config(own: str = "taken", **sections: Any) -> Config:
     base: dict[str, Any] = {
         "scorers": [{"kind": "repeats", "history": own}] if own else [],
         "model": {
@@ -199,6 +199,35 @@ def test_a_log_without_repeats_gets_none() -> None:
 def test_what_it_needs_is_said(own: str, sections: dict[str, Any], split: dict[str, Any], says: str) -> None:
     with pytest.raises(ConfigError, match=says):
         Trainer(world(**split), config(own, **sections))
+
+
+@pytest.mark.parametrize("kind", ["negative", "all", "hashed", "column"])
+def test_a_history_that_does_not_hold_what_users_took_is_refused(kind: str) -> None:
+    """Dislikes, items that share a code, and values of a column would get scores of their own."""
+    item = Categorical(name="item_id", side="item", hash_buckets=5 if kind == "hashed" else 0)
+    interactions = {"negative": "negative", "all": "all"}.get(kind, "positive")
+    taken = Sequence.model_validate(
+        {
+            "name": "taken", "side": "user", "interactions": interactions,
+            "feature": "half" if kind == "column" else "", "share_embedding": kind == "hashed",
+        }
+    )  # fmt: skip
+    pairs = [{"user": {"fields": ["taken"], "layers": []}, "item": {"fields": ["item_id"], "layers": []}}]
+    half = Categorical(name="half", side="item")
+    schema = SCHEMA.model_copy(
+        update={"features": (taken, item, half), "label": "liked", "positive_above": 0, "time_unit": "order"}
+    )
+    rows = log_of_favourites().with_columns(liked=pl.int_range(pl.len()) % 3)
+    items = pl.DataFrame({"item_id": range(N_ITEMS), "half": [str(n % 2) for n in range(N_ITEMS)]})
+    data = build_dataset(check(None, items, rows, schema), schema, SplitConfig(kind="last"))
+    with pytest.raises(ConfigError, match="'taken', which does not hold what users took, a code for each item"):
+        Trainer(data, config(model={"similarity": "dot", "width": 8, "pairs": pairs}))
+
+
+def test_terms_that_would_hide_one_another_are_refused() -> None:
+    both = [{"kind": "repeats", "history": "taken"}, "trending", "trending"]
+    with pytest.raises(ConfigError, match="names 'trending' twice"):
+        Trainer(world(), config(scorers=both))
 
 
 def test_known_items_that_stand_for_cold_ones_have_no_score_of_their_own(caplog: pytest.LogCaptureFixture) -> None:

@@ -24,7 +24,6 @@ from twotower.features.values import UNKNOWN
 from twotower.model.embeddings import FieldEmbeddings
 from twotower.model.inputs import carrier, stacked
 from twotower.model.inputs.code_layout import CodeLayout, Inputs
-from twotower.scorers.scorer import terms_of
 
 
 def statistics(context: DiagnosisContext) -> Iterator[Finding]:
@@ -207,7 +206,7 @@ def _why_unused(context: DiagnosisContext, side: SideName, name: str, effect: fl
         return (
             f"has the same value in every row, so it has no effect. Remove it, or check the column '{feature.source}'."
         )
-    if effect >= 1e-3 or any((own := term.served()) and own.history == name for term in terms_of(model)):
+    if effect >= 1e-3 or name in {term.reads for term in context.config.terms}:
         return ""
     readers = _readers(context, side, name)
     towers = [model.towers(side)[n] for n in readers]

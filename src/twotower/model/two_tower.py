@@ -7,6 +7,7 @@ so that an index searches the trained score.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -159,7 +160,7 @@ class TwoTower(nn.Module):
                     "id without hash_buckets; add one, or set model.cold_item_bias = false"
                 )
             self._fitted_biases["item"].append(self.cold_items)
-        self.terms = nn.ModuleDict({term.name: term for term in terms})
+        self.terms = nn.ModuleDict({re.sub(r"\W", "_", term.name): term for term in terms})
         self._fitted_biases["item"] += [term for term in terms if term.is_bias]
         self._id_columns = {
             side: _id_column(side, fields)

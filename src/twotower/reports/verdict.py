@@ -71,5 +71,7 @@ def _help(baseline: str, config: Config) -> str:
     if baseline == "user+item bias" and not config.model.bias:
         return "Set model.bias = true, which adds the biases to the score. "
     kind = next((scorer.kind for scorer in SCORERS if scorer.label == baseline), "")
+    if config.model.stacking or config.model.cold_item_bias:  # to which no term is added, or not all
+        return ""
     is_set = kind in {scorer.kind for scorer in (*config.scorers, *config.train.solved)}
     return f"Add {{ kind = '{kind}' }} to scorers, which adds it to the score. " if kind and not is_set else ""

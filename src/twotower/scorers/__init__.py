@@ -13,7 +13,7 @@ from twotower.scorers.columns import ColumnFactors
 from twotower.scorers.ease import Ease
 from twotower.scorers.ials import Ials, TowerStart
 from twotower.scorers.repeats import Repeats
-from twotower.scorers.scorer import AddedScorer
+from twotower.scorers.scorer import AddedScorer, TermScorer
 from twotower.scorers.slit import Slit
 from twotower.scorers.start import PairValues, Start
 from twotower.scorers.transitions import TransitionFactors
@@ -30,6 +30,7 @@ __all__ = [
     "Repeats",
     "Slit",
     "Start",
+    "TermScorer",
     "TowerStart",
     "TransitionFactors",
     "Trending",
@@ -46,6 +47,7 @@ SCORERS: Kinds[AddedScorer] = Kinds(
     TransitionFactors,
     Repeats,
     Trending,
+    families=(Start, TermScorer),
 )
 """Kinds of scorers, by their names in a config."""
 STARTS = Kinds("start", TowerStart, TowerStart)

@@ -75,6 +75,17 @@ class Repeats(TermScorer):
         return OwnCounts(user_fields, self.history)
 
     def check(self, dataset: Dataset, model: ModelConfig, evaluation: EvaluationConfig) -> None:
+        spec = next((h for h in dataset.schema.histories("user") if h.name == self.history), None)
+        if spec is None or spec.feature or spec.codes or not _holds_taken(dataset, spec):
+            raise ConfigError(
+                f"the scorer 'repeats' has history = '{self.history}', which does not hold what users took, a code for "
+                "each item; leave history out, and the scorer has one of its own"
+            )
+        if model.stacking:
+            raise ConfigError(
+                "model.stacking weighs the terms of a logit, and the scorer 'repeats' would be added to it; leave one "
+                "of them out"
+            )
         if not len(dataset.validation):
             raise ConfigError(
                 "the scorer 'repeats' is fitted to the validation part, and the split has none; leave it out"
@@ -222,6 +233,14 @@ class OwnCounts(FittedTerm):
     def _scores(self, dataset: Dataset, part: int, term: HistoryTerm) -> SparseScores:
         histories, spec = _histories(dataset, self.history, part)
         return SparseScores.of(histories, rows_of_codes(dataset, spec, len(term.weights)), term, len(dataset.items))
+
+
+def _holds_taken(dataset: Dataset, spec: HistorySpec) -> bool:
+    """Return True for a history of positives alone, in which each known item has a code of its own."""
+    codes = dataset.encoders.history_codes(spec, dataset.items.frame)
+    known = codes[codes != UNKNOWN]
+    all_taken = spec.interactions == "positive" or (spec.interactions == "all" and bool(dataset.pairs.labels.all()))
+    return all_taken and len(np.unique(known)) == len(known)
 
 
 def shares_of_repeats(dataset: Dataset, name: str, n_codes: int, prior: float) -> Shaped[Floats, "codes"]:

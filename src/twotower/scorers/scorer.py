@@ -43,7 +43,7 @@ class AddedScorer(Kind):
     """
 
     label: ClassVar[str] = ""
-    """Name of the baseline that the scorer alone is in reports. Empty: it is none."""
+    """Name of the baseline that a registered scorer alone is in reports. Empty: it is none."""
 
     @abstractmethod
     def addition(self, schema: Schema, name: str) -> Addition:

@@ -69,6 +69,7 @@ class BundleCache:
     def add(self, made: Path, name: str) -> Bundle:
         """Move a folder to the place of the bundle `name`, and verify it."""
         with self.locked():
+            self.remove(name)
             os.replace(made, self.folder / name)
             files.point("cache.renamed")
             files.sync(self.folder)

@@ -27,7 +27,7 @@ def new_line(
 ) -> JsonObject:
     """Return the line of a change: `name` is the bundle, `old` the bundle that was current before the change."""
     return {
-        "time": datetime.now(UTC).isoformat(timespec="seconds"), "action": action, "bundle": name, "from": old,
+        "time": datetime.now(UTC).isoformat(timespec="microseconds"), "action": action, "bundle": name, "from": old,
         "reason": reason, "recall_check": recall_check.model_dump() if recall_check else None, "forced": forced,
     }  # fmt: skip
 

@@ -6,6 +6,7 @@ import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -17,6 +18,7 @@ from twotower.data.dataset import Dataset
 from twotower.data.pairs import Pairs
 from twotower.distributed import DistributedContext
 from twotower.errors import TrainingError
+from twotower.evaluation.added_scores import SparseScores
 from twotower.evaluation.config import EvaluationConfig
 from twotower.evaluation.factors import Factors
 from twotower.evaluation.metrics.metric import PairMetric
@@ -127,8 +129,6 @@ class ClosedForms:
         self.measure, self.score_of, self.check_stop = measure, score_of, check_stop
         self._scores = tried or TriedStarts(None, {})
         self._evaluation = evaluation_of_search(recipe.evaluation, len(dataset.items))
-        self._usual = next((scores for term in terms_of(model) if (scores := term.usual(dataset))), None)
-        """Scores of a term, to which a closed form is added while its values are compared."""
 
     def fill(self, pair: int, start: Start) -> ClosedForm:
         """Overwrite a pair with the values of its closed form that are best, and return its terms. Raises TrainingError
@@ -182,6 +182,11 @@ class ClosedForms:
             self._scores.add(pair, start, score)
         log.info(line)
         return score
+
+    @cached_property
+    def _usual(self) -> SparseScores | None:
+        """Scores of a term, to which a closed form is added while its values are compared."""
+        return next((scores for term in terms_of(self.model) if (scores := term.usual(self.dataset))), None)
 
     def _with_term(self, found: Factors) -> Factors:
         """Return scores with those of a term, where there is one: the values of a closed form are compared by what it

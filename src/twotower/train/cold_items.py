@@ -14,6 +14,7 @@ from twotower.arrays.types import Bools, Codes, Ints, Shaped
 from twotower.data.dataset import Dataset
 from twotower.data.splits import VALIDATION
 from twotower.distributed import DistributedContext
+from twotower.evaluation.added_scores import SparseScores
 from twotower.evaluation.context_factors import ContextFactors
 from twotower.evaluation.factors import Factors, Scorer
 from twotower.evaluation.version_factors import VersionFactors
@@ -105,7 +106,8 @@ def fit_cold_item_bias(
         return
     found = scorer(cold.inputs)
     if cold.inputs is not None:  # no cold item is in a history, or popular
-        found = replace(found, added=(found.sparse.without(cold.which),) if found.sparse else ())
+        without = (a.without(cold.which) if isinstance(a, SparseScores) else a for a in found.added)
+        found = replace(found, added=tuple(without))
     spread = context.broadcast(spread_of_scores(found, dataset) if context.is_main else 0.0)
     if not spread > 0:
         log.warning("model.cold_item_bias fits nothing, and the bias stays 0: each user scores all items alike")

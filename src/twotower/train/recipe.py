@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, JsonValue, field_validator, model_validator
 
-from twotower.errors import did_you_mean, listed
+from twotower.errors import ConfigError, did_you_mean, listed
 from twotower.evaluation.config import EvaluationConfig
 from twotower.features.field import InputField
 from twotower.kinds import Written
@@ -236,8 +236,18 @@ class Recipe(Section):
         return [scorer for scorer in self.scorers if isinstance(scorer, TermScorer)]
 
     def terms_for(self, users: tuple[InputField, ...], items: tuple[InputField, ...]) -> list[FittedTerm]:
-        """Return the numbers of the terms of a model of these fields. Raises ConfigError."""
-        return [term.term(users, items) for term in self.terms]
+        """Return the numbers of the terms of a model of these fields. Raises ConfigError, also for two of one name, and
+        for two that a retriever adds to the items of a history."""
+        found = [term.term(users, items) for term in self.terms]
+        served = [term.name for term in found if type(term).served is not FittedTerm.served]
+        if twice := next((n for n in (t.name for t in found) if [t.name for t in found].count(n) > 1), ""):
+            raise ConfigError(f"scorers names '{twice}' twice; leave one of them out")
+        if len(served) > 1:
+            raise ConfigError(
+                f"the scorers {listed([repr(name) for name in served])} both add to the items of a history; leave one "
+                "of them out"
+            )
+        return found
 
     @property
     def is_mixed(self) -> bool:

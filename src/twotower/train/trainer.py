@@ -199,6 +199,7 @@ class Trainer:
         """Solve `last_starts`, and add them and the other terms to the present scores by the weights of the mix, or by
         the share of these weights, down to nothing, whose monitored metric of validation is the best."""
         recipe, closed, forms = self.recipe, self._closed_forms, list[ClosedForm]()
+        first = None if recipe.model.stacking else self._scorer()  # without the values of the last pairs
         if recipe.last_starts:
             self.callback.on_phase("closed forms after the epochs", recipe)
         for pair, start in recipe.last_starts.items():
@@ -214,7 +215,7 @@ class Trainer:
         self.callback.on_phase("fits to validation", recipe)
         self._check_stop()
         mix = Mix(self.model, self.dataset, recipe, self.context)
-        first, self._measured_pairs = self._scorer(), None
+        first, self._measured_pairs = first or self._scorer(), None
         some = evaluation_of_search(recipe.evaluation, len(self.dataset.items))
         before, state, found = self._score(first, some), self.weights.copy(), mix.fit(first, forms)
         scores = {0.0: before}
