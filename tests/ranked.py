@@ -106,9 +106,9 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         "loss": SOFTMAX,
         "negatives": {"full": True},
         "train": {
-            "start": [{"kind": "ials"}], "lr": 0.003, "monitor": "validation.ndcg@5",
+            "start": [{"kind": "ials"}], "lr": 0.1, "monitor": "validation.ndcg@5",
         },
-        "model": histories("one", "two"),
+        "model": histories("one"),
     }),
     "mix": ("histories", {
         "loss": SOFTMAX,

@@ -401,7 +401,7 @@ def mixed(
 
 
 @pytest.mark.parametrize(
-    ("total", "age", "new"), [(-1.0, -0.5, -0.4), (0.5, -0.8, 0.2), (-0.7, 0.5, 0.0), (0.0, -0.6, -0.6)]
+    ("total", "age", "new"), [(-1.0, -0.5, -0.4), (0.5, -0.8, 0.2), (-0.7, 0.5, 0.2), (0.0, -0.6, -0.6)]
 )
 def test_weights_of_closed_forms_and_recent_popularity_are_those_by_which_users_take(
     total: float, age: float, new: float
