@@ -81,15 +81,6 @@ class Repeats(TermScorer):
                 f"the scorer 'repeats' has history = '{self.history}', which does not hold what users took, a code for "
                 "each item; leave history out, and the scorer has one of its own"
             )
-        if model.stacking:
-            raise ConfigError(
-                "model.stacking weighs the terms of a logit, and the scorer 'repeats' would be added to it; leave one "
-                "of them out"
-            )
-        if not len(dataset.validation):
-            raise ConfigError(
-                "the scorer 'repeats' is fitted to the validation part, and the split has none; leave it out"
-            )
         if dataset.schema.duplicates != "keep":
             raise ConfigError(
                 "the scorer 'repeats' scores what users take again, and schema.duplicates = "

@@ -59,15 +59,6 @@ class Trending(TermScorer):
                 "the scorer 'trending' counts the latest rows of the log, and they have no time; name its column in "
                 "schema.time, or leave the scorer out"
             )
-        if not len(dataset.validation):
-            raise ConfigError(
-                "the scorer 'trending' is fitted to the validation part, and the split has none; leave it out"
-            )
-        if model.stacking:
-            raise ConfigError(
-                "model.stacking weighs the terms of a logit, and the scorer 'trending' would be added to it; leave one "
-                "of them out"
-            )
         if model.cold_item_bias:
             raise ConfigError(
                 "the scorer 'trending' has a weight for items without a row, as model.cold_item_bias has; set "

@@ -69,6 +69,15 @@ def check_recipe(dataset: Dataset, recipe: Recipe, context: DistributedContext) 
             "= false"
         )
     for term in recipe.terms:
+        if not len(dataset.validation):
+            raise ConfigError(
+                f"the scorer '{term.kind}' is fitted to the validation part, and the split has none; leave it out"
+            )
+        if recipe.model.stacking:
+            raise ConfigError(
+                f"model.stacking weighs the terms of a logit, and the scorer '{term.kind}' would be added to it; leave "
+                "one of them out"
+            )
         term.check(dataset, recipe.model, recipe.evaluation)
     fitted = [f"'{term.kind}'" for term in recipe.terms]
     if recipe.last_starts and not recipe.model.stacking:  # which calibrates them
