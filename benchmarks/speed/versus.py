@@ -6,12 +6,14 @@ import sys
 import tempfile
 import time
 from argparse import Namespace
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+
+import psutil
 
 from benchmarks.lib.machine import timed
 from benchmarks.lib.processes import ROOT, Conversation, call, run, serving
@@ -37,8 +39,8 @@ def compare(trees: Mapping[str, Path], temporary: str, parts: list[str], pairs: 
     of = {name: os.environ | {"PYTHONPATH": f"{tree}/src", "OMP_NUM_THREADS": "2"} for name, tree in trees.items()}
 
     def once(part: str, name: str) -> Any:
-        if part == "serve":
-            return serving_speed(Path(temporary) / name / "store", of[name])
+        if part in SERVED:
+            return SERVED[part](Path(temporary) / name / "store", of[name])
         return call(measure, part, f"{temporary}/{name}", rows, environment=of[name])[1]
 
     if set(parts) - set(TURNS):
@@ -75,17 +77,43 @@ def serving_speed(store: Path, environment: Mapping[str, str]) -> float:
     """Return requests a second of one connection: the reciprocal of the least median latency of 300 requests."""
     with serving(store, environment=environment) as server:
         connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=30)
-
-        def ask(number: int) -> None:
-            body = {"user_id": str(number * 7 % DECLARED["world"]["users"]), "k": 10, "method": 1 + number % 2}
-            connection.request("POST", "/v1/recommend", json.dumps(body), {"Content-Type": "application/json"})
-            reply = connection.getresponse()
-            reply.read()
-            if reply.status != 200:
-                raise SystemExit(f"{reply.status} in place of 200")
-
-        taken = [timed(lambda n=n: ask(n)) for n in range(2000)]  # type: ignore[misc]
+        taken = [timed(lambda n=n: ask(connection, n, 1 + n % 2)) for n in range(2000)]  # type: ignore[misc]
         return 1 / min(statistics.median(taken[start : start + 300]) for start in range(200, 2000, 300))
+
+
+def requests_a_processor(method: int, store: Path, environment: Mapping[str, str]) -> float:
+    """Return requests a second of processor time of the service's processes: the most of five times 400 requests."""
+    with serving(store, environment=environment) as server:
+        connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=30)
+        service = [psutil.Process(server.pid), *psutil.Process(server.pid).children(recursive=True)]
+
+        def spent() -> float:
+            return sum(sum(process.cpu_times()[:2]) for process in service)
+
+        def speed(start: int) -> float:
+            before = spent()
+            for number in range(start, start + 400):
+                ask(connection, number, method)
+            return 400 / (spent() - before)
+
+        return max([speed(start) for start in range(0, 2400, 400)][1:])
+
+
+def ask(connection: http.client.HTTPConnection, number: int, method: int) -> None:
+    body = {"user_id": str(number * 7 % DECLARED["world"]["users"]), "k": 10, "method": method}
+    connection.request("POST", "/v1/recommend", json.dumps(body), {"Content-Type": "application/json"})
+    reply = connection.getresponse()
+    reply.read()
+    if reply.status != 200:
+        raise SystemExit(f"{reply.status} in place of 200")
+
+
+SERVED: dict[str, Callable[[Path, Mapping[str, str]], float]] = {
+    "serve": serving_speed,
+    "search-request": partial(requests_a_processor, 1),
+    "tower-request": partial(requests_a_processor, 2),
+}
+"""Parts that are measured over HTTP."""
 
 
 def measure(part: str, folder: str, rows: int) -> float | None:
