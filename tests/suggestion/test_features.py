@@ -79,15 +79,6 @@ def test_categories_end_at_their_number() -> None:
     assert "too many for a category" in kind(many, side="user")
 
 
-def test_titles_have_standard_names() -> None:
-    frame = pl.DataFrame(
-        {"item_id": range(9), "name": [f"n{i}" for i in range(9)], "title": [f"t{i}" for i in range(9)]}
-    )
-    assert guess_features(frame, "item", "item_id").title == "title"
-    assert guess_features(frame.drop("title"), "item", "item_id").title == "name"
-    assert guess_features(frame, "user", "item_id").title == ""
-
-
 def shop(wrong: float = 0.0) -> pl.DataFrame:
     """Return a log with a brand of each item, wrong in a share of the rows, a country of each user, and a device."""
     rng, actions = np.random.default_rng(0), log()
