@@ -13,7 +13,7 @@ from twotower import api
 from twotower.evaluation.config import EvaluationConfig, MetricSet
 from twotower.evaluation.metrics.metric import Prominence
 from twotower.reports.compare import compare_with_first, describe_runs
-from twotower.reports.metric_tables import ROWS, cell, columns, metric_rows, print_metrics, print_served
+from twotower.reports.metric_tables import ROWS, cell, columns, print_metrics, print_served
 from twotower.reports.pages import write_comparison, write_report
 from twotower.reports.progress import Progress
 from twotower.reports.verdict import verdict
@@ -23,12 +23,6 @@ AT_FIVE = EvaluationConfig(k=(5, 9))
 
 def test_a_cell_is_a_dash_for_what_is_undefined() -> None:
     assert [cell(v) for v in (0.25, 1, None, float("nan"), float("inf"))] == ["0.2500", "1.0000", "–", "–", "–"]
-
-
-def test_rows_are_the_model_and_its_baselines() -> None:
-    metrics = {"test.auc": 0.5, "baseline.bias.recall@3": 0.25}
-    rows = metric_rows(metrics, ["auc", "recall@3"])
-    assert rows == {"model": [0.5, None], "popularity": [None, None], "user+item bias": [None, 0.25]}
 
 
 def test_the_terminal_shows_every_column_and_row(capsys: pytest.CaptureFixture[str]) -> None:

@@ -51,15 +51,6 @@ def test_cold_items_have_a_row_among_all_and_one_among_themselves(alone: bool) -
     assert ("cold items, ranked among themselves" in found) == ("0.2468" in found) == alone
 
 
-@pytest.mark.parametrize(
-    ("repeats", "words"),
-    [("exclude", "are left out."), ("allow", "are ranked as all others."), ("only", ": only items")],
-)
-def test_the_page_says_how_items_that_a_user_has_seen_are_ranked(repeats: str, words: str) -> None:
-    found = of_metrics({}, {"repeats": repeats}).partition("Ranking metrics are")[2]
-    assert words in found.partition("</p>")[0].replace("\n", " ")
-
-
 @pytest.mark.system
 @pytest.mark.parametrize("width", [390, 1280])
 def test_a_page_is_as_wide_as_the_screen_and_a_wide_table_scrolls_in_its_box(width: int) -> None:
