@@ -180,15 +180,6 @@ def test_a_list_that_the_log_is_exploded_from_is_left_out() -> None:
     assert left_out(exploded(tags), table(shuffled)) == [], "lists of other users"
 
 
-@pytest.mark.parametrize("separator", ["|", ", ", " "])
-def test_such_a_list_in_text_is_left_out(separator: str) -> None:
-    tags = taken()
-    assert left_out(exploded(tags), table([separator.join(own) for own in tags])) == ["tags"]
-    many = [[f"t{10 * u + i}" for i in range(4)] for u in range(300)]
-    shared = pl.concat([exploded(many), exploded(many).with_columns(pl.col("user_id") + 300)])
-    assert left_out(shared, table(2 * [separator.join(own) for own in many])) == ["tags"], "ids of two users each"
-
-
 def test_the_users_of_an_item_and_one_answer_are_left_out() -> None:
     tags = taken()
     rows = exploded(tags)
@@ -217,10 +208,3 @@ def test_what_was_liked_is_looked_for_among_refused_rows() -> None:
         event=pl.when(pl.col("liked") > 0).then(pl.lit("like")).otherwise(pl.lit("skip"))
     )
     assert left_out(kinds.drop("liked"), table(tags)) == ["tags"]
-
-
-def test_numbers_that_follow_the_rows_are_looked_at() -> None:
-    actions = log(strength=0.0, n_items=60).drop("timestamp")
-    counts = actions.group_by("item_id").len("n").with_columns(noise=pl.col("item_id") * 0.37 % 1)
-    found = suggest(actions, items=counts.with_columns(n=pl.col("n") * 1.5 + pl.col("noise") / 99))
-    assert any(line.startswith("Look at 'n' of the items: they predict or follow the rows") for line in found.reasons)

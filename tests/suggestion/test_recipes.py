@@ -82,19 +82,6 @@ def test_a_kind_keeps_the_options_that_the_recipe_gives_it() -> None:
     assert {"kind": "multi_hot", "side": "item", "name": "tags", "separator": "|"} in found
 
 
-def test_the_options_of_the_recipe_stand_for_guesses() -> None:
-    price: Settings = {"kind": "numeric", "side": "item", "name": "price", "buckets": 16}
-    ids: list[Settings] = [{"kind": "categorical", "side": s, "name": f"{s}_id"} for s in ("user", "item")]
-    settings: Settings = {"schema": {"features": [*ids, price]}}
-    found = FittedRecipe(settings, {"user": "c", "item": "p"}, [column("size", kind="numeric", buckets="10")], True)
-    assert found.features[2:] == [{"kind": "numeric", "side": "item", "name": "size", "buckets": 16}]
-
-
-def test_without_a_label_histories_hold_all() -> None:
-    (liked,) = [f for f in fitted(has_label=False).features if f["name"] == "liked"]
-    assert "interactions" not in liked
-
-
 def test_names_that_meet_a_history_are_told_apart() -> None:
     found = fitted(column("liked", "user"))
     assert names(found, "user") == ["customer", "liked", "liked_history"]

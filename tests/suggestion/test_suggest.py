@@ -126,13 +126,6 @@ def test_columns_of_users_decide_where_they_tell_and_histories_are_short(share: 
     assert suggest(actions, users).recipe == recipe
 
 
-def test_a_label_of_two_values_is_kept_by_every_recipe() -> None:
-    actions = with_label(log(n_users=100, n_items=2000), 0.02)
-    found = of((None, None, actions))
-    assert found.recipe == "sequence-short"
-    assert (found.schema.label, found.schema.positive_above) == ("clicked", 0)
-
-
 def test_a_scale_rates_what_users_took() -> None:
     actions = with_label(log(), 0.4, scale=6)
     found = of((None, None, actions))
@@ -163,20 +156,6 @@ def test_a_label_apart_is_asked_about_and_taken_for_a_refusal_if_it_is_given() -
     assert (found.recipe, found.schema.label, found.schema.positive_above) == ("ranking", "rating", 0)
 
 
-@pytest.mark.parametrize(
-    ("low", "high", "recipe"),
-    [(0, 1, "ranking"), (1, 2, "ranking"), (-1, 1, "ranking"), (2, 3, "sequence-short"), (4, 5, "sequence-short")],
-)
-def test_two_labels_at_the_top_of_a_scale_are_no_refusals(low: int, high: int, recipe: str) -> None:
-    actions = with_label(log(), 0.4)
-    rated = actions.with_columns(clicked=pl.when(pl.col("clicked") > 0).then(high).otherwise(low)).rename(
-        {"clicked": "rating"}
-    )
-    assert suggest(rated).recipe == recipe
-    assert suggest(rated, recipe="ranking").schema.positive_above == low
-    assert bool(suggest(rated.drop("timestamp")).schema.label) == (recipe == "ranking")
-
-
 def test_a_scale_with_negatives_tells_what_users_refused() -> None:
     actions = log()
     actions = actions.with_columns(rating=pl.Series([(-1, 0, 1, 1)[i % 4] for i in range(actions.height)]))
@@ -195,40 +174,6 @@ def test_new_items_are_tested_by_time_and_by_text_where_they_have_nothing_else()
     found = of((None, texts, actions))
     assert found.recipe == "cold-start"
     assert [f.source for f in found.schema.side("item")] == ["item_id", "title"]
-
-
-def test_columns_with_the_names_of_the_ids_are_told() -> None:
-    actions = log()
-    items = pl.DataFrame({"item_id": range(40), "user_id": [f"author {n % 9}" for n in range(40)]})
-    users = pl.DataFrame({"user_id": range(60), "item_id": [f"first {n} of {n * 7} and {n * 5}" for n in range(60)]})
-    found = suggest(actions, users, items)
-    assert found.recipe == "sequence-short"
-    assert any("does not read: 'item_id'." in line for line in found.reasons)
-    assert "user_id" in {f.name for f in found.schema.side("item")}
-
-
-def test_a_scale_says_what_users_took_where_their_columns_tell() -> None:
-    actions, users = with_columns(0.9)
-    rated = actions.with_columns(rating=1 + pl.int_range(pl.len()) % 5)
-    found = suggest(rated, users)
-    assert found.recipe == "cold-start"
-    assert not found.schema.label
-
-
-def test_columns_that_tell_little_are_read_if_the_recipe_is_asked_for() -> None:
-    actions, users = with_columns(0.3)
-    found = suggest(actions, users, recipe="cold-start")
-    assert "city" in {f.name for f in found.schema.side("user")}
-    assert any(line.startswith("Look at 'city' of the users") for line in found.reasons)
-    with pytest.raises(ConfigError, match="columns of users that predict items"):
-        suggest(actions, users.drop("city"), recipe="cold-start")
-
-
-def test_new_items_without_contents_are_no_cold_start() -> None:
-    actions, items = with_new_items(log(n_users=100, length=10), 0.9)
-    assert of((None, items.select("item_id"), actions)).recipe == "sequence-short"
-    with pytest.raises(ConfigError, match="'cold-start' needs columns of items"):
-        of((None, None, actions), recipe="cold-start")
 
 
 @pytest.mark.parametrize("price", [True, False])
@@ -284,33 +229,12 @@ def test_users_without_a_history_are_ranked_by_their_columns() -> None:
     assert metrics["baseline.popularity.recall@10"] < 0.5
 
 
-def test_names_of_people_are_no_queries() -> None:
-    users, items, actions = queries(4)
-    people = users.with_columns(query=pl.format("{} Brown {}", pl.col("query_id") % 7, pl.col("query_id")))
-    chairs = items.with_columns(title=pl.format("Brown chair {}", "item_id"))
-    found = of((people, chairs, actions))
-    assert (found.recipe, found.shape.query, found.shape.words) == ("sequence-short", "query", "title")
-    assert "multiple of shuffled items 1 (at least 2)" in " ".join(found.reasons)
-    rated = with_label(actions, 0.4)
-    assert of((people, chairs, rated)).recipe == "ranking"
-    assert of((people, chairs, actions), recipe="words").recipe == "words"
-
-
 def test_the_text_that_shares_words_is_the_query() -> None:
     users, items, actions = queries()
     users = users.select("query_id", pl.format("Jane Brown {}", "query_id").alias("person"), "query")
     items = items.select("item_id", pl.format("paper book {}", "item_id").alias("kind_of"), "title")
     found = of((users, items, actions))
     assert (found.recipe, found.shape.query, found.shape.words) == ("words", "query", "title")
-
-
-def test_a_log_of_queries_needs_no_table_of_users() -> None:
-    users, items, actions = queries()
-    actions = actions.join(users, on="query_id").select("query", "item_id")
-    found = of((None, items, actions))
-    assert (found.recipe, found.schema.user_id) == ("words", "query")
-    run = twotower.fit((None, items, actions), found.schema, of_one_epoch(found.config))
-    assert "test.recall@10" in run.metrics
 
 
 def test_two_accounts_that_repeat_one_item_make_no_log_of_repeats() -> None:
@@ -345,16 +269,6 @@ def test_repeats_are_ranked_from_a_tenth_on_and_kept_where_rows_have_times(repea
         assert asked.schema.duplicates == given
 
 
-@pytest.mark.parametrize(("values", "reads"), [(5, True), (2, False)])
-def test_what_users_rated_low_is_read_of_a_scale_alone(values: int, reads: bool) -> None:
-    rng = np.random.default_rng(0)
-    frame = log().drop("timestamp").unique(["user_id", "item_id"], maintain_order=True)
-    label = np.where(rng.random(len(frame)) < 0.5, values - 1, rng.integers(values, size=len(frame)))
-    found = suggest(frame.with_columns(rating=label), recipe="collaborative", overrides=["schema.label=rating"])
-    assert found.schema.label == "rating"
-    assert any(f.history and f.history.interactions == "negative" for f in found.schema.features) == reads
-
-
 @pytest.mark.parametrize("share", [0.0, 0.05, 0.08, 0.1, 0.2, 0.9])
 def test_what_is_popular_now_is_read_where_it_changes(share: float) -> None:
     found = of((None, None, waves(share, n_users=480)))
@@ -364,52 +278,6 @@ def test_what_is_popular_now_is_read_where_it_changes(share: float) -> None:
     assert adds(found, "trending") == (share >= 0.1)
     assert f"one item {drift.lift:.2f} times as often as any two" in " ".join(found.reasons)
     assert ("# What is popular changes:" in found.text) == (share >= 0.1)
-
-
-def test_what_is_popular_now_needs_a_time_validation_and_a_loss_of_rankings() -> None:
-    log = waves()
-    found = of((None, None, log), recipe="collaborative")
-    assert (adds(found, "trending"), found.config.split.kind) == (True, "last")
-    assert of((None, None, waves(0.0)), recipe="collaborative").config.split.kind == "user_random"
-    assert not adds(suggest(log, overrides=["schema.time="]), "trending")
-    assert not adds(of((None, None, with_label(log, 0.4)), recipe="ranking"), "trending")
-    numbered = log.sort("user_id", "at").with_columns(at=pl.int_range(pl.len()).over("user_id"))
-    found = suggest(numbered, recipe="sequence-short", overrides=["schema.time=at"])
-    assert (found.shape.drift, adds(found, "trending")) == (None, False)
-    assert "Drift: no times that all users share" in " ".join(found.reasons)
-    places = numbered.sample(fraction=0.8, seed=1)  # some are missing, so that they are no numbers of the rows
-    assert suggest(places, overrides=["schema.time=at"]).shape.drift is None
-    days = log.with_columns(at=(pl.col("at") - 1_500_000_000) // 86_400)
-    found = suggest(days, overrides=["schema.time=at"])
-    assert (found.schema.time_unit, adds(found, "trending")) == ("order", True)
-
-
-def test_own_counts_need_validation_and_a_loss_of_rankings() -> None:
-    actions = log(n_users=40, length=10, n_items=100)
-    again = pl.concat([actions, actions.with_columns(timestamp=pl.col("timestamp") + 10**6)])
-    assert adds(of((None, None, again), recipe="collaborative"), "repeats")
-    for of_user in (["evaluation.repeats=exclude"], ["evaluation.repeats=exclude", "schema.duplicates=last"]):
-        found = suggest(again, recipe="collaborative", overrides=of_user)
-        assert not adds(found, "repeats")
-        assert "repeats" not in tomllib.loads(found.text)["scorers"]
-    assert suggest(again, overrides=["schema.duplicates=last"]).config.evaluation.repeats == "exclude"
-    ranking = of((None, None, with_label(again, 0.4)))
-    assert (ranking.recipe, adds(ranking, "repeats")) == ("ranking", False)
-    labelled = of((None, None, with_label(again, 0.4)), recipe="sequence-long")
-    liked = {f.name for f in labelled.schema.features if f.history and f.history.interactions == "positive"}
-    assert labelled.config.terms[0].reads in liked, "not all that they met"
-    short = of((None, None, again), recipe="sequence-short")
-    assert adds(short, "repeats")
-    assert [form.kind for form in short.config.train.solved] == ["ials", "slit"], "closed forms go with repeats"
-
-
-@pytest.mark.parametrize(("again", "kind"), [(0, "random"), (1000, "time")])
-def test_repeats_that_are_kept_are_split_by_time(again: int, kind: str) -> None:
-    actions = with_label(log(n_users=200, length=10, n_items=100), 0.4)
-    later = actions[:again].with_columns(timestamp=pl.col("timestamp") + 10**6)
-    found = of((None, None, pl.concat([actions, later])))
-    assert (found.recipe, found.config.split.kind) == ("ranking", kind)
-    assert ("Repeats are kept" in found.text) == (kind == "time")
 
 
 @pytest.mark.parametrize(
@@ -422,17 +290,6 @@ def test_users_who_do_not_come_again_are_tested_by_their_last_rows(returning: in
     assert (found.recipe, found.schema.duplicates, found.config.split.kind) == ("collaborative", "keep", kind)
     assert found.shape.new_users == pytest.approx(1 - returning / 30, abs=0.04)
     assert ("of users without an earlier row" in found.text.replace("\n# ", " ")) == (kind == "last")
-
-
-def test_new_items_of_users_who_do_not_come_again_are_tested_by_last_rows() -> None:
-    actions, items = with_new_items(sessions(), 0.5)
-    found = of((None, items, actions))
-    assert (found.recipe, found.config.split.kind) == ("cold-start", "last")
-    once = actions.unique(["user_id", "item_id"], maintain_order=True)
-    found = of((None, items, once))
-    assert (found.recipe, found.schema.duplicates, found.config.split.kind) == ("cold-start", "last", "last")
-    returning = actions.with_columns(pl.col("user_id") % 30)
-    assert of((None, items, returning)).config.split.kind == "time"
 
 
 def test_a_last_row_of_equal_times_is_none() -> None:
@@ -483,34 +340,11 @@ def test_a_tenth_of_few_rows_is_drawn_from_all_users_together(length: int, kind:
     assert min(len(data.validation), len(data.test)) >= 20
 
 
-def test_times_that_are_all_equal_split_nothing() -> None:
-    actions = log(length=8).with_columns(timestamp=pl.lit(1_600_000_000))
-    actions = pl.concat([actions, actions.gather_every(2)])
-    found = of((None, None, actions))
-    assert (found.recipe, found.schema.duplicates, found.config.split.kind) == ("collaborative", "last", "user_random")
-    twotower.fit((None, None, actions), found.schema, of_one_epoch(found.config))
-
-
-def test_repeats_of_lines_of_users_are_split_by_their_places(tmp_path: Path) -> None:
-    lines = [f"{u} " + " ".join(str(u * i * i % 7) for i in range(12)) for u in range(40)]
-    (tmp_path / "s.txt").write_text("\n".join(lines) + "\n")
-    found = suggest(tmp_path / "s.txt", recipe="collaborative", folder=tmp_path)
-    assert (found.schema.duplicates, found.config.split.kind) == ("keep", "last")
-
-
 @pytest.mark.parametrize(("items", "kind"), [(1024, "full"), (1025, "uniform")])
 def test_a_catalogue_that_is_drawn_whole_is_taken_whole(items: int, kind: str) -> None:
     catalogue = pl.DataFrame({"item_id": range(items), "category": [f"c{i % 4}" for i in range(items)]})
     found = suggest(log(length=8), items=catalogue, recipe="sequence-short")
     assert [source.kind for source in found.config.negatives.sources] == ["in_batch", kind]
-
-
-def test_an_override_has_no_comment_of_the_rule_that_it_replaces() -> None:
-    rule = "rows make at least"
-    assert rule in suggest(log(length=8)).text
-    found = suggest(log(length=8), overrides=["train.batch_size=100"])
-    assert rule not in found.text
-    assert "batch_size = 100" in found.text
 
 
 def test_a_recipe_without_its_column_says_what_it_needs() -> None:
@@ -676,13 +510,6 @@ def test_values_of_columns_are_counted_in_lists_too_and_numbers_by_buckets() -> 
     assert shape.values == {"brand": 7, "tags": 8, "price": 16}
 
 
-def test_a_closed_form_beside_another_is_no_wider_than_the_log_has_items() -> None:
-    found = of((None, None, log(strength=0.0).drop("timestamp")), recipe="collaborative")
-    least = min(found.shape.users, found.shape.items)
-    assert least < 128
-    assert [(pair.user.width, pair.item.width) for pair in found.config.model.pairs] == [(least, least)] * 2
-
-
 def test_a_large_catalogue_is_sampled() -> None:
     actions = log(n_users=60, length=30)
     many = pl.DataFrame({"item_id": range(50_001), "category": [f"c{i % 4}" for i in range(50_001)]})
@@ -690,17 +517,6 @@ def test_a_large_catalogue_is_sampled() -> None:
     assert {source.kind for source in found.config.negatives.sources} >= {"uniform"}
     assert "negatives" in of((None, None, actions), recipe="sequence-long").text
     assert "uniform" not in of((None, None, actions), recipe="sequence-long").text
-
-
-def test_a_time_of_one_user_alone_splits_no_others(tmp_path: Path) -> None:
-    (tmp_path / "s.txt").write_text(
-        "\n".join(f"{u} " + " ".join(str((u + i) % 9) for i in range(8)) for u in range(40)) + "\n"
-    )
-    pl.DataFrame({"item_id": range(9), "category": ["a", "b", "c"] * 3}).write_csv(tmp_path / "items.csv")
-    for name in ("cold-start", "sequence-short"):
-        found = suggest(tmp_path / "s.txt", items=tmp_path / "items.csv", recipe=name, folder=tmp_path)
-        assert found.config.split.kind != "time"
-        assert found.schema.time_unit == "order"
 
 
 @pytest.mark.parametrize(("later", "ordered"), [(True, True), (False, False)])
@@ -718,24 +534,6 @@ def test_files_of_parts_are_the_split(tmp_path: Path, later: bool, ordered: bool
     assert isinstance(tables, Tables)
     dataset = build_dataset(tables, schema, config.split)
     assert {*np.unique(dataset.parts)} == {0, 1, 2}
-
-
-def test_files_without_one_of_validation_leave_a_recipe_as_it_is(tmp_path: Path) -> None:
-    """A part of train validates, so that values and weights are chosen as with a file."""
-    actions = with_label(log(length=8), 0.3)
-    for name, rows in (("train", actions[:360]), ("test", actions[420:])):
-        rows.write_csv(tmp_path / f"{name}.csv")
-    for recipe in ("ranking", "collaborative", "sequence-short"):
-        without = suggest(tmp_path, folder=tmp_path, recipe=recipe)
-        actions[360:420].write_csv(tmp_path / "validation.csv")
-        given = suggest(tmp_path, folder=tmp_path, recipe=recipe)
-        (tmp_path / "validation.csv").unlink()
-        assert without.config.train.solved == given.config.train.solved
-        assert without.config.model == given.config.model
-        assert without.config.train.patience == given.config.train.patience
-        assert "Files give the parts. None validates: a part of train does." in without.text
-        assert "Files give the parts." in given.text
-        assert "None validates" not in given.text
 
 
 def test_ids_of_another_name_in_a_table_are_found_and_written(tmp_path: Path) -> None:
@@ -758,17 +556,6 @@ def test_ids_of_another_name_in_a_table_are_found_and_written(tmp_path: Path) ->
     assert suggest(actions, users, overrides=["schema.users_id=user_id"]).schema.users_id == "user_id"
     with pytest.raises(DataError, match="no column 'user'.*or the id column of this table in schema.users_id"):
         suggest(actions, users.with_columns(user_id=pl.col("user_id") + 100))  # no column holds them
-
-
-def test_a_folder_with_chinese_names_is_read(tmp_path: Path) -> None:
-    actions = log(length=8).rename({"user_id": "用户编号", "item_id": "商品编号", "timestamp": "时间"})
-    actions.write_csv(tmp_path / "日志.csv")
-    pl.DataFrame({"商品编号": range(40), "标题": [f"影片{i}" for i in range(40)]}).write_csv(tmp_path / "商品.csv")
-    pl.DataFrame({"用户编号": range(60), "性别": ["男", "女"] * 30}).write_csv(tmp_path / "用户.csv")
-    found = suggest(tmp_path, folder=tmp_path)
-    assert (found.schema.user_id, found.schema.item_id, found.schema.time) == ("用户编号", "商品编号", "时间")
-    assert found.schema.title == "标题"
-    assert "Read: users = 用户.csv, items = 商品.csv, interactions = 日志.csv." in found.reasons
 
 
 @pytest.mark.parametrize(
@@ -801,15 +588,10 @@ TIMES = [1_600_000_000 + 100 * i for i in range(400)]
 
 @pytest.mark.parametrize(
     "values",
-    [
-        TIMES,
-        [i % 5 for i in range(400)],
-        [f"a text {i}" for i in range(400)],
-        [f"2023-01-{1 + i % 28:02d}" for i in range(400)],
-    ],
-    ids=["times", "steps", "texts", "dates"],
+    [TIMES, [f"a text {i}" for i in range(400)], [f"2023-01-{1 + i % 28:02d}" for i in range(400)]],
+    ids=["times", "texts", "dates"],
 )
-@pytest.mark.parametrize("name", ["*", "^.*$", "^a$", "__row", "__time", "__count"])
+@pytest.mark.parametrize("name", ["*", "^a$", "__time"])
 def test_a_column_of_a_name_that_no_schema_has_is_left_out(name: str, values: list[object], tmp_path: Path) -> None:
     rows = pl.DataFrame({**IDS, name: values})
     items = rows.unique("item_id", maintain_order=True).drop("user_id")
