@@ -17,7 +17,7 @@ from twotower.data.dataset import Dataset, build_dataset
 from twotower.data.splits import TEST
 from twotower.data.tables import check
 from twotower.errors import RunError
-from twotower.evaluation.bootstrap import bootstrap, bootstrap_counts, paired_bootstrap
+from twotower.evaluation.bootstrap import bootstrap_counts, paired_bootstrap
 from twotower.evaluation.comparison import Comparison, compare_factors
 from twotower.evaluation.factors import Factors
 from twotower.evaluation.metrics.auc import Auc, auc
@@ -135,19 +135,6 @@ def test_slices_have_the_values_of_the_runs_own_reports_and_paired_intervals(boa
     assert [c for c in compare_runs(a, b, resamples=5) if c.of] == []
 
 
-def test_a_slice_of_few_users_has_a_difference_and_no_interval(board: Dataset) -> None:
-    a, b = (scored(board, f, evaluation=SLICES | {"slice_min_users": 30}) for f in (noise(board), oracle(board)))
-    found = {(c.metric, c.of): c for c in compare_runs(a, b, resamples=50, sliced=True)}
-    few, many = found["auc", "head"], found["auc", "new_user"]
-    assert few.users < 30 <= many.users
-    assert not few.has_interval
-    assert np.isnan([few.low, few.high, few.p]).all()
-    assert few.difference == few.b - few.a > 0
-    assert few.verdict == "no significant difference"
-    assert many.has_interval
-    assert many.verdict == "B is better"
-
-
 def test_rows_are_matched_by_id(board: Dataset) -> None:
     users, items, actions = checkerboard()
     other = prepared(users.reverse(), items.sample(fraction=1.0, shuffle=True, seed=3), actions)
@@ -230,17 +217,6 @@ def test_without_a_difference_the_verdict_is_wrong_about_5_times_in_100() -> Non
     assert (p[~wrong] >= 0.045).all()
 
 
-def test_the_paired_interval_is_narrower_than_the_unpaired() -> None:
-    rng = np.random.default_rng(2)
-    a = rng.random(200)
-    b = a + 0.02 * rng.standard_normal(200)
-    one = np.ones(200)
-    low, high, _ = paired_bootstrap(a[:, None], b[:, None], one[:, None], 400)
-    apart = [bootstrap(x, one, 400, seed) for seed, x in enumerate((a, b))]
-    unpaired = float(np.hypot(*(hi - lo for lo, hi in apart)))
-    assert float(high[0] - low[0]) < 0.2 * unpaired
-
-
 def test_the_resampled_auc_is_the_auc_of_the_drawn_users(board: Dataset) -> None:
     """Against a loop that copies the rows of each drawn user."""
     q = comparison_data(board, np.unique(board.test.user).astype(np.int64))
@@ -251,15 +227,6 @@ def test_the_resampled_auc_is_the_auc_of_the_drawn_users(board: Dataset) -> None
     for found, drawn in zip(resampled, counts, strict=True):
         rows = np.repeat(np.arange(len(scores)), drawn[q.pairs.user].astype(int))
         assert found == pytest.approx(auc(scores[rows], q.pairs.positive[rows]))
-
-
-def test_a_weight_of_zero_leaves_a_user_out() -> None:
-    a, b = np.array([[0.0], [0.0], [9.0]]), np.array([[1.0], [1.0], [-9.0]])
-    low, high, p = paired_bootstrap(a, b, np.array([[1.0], [3.0], [0.0]]), 200)
-    # Resamples without either of the two users count as no difference.
-    assert low[0] >= 0
-    assert high[0] == 1
-    assert p[0] < 0.1
 
 
 def test_some_users_questions_are_theirs_alone(board: Dataset) -> None:

@@ -93,18 +93,6 @@ def test_every_report_shows_the_same_numbers_and_the_same_verdict(tmp_path: Path
     assert [text.count(found.text) for text in (card, page, comparison)] == [1, 1, 2]
 
 
-def test_columns_are_as_wide_as_their_text_and_those_that_nothing_has_are_left_out(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    metrics = {"test.recall@5": 0.5, "test.a_metric_of_my_own@5": 123456.75, "baseline.popularity.recall@5": 0.25}
-    print_metrics(metrics, AT_FIVE, ["auc", "recall@5", "a_metric_of_my_own@5"])
-    head, model, popularity, _ = capsys.readouterr().out.splitlines()
-    assert head.split() == ["test", "recall@5", "a_metric_of_my_own@5"]
-    assert model.split() == ["model", "0.5000", "123456.7500"]
-    assert popularity.split() == ["popularity", "0.2500", "–"]
-    assert len({len(line) for line in (head, model, popularity)}) == 1
-
-
 def test_a_narrow_terminal_gets_the_columns_below_each_other(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
