@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -24,13 +23,10 @@ from twotower.data import prepare
 from twotower.data.config import DataConfig
 from twotower.data.dataset import build_dataset
 from twotower.data.split import SplitConfig
-from twotower.data.splits import TEST
 from twotower.data.tables import check
 from twotower.errors import ConfigError, DataError, TwoTowerError
-from twotower.evaluation.factors import Scorer
 from twotower.features.numeric import Numeric
 from twotower.features.schema import EventRule
-from twotower.reports import pages
 from twotower.retrieval.retriever import stored_history
 from twotower.runs import Run
 from twotower.train.progress import Callback, EpochRecord
@@ -134,14 +130,6 @@ def test_what_a_training_without_a_schema_cannot_tell_is_an_error(tmp_path: Path
         assert not (tmp_path / "run" / "config.toml").exists()
 
 
-def test_what_the_check_of_frames_changes_is_told(caplog: pytest.LogCaptureFixture) -> None:
-    users, _, actions = checkerboard()
-    with caplog.at_level(logging.INFO, "twotower"):
-        twotower.fit((users[1:], None, pl.concat([actions, actions[:7]])), CHECKERBOARD_SCHEMA, settings())
-    assert sum("rows repeated a pair of user and item" in line for line in caplog.messages) == 1
-    assert sum("were added from the interactions" in line for line in caplog.messages) == 1
-
-
 def test_clicks_without_a_label_train_against_random_negatives() -> None:
     users, items, actions = checkerboard()
     clicks = actions.filter(pl.col("liked") == 1).drop("liked")
@@ -164,49 +152,6 @@ def test_recommendations_are_new_to_the_user_best_first_and_never_fewer_than_rem
     factors = done.factors()
     item = done.dataset.items.ids.to_list().index(int(best[0].id))
     assert best[0].score == pytest.approx(float(factors.users[row] @ factors.items[item]), abs=1e-6)
-
-
-def test_recommendations_share_vectors_that_are_given(monkeypatch: pytest.MonkeyPatch) -> None:
-    users, items, actions = checkerboard()
-    keep = actions.filter((pl.col("user_id") != 3) | (pl.col("item_id") < 25))
-    done = twotower.fit((users, items, keep), CHECKERBOARD_SCHEMA, settings(train={"epochs": 1}))
-    found, factors = twotower.recommend(done, 3, k=2).items, done.factors()
-    monkeypatch.setattr(Run, "factors", None)  # so that none are made
-    assert len(found) == 2
-    assert twotower.recommend(done, 3, k=2, factors=factors).items == found
-
-
-@pytest.mark.parametrize("on_disk", [False, True], ids=["memory", "disk"])
-def test_the_report_shows_the_vectors_that_were_evaluated(
-    on_disk: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    config, made, shown = settings(train={"epochs": 1}), list[Scorer](), list[Scorer]()
-    of_part, write = Run.factors_during, pages.write_report
-
-    def factors(run: Run, part: int = TEST) -> Scorer:
-        made.append(of_part(run, part))
-        return made[-1]
-
-    def report(path: Path, run: Run, factors: Scorer) -> None:
-        shown.append(factors)
-        write(path, run, factors)
-
-    monkeypatch.setattr(Run, "factors_during", factors)
-    monkeypatch.setattr(pages, "write_report", report)
-    data: Any = checkerboard()
-    if on_disk:
-        for name, frame in zip(("users", "items", "actions"), data, strict=True):
-            frame.write_parquet(tmp_path / f"{name}.parquet")
-        paths = {
-            n: str(tmp_path / f"{f}.parquet")
-            for n, f in (("users", "users"), ("items", "items"), ("interactions", "actions"))
-        }
-        config = settings(train={"epochs": 1}, data=paths)
-        data = api.prepare_folder(config, CHECKERBOARD_SCHEMA, tmp_path / "prepared")
-    twotower.fit(data, CHECKERBOARD_SCHEMA, config, folder=tmp_path / "run")
-    assert shown == made[-1:]
-    assert len(made) == (2 if on_disk else 1)  # files that have moved are read where they are
-    assert (tmp_path / "run" / "report.html").exists()
 
 
 def test_a_dataset_of_another_split_or_schema_is_refused(tmp_path: Path) -> None:
@@ -256,30 +201,6 @@ def test_unknown_users_get_the_popular_items_of_the_store(rated: Run, tmp_path: 
     assert (mine.items, mine.source) == (served.items, "popular")
     assert twotower.recommend(rated, 10**20, 4).items == served.items
     assert twotower.recommend(rated, "nobody", 999).truncated
-
-
-def test_what_a_console_shows_is_one_line_that_says_what_it_is(rated: Run, tmp_path: Path) -> None:
-    bundle = twotower.publish(rated, tmp_path / "store", force=True)
-    answer, users = twotower.recommend(rated, "u5"), rated.dataset.users.ids.to_list()
-    shown = {
-        "Run": (rated, f"{rated.folder}: {rated.dataset.describe()}; test.auc {rated.metrics['test.auc']:.4f}"),
-        "Dataset": (rated.dataset, rated.dataset.describe()),
-        "Tables": (check(*everything(), EVERYTHING_SCHEMA), f"{len(users)} users, {len(rated.dataset.items)} items, "),
-        "Bundle": (bundle, f"{bundle.id}: {len(users)} users"),
-        "Retriever": (twotower.retriever(tmp_path / "store"), f"Bundle({bundle.id}: "),
-        "Answer": (answer, f"source='model', 10 items: {answer.items[0].title!r} {answer.items[0].score:.3f}, "),
-        "Request": (twotower.Request("u5", history=["i1"] * 500), "user_id='u5', "),
-        "Schema": (CHECKERBOARD_SCHEMA, "label='liked', time='at', time_unit='order', features=(Categorical(name="),
-        "Config": (settings(train={"epochs": 7}), ""),
-        "Suggestion": (twotower.suggest(log(40, 8, 0.0, 20)), "recipe='"),
-    }
-    for name, (value, words) in shown.items():
-        text = repr(value)
-        assert text.startswith(f"{name}({words}")
-        assert "\n" not in text
-        assert len(text) <= 200
-        assert text.endswith(")")
-    assert repr(Config()) == "Config()"
 
 
 @pytest.mark.parametrize("user", [None, 3.0, True, b"u5", [1.5], [None], [["u5"]]])
@@ -383,32 +304,6 @@ def test_a_k_below_one_is_an_error(k: int) -> None:
     done = twotower.fit(checkerboard(), CHECKERBOARD_SCHEMA, settings(train={"epochs": 1}))
     with pytest.raises(DataError, match=f"k is {k}"):
         twotower.recommend(done, 3, k=k)
-
-
-def test_a_statistic_stands_beside_the_column_it_is_named_like() -> None:
-    users, items, actions = everything()
-    features = (
-        *(f for f in EVERYTHING_SCHEMA.features if f.name not in ("shown", "picture")),
-        Numeric(name="price", side="item", statistic="count"),
-        Numeric(name="cost", side="item", column="price"),
-    )
-    schema = EVERYTHING_SCHEMA.model_copy(update={"features": features})
-    priced = items.with_columns(price=pl.Series(range(len(items))).cast(pl.Float64))
-    done = twotower.fit((users, priced, actions), schema, settings(train={"epochs": 1}))
-    assert done.dataset.items.frame["price"].to_list() == priced["price"].to_list()
-    price, cost = (done.dataset.items.columns[name] for name in ("price", "cost"))
-    assert isinstance(price, np.ndarray)
-    assert isinstance(cost, np.ndarray)
-    assert not np.allclose(price, cost)
-
-
-def test_no_module_hides_a_name_of_the_package(tmp_path: Path) -> None:
-    """`twotower.publish` is the verb, also when everything has been imported."""
-    run = twotower.fit(checkerboard(), CHECKERBOARD_SCHEMA, settings(train={"epochs": 1}), folder=tmp_path / "run")
-    bundle = twotower.publish(run, tmp_path / "store")
-    assert twotower.retriever(tmp_path / "store").bundle.id == bundle.id
-    for name in twotower.__all__:
-        assert callable(getattr(twotower, name)), name
 
 
 def test_a_training_is_silent_but_in_a_notebook(

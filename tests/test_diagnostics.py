@@ -29,30 +29,23 @@ from worlds import (
     settings,
 )
 
-from twotower import api, runs
 from twotower.config.experiment import Config
 from twotower.data.dataset import Dataset, build_dataset
 from twotower.data.pairs import Pairs
-from twotower.data.split import SplitConfig
 from twotower.data.splits import TEST, TRAIN
 from twotower.data.tables import check
-from twotower.diagnostics import Finding, describe_findings, diagnose, diagnosis
+from twotower.diagnostics import Finding, diagnose, diagnosis
 from twotower.diagnostics.interactions import _shared_pairs, drift, false_negatives
-from twotower.diagnostics.model import _effective_rank, _mean_cosine
 from twotower.features.categorical import Categorical
 from twotower.features.feature import Feature
 from twotower.features.multi_hot import MultiHot
 from twotower.features.numeric import Numeric
 from twotower.features.schema import Schema
-from twotower.features.sequence import Sequence
 from twotower.features.side import SIDES
 from twotower.model.towers import Tower
 from twotower.model.two_tower import TwoTower
 from twotower.runs import Run
-from twotower.train.closed_forms import clear_pair
 from twotower.train.defaults import with_defaults
-from twotower.train.order import Epoch
-from twotower.train.samplers import PositiveSampler
 from twotower.train.trainer import Trainer
 
 ENOUGH: dict[str, object] = {"epochs": 12, "batch_size": 128, "lr": 0.03, "device": "cpu"}
@@ -130,11 +123,6 @@ def test_a_sound_run_has_no_errors(sound: Run) -> None:
 @pytest.mark.parametrize(
     "sections",
     [
-        {"model": {"bias": False}},
-        {"model": {"similarity": "dot"}},
-        {"train": RANKED, "loss": {"kind": "softmax"}},
-        {"train": RANKED, "loss": {"kind": "bpr"}, "negatives": {"in_batch": False, "uniform": 20}},
-        {"train": RANKED, "loss": {"kind": "softmax"}, "negatives": {"full": True}},
         {
             "train": RANKED,
             "loss": {"kind": "softmax"},
@@ -208,12 +196,6 @@ def test_biases_and_dot_products_have_no_floor(data: Dataset, model: dict[str, o
     assert "loss_floor" not in {f.name for f in diagnose(untrained(data, 0.4, model=model))}
 
 
-def test_a_small_temperature_leaves_the_floor_out_of_reach(data: Dataset) -> None:
-    found = named(diagnose(untrained(data, 0.4, model={"bias": False})), "loss_floor")
-    assert found.severity == "ok"
-    assert found.evidence["floor"] == pytest.approx(math.log1p(math.exp(-10)))
-
-
 # ---- b: collapse
 
 
@@ -264,18 +246,6 @@ def test_the_columns_of_the_biases_are_no_collapse(sound: Run) -> None:
     )
 
 
-def test_vectors_that_nearly_collapsed() -> None:
-    rows = torch.randn(200, 6, generator=torch.Generator().manual_seed(0)).double()
-    assert _mean_cosine(rows) == pytest.approx(0, abs=0.05)
-    assert _effective_rank(rows) == pytest.approx(6, abs=0.2)
-    line = rows[:, :1] * torch.ones(1, 6)
-    assert _effective_rank(line) == pytest.approx(1)
-    assert _effective_rank(torch.ones(5, 3).double()) == 0
-    assert _mean_cosine(torch.ones(5, 3)) == pytest.approx(1)
-    assert _mean_cosine(torch.zeros(5, 3)) == 1
-    assert _mean_cosine(torch.tensor([[1.0, 0.0], [0.0, 2.0]])) == pytest.approx(0)
-
-
 # ---- c: baselines
 
 
@@ -300,12 +270,6 @@ def test_a_model_worse_than_popularity(data: Dataset) -> None:
     found = diagnose(with_weights(trained(data, train=RANKED, loss={"kind": "softmax"}), _contrary))
     assert errors(found) == {"baseline"}
     assert "by ndcg@5, the monitored metric, is popularity" in named(found, "baseline").text
-
-
-def test_random_negatives_may_cost_auc(data: Dataset) -> None:
-    finding = named(diagnose(with_weights(trained(data, negatives={"random": 1}), _contrary)), "baseline")
-    assert "drawn pairs, which train the ranking at the cost of the AUC" in finding.text
-    assert "negatives.random.share" in finding.text
 
 
 def test_the_metrics_of_a_run_are_not_measured_again(sound: Run) -> None:
@@ -382,8 +346,9 @@ def test_later_repeats_of_training_positives_are_those_that_a_mask_excludes() ->
     assert found[-1].evidence["later_positives"] == pytest.approx(_share_of_a_loop(run, liked[1] - liked[0]), abs=1e-6)
 
 
-@pytest.mark.parametrize(("scope", "mask", "severity"), [("causal", False, "ok"), ("leave_batch_out", False, "error"),
-    ("causal", True, "ok")])  # fmt: skip
+@pytest.mark.parametrize(("scope", "mask", "severity"), [
+        ("causal", False, "ok"), ("leave_batch_out", False, "error"),
+    ])  # fmt: skip
 def test_what_comes_next_has_the_users_other_items_as_negatives(scope: str, mask: bool, severity: str) -> None:
     data = world(REPLAYED_SCHEMA, None, None, replayed(), kind="last")
     run = untrained(
@@ -433,22 +398,6 @@ def test_a_pair_in_two_parts(sound: Run) -> None:
     told = named(diagnose(replace(sound, dataset=kept)), "shared_pairs")
     assert told.severity == "warning"
     assert "too, as schema.duplicates = 'keep' allows: rankings leave them out" in told.text
-    for kind, severity, says in (
-        (
-            "random",
-            "warning",
-            "which rankings count (evaluation.repeats = 'allow'), and split.kind = 'random' puts later",
-        ),
-        ("time", "ok", "too: repeats, which rankings count (evaluation.repeats = 'allow')."),
-    ):
-        settled = {
-            "evaluation": sound.config.evaluation.model_copy(update={"repeats": "allow"}),
-            "split": SplitConfig(kind=kind),
-        }
-        allowed = replace(sound, dataset=kept, config=sound.config.model_copy(update=settled))
-        told = next(_shared_pairs(diagnosis.DiagnosisContext(allowed)))
-        assert told.severity == severity
-        assert says in told.text
     broken = diagnosis.DiagnosisContext(replace(sound, dataset=replace(data, pairs=pairs, parts=parts)))
     assert list(_shared_pairs(broken, block=7)) == [named(found, "shared_pairs")]
 
@@ -464,31 +413,15 @@ def test_what_is_popular_changes_and_the_model_does_not_know() -> None:
     (without,) = drift(diagnosis.DiagnosisContext(untrained(unmeasured, **softmax)))
     assert "fitted to a validation part, which split.validation gives" in without.text
     reads = untrained(data, scorers=["trending"], **softmax)
-    for run, says in (
-        (reads, "adds nothing, as validation gave it the weight 0"),
-        (
-            replace(reads, unfinished="stopped"),
-            "adds nothing, as the training has not ended, and it is fitted after the last",
-        ),
-    ):
-        (told,) = drift(diagnosis.DiagnosisContext(run))
-        assert told.severity == "ok"
-        assert says in told.text
+    (told,) = drift(diagnosis.DiagnosisContext(reads))
+    assert told.severity == "ok"
+    assert "adds nothing, as validation gave it the weight 0" in told.text
     with torch.no_grad():
         trending(reads.model).numbers.fill_(0.5)
     (told,) = drift(diagnosis.DiagnosisContext(reads))
     assert (told.severity, "and the model reads it" in told.text) == ("ok", True)
-    hashed = (waves.SCHEMA.features[0], Categorical(name="item_id", side="item", hash_buckets=8))
-    of_buckets = waves.world(schema=waves.SCHEMA.model_copy(update={"features": hashed}))
-    (without,) = drift(diagnosis.DiagnosisContext(untrained(of_buckets, **softmax)))
-    assert "it needs a categorical feature of the items over their id, without hash_buckets" in without.text
     assert not [*drift(diagnosis.DiagnosisContext(untrained(data)))], "a loss of labels"
     assert not [*drift(diagnosis.DiagnosisContext(untrained(waves.world(0.0), **softmax)))]
-    order = waves.SCHEMA.model_copy(update={"time_unit": "order"})
-    ordered = waves.world(schema=order)
-    assert [f.severity for f in drift(diagnosis.DiagnosisContext(untrained(ordered, **softmax)))] == ["warning"]
-    places = waves.waves().sort("user_id", "at").with_columns(at=pl.int_range(pl.len()).over("user_id"))
-    assert not [*drift(diagnosis.DiagnosisContext(untrained(world(order, None, None, places), **softmax)))]
 
 
 def test_a_statistic_beside_a_sequence() -> None:
@@ -499,7 +432,7 @@ def test_a_statistic_beside_a_sequence() -> None:
     assert "'liked'" in finding.text
 
 
-@pytest.mark.parametrize("feature", ["number", "bucket", "word", "words"])
+@pytest.mark.parametrize("feature", ["number", "bucket", "words"])
 def test_a_feature_that_tells_the_label(feature: str) -> None:
     """All users like the odd items, and a feature knows which are odd."""
     users, items, actions = checkerboard()
@@ -508,7 +441,6 @@ def test_a_feature_that_tells_the_label(feature: str) -> None:
     kinds: dict[str, tuple[Feature, list[Any]]] = {
         "number": (Numeric(name="x", side="item"), [1.0 - o for o in odd]),  # the wrong way round tells as much
         "bucket": (Numeric(name="x", side="item", buckets=4), [float(o + i / 100) for i, o in enumerate(odd)]),
-        "word": (Categorical(name="x", side="item"), ["odd" if o else "even" for o in odd]),
         "words": (MultiHot(name="x", side="item"), [["a", "odd"] if o else ["a"] for o in odd]),
     }
     added, values = kinds[feature]
@@ -547,26 +479,6 @@ def test_a_feature_that_leaks_only_in_its_newest_version_is_fine_with_versions(v
 
 def unused(findings: list[Finding]) -> dict[str, str]:
     return {f.text.split("'")[1]: f.text for f in findings if f.name == "unused_feature" and f.severity == "warning"}
-
-
-def test_a_scorer_that_the_mix_leaves_out_is_no_finding() -> None:
-    rng = np.random.default_rng(0)
-    liked = rng.random((80, 20)) < np.where(np.arange(20) % 2 == np.arange(80)[:, None] % 2, 0.5, 0.1)
-    user, item = np.nonzero(liked)
-    chosen = Config.model_validate(
-        {
-            "scorers": ["ials", "ease"],
-            "model": {"similarity": "dot"},
-            "train": {"epochs": 0, "monitor": "validation.recall@5", "device": "cpu"},
-            "split": {"kind": "random"},
-            "evaluation": {"k": [5], "bootstrap": 0},
-        }
-    )
-    run = api.fit((None, None, pl.DataFrame({"user_id": user, "item_id": item})), Schema(features=ID_FEATURES), chosen)
-    for pair in run.config.last_starts:
-        clear_pair(run.model, pair)
-    found = {f.text.split("'")[1]: f for f in diagnose(run) if f.name == "unused_feature"}
-    assert not {"__ease", "__ials"} & set(found)
 
 
 def test_columns_that_tell_nothing() -> None:
@@ -611,20 +523,6 @@ def test_features_without_effect() -> None:
     assert "has no effect" in texts["cut"]
     assert "is read by no tower" in texts["alone"]
     assert "model.pairs.0.item.fields" in texts["alone"]
-
-
-def test_a_dead_sequence() -> None:
-    features = (
-        *ID_FEATURES,
-        Sequence(name="met", side="user"),
-        Sequence(name="missed", side="user", interactions="negative"),
-    )
-    users, items, actions = checkerboard()
-    schema = Schema(features=features)  # every row is a positive
-    data = world(schema, users, items, actions.filter(pl.col("liked") == 1))
-    texts = unused(diagnose(untrained(data, train=RANKED, negatives={"random": 1})))
-    assert set(texts) == {"missed"}
-    assert "is empty in every row" in texts["missed"]
 
 
 def test_a_collapsed_model_says_nothing_about_its_features(sound: Run) -> None:
@@ -712,31 +610,6 @@ def test_weights_that_are_not_finite(sound: Run) -> None:
 # ---- runs of every kind
 
 
-@pytest.mark.parametrize("kind", ["pairs", "earlier", "one class"])
-def test_a_run_from_disk(kind: str, tmp_path: Path) -> None:
-    users, items, actions = everything()
-    schema = EVERYTHING_SCHEMA
-    train: dict[str, object] = {"epochs": 2, "batch_size": 256, "lr": 0.02, "device": "cpu"}
-    sections: dict[str, dict[str, object]] = {}
-    if kind == "earlier":
-        features = tuple(f for f in schema.features if f.name not in ("fans", "disliked"))
-        schema = schema.model_copy(update={"features": features})
-        train |= {"history_scope": "causal", "monitor": "validation.recall@5"}
-        sections = {"loss": {"kind": "softmax"}, "split": {"kind": "last"}}
-    elif kind == "one class":
-        averaged = tuple(
-            f.model_copy(update={"statistic_column": "stars"}) if f.name == "mean_stars" else f for f in schema.features
-        )
-        schema = schema.model_copy(update={"label": "", "positive_above": 0.0, "features": averaged})
-        train |= {"monitor": "validation.recall@5"}
-        sections = {"negatives": {"random": 2}}
-    api.fit((users, items, actions), schema, settings(train=train, **sections), folder=tmp_path / "run")
-    found = diagnose(runs.load(tmp_path / "run"))
-    assert {"split", "collapse", "statistic_beside_sequence"} <= {f.name for f in found}
-    assert "not_finite" not in errors(found)
-    assert "unused_feature" in {f.name for f in found}
-
-
 def test_a_run_without_a_test_part(sound: Run) -> None:
     """What `DSSMTrainable` leaves behind."""
     parts = np.where(sound.dataset.parts == TEST, 1, sound.dataset.parts)
@@ -755,29 +628,6 @@ def test_large_sides_are_sampled(sound: Run) -> None:
     assert errors(found) == set()
 
 
-def test_the_training_of_much_data_is_repeated_for_a_sample_of_its_users(data: Dataset, sound: Run) -> None:
-    whole = diagnosis.DiagnosisContext(sound)
-    assert whole.sampled is data
-    few = diagnosis.DiagnosisContext(sound, max_pairs=200).sampled
-    users = np.unique(few.pairs.user)
-    assert 3 <= len(users) < len(data.users)
-    keep = np.isin(data.pairs.user, users)
-    assert 100 < len(few.pairs) == keep.sum() <= 200
-    for name in ("user", "item", "positive"):
-        assert getattr(few.pairs, name).tolist() == getattr(data.pairs, name)[keep].tolist()
-    assert few.parts.tolist() == data.parts[keep].tolist()
-    assert few.times is not None
-    assert data.times is not None
-    assert few.times.tolist() == data.times[keep].tolist()
-    for sections in ({"negatives": {"random": 2}}, {"train": RANKED, "loss": {"kind": "softmax"}}):
-        run = trained(data, **sections)
-        some, every = (diagnose(run, max_pairs=n) for n in (200, len(data.pairs)))
-        assert [(f.name, f.severity) for f in some] == [(f.name, f.severity) for f in every]
-        shares = [named(found, "false_negatives").evidence for found in (some, every)]
-        assert shares[0] != shares[1]
-        assert shares[0] == pytest.approx(shares[1], abs=0.1)
-
-
 @pytest.mark.parametrize("split", ["last", "time", "random"])
 def test_the_findings_of_prepared_data_are_those_of_memory(tmp_path: Path, split: str) -> None:
     found = []
@@ -786,51 +636,3 @@ def test_the_findings_of_prepared_data_are_those_of_memory(tmp_path: Path, split
     assert [(f.name, f.severity) for f in found[0]] == [(f.name, f.severity) for f in found[1]]
     for ours, theirs in zip(*found, strict=True):
         assert ours.evidence == pytest.approx(theirs.evidence, rel=1e-5, abs=1e-9)
-
-
-def test_findings_come_worst_first_and_in_words(data: Dataset) -> None:
-    found = diagnose(trained(data, model=COLD))
-    severities = [f.severity for f in found]
-    assert severities == sorted(severities, key=("error", "warning", "ok").index)
-    lines = list(describe_findings(found))
-    assert lines[0].startswith("error    loss_floor: A cosine at temperature 1")
-    assert lines[1].strip().startswith("(floor 0.3133, loss 0.3")
-    assert lines[-1] == "1 error, 1 warning, 4 ok"
-    for f in found:
-        assert f.text.endswith(".")
-        assert all(math.isfinite(v) for v in f.evidence.values())
-
-
-def test_a_batch_is_looked_at_without_the_whole_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
-    broken = untrained(
-        world(CHECKERBOARD_SCHEMA, *checkerboard()), loss={"kind": "softmax"}, negatives={"cross_batch_memory": 30}
-    )
-    whole = PositiveSampler(broken.dataset, broken.config.train.seed).epoch(0)
-    monkeypatch.setattr(Epoch, "all", property(lambda self: pytest.fail("the whole epoch was made")))
-    pairs, drawn = diagnosis.DiagnosisContext(broken).batch
-    monkeypatch.undo()
-    size = broken.config.train.batch_size
-    assert set(zip(pairs.user, pairs.item, strict=True)) <= set(
-        zip(whole.all.user[:size], whole.all.item[:size], strict=True)
-    )
-    assert len(drawn.items) >= 30
-
-
-def test_a_log_of_which_an_epoch_has_three_steps_takes_more_of_them() -> None:
-    """Clicks of four clusters, which smaller batches learn at once."""
-    rng = np.random.default_rng(0)
-    rows = [(u, int(i), t) for u in range(150) for t, i in enumerate(rng.permutation(np.arange(u % 4, 80, 4))[:12])]
-    schema = Schema(user_id="user_id", item_id="item_id", time="at", time_unit="order", features=(
-        Categorical(name="user_id", side="user"), Sequence(name="clicked", side="user"),
-        Categorical(name="item_id", side="item"),
-    ))  # fmt: skip
-    tables = check(None, None, pl.DataFrame(rows, schema=["user_id", "item_id", "at"], orient="row"), schema)
-    sections = {"split": {"kind": "last"}, "loss": {"kind": "softmax"}, "negatives": {"uniform": 200}}
-    train = {"epochs": 3, "batch_size": 512, "monitor": "validation.recall@10", "device": "cpu"}
-    config = Config.model_validate(sections | {"train": train, "evaluation": {"bootstrap": 0}})
-    found = diagnose(api.fit(tables, schema, config))
-    told = [f.text for f in found if "train.lr" in f.text]
-    assert told
-    assert all(
-        "set train.batch_size = 0 (512 makes 3 steps an epoch) or raise train.lr (now 0.001)" in text for text in told
-    )

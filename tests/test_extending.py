@@ -6,7 +6,6 @@ from __future__ import annotations
 import json
 import re
 import runpy
-from importlib import import_module
 from pathlib import Path
 
 import httpx
@@ -39,7 +38,6 @@ from twotower.runs import Run
 from twotower.store.store import Store
 
 ROOT = Path(__file__).resolve().parents[1]
-EXAMPLES = sorted((ROOT / "examples" / "mykinds").glob("[!_]*.py"))
 SHOP = Shop(customers=60)
 
 
@@ -87,22 +85,6 @@ def store(run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("shop") / "store"
     twotower.publish(run, folder)
     return folder
-
-
-def test_examples_are_short() -> None:
-    assert len(EXAMPLES) == 11
-    for path in EXAMPLES:
-        assert len(path.read_text(encoding="utf-8").splitlines()) < 60, path
-
-
-def test_the_guide_names_modules_that_have_the_classes() -> None:
-    guide = (ROOT / "docs" / "extending.md").read_text(encoding="utf-8")
-    rows = re.findall(r"^\| \[an? .*?\]\(.*?\) \| (.*?) \| `(.*?)` \| `(mykinds/.*?)` \|", guide, re.MULTILINE)
-    assert {path.name for path in EXAMPLES} == {Path(example).name for _, _, example in rows}
-    for classes, module, example in rows:
-        names = re.findall(r"`(\w+)`", classes)
-        assert all(hasattr(import_module(f"twotower.{module}"), name) for name in names), module
-        assert f"from twotower.{module} import" in (ROOT / "examples" / example).read_text(encoding="utf-8")
 
 
 def test_the_checks_of_the_guide_pass_and_find_a_module_that_is_exported_wrong(

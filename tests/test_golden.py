@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import copy
 import json
 from typing import get_args
 
 import golden
 import numpy as np
 import pytest
-import torch
 
 from twotower import index
 from twotower.data import split
@@ -58,22 +56,3 @@ def test_every_kind_has_a_case() -> None:
     assert {case.split()[1] for case in golden.CASES if case.startswith("index")} == {
         kind.kind for kind in index.INDEXES if not kind.remote and kind.choose is IndexConfig.choose
     }
-
-
-def test_a_bit_that_differs_is_named() -> None:
-    torch.set_num_threads(1)
-    old = {"index exact dot": golden.record("index exact dot")}
-    new = copy.deepcopy(old)
-    assert golden.differences(old, new) == []
-    array = golden.searches("exact", "dot")["all, scores"]
-    array[0, 0] = np.nextafter(array[0, 0], np.float32(np.inf))
-    new["index exact dot"]["all, scores"] = golden.digest(array)
-    new["index exact dot"]["more"] = new["index exact dot"].pop("all, rows")
-    lines = golden.differences(old, new)
-    assert [line.split(": ")[:2] for line in lines[:2]] == [
-        ["index exact dot", "all, rows"],
-        ["index exact dot", "more"],
-    ]
-    assert lines[0].endswith("gone")
-    assert lines[1].endswith("new")
-    assert lines[2].startswith("index exact dot: all, scores: ")

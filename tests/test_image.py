@@ -6,7 +6,7 @@ import signal
 from pathlib import Path
 
 import pytest
-from image import DOCKERFILE, ImageError, Stage, build, identity, instructions
+from image import DOCKERFILE, Stage, build, instructions
 
 
 @pytest.fixture
@@ -56,29 +56,3 @@ def test_every_step_of_the_dockerfile_is_run_and_its_container_is_as_it_says(tmp
     assert "/livez" in stage.health[-1]
     assert stage.entrypoint[:2] == ("/opt/twotower/bin/twotower", "serve")
     assert stage.command[:2] == ("--keys", "/keys.toml")
-
-
-@pytest.mark.parametrize(
-    ("text", "words"),
-    [
-        ("", "has no FROM"),
-        ("RUN true", "RUN: stands before FROM"),
-        ("FROM x\nVOLUME /x", "VOLUME /x: not understood"),
-        ("FROM x\nCOPY none/*.whl /build/", "nothing is found for none"),
-        ("FROM x\nCOPY --from=gone /x /x", "no stage has that name"),
-        ("FROM x\nCOPY --chown=1 /x /x", "COPY --chown=1: not understood"),
-        ("FROM x\nCMD serve --here", "expected a list of JSON"),
-    ],
-)
-def test_a_step_that_is_not_understood_is_an_error(text: str, words: str, tmp_path: Path, context: Path) -> None:
-    with pytest.raises(ImageError, match=words):
-        Built(tmp_path, context).build(text)
-
-
-def test_a_user_is_found_by_name_or_number(tmp_path: Path) -> None:
-    (tmp_path / "etc").mkdir()
-    (tmp_path / "etc" / "passwd").write_text("root:x:0:0::/:/bin/sh\nshop:x:10001:999::/:/bin/sh\n", encoding="utf-8")
-    assert identity(Stage(tmp_path, user="shop")) == identity(Stage(tmp_path, user="10001")) == (10001, 999)
-    assert identity(Stage(tmp_path, user="77")) == (77, 0)
-    with pytest.raises(ImageError, match="USER nobody: the image has no such user"):
-        identity(Stage(tmp_path, user="nobody"))

@@ -24,7 +24,6 @@ from server_process import serving
 from worlds import EVERYTHING_SCHEMA, everything, settings
 
 import twotower
-from twotower.cli.app import run_command
 from twotower.data.tables import check, save
 from twotower.errors import ConfigError, MissingPackage, missing_package
 from twotower.kinds import import_modules
@@ -218,22 +217,6 @@ def test_a_module_of_ones_own_that_needs_an_extra_is_no_misspelt_name(
     assert missing_package(ModuleNotFoundError(), "it") is None
 
 
-def test_every_package_of_an_extra_is_named_with_it() -> None:
-    """What a message says installs the package."""
-    modules = {
-        "torch": "torch",
-        "safetensors": "safetensors",
-        "tomli-w": "tomli_w",
-        "jinja2": "jinja2",
-        "duckdb": "duckdb",
-    }
-    for extra in ("train", "prepare"):
-        for line in PROJECT["optional-dependencies"][extra]:
-            if (name := Requirement(line).name) != "twotower":
-                found = missing_package(ModuleNotFoundError(name=modules[name]), "it")
-                assert f"'.[{extra}]'" in str(found)
-
-
 @pytest.mark.system
 def test_the_quickstart_of_the_readme_runs_from_clicks_to_answers_over_http(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -290,22 +273,3 @@ def test_the_page_of_compatibility_has_the_numbers_of_all_formats() -> None:
     shown = [int(n) for n in re.findall(r"^\| [^|]+ \| (\d+) \| [^|]+ \|$", page, re.M)]
     assert len(found) > 5
     assert sorted(found.values()) == sorted(shown)
-
-
-def test_the_version_is_an_option_of_the_command_line(capsys: pytest.CaptureFixture[str]) -> None:
-    assert run_command(["--version"]) == 0
-    assert capsys.readouterr().out == f"twotower {twotower.__version__}\n"
-
-
-def test_links_of_the_metadata_have_one_address() -> None:
-    """pyproject.toml names it thrice: a substitution cannot refer to the URLs."""
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
-    base = project["project"]["urls"]["Repository"]
-    assert all(url.startswith(base) for url in project["project"]["urls"].values())
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    for one in project["tool"]["hatch"]["metadata"]["hooks"]["fancy-pypi-readme"]["substitutions"]:
-        readme = re.sub(one["pattern"], one["replacement"], readme)
-    links = re.findall(r"\]\(([^)\s]+)\)", readme)
-    assert len(links) > 20
-    assert all(link.startswith(f"{base}/") for link in links if not link.startswith("#"))
-    assert re.search(rf"!\[[^\]]*\]\({re.escape(base)}/raw/", readme)

@@ -194,14 +194,6 @@ def test_a_protocol_and_what_is_of_no_family_are_no_kinds() -> None:
         SHAPES.find(f"{__name__}:Shape")
 
 
-def test_a_kind_without_options_says_so() -> None:
-    class Plain(Kind):
-        kind = "plain"
-
-    with pytest.raises(ValidationError, match=re.escape("unknown key 'x' (allowed: none; 'plain' has no options)")):
-        Plain.model_validate({"x": 1})
-
-
 def test_find_raises_the_error_of_a_config() -> None:
     with pytest.raises(ConfigError, match="no shape of kind 'x'"):
         SHAPES.find("x")

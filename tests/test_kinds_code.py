@@ -13,7 +13,7 @@ from worlds import CHECKERBOARD_SCHEMA, checkerboard, settings
 import twotower
 from twotower import api
 from twotower.config.experiment import Config
-from twotower.errors import Interrupted, RunError
+from twotower.errors import RunError
 from twotower.kinds import code_digests, warn_of_changes
 from twotower.train.progress import Callback, EpochRecord
 
@@ -112,29 +112,3 @@ def test_what_was_trained_is_what_was_loaded_when_the_training_began(
     importlib.import_module(NAME)
     api.load(tmp_path / "run")
     assert "has changed" not in caplog.text
-
-
-def test_a_stopped_training_by_other_code_is_told(
-    module: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    class Stop(Callback):
-        def on_epoch_end(self, history: list[EpochRecord]) -> None:
-            if len(history) == 2:
-                raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        api.fit(checkerboard(), CHECKERBOARD_SCHEMA, config(5), folder=tmp_path / "run", callback=Stop())
-    assert api.load(tmp_path / "run").unfinished
-    assert "has changed" not in caplog.text
-    edited(module)
-    api.load(tmp_path / "run")
-    assert f"{NAME}.py has changed since the training" in caplog.text
-
-
-def test_what_an_interrupted_training_says_trusts_its_kinds(module: Path, tmp_path: Path) -> None:
-    class Press(Callback):
-        def on_step_end(self, done: int, total: int, loss: float) -> None:
-            raise Interrupted("SIGTERM")
-
-    with pytest.raises(Interrupted, match=r"resume=True, trust=True\)`$"):
-        api.fit(checkerboard(), CHECKERBOARD_SCHEMA, config(), folder=tmp_path / "run", callback=Press())

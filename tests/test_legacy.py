@@ -18,8 +18,6 @@ from worlds import write_movielens_archive
 from twotower.errors import ConfigError, DataError, RunError
 from twotower.legacy import training_script
 from twotower.legacy.dssm_trainable import DSSMTrainable
-from twotower.legacy.interaction_rows import distinct_rows
-from twotower.legacy.training import accelerator_or_cpu
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -103,26 +101,6 @@ def test_rows_are_learned_by_their_weights(tmp_path: Path) -> None:
         DSSMTrainable(twice.assign(weight=twice["weight"] - 1), labels, params)
 
 
-def test_the_auc_of_validation_and_test_rows_goes_by_their_weights(tmp_path: Path) -> None:
-    x, y = frames(300)
-    params = PARAMS | {"weight": {"belongs": "weight"}}
-    weights = np.random.default_rng(4).integers(0, 4, 300)
-    val = {"val_x": x.assign(weight=weights), "val_y": y}
-    model = DSSMTrainable(x.assign(weight=2.0), y, params, **val, batch_size=100, dropout=0.0)
-    best = model.train(epochs=1, lr=0.01, model_path=tmp_path)
-
-    def measured(x: pd.DataFrame, y: Any) -> float:
-        return DSSMTrainable(x, y, model_path=tmp_path).test()
-
-    weighted = measured(x.assign(weight=weights), y)
-    assert weighted == pytest.approx(best, abs=1e-9)
-    plain, rows = x.drop(columns="weight"), np.repeat(np.arange(300), weights)
-    assert weighted == pytest.approx(measured(plain.iloc[rows], y[rows]), rel=1e-6)
-    assert abs(weighted - measured(plain, y)) > 0.001
-    with pytest.raises(DataError, match="labels of the rows of a weight above 0 are of one class only"):
-        measured(x.assign(weight=y.astype(float)), y)
-
-
 def test_values_never_seen_in_training_count_as_unknown(tmp_path: Path) -> None:
     x, y = frames()
     DSSMTrainable(x, y, PARAMS, batch_size=100).train(epochs=1, lr=0.01, model_path=tmp_path)
@@ -191,16 +169,6 @@ def test_mistakes_are_clear() -> None:
         DSSMTrainable(x, y, PARAMS, model_path="nowhere/at/all")
 
 
-def test_the_gpu_that_is_not_there_is_said(capsys: pytest.CaptureFixture[str]) -> None:
-    import torch
-
-    if torch.cuda.is_available():
-        assert accelerator_or_cpu("gpu") == "cuda"
-    else:
-        assert accelerator_or_cpu("gpu") == "cpu"
-        assert "no GPU here" in capsys.readouterr().out
-
-
 @pytest.fixture(scope="module")
 def seed_project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of the commands, with the data downloaded (from a local archive) and processed."""
@@ -254,33 +222,6 @@ def test_main_trains_and_tests(seed_project: Path) -> None:
     assert '"enabled": true' in (seed_project / "checkpont" / "model.json").read_text()
 
 
-@pytest.mark.parametrize(
-    ("arguments", "words"),
-    [
-        (["--whether_train", "test", "--model_path", "nowhere"], "no run"),
-        (["--data_path", "nowhere"], "data_processing.py first"),
-        (["--use_senet", "maybe"], "True or False"),
-        (["--epochs", "many"], "invalid int"),
-        (["--epoch_count", "3"], "unrecognized"),
-        (["--dropout", "1.5"], "dropout"),
-        (["--optimizer", "Adm"], "Adam"),
-    ],
-)
-def test_mainpy_mistakes_are_one_line_and_exit_code_2(seed_project: Path, arguments: list[str], words: str) -> None:
-    shown = run_python(seed_project, "main.py", *arguments, code=2)
-    errors = [line for line in shown.splitlines() if line.startswith("error: ")]
-    assert len(errors) == 1
-    assert words in errors[0]
-    assert "Traceback" not in shown
-
-
-def test_rows_that_differ_in_a_null_inside_a_list_are_different_items() -> None:
-    frame = pl.DataFrame({"tags": [["a", None], ["b", None], ["a", None], [], None, [""]], "n": [1] * 6})
-    distinct, rows = distinct_rows(frame, ["tags", "n"])
-    assert rows.tolist() == [0, 1, 0, 2, 3, 4]
-    assert distinct["tags"].to_list() == [["a", None], ["b", None], [], None, [""]]
-
-
 def test_few_rows_without_validation_rows_are_split_by_class_or_refused() -> None:
     x, y = frames(40)
     assert 0 <= DSSMTrainable(x, y, PARAMS, batch_size=8).train(epochs=1) <= 1
@@ -292,9 +233,7 @@ def test_few_rows_without_validation_rows_are_split_by_class_or_refused() -> Non
     ("params", "words"),
     [
         ({"UserID": {"belongs": "user"}}, "no column belongs to 'item'"),
-        (PARAMS | {"income": {"belongs": "user", "bucket": 1}}, "bucket is 1"),
         (PARAMS | {"UserID": {"belongs": "user", "emb_size": "abc"}}, "emb_size is 'abc'"),
-        (PARAMS | {"weight": {"belongs": "weigth"}}, "belongs is 'weigth', expected 'user', 'item' or 'weight'"),
         (
             PARAMS | {"weight": {"belongs": "weight", "bucket": 5}},
             "a column of weights has no other keys; leave them out",

@@ -67,15 +67,3 @@ def test_a_module_and_a_script_are_run(tmp_path: Path) -> None:
     script = tmp_path / "script.py"
     script.write_text("import sys, near\nprint(near.ANSWER, sys.argv)\n")
     assert preloaded.run(script, "x").stdout == f"42 ['{script}', 'x']\n"
-
-
-def test_ranks_work_together_and_end_together() -> None:
-    code = (
-        "import torch; from torch import distributed as d; d.init_process_group('gloo')\n"
-        "x = torch.ones(1); d.all_reduce(x); print(x.item(), d.get_rank()); d.destroy_process_group()"
-    )
-    assert preloaded.run_ranks(2, "-c", code) == ([0, 0], ["2.0 0\n", "2.0 1\n"])
-    codes, _ = preloaded.run_ranks(
-        2, "-c", "import os, time; time.sleep(60 if os.environ['RANK'] == '0' else 0); 1 / 0"
-    )
-    assert codes == [-signal.SIGTERM, 1]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -35,26 +33,3 @@ def test_a_test_file_whose_packages_are_not_installed_is_left_out(monkeypatch: p
     assert quick.missing_packages(quick.TESTS / "test_docs.py") == set(), (
         "its test with a browser is run by make test-system"
     )
-
-
-def test_new_and_changed_files_are_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    git = ["git", "-c", "user.name=t", "-c", "user.email=t@t", "-c", "commit.gpgsign=false"]
-    for words in (["init", "-q", "-b", "main"], ["commit", "-q", "--allow-empty", "-m", "one"]):
-        subprocess.run([*git, *words], cwd=tmp_path, check=True)
-    (tmp_path / "new.py").write_text("", encoding="utf-8")
-    assert quick.changed("HEAD") == ["new.py"]
-    for words in (["add", "."], ["commit", "-q", "-m", "two"]):
-        subprocess.run([*git, *words], cwd=tmp_path, check=True)
-    assert quick.changed(quick.branch_point()) == ["new.py"], "on main: of the last commit"
-
-
-def test_the_files_are_printed_and_not_run_with_list() -> None:
-    listed = subprocess.run(
-        [sys.executable, quick.TESTS / "quick.py", "--list", "--base", "HEAD"],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if "not a git repository" not in listed.stderr:
-        assert "tests/test_architecture.py" in listed.stdout.split(), listed.stderr

@@ -131,16 +131,6 @@ def test_a_copy_of_another_run_is_refused(run: Run) -> None:
         ranked_by(PickledEngine(), replace(run, folder=None))
 
 
-def test_an_unknown_engine_and_one_for_a_store_are_refused(
-    run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    with pytest.raises(ConfigError, match="`engine` is 'spark', allowed are local, ray, ray://HOST:PORT"):
-        api.evaluate(run, engine="spark")
-    (tmp_path / "bundles").mkdir()
-    assert run_command(["evaluate", str(tmp_path), "--engine", "ray"]) == 2
-    assert "--engine ray: ranks the users of a run; " in capsys.readouterr().err
-
-
 @pytest.mark.system  # Ray starts
 def test_ray_measures_what_one_process_measures(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
     expected = api.evaluate(run)

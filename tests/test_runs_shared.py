@@ -190,9 +190,3 @@ def test_an_engine_that_does_not_use_the_place_refuses_it(
         "error: --share is 's3://bucket/runs', and engine 'local' loads the run in no other" in capsys.readouterr().err
     )
     assert not (tmp_path / "out").exists()
-
-
-def test_a_store_is_measured_by_no_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "bundles").mkdir()
-    assert run_command(["evaluate", str(tmp_path), "--share", "s3://bucket/runs"]) == 2
-    assert f"error: --share s3://bucket/runs: is for a run; {tmp_path} is a store" in capsys.readouterr().err

@@ -7,7 +7,6 @@ import os
 import shutil
 import signal
 from pathlib import Path
-from typing import Any
 
 import kill_points
 import preloaded
@@ -21,7 +20,7 @@ from twotower.config.toml import dump_config
 from twotower.data import prepare
 from twotower.data.config import DataConfig
 from twotower.data.split import SplitConfig
-from twotower.errors import Interrupted, RunError
+from twotower.errors import RunError
 from twotower.files import layout
 from twotower.retrieval.request import Request
 from twotower.train.progress import Callback
@@ -129,39 +128,6 @@ def test_a_training_that_still_runs_says_so(tmp_path: Path) -> None:
     assert not (tmp_path / "store" / layout.CURRENT).exists()
     lacks = "model.stacking weighs its terms after the last; model.cold_item_bias is fitted after the last"
     assert found == [f"in training after epoch 1 of 2; the best is epoch 1; {lacks}"]
-
-
-@pytest.mark.parametrize(
-    ("sections", "says"),
-    [
-        ({"scorers": ["trending"]}, "the mix weights the scorer 'trending' after the last"),
-        ({"model": {"cold_item_bias": True}}, "model.cold_item_bias is fitted after the last"),
-    ],
-)
-def test_what_is_fitted_after_the_last_epoch_is_told(sections: dict[str, Any], says: str, tmp_path: Path) -> None:
-    found = []
-
-    class Reader(Callback):
-        def on_epoch_end(self, history: list[dict[str, float]]) -> None:
-            found.append(api.load(tmp_path / "run").unfinished)
-
-    config = settings(loss={"kind": "softmax"}, train={"epochs": 1}, **sections)
-    api.fit(checkerboard(), CHECKERBOARD_SCHEMA, config, folder=tmp_path / "run", callback=Reader())
-    assert found[0].endswith(f"; {says}")
-
-
-def test_a_training_that_sigterm_stopped_is_read_too(tmp_path: Path) -> None:
-    class Press(Callback):
-        steps = 0
-
-        def on_step_end(self, done: int, total: int, loss: float) -> None:
-            self.steps += 1
-            if self.steps == 6:
-                os.kill(os.getpid(), signal.SIGTERM)
-
-    with pytest.raises(Interrupted):
-        api.fit(checkerboard(), CHECKERBOARD_SCHEMA, settings(), folder=tmp_path / "run", callback=Press())
-    assert api.load(tmp_path / "run").unfinished == "stopped after epoch 1 of 2; the best is epoch 1"
 
 
 def test_before_the_first_epoch_ends_there_is_nothing_to_read(

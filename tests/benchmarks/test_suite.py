@@ -58,20 +58,6 @@ def test_a_script_declares_its_options_and_a_small_version(script: Path) -> None
     )
 
 
-def test_a_step_is_left_out_without_the_archive_that_it_needs(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    step = {"run": "quality.models --table short --help {short}", "needs": "short"}
-    monkeypatch.setenv("TWOTOWER_DATA", "ml-1m.zip")
-    for archive, runs in (([], False), (["--short", "beauty.zip"], True)):
-        words = ["--date", "d", "--quick", "--run", str(tmp_path), *archive]
-        chosen = options(str(ROOT / "benchmarks" / "suite.py"), words)
-        with Report(chosen) as report:
-            suite.main(chosen, report, {"short": step})
-        assert ("short …" in capsys.readouterr().out) is runs
-        assert (tmp_path / "short.log").exists() is runs
-
-
 def test_a_step_that_fails_is_seen_and_the_others_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     steps = {"bad": {"run": "scale.items --no-such-option"}, "good": {"run": "scale.items --help"}}
     monkeypatch.setenv("TWOTOWER_DATA", "ml-1m.zip")

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import re
 import shlex
-import tomllib
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +12,7 @@ from movielens_archives import ML_100K, film, zipped
 
 from twotower import api
 from twotower.cli.app import run_command
-from twotower.cli.demo import next_lines, program_here
+from twotower.cli.demo import program_here
 from twotower.config.toml import load_config
 from twotower.data.datasets.ml_100k import MovieLens100K
 from twotower.retrieval.request import Request
@@ -116,34 +114,6 @@ def test_the_commands_name_the_program_as_a_shell_here_finds_it(
     monkeypatch.setattr("sys.argv", [called])
     monkeypatch.setattr("sys.executable", "a python")
     assert program_here() == expected
-
-
-@pytest.mark.parametrize(
-    ("called", "first", "evaluates"),
-    [
-        (r"C:\venv\Scripts\twotower", "Next:", r"C:\venv\Scripts\twotower evaluate"),
-        (r"C:\PROGRA~1\twotower", "Next:", r"C:\PROGRA~1\twotower evaluate"),
-        (r"C:\My Tools\twotower", "Next in cmd (in PowerShell, put & and a space before a command):",
-            r'"C:\My Tools\twotower" evaluate'),
-        (r"C:\src\__main__.py", "Next in cmd (in PowerShell, put & and a space before a command):",
-            r'"C:\a python" -m twotower evaluate'),
-    ],
-)  # fmt: skip
-def test_the_commands_are_those_of_both_shells_of_windows_or_say_of_which(
-    monkeypatch: pytest.MonkeyPatch, called: str, first: str, evaluates: str
-) -> None:
-    monkeypatch.setattr("shutil.which", lambda name: None)
-    monkeypatch.setattr("sys.argv", [called.replace("\\", "/")])  # a path of this machine has its own separator
-    monkeypatch.setattr("sys.executable", "C:/a python")
-    dataset = MovieLens100K(archive=r"C:\My Data\ml-100k.zip")
-    begin, *lines = next_lines(Path("runs/demo"), Path("runs/demo-store"), 7, dataset, windows=True)
-    assert begin == first
-    commands = [line.strip() for line in lines[1::2]]
-    assert commands[0] == evaluates.replace("\\", "/") + " runs/demo"
-    assert all(line.endswith(":") for line in lines[::2])
-    assert [line.count('\\"') + line.count("#") for line in commands] == [0] * 7
-    values = [re.findall(r'"data.dataset=(.*)"', line) for line in commands if " train " in line]
-    assert [tomllib.loads(f"x = {value}")["x"] for (value,) in values] == [dataset.model_dump(mode="json")] * 2
 
 
 def test_a_folder_in_the_way_is_an_error_before_anything_is_trained(

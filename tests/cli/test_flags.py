@@ -21,22 +21,12 @@ from twotower.escaping import python_literal
     ("verb", "message", "shown"),
     [
         ("train", "pass `resume=True`, or choose another `folder`", "pass --resume, or choose another --run"),
-        ("demo", "choose another `folder`", "choose another --run"),
         ("train", "`overrides` a: expected key=value", "--set a: expected key=value"),
-        ("embed", "with `overwrite=True`, or other `shard_rows`", "with --overwrite, or other --shard-rows"),
         ("serve", "`max_wait` and `console=False`", "--max-wait and --no-console"),
         ("data fetch", "pass `archive='a.zip'`", "pass --source a.zip"),
-        ("demo", "pass `archive='a.zip'`", "pass --data a.zip"),
         ("gc", "user `gc(keep=3)`, `gc(store=a)`, `gc(**a)`", "user `gc(keep=3)`, `gc(store=a)`, `gc(**a)`"),
-        ("gc", "`resume=True`, `folder`, `a b`, `(`, ``", "`resume=True`, `folder`, `a b`, `(`, ``"),
         ("gc", "`diagnose(run)` says why", "`twotower doctor RUN` says why"),
-        (
-            "prepare",
-            "`check_buckets(folder)` names every problem",
-            "`twotower check-buckets FOLDER` names every problem",
-        ),
         ("gc", "`fit(config, folder='-a b', resume=True)`", "`twotower train CONFIG --run './-a b' --resume`"),
-        ("gc", "`make_key(name, admin=True)`, `other(run)`", "`twotower key NAME --admin`, `other(run)`"),
         ("serve", f"`rollback(store={python_literal('a`b$(c)')})`", "`twotower rollback --store 'a`b$(c)'`"),
     ],
 )

@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 from mykinds.negatives import Recent
-from pydantic import ValidationError
 from worlds import CHECKERBOARD_SCHEMA, EVERYTHING_SCHEMA, ID_FEATURES, settings
 
 from twotower.config.experiment import Config, differing_options
@@ -20,21 +19,18 @@ from twotower.evaluation.config import MetricSet
 from twotower.features.categorical import Categorical
 from twotower.features.multi_hot import MultiHot
 from twotower.features.numeric import Numeric
-from twotower.features.schema import FEATURES, Schema
+from twotower.features.schema import Schema
 from twotower.features.sequence import Sequence
 from twotower.features.text import Text
 from twotower.features.vector import Vector
 from twotower.index.faiss.ivf import Ivf
 from twotower.model.pooling.decay import Decay
-from twotower.model.towers import TowerConfig
-from twotower.model.two_tower import PairConfig
 from twotower.train.losses.bce import Bce
 from twotower.train.losses.softmax import Softmax
 from twotower.train.negatives.full import FullCatalogue
 from twotower.train.negatives.hard import HardNegatives
 from twotower.train.negatives.in_batch import InBatchNegatives
 from twotower.train.optimizers.adamw import AdamW
-from twotower.train.optimizers.sgd import Sgd
 
 IDS_TOML = """
 [schema]
@@ -160,16 +156,12 @@ def test_paths_in_data_are_relative_to_the_file(tmp_path: Path, monkeypatch: pyt
 @pytest.mark.parametrize(
     ("text", "value"),
     [
-        ("train.epochs=3", 3),
         ("train.lr=1e-2", 0.01),
-        ("train.shuffle=false", False),
-        ("train.optimizer.beta2=0.9", 0.9),
         ("train.monitor=validation.recall@10", "validation.recall@10"),
         ("evaluation.k=[5, 10]", (5, 10)),
         ("data.interactions=/data/a=b.csv", "/data/a=b.csv"),
         ("data.users=", ""),
         ("model.pairs.0.user.dropout=0.5", 0.5),
-        ("model.pairs.0.item.senet.enabled=true", True),
         ("model.pairs.0.item.layers=[]", ()),
         (" split.seed = 7", 7),
     ],
@@ -187,13 +179,6 @@ def test_an_override_sets_one_option(tmp_path: Path, text: str, value: Any) -> N
     node[last] = value
     if last != "k":  # the monitor must be one of the cut-offs, so all else is the default
         assert config.model_dump() == changed
-
-
-@pytest.mark.parametrize("value", ["SGD", '"SGD"', '{kind = "SGD"}'])
-def test_the_name_of_a_kind_stands_for_its_section(tmp_path: Path, value: str) -> None:
-    config = load_config(written(tmp_path, ""), [f"train.optimizer={value}"])[1]
-    assert config.train.optimizer == Sgd()
-    assert config == Config.model_validate({"train": {"optimizer": {"kind": "SGD"}}})
 
 
 def test_an_override_names_another_kind_of_a_section() -> None:
@@ -233,24 +218,16 @@ def test_overrides_apply_in_order_to_pairs_features_and_schema(tmp_path: Path) -
     assert schema.features[1] == Categorical(name="item_id", side="item", min_count=4)
 
 
-def test_a_whole_pair_may_be_set(tmp_path: Path) -> None:
-    config = load_config(written(tmp_path, "[[model.pairs]]"), ["model.pairs.0={user = {dropout = 0.5}}"])[1]
-    assert config.model.pairs == (PairConfig(user=TowerConfig(dropout=0.5)),)
-
-
 @pytest.mark.parametrize(
     ("text", "words"),
     [
         ("train.epochs", "`overrides` train.epochs: expected key=value, such as train.epochs=3"),
         ("=3", "`overrides` =3: expected key=value"),
         ("train.epochs.x=1", "'train.epochs' is a value, not a section"),
-        ("train.epochs.x.y=1", "'train.epochs' is a value, not a section"),
         ("model.pairs.1.user.dropout=0.5", "expected an index 0..0 instead of '1'"),
         ("model.pairs.user.dropout=0.5", "expected an index 0..0 instead of 'user'"),
-        ("model.pairs.3={}", "expected an index 0..0 instead of '3'"),
         ("trian.epochs=1", "unknown section 'trian'; did you mean 'train'?"),
         ("train.epoch=1", "unknown key 'train.epoch'; did you mean 'epochs'?"),
-        ("train.epochs=many", "train.epochs: input should be a valid integer"),
         ("train=3", "train: input should be a valid dictionary"),
     ],
 )
@@ -266,17 +243,11 @@ def test_a_bad_override_is_refused(tmp_path: Path, text: str, words: str) -> Non
     [
         ("[modle]", ["unknown section 'modle'; did you mean 'model'? (allowed: data, split, model"]),
         ("epochs = 3", ["unknown section 'epochs'"]),
-        ("[data]\nuser = 'x'", ["unknown key 'data.user'; did you mean 'users'? (allowed: dataset, users"]),
-        ("[model]\ntemprature = 1", ["unknown key 'model.temprature'; did you mean 'temperature'?"]),
-        ("[[model.pairs]]\nusr = 1", ["unknown key 'model.pairs.0.usr'; did you mean 'user'? (allowed: user, i"]),
-        ("[[model.pairs]]\n[model.pairs.user]\nlayer = [1]", ["'model.pairs.0.user.layer'", "mean 'layers'?"]),
         (
             "[[model.pairs]]\n[[model.pairs]]\n[model.pairs.item.senet]\nreductoin = 1",
             ["unknown key 'model.pairs.1.item.senet.reductoin'; did you mean 'reduction'? (allowed: enabled, squ"],
         ),
-        ("[evaluation]\nxyz = 1", ["unknown key 'evaluation.xyz' (allowed: k, metrics, repeats, max_users, bootstrap"]),
         ("[schema]\nuserid = 'u'\nfeatures = []", ["unknown key 'schema.userid'; did you mean 'user_id'?"]),
-        ("[schema]\nfeature = []", ["unknown key 'schema.feature'; did you mean 'features'?"]),
     ],
 )
 def test_an_unknown_section_or_key_is_named_with_the_nearest(tmp_path: Path, text: str, words: list[str]) -> None:
@@ -284,52 +255,17 @@ def test_an_unknown_section_or_key_is_named_with_the_nearest(tmp_path: Path, tex
 
 
 @pytest.mark.parametrize(
-    ("kind", "wrong", "right"),
-    [
-        ("categorical", "min_cuont", "min_count"),
-        ("numeric", "bucket", "buckets"),
-        ("multi_hot", "seperator", "separator"),
-        ("vector", "lenght", "length"),
-        ("sequence", "max_len", "max_length"),
-        ("text", "colunm", "column"),
-    ],
-)
-def test_an_unknown_key_of_a_feature_is_named_with_the_nearest_of_its_kind(
-    tmp_path: Path, kind: str, wrong: str, right: str
-) -> None:
-    feature = f'[[schema.features]]\nname = "f"\nside = "item"\nkind = "{kind}"\n{wrong} = 1\n'
-    allowed = f"(allowed: {', '.join(FEATURES.find(kind).model_fields)})"
-    words = f"unknown key 'schema.features.2.{wrong}'; did you mean '{right}'? {allowed}"
-    refused(written(tmp_path, IDS_TOML + feature), [], words)
-
-
-@pytest.mark.parametrize(
     ("override", "words"),
     [
         ("train.epochs=-1", ["train.epochs: input should be greater than or equal to 0, got -1"]),
         ("train.epochs=1.5", ["train.epochs: input should be a valid integer", "got 1.5"]),
-        ("train.lr=0", ["train.lr: input should be greater than 0, got 0"]),
         ("train.lr=nan", ["train.lr: input should be a finite number"]),
-        ("train.lr=inf", ["train.lr: input should be a finite number"]),
-        ("train.shuffle=perhaps", ["train.shuffle: input should be a valid boolean", "got 'perhaps'"]),
         ("train.device=gpu", ["train.device: input should be 'auto', 'cpu', 'cuda' or 'mps', got 'gpu'"]),
         ("split.test=1", ["split.test: input should be less than 1, got 1"]),
-        (
-            "split.kind=rndom",
-            [
-                "split.kind: input should be 'random', 'user_random', 'last', 'time', 'user_ratio', 'column' or "
-                "'files', got 'rndom'"
-            ],
-        ),
         ("data.users=3", ["data.users: input should be a valid string, got 3"]),
         ("model.pairs=[]", ["model.pairs: list should have at least 1 item"]),
-        ("model.pairs.0=3", ["model.pairs.0: input should be a valid dictionary", "got 3"]),
-        ("model.pairs.0.user.dropout=1", ["model.pairs.0.user.dropout: input should be less than 1, got 1"]),
         ("model.pairs.0.user.layers=[8, 0]", ["pairs.0.user.layers.1: input should be greater than or equal to"]),
-        ("model.pairs.0.user.layers=8", ["model.pairs.0.user.layers: input should be a list, got 8"]),
-        ("model.pairs.0.user.senet.reduction=0.5", ["senet.reduction: input should be greater than or equal to 1"]),
         ("evaluation.k=[10, 0]", ["evaluation.k.1: input should be greater than or equal to 1, got 0"]),
-        ("evaluation.k=[]", ["evaluation.k: list should have at least 1 item"]),
         ("train.monitor=validation.acu", ["'validation.acu' is not measured; did you mean 'auc'?", "recall@50"]),
         (
             "train.pairs=apart",
@@ -337,14 +273,6 @@ def test_an_unknown_key_of_a_feature_is_named_with_the_nearest_of_its_kind(
         ),
         ("train.monitor=test.auc", ["train.monitor 'test.auc' is not measured", "allowed: validation. followed by"]),
         ("schema=3", ["schema: input should be a valid dictionary", "got 3"]),
-        ("schema.time_unit=minutes", ["schema.time_unit: input should be 's', 'ms', 'us' or 'order', got 'minutes'"]),
-        ("schema.positive_above=nan", ["schema.positive_above: input should be a finite number"]),
-        (
-            "schema.features.0.side=usr",
-            ["schema.features.0.side: input should be 'user', 'item' or 'context', got 'usr'"],
-        ),
-        ("schema.features.0.min_rate=1", ["schema.features.0.min_rate: input should be less than 1, got 1"]),
-        ("schema.features.0.name=", ["schema.features.0.name: string should have at least 1 character"]),
         (
             "schema.features.0.kind=numerc",
             ["schema.features.0.kind: no feature of kind 'numerc'; did you mean 'numeric'? (allowed: categorical"],
@@ -398,13 +326,8 @@ def test_a_source_of_candidates_goes_with_a_contrastive_loss_and_not_with_the_wh
     path, one = written(tmp_path, ""), f"negatives.{source}={CANDIDATES[source]}"
     contrastive = "loss.kind=gbce"
     assert [s.kind for s in load_config(path, [contrastive, one])[1].negatives.sources] == ["in_batch", source]
-    words = (
-        f"negatives.{source} gives candidates, and loss.kind = 'bce' takes pairs; leave it out, or set loss.kind to "
-        "one of softmax, gbce, bpr"
-    )
-    refused(path, [one], words)
-    words = f"negatives.full makes every item a candidate, so negatives.{source} adds none; drop one of the two"
-    refused(path, [contrastive, one, "negatives.full=true"], words)
+    refused(path, [one], f"negatives.{source} gives candidates, and loss.kind = 'bce' takes pairs")
+    refused(path, [contrastive, one, "negatives.full=true"], f"negatives.{source} adds none")
     # One that draws for all is enough; the others need something beside them.
     alone = [contrastive, one, "negatives.in_batch=false"]
     if source in ("uniform", "popularity"):
@@ -429,22 +352,14 @@ def test_an_override_of_an_option_switches_its_source_on(tmp_path: Path) -> None
 
 @pytest.mark.parametrize("kind", ["softmax", "gbce", "bpr"])
 def test_pairs_and_candidates_do_not_mix(tmp_path: Path, kind: str) -> None:
-    path, contrastive = written(tmp_path, ""), f"loss.kind={kind}"
-    load_config(path, [contrastive, "train.history_scope=causal"])
-    load_config(path, [contrastive, "negatives.full=true", "negatives.in_batch=false"])
-    load_config(path, [contrastive, "negatives.random=2", "negatives.in_batch=false"])
-    refused(
-        path, [contrastive, "negatives.random=2", "negatives.full=true"],
-        "negatives.full makes every item a candidate, so negatives.random adds none; drop one of the two",
-    )  # fmt: skip
-    refused(path, [contrastive, "negatives.in_batch=false"], f"loss.kind = '{kind}' has no candidates")
+    path, contrastive = written(tmp_path, ""), [f"loss.kind={kind}", "negatives.in_batch=false"]
+    load_config(path, [contrastive[0], "train.history_scope=causal"])
+    load_config(path, [*contrastive, "negatives.full=true"])
+    load_config(path, [*contrastive, "negatives.random=2"])
     load_config(path, ["negatives.in_batch=false", "negatives.random=2"])
-    refused(
-        path,
-        ["train.history_scope=causal"],
-        "train.history_scope = 'causal' needs candidates and times; set loss.kind to one of softmax, gbce, bpr and "
-        "schema.time to a column",
-    )
+    refused(path, [*contrastive, "negatives.random=2", "negatives.full=true"], "so negatives.random adds none")
+    refused(path, contrastive, f"loss.kind = '{kind}' has no candidates")
+    refused(path, ["train.history_scope=causal"], "train.history_scope = 'causal' needs candidates and times")
     refused(path, ["negatives.full=true"], "negatives.full gives candidates, and loss.kind = 'bce' takes pairs")
 
 
@@ -453,40 +368,20 @@ def test_pairs_and_candidates_do_not_mix(tmp_path: Path, kind: str) -> None:
     [
         ("loss.kind=hinge", "loss.kind: no loss of kind 'hinge' (allowed: bce, softmax, gbce, bpr)"),
         ("loss.calibration=0.5", "unknown key 'loss.calibration' (allowed: mimic, log_q)"),
-        ('loss={kind="gbce", calibration=1.5}', "loss.calibration: input should be less than or equal to 1, got 1.5"),
         ("negatives.hard.ranks=[9, 3]", "negatives.hard: ranks [9, 3] ends before it begins"),
-        ("negatives.hard.ranks=[0, 3]", "negatives.hard.ranks.0: input should be greater than or equal to 1, got 0"),
         ("negatives.hard.ranks=[3]", "negatives.hard.ranks.1"),
-        ("negatives.hard=17", "negatives.hard.n: input should be less than or equal to 16, got 17"),
-        ("negatives.hard.ratio=0", "negatives.hard.ratio: input should be greater than 0, got 0"),
-        ("negatives.popularity.alpha=1.1", "negatives.popularity.alpha: input should be less than or equal to 1"),
-        (
-            "negatives.attribute={feature = 'g', n = 0}",
-            "negatives.attribute.n: input should be greater than or equal to 1",
-        ),
         ("negatives.unifrom=3", "unknown key 'negatives.unifrom'; did you mean 'uniform'?"),
-        ("negatives.hard.rank=[1, 3]", "unknown key 'negatives.hard.rank'; did you mean 'ranks'?"),
         ("negatives.in_batch=3", "negatives.in_batch: 3 is no option; set true or false"),
         ("negatives.attribute=true", "'negatives.attribute.feature' is missing"),
         ("negatives.uniform=-1", "negatives.uniform.n: input should be greater than or equal to 1, got -1"),
-        (
-            "train.history_scope=later",
-            "train.history_scope: input should be 'leave_batch_out' or 'causal', got 'later'",
-        ),
         (
             "schema.features.2.pooling=max",
             "schema.features.2.pooling.kind: no pooling of kind 'max' (allowed: mean, sqrt, sum, power, ridge, decay, "
             "attention, transformer)",
         ),
-        ("schema.features.2.pooling.rates=[]", "features.2.pooling.rates: Tuple should have at least 1 item"),
         (
             "schema.features.2.pooling.rates=[0.5, 1.5]",
             "features.2.pooling.rates.1: Input should be less than or equal to 1",
-        ),
-        ("schema.features.2.pooling.rate=1", "features.2.pooling: unknown key 'rate'; did you mean 'rates'?"),
-        (
-            "schema.features.2.pooling.window=9",
-            "features.2.pooling: pooling 'decay' reads the whole history; leave out",
         ),
         (
             "schema.features.2.pooling=3",
@@ -522,8 +417,6 @@ def test_a_file_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
         ("schema.features.0.hash_buckets=1000000000000", "hash_buckets: input should be less than 2147483648"),
         ("schema.features.0.width=1000000000000", "width: at most 4,294,967,295 is allowed, got 1,000,000,000,000"),
         ("model.pairs=[{user={layers=[8, 1000000000000]}}]", "layers: at most 4,294,967,295"),
-        ("train.batch_size=1000000000000", "train.batch_size: at most 4,294,967,295"),
-        ("evaluation.k=[1000000000000]", "evaluation.k: at most 4,294,967,295"),
         ("evaluation.bootstrap=1000000001", "bootstrap: input should be less than or equal to 1000000"),
         ("negatives.random=1000000000", "negatives.random.n: input should be less than or equal to 100000"),
     ],
@@ -533,12 +426,6 @@ def test_fault_G19_an_absurd_size_is_refused_with_what_is_allowed(tmp_path: Path
     path.write_text(dump_config(Schema(features=ID_FEATURES), Config()), encoding="utf-8")
     with pytest.raises(ConfigError, match=re.escape(words)):
         load_config(path, [override])
-
-
-def test_settings_and_schema_cannot_be_changed_in_place() -> None:
-    for thing, name in ((Config(), "train"), (Config().train, "epochs"), (CHECKERBOARD_SCHEMA, "time")):
-        with pytest.raises(ValidationError, match="frozen"):
-            setattr(thing, name, None)
 
 
 def test_metrics_are_named_for_every_cut_off() -> None:

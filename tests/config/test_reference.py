@@ -171,8 +171,3 @@ def test_a_description_is_one_sentence_of_25_words_at_most() -> None:
         if len(text.split()) > MAX_WORDS or len(sentences(text)) > 1
     ]
     assert not long, "\n".join(long)
-
-
-def test_sentences_are_counted_without_notes_of_values() -> None:
-    assert len(sentences("Seconds of a step. 0: no limit. Left out: as before. Repeatable.")) == 1
-    assert len(sentences("Seconds of a step, such as 0.5. The next one begins after it.")) == 2

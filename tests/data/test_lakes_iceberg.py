@@ -65,15 +65,6 @@ def test_a_folder_is_read_where_it_names_its_metadata(table: Table) -> None:
         assert read_file(folder).height == 4
 
 
-def test_a_folder_may_have_spaces_and_other_letters(tmp_path: Path) -> None:
-    folder = tmp_path / "my lé%20"
-    folder.mkdir()
-    table = made(f"file://{tmp_path}/lake", tmp_path)
-    at = Path(place(table))
-    (folder / at.name).write_bytes(at.read_bytes())
-    assert read_file(folder / at.name).height == 4
-
-
 def test_a_table_in_python_is_an_arrow_stream(table: Table) -> None:
     assert as_frame(table.scan(row_filter="item > 10").to_arrow_batch_reader(), "interactions").height == 2
 

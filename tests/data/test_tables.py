@@ -35,7 +35,6 @@ from twotower.features.numeric import Numeric
 from twotower.features.schema import Schema
 from twotower.features.text import Text
 from twotower.features.values import canonical_ids
-from twotower.features.vector import Vector
 
 PLAIN = Schema(features=ID_FEATURES)
 RATED = Schema(label="stars", positive_above=3, time="at", time_unit="order", features=ID_FEATURES)
@@ -90,15 +89,11 @@ def as_pandas_with_arrays(frame: pl.DataFrame) -> pd.DataFrame:
     )
 
 
-def as_pandas_of_arrow(frame: pl.DataFrame) -> pd.DataFrame:
-    return as_arrow(frame).to_pandas(types_mapper=pd.ArrowDtype)
-
-
 def as_dict(frame: pl.DataFrame) -> dict[str, Any]:
     return frame.to_dict(as_series=False)
 
 
-MAKES = [as_arrow, as_pandas, as_pandas_with_arrays, as_pandas_of_arrow, as_dict, lambda f: f.lazy(), lambda f: f]
+MAKES = [as_arrow, as_pandas, as_pandas_with_arrays, as_dict, lambda f: f.lazy(), lambda f: f]
 
 
 @pytest.mark.parametrize("make", MAKES)
@@ -154,10 +149,7 @@ def test_columns_of_a_dict_may_mix_integers_fractions_and_arrays() -> None:
 
 NO_TABLES = {
     "list": [1],
-    "number": 3,
-    "array": np.ones((2, 2)),
     "pandas series": pd.Series([1]),
-    "polars series": pl.Series([1]),
     "uneven columns": {"a": [1, 2], "b": [1]},
     "one name twice": pd.DataFrame([[1, 2]], columns=["a", "a"]),
     "failing query": pl.LazyFrame({"a": [1]}).select("b"),
@@ -173,10 +165,6 @@ def test_what_is_not_a_table_is_refused(table: Any) -> None:
 # --- C1: columns --------------------------------------------------------------------------------------------------
 
 WRONG: dict[str, tuple[Callable[[], Any], list[str]]] = {
-    "missing": (
-        lambda: check(None, None, {"user_id": [1, 2]}, PLAIN),
-        ["interactions: no column 'item_id'", "found: user_id", "[schema]"],
-    ),
     "misspelt": (
         lambda: check(None, None, {"user_id": [1, 2], "itme_id": [1, 2]}, PLAIN),
         ["interactions: no column 'item_id'; did you mean 'itme_id'?"],
@@ -185,20 +173,10 @@ WRONG: dict[str, tuple[Callable[[], Any], list[str]]] = {
         lambda: check(users(agee=[1, 2, 3]), None, actions(), featured(Numeric(name="age", side="user"))),
         ["users: no column 'age'; did you mean 'agee'?", "name it in [schema]"],
     ),
-    "feature of a table not given": (
-        lambda: check(None, None, actions(), featured(Numeric(name="age", side="user"))),
-        ["users: no column 'age'", "found: user_id"],
-    ),
     "missing label": (lambda: check(None, None, actions(stars=None), RATED), ["interactions: no column 'stars'"]),
-    "missing time": (lambda: check(None, None, actions(at=None), RATED), ["interactions: no column 'at'"]),
     "missing title": (
         lambda: check(None, items(), actions(), PLAIN.model_copy(update={"title": "name"})),
         ["items: no column 'name'"],
-    ),
-    "missing mean": (
-        lambda: check(None, None, actions(),
-         featured(Numeric(name="m", side="item", statistic="mean", statistic_column="price"))),
-        ["interactions: no column 'price'"],
     ),
     "text mean": (
         lambda: check(
@@ -207,19 +185,10 @@ WRONG: dict[str, tuple[Callable[[], Any], list[str]]] = {
         ),
         ["interactions: column 'price' holds String, expected numbers", "'m'", "cast it"],
     ),
-    "text label": (
-        lambda: check(None, None, actions(stars=list("54321")), RATED),
-        ["label 'stars' holds String, expected numbers or booleans", "cast"],
-    ),
     "label of decimal commas": (
         lambda: check(None, None, actions(stars=["1", "3,5", "2", " -0,25 ", "5"]), RATED),
         ["'3,5': write decimal commas as points, or, in text files whose values no comma separates, set "
          "data.format.decimal = ','; a column"],
-    ),
-    "label of decimal commas and a word": (
-        lambda: check(None, None, actions(stars=["1", "3,5", "2", "n/a", "5"]), RATED),
-        ["the first that is none is '3,5', and with decimal commas (data.format.decimal = ',') 'n/a' is none: give a "
-         "number in its place, or drop the rows; a column"],
     ),
     "label of decimal commas and points of thousands": (
         lambda: check(None, None, actions(stars=["1", "1.234,5", "2", "3,5", "5"]), RATED),
@@ -230,10 +199,6 @@ WRONG: dict[str, tuple[Callable[[], Any], list[str]]] = {
         lambda: check(None, None, actions(stars=["1", "1,234", "2", "-1,234,567.5", "5"]), RATED),
         ["the first that is none is '1,234': remove commas that separate thousands, and write decimal commas as "
          "points; a column"],
-    ),
-    "label of three decimals beside one": (
-        lambda: check(None, None, actions(stars=["1", "1,234", "2", "1,2", "5"]), RATED),
-        ["the first that is none is '1,234': write decimal commas as points, or"],
     ),
     "label of words": (
         lambda: check(None, None, actions(stars=["1", "", "no", "yes", "5"]), RATED),
@@ -253,17 +218,9 @@ WRONG: dict[str, tuple[Callable[[], Any], list[str]]] = {
         lambda: check(None, None, actions(item_id=[[1]] * 5), PLAIN),
         ["column 'item_id' holds List(Int64), expected one id a row", "[schema]"],
     ),
-    "text numeric": (
-        lambda: load(users(age=["1", "2", "3"]), None, actions(), schema=featured(Numeric(name="age", side="user"))),
-        ["column 'age': found String, expected numbers", "cast it"],
-    ),
     "list categorical": (
         lambda: load(users(c=[[1], [2], []]), None, actions(), schema=featured(Categorical(name="c", side="user"))),
         ["column 'c': found List(Int64), expected one value a row", "cast it"],
-    ),
-    "text vector": (
-        lambda: load(None, items(v=["1", "2", "3"]), actions(), schema=featured(Vector(name="v", side="item"))),
-        ["column 'v': found String, expected lists of numbers", "convert it"],
     ),
     "number multi-hot": (
         lambda: load(None, items(g=[1, 2, 3]), actions(), schema=featured(MultiHot(name="g", side="item"))),
@@ -287,7 +244,7 @@ def test_fault_C1_missing_column_or_wrong_type_names_what_was_found_and_expected
 GAPS = [1.0, math.nan, math.inf]
 
 
-@pytest.mark.parametrize("gaps", [GAPS, [1.0, None, -math.inf], [None, None, None], [1.0, None, None]])
+@pytest.mark.parametrize("gaps", [GAPS, [1.0, None, -math.inf]])
 @pytest.mark.parametrize("buckets", [0, 3])
 def test_fault_C2_gaps_in_a_numeric_column_are_imputed_and_counted(gaps: list[float | None], buckets: int) -> None:
     schema = featured(Numeric(name="age", side="user", buckets=buckets))
@@ -303,7 +260,7 @@ def test_fault_C2_gaps_in_a_numeric_column_are_imputed_and_counted(gaps: list[fl
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("gap", [None, math.nan, math.inf])
+@pytest.mark.parametrize("gap", [None, math.nan])
 @pytest.mark.parametrize(
     ("column", "words"),
     [
@@ -332,7 +289,7 @@ TWICE = {"user_id": [1, 1, 1, 2], "item_id": [10, 10, 11, 12], "stars": [5, 2, 5
 
 @pytest.mark.parametrize(
     ("times", "kept"),
-    [([1, 2, 3, 4], [1, 2, 3]), ([2, 1, 3, 4], [0, 2, 3]), ([1, 1, 3, 4], [1, 2, 3]), ([], [1, 2, 3])],
+    [([2, 1, 3, 4], [0, 2, 3]), ([1, 1, 3, 4], [1, 2, 3]), ([], [1, 2, 3])],
 )
 def test_fault_C4_of_a_repeated_pair_the_latest_row_is_kept_and_reported(times: list[int], kept: list[int]) -> None:
     tables = check(None, None, TWICE | ({"at": times} if times else {}), RATED if times else PLAIN)
@@ -389,15 +346,10 @@ EMPTY: dict[str, tuple[Callable[[], Any], list[str]]] = {
     "no interactions": (lambda: check(None, None, {"user_id": [], "item_id": []}, PLAIN),
      ["interactions: the table has no rows", "expected at least one", "fill it"]),
     "no columns": (lambda: check(None, None, pd.DataFrame(), PLAIN), ["interactions: no column 'user_id'"]),
-    "no users": (lambda: check({"user_id": []}, None, actions(), PLAIN), ["users: the table has no rows"]),
     "one user": (lambda: check(None, None, {"user_id": [7, 7], "item_id": [1, 2]}, PLAIN),
      ["users: found only one id of 'user_id' (7), expected at least two", "add rows"]),
-    "one item": (lambda: check(None, {"item_id": ["x"]}, {"user_id": [1, 2], "item_id": ["x", "x"]}, PLAIN),
-     ["items: found only one id of 'item_id' (x), expected at least two"]),
     "no positives": (lambda: check(None, None, actions(stars=[1, 2, 3, 1, 2]), RATED),
      ["no row has 'stars' above 3 (the largest is 3)", "set schema.positive_above"]),
-    "no positives of a boolean": (lambda: check(None, None, actions(stars=[False] * 5),
-     RATED.model_copy(update={"positive_above": 0})), ["no row has 'stars' above 0"]),
     "too few to split": (lambda: load(None, None, {"user_id": [1, 2], "item_id": [1, 2]}),
      ["leaves no train rows out of 2 interactions", "give more data or other shares"]),
     "no positive to train on": (
@@ -450,13 +402,11 @@ UNITS = {"s": "seconds", "ms": "milliseconds", "us": "microseconds"}
 @pytest.mark.parametrize(
     ("latest", "unit", "what"),
     [
-        (NOW + 10**7, "s", "times in the future: set schema.bad_times = 'drop'"),
-        ((NOW + 10**7) * 1_000, "ms", "times in the future: set schema.bad_times = 'drop'"),
         (1e30, "s", "no unit of time: set schema.bad_times = 'drop'"),
         (10**18, "s", "nanoseconds: give all rows one unit"),
         (FUTURE, "s", "times in the future: set schema.bad_times = 'drop'"),
     ],
-    ids=["seconds", "milliseconds", "beyond any time", "nanoseconds", "dates"],
+    ids=["beyond any time", "nanoseconds", "dates"],
 )
 def test_fault_C6_times_in_the_future_are_refused(latest: Any, unit: str, what: str) -> None:
     past = 1_577_836_800 * (1_000 if unit == "ms" else 1)
@@ -487,13 +437,12 @@ def test_a_time_that_only_orders_may_be_any_number(times: Any) -> None:
 
 BIG = [2**63 + 1, 2**64 - 1, 2**53 + 1]
 IDS = [
-    [3, 1, 2], BIG, [-(2**63), 2**53 + 1, 0], ["b", "a", "c"], ["漢字", "é", "🎬"], ["x" * 10_000, " ", "0"],
-    [1.0, 2.0, 3.0], [True, False, True],
-]  # fmt: skip
+        BIG, ["漢字", "é", "🎬"], ["x" * 10_000, " ", "0"], [1.0, 2.0, 3.0], [True, False, True],
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize("ids", IDS)
-@pytest.mark.parametrize("make", [as_dict, as_pandas, as_arrow, lambda f: f])
+@pytest.mark.parametrize("make", [as_pandas, as_arrow])
 def test_fault_C8_ids_of_every_kind_come_through_unchanged(ids: list[Any], make: Callable[[pl.DataFrame], Any]) -> None:
     frame = pl.DataFrame({"user_id": ids, "item_id": [2, 1, 0]})
     tables = check(make(frame.select("user_id").unique()), None, make(frame), PLAIN)
@@ -513,8 +462,6 @@ def test_fault_C8_users_with_and_without_ids_above_the_signed_range_still_match(
     [
         ([1.0, 2.5, 3.0, 4.0, 5.0], ["'user_id' holds fractions", "the first: 2.5", "text or integers", "cast it"]),
         ([1.0, 2.0**60, 3.0, 4.0, 5.0], ["floats from 2**53 on", "text or integers"]),
-        (["a", None, "b", None, "c"], ["column 'user_id' has 2 missing ids"]),
-        ([None] * 5, ["column 'user_id' has 5 missing ids"]),
         (["a", "", "", "b", None], ["column 'user_id' has 3 missing ids (2 of them empty text) in 5 rows; fill them"]),
         (pl.Series(["a", "", "c", "b", "d"], dtype=pl.Categorical), ["has 1 missing ids (1 of them empty text)"]),
     ],
@@ -523,7 +470,7 @@ def test_fault_C8_fractional_and_missing_ids_are_refused(ids: list[Any], words: 
     refused(lambda: check(None, None, actions(user_id=ids), PLAIN), "interactions:", *words)
 
 
-@pytest.mark.parametrize("ids", [["a", None, "b", "", "c"], [1, None, 2, None, 3], [1.0, float("nan"), 2.0, None, 3.0]])
+@pytest.mark.parametrize("ids", [["a", None, "b", "", "c"], [1.0, float("nan"), 2.0, None, 3.0]])
 def test_rows_without_an_id_are_left_out_on_purpose(ids: list[Any]) -> None:
     given = actions(user_id=ids, session_id=[1, 1, 2, 2, 3])
     shown = refused(
@@ -567,9 +514,7 @@ def test_ids_that_the_users_or_items_lack_are_refused(side: str) -> None:
 @pytest.mark.parametrize(
     ("name", "data", "words"),
     [
-        ("latin.csv", "id,n\n1,a\n2,é\n".encode("latin-1"), "line 3 is not UTF-8; convert the file"),
         ("far.csv", b"id,n\n" + b"1,a\n" * 12_000 + "2,é\n".encode("latin-1"), "line 12002 is not UTF-8"),
-        ("header.csv", "id,né\n1,a\n".encode("latin-1"), "line 1 is not UTF-8"),
         ("wide.tsv", "id\tn\n1\té\n".encode("utf-16"), "line 1 is not UTF-8"),
         (
             "ragged.csv",
@@ -579,10 +524,8 @@ def test_ids_that_the_users_or_items_lack_are_refused(side: str) -> None:
         ("mac.csv", b"id,n\r1,1\r2,1\r", "its lines end with a carriage return alone"),
         ("book.csv", b"PK\x03\x04\xd2\n", "is no text but a workbook"),
         ("no.parquet", b"", "cannot be read as parquet"),
-        ("no.pq", b"", "cannot be read as parquet"),
         ("text.parquet", b"a,b\n1,2\n" * 9, "is the file complete?"),
         ("table.xlsx", b"PK", "found a '.xlsx' file, expected .csv, .tsv, .txt or .parquet; convert or rename"),
-        ("table", b"a\n1\n", "found a '' file"),
     ],
 )
 def test_fault_C9_a_file_that_cannot_be_read_is_named_with_the_reason(
@@ -618,9 +561,7 @@ def test_fault_C9_parquet_truncated_anywhere_is_refused(tmp_path: Path) -> None:
         refused(lambda: read_file(path), f"{path}: cannot be read as parquet", "is the file complete?")
 
 
-@pytest.mark.parametrize(
-    ("name", "what"), [("none.csv", "no such file"), ("folder", "no file found"), ("*.csv", "no file found")]
-)
+@pytest.mark.parametrize(("name", "what"), [("none.csv", "no such file"), ("*.csv", "no file found")])
 def test_fault_C9_a_missing_file_is_refused(tmp_path: Path, name: str, what: str) -> None:
     (tmp_path / "folder").mkdir()
     refused(lambda: check(tmp_path / name, None, actions(), PLAIN), f"{tmp_path / name}: {what}")
@@ -646,14 +587,6 @@ def test_a_folder_or_a_pattern_is_one_table_in_the_order_of_names(tmp_path: Path
 
 
 # --- whole tables -------------------------------------------------------------------------------------------------
-
-
-def test_sides_that_are_not_given_are_the_distinct_ids_in_order() -> None:
-    tables = check(None, None, actions(), PLAIN)
-    assert tables.users.to_dict(as_series=False) == {"user_id": [1, 2, 3]}
-    assert tables.items.to_dict(as_series=False) == {"item_id": [10, 11, 12]}
-    assert tables.interactions["__positive"].to_list() == [True] * 5
-    assert "__time" not in tables.interactions.columns
 
 
 @examples(max_examples=40, deadline=None)
@@ -685,24 +618,7 @@ def test_a_description_counts_missing_and_distinct_values() -> None:
     ]
 
 
-def test_a_description_shows_values_of_several_fields_and_years_that_python_lacks() -> None:
-    far, first = (pl.Series([n * 5 * 10**17]).cast(pl.Datetime("us")) for n in (1, -1))
-    frame = pl.DataFrame({"a": [{"b": 1}], "c": far, "d": first, "e": first.dt.date(), "f": [[{"b": [1]}]]})
-    assert [example for *_, example in describe(frame)] == [
-        "{'b': 1}", "+17814-05-16 00:53:20", "-13875-08-18 23:06:40", "-13875-08-18", "[{'b': [1]}]"
-    ]  # fmt: skip
-
-
 # ---- ids of a CSV, and names a user may take
-
-
-def test_ids_of_a_csv_keep_their_spelling(tmp_path: Path) -> None:
-    (tmp_path / "users.csv").write_text("uid,n\n007,1\n7,2\n0029,3\n")
-    (tmp_path / "clicks.csv").write_text("uid,iid\n007,a\n7,b\n0029,a\n")
-    schema = Schema(user_id="uid", item_id="iid", features=_ids_of("uid", "iid"))
-    tables = check(tmp_path / "users.csv", None, tmp_path / "clicks.csv", schema)
-    assert tables.users["uid"].to_list() == ["007", "7", "0029"]
-    assert tables.interactions["uid"].to_list() == ["007", "7", "0029"]
 
 
 def test_ids_of_a_csv_are_integers_where_that_loses_nothing_and_text_where_the_other_table_needs_it(
@@ -822,26 +738,6 @@ def test_fault_G22_a_header_that_names_a_column_twice_is_refused(ending: str, tm
             refused(look, f"{path}: the header names column '{name}' twice; rename or remove one of them")
         path.write_text(before)
     check(paths[0], paths[1], paths[2], LOOKALIKES)
-
-
-def test_columns_without_a_name_may_be_several(tmp_path: Path) -> None:
-    users, *rest = lookalikes(tmp_path)
-    users.write_text(users.read_text().replace("\n", ",,\n"))
-    assert check(users, rest[0], rest[1], LOOKALIKES).users.height == 4
-
-
-def test_columns_called_as_the_packages_own_words_are_just_columns() -> None:
-    given = {
-        "row": [1, 2, 1, 2],
-        "part": ["a", "b", "b", "a"],
-        "positive": ["yes", "no", "no", "yes"],
-        "seconds": ["long", "short", "short", "long"],
-        "stars": [5, 1, 5, 1],
-    }
-    schema = Schema(user_id="row", item_id="part", label="stars", positive_above=3, features=_ids_of("row", "part"))
-    tables = check(None, None, given, schema)
-    assert tables.interactions["positive"].to_list() == given["positive"]
-    assert tables.interactions["seconds"].to_list() == given["seconds"]
 
 
 def test_fault_G19_columns_of_the_packages_names_are_not_taken_for_its_own() -> None:

@@ -30,7 +30,6 @@ from twotower.data.dataset import Dataset, build_dataset
 from twotower.data.memmap import MemmapDataset
 from twotower.data.split import SplitConfig
 from twotower.data.tables import check
-from twotower.data.times import Times
 from twotower.errors import BundleError, ConfigError, DataError, RunError
 from twotower.features.schema import Schema
 from twotower.features.sequence import Sequence
@@ -76,7 +75,6 @@ def on_a_disk(actions: pl.DataFrame, schema: Schema, split: SplitConfig, folder:
 
 
 WAYS = {"in memory": in_memory, "a CSV": of_a_csv, "on a disk": on_a_disk}
-Way = Callable[[pl.DataFrame, Schema, SplitConfig, Path], Dataset]
 
 
 def trained(**sections: Any) -> Config:
@@ -106,12 +104,8 @@ def held_out(data: Dataset) -> list[int]:
 
 MAKES: dict[str, tuple[Callable[[list[int]], Any], str]] = {
     "milliseconds": (lambda ms: ms, "ms"),
-    "microseconds": (lambda ms: [m * 1_000 for m in ms], "us"),
     "seconds with fractions": (lambda ms: [m / 1_000 for m in ms], "s"),
-    "text": (lambda ms: [datetime.fromtimestamp(m / 1_000, UTC).strftime("%Y-%m-%d %H:%M:%S.%f") for m in ms], "s"),
     "ISO text": (lambda ms: [datetime.fromtimestamp(m / 1_000, UTC).isoformat() for m in ms], "s"),
-    "datetimes of milliseconds": (lambda ms: pl.Series(ms).cast(pl.Datetime("ms")), "s"),
-    "datetimes of microseconds": (lambda ms: (pl.Series(ms) * 1_000).cast(pl.Datetime("us", "Asia/Tokyo")), "s"),
     "datetimes of nanoseconds": (lambda ms: (pl.Series(ms) * 1_000_000).cast(pl.Datetime("ns")), "s"),
     "datetimes that only order": (lambda ms: pl.Series(ms).cast(pl.Datetime("ms")), "order"),
 }
@@ -280,7 +274,7 @@ def test_fault_G9_runs_and_bundles_of_a_former_format_are_refused_by_name(tmp_pa
         with pytest.raises(RunError, match=rf"config\.toml: format {form}, this version reads 4; train the run again"):
             twotower.load(folder)
     (folder / "config.toml").write_text(text)
-    for form in (5, 4, 3, 2, 1, 7):
+    for form in (5, 7):
         if prepared:
             rewrite(folder / "prepared" / "prepared.json", format=form, twotower="0.1.0")
             words = rf"format {form}, made by twotower 0\.1\.0, this version reads 6; prepare the tables again"
@@ -313,14 +307,7 @@ IMPOSSIBLE: dict[str, tuple[Any, str, list[str]]] = {
         ["50 of 200 times are not between 1990 and tomorrow in unit 'ms' (the first, in row 1: 1700000000)",
          "75 % look like milliseconds, 25 % like seconds: give all rows one unit, or set schema.bad_times = 'drop'"],
     ),
-    "mixed, read as seconds": (
-        [s * 1_000 if n % 4 else s for n, s in enumerate(SECONDS)], "s",
-        ["150 of 200", "(the first, in row 2: 1700000001000)", "75 % look like milliseconds, 25 % like seconds"],
-    ),
     "milliseconds": ([s * 1_000 for s in SECONDS], "s", ["all look like milliseconds: set schema.time_unit = 'ms'"]),
-    "seconds": (SECONDS, "us", ["all look like seconds: set schema.time_unit = 's'"]),
-    "nanoseconds": ([s * 10**9 for s in SECONDS], "us",
-                    ["all look like nanoseconds: divide them by 1,000 and set schema.time_unit = 'us'"]),
     "a few zeros": (
         [0 if n in (120, 130) else s for n, s in enumerate(SECONDS)], "s",
         ["2 of 200", "(the first, in row 121: 0)",
@@ -328,24 +315,16 @@ IMPOSSIBLE: dict[str, tuple[Any, str, list[str]]] = {
     ),
     "years": ([2020 + n % 4 for n in range(N)], "s",
               ["all look like no unit of time", "set schema.time_unit = 'order'"]),
-    "months": ([202301 + n % 12 for n in range(N)], "s",
-     ["all look like months as YYYYMM: set schema.time_format = '%Y%m'"]),
     "digits": ([int(f"{m:%Y%m%d}") for m in MOMENTS], "s",
                ["(the first, in row 1: 20230101)",
                 "all look like dates as YYYYMMDD: set schema.time_format = '%Y%m%d'"]),
-    "more digits": ([int(f"{m:%Y%m%d%H%M%S}") for m in MOMENTS], "ms", ["set schema.time_format = '%Y%m%d%H%M%S'"]),
     "counts": (list(range(N)), "s",
      ["99.5 % look like no unit of time, 0.5 % like zeros", "set schema.time_unit = 'order'"]),
-    "negative": ([-1 if n == 7 else s for n, s in enumerate(SECONDS)], "s", ["1 of 200", "in row 8: -1"]),
     "dates of 1970": (
         [datetime(1970, 1, 1) if n == 9 else m for n, m in enumerate(MOMENTS)], "s",
         ["1 of 200 times are not between 1990 and tomorrow (the first, in row 10: 1970-01-01 00:00:00)",
          "99.5 % look like dates since 1990, 0.5 % like zeros: set schema.bad_times = 'drop' to leave those rows out, "
          "or set their times"],
-    ),
-    "dates of tomorrow": (
-        [*MOMENTS[:-1], datetime.fromtimestamp(clock.time() + 10**6)], "s",
-        ["1 of 200", "0.5 % like times in the future: set schema.bad_times = 'drop' to leave those rows out; if all"],
     ),
 }  # fmt: skip
 
@@ -359,22 +338,6 @@ def test_fault_G11_times_that_cannot_be_are_refused_with_a_guess(tmp_path: Path,
     message = str(caught.value).replace(".000000", "")
     assert not [word for word in words if word not in message], message
     assert not (tmp_path / "out").exists()
-
-
-@pytest.mark.parametrize("way", WAYS)
-def test_what_the_advice_says_helps(tmp_path: Path, way: str) -> None:
-    for name, more in {
-        "digits": {"time_format": "%Y%m%d"},
-        "more digits": {"time_format": "%Y%m%d%H%M%S"},
-        "counts": {"time_unit": "order"},
-        "years": {"time_unit": "order"},
-        "dates of 1970": {"time_unit": "order"},
-    }.items():
-        assert WAYS[way](log(IMPOSSIBLE[name][0]), schema(**more), LAST, tmp_path / name).times is not None
-    digits = pl.Series(IMPOSSIBLE["digits"][0])
-    for times in (digits.cast(pl.Float64), digits.cast(pl.String)):
-        found = check(None, None, log(times), schema(time_format="%Y%m%d")).interactions["__time"]
-        assert found[0] == 1_672_531_200 * 10**6
 
 
 @pytest.mark.parametrize("verb", ["train", "prepare"])
@@ -400,16 +363,10 @@ ODD = {6: 1, 41: 2, 120: 0, 150: 3, 199: 0}
 """Rows of bad times, and the number of each among the bad values of a case."""
 BAD: dict[str, tuple[list[Any], list[Any], dict[str, Any]]] = {
     "seconds": (SECONDS, [0, 4_102_444_800, -1, None], {}),
-    "seconds with other units": (SECONDS, [1_700_000_000_000, 2023, 20230101, 5], {}),
     "milliseconds": ([1_000 * s for s in SECONDS], [0, 1_700_000_000, -1, None], {"time_unit": "ms"}),
-    "fractions": ([s + 0.5 for s in SECONDS], [0.0, float("nan"), float("inf"), None], {}),
     "datetimes": (MOMENTS, [datetime(1970, 1, 1), datetime(2100, 1, 1), datetime(1, 1, 1), None], {}),
-    "texts": ([f"{m:%Y-%m-%d %H:%M:%S}" for m in MOMENTS], ["0000-00-00 00:00:00", "NULL", "2100-01-01 00:00:00", None],
-     {}),
     "days first": ([f"{m + timedelta(days=12):%d/%m/%Y %H:%M}" for m in MOMENTS],
      ["00/00/0000 00:00", "n/a", "01/01/1970 00:00", None], {}),
-    "a format": ([int(f"{m:%Y%m%d%H%M%S}") for m in MOMENTS], [0, 19000101000000, 99999999999999, None],
-     {"time_format": "%Y%m%d%H%M%S"}),
     "an order": ([1.0 * n for n in range(N)], [None] * 4, {"time_unit": "order"}),
 }  # fmt: skip
 
@@ -438,17 +395,9 @@ def test_fault_G11_rows_of_bad_times_are_left_out_on_purpose(
 
 
 @pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize(
-    ("times", "words"),
-    [
-        ([1_000 * s for s in SECONDS], "all look like milliseconds: set schema.time_unit = 'ms'"),
-        ([0] * N, "all look like zeros: no row would be left"),
-        ([None] * N, "200 of 200 times are missing (the first in row 1): no row would be left"),
-    ],
-)
-def test_bad_times_that_leave_no_row_are_refused(tmp_path: Path, times: list[Any], words: str, way: str) -> None:
-    with one_line(DataError, words):
-        WAYS[way](log(times), schema(bad_times="drop"), LAST, tmp_path)
+def test_bad_times_that_leave_no_row_are_refused(tmp_path: Path, way: str) -> None:
+    with one_line(DataError, "200 of 200 times are missing (the first in row 1): no row would be left"):
+        WAYS[way](log([None] * N), schema(bad_times="drop"), LAST, tmp_path)
 
 
 @pytest.mark.parametrize("first", [["n/a"] * 20, [*["01/20/2023 10:00"] * 19, "01/02/2023 10:00"]],
@@ -462,19 +411,6 @@ def test_bad_times_of_a_first_file_do_not_hide_the_format_of_the_others(tmp_path
     found = prepare.write_prepared(data, drops, LAST, tmp_path / "out")
     assert facts(found) == facts(WAYS["in memory"](given, drops, LAST, tmp_path))
     assert len(found.parts) >= N - 20
-
-
-def test_a_time_that_a_request_gives_is_refused_whatever_the_log_leaves_out() -> None:
-    with pytest.raises(ValueError, match="bad_times needs time"):
-        Schema(bad_times="drop")
-    assert Times(schema(bad_times="drop")).drops
-    assert not Times(schema(bad_times="drop"), drops=False).drops
-    assert not Times(schema(bad_times="drop", valid_from="since"), "items", "since").drops
-
-
-def test_times_of_the_nineties_and_of_today_are_fine() -> None:
-    moments = [631_152_000, 956_703_932, int(clock.time()), int(clock.time()) + 3_600]
-    assert check(None, None, log(moments), schema()).interactions["__time"].to_list() == [m * 10**6 for m in moments]
 
 
 # ---- G25: days and months
@@ -511,9 +447,7 @@ def test_fault_G25_rows_that_fit_no_one_format_are_named(tmp_path: Path, way: st
     mixed = [*BOTH, "13/02/2023 10:00", "05/05/2023 10:00", "02/13/2023 10:00", "02/14/2023 10:00"]
     for times, row, value in (
         (mixed, 11, "02/13/2023 10:00"),
-        ([*BOTH[:3], "2023-01-02 10:00", *BOTH[4:]], 4, "2023-01-02 10:00"),
         ([*BOTH[:5], "", *BOTH[6:]], 6, "") if way != "a CSV" else (mixed, 11, "02/13/2023 10:00"),
-        (["2023-01-02", "2023-02-30", "2023-01-03", "2023-01-04"], 2, "2023-02-30"),
         (["2023-01-02T10:00:00Z", "2023-01-02T11:00:00", "2023-01-03T11:00:00Z", "2023-01-03T11:00:00Z"], 2,
          "2023-01-02T11:00:00"),
     ):  # fmt: skip
@@ -527,7 +461,7 @@ def test_fault_G25_rows_that_fit_no_one_format_are_named(tmp_path: Path, way: st
         WAYS[way](log(mixed), schema(time_format="%m/%d/%Y %H:%M"), LAST, tmp_path)
 
 
-@pytest.mark.parametrize("first", ["01/02/23", "2023-01-2023", "2023/01-02", "next Monday"])
+@pytest.mark.parametrize("first", ["01/02/23", "2023/01-02"])
 def test_text_without_a_year_of_four_digits_needs_a_format(first: str) -> None:
     with pytest.raises(DataError, match=f"row 1 holds '{first}', expected a number or a date .* schema.time_format"):
         check(None, None, log([first] * 6), schema())
@@ -536,17 +470,10 @@ def test_text_without_a_year_of_four_digits_needs_a_format(first: str) -> None:
         assert times.to_list() == [1_672_617_600 * 10**6] * 6
 
 
-def test_dates_whose_day_is_the_month_need_no_format() -> None:
-    found = check(None, None, log(["01/01/2023", "02/02/2023", "03/03/2023", "04/04/2023"]), schema()).interactions
-    assert found["at"].dt.month().to_list() == [1, 2, 3, 4]
-
-
 @pytest.mark.parametrize(
     ("form", "text"),
     [
-        ("%Y-%m", "{0.year}-{0.month:02}"), ("%Y-%m", "{0.year}-{0.month}"), ("%m/%Y", "{0.month}/{0.year}"),
-         ("%Y年%m月", "{0.year}年{0.month}月"),
-        ("%b-%y", "{0:%b-%y}"), ("%Y%m", "{0:%Y%m}"),
+        ("%Y-%m", "{0.year}-{0.month}"), ("%b-%y", "{0:%b-%y}"), ("%Y%m", "{0:%Y%m}"),
     ],
 )  # fmt: skip
 def test_a_month_is_its_first_day(form: str, text: str) -> None:
@@ -575,14 +502,9 @@ def test_names_of_zones_are_read_if_they_are_of_utc_and_refused_if_not(tmp_path:
     assert sorted(data.times if data.times is not None else []) == sorted(t - 3_600 * 10**6 for t in expected)
 
 
-def test_a_percent_sign_before_a_Z_names_no_zone() -> None:
-    found = check(None, None, log(["2024-03-31 %Z"] * 4), schema(time_format="%Y-%m-%d %%Z")).interactions
-    assert found["at"].dt.day().to_list() == [31] * 4
-
-
-@pytest.mark.parametrize("form", ["%Y-%m-%d %H:%M %p", "%Y-%m-%d %I:%M", "%Y-%m-%d %H"])
 @pytest.mark.parametrize("way", WAYS)
-def test_a_format_that_is_of_no_clock_is_refused_by_name(tmp_path: Path, way: str, form: str) -> None:
+def test_a_format_that_is_of_no_clock_is_refused_by_name(tmp_path: Path, way: str) -> None:
+    form = "%Y-%m-%d %H:%M %p"
     texts = [datetime(2024, 3, 1 + n, 2, 30, tzinfo=UTC).strftime(form) for n in range(8)]
     with pytest.raises(
         DataError, match=f"time 'at': schema.time_format = '{form}' is not read; give hours with minutes"
@@ -600,7 +522,6 @@ def test_a_format_that_is_of_no_clock_is_refused_by_name(tmp_path: Path, way: st
     [
         ({"time_format": "%d/%m/%Y", "time": ""}, "time_format needs time; name the time column"),
         ({"time_format": "day/month"}, "expected a format such as"),
-        ({"time_format": "%S,%f"}, r"\.%f is a fraction"),
     ],
 )
 def test_a_time_format_that_can_be_of_no_column_is_refused(more: dict[str, str], words: str) -> None:

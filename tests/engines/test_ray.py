@@ -75,41 +75,6 @@ def test_a_cluster_that_cannot_start_a_process_is_asked_three_times(
         assert len(asked) == 3
 
 
-class SlowNode:
-    """Stands for Ray's node of this machine: its processes are not up in time at the first `failures` starts."""
-
-    def __init__(self) -> None:
-        self.stopped = 0
-
-    def start(self, failures: int, started: list[SlowNode]) -> None:
-        started.append(self)
-        if len(started) <= failures:
-            raise Exception("The current node timed out during startup.")  # the class that Ray raises
-
-    def kill_all_processes(self, check_alive: bool, allow_graceful: bool) -> None:
-        self.stopped += not check_alive and not allow_graceful
-
-
-@pytest.mark.parametrize("failures", [0, 2, 3])
-def test_a_ray_of_a_busy_machine_is_started_three_times_and_leaves_no_process(
-    failures: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    ray, started = imported_ray(), list[SlowNode]()
-    monkeypatch.setattr(ray, "is_initialized", lambda: False)
-    monkeypatch.setattr(ray._private.node, "Node", SlowNode)
-    monkeypatch.setattr(ray, "init", lambda *_, **__: SlowNode().start(failures, started))
-    monkeypatch.setattr(ray, "shutdown", lambda: None)
-    engine = RayEngine("", 2)
-    if failures < 3:
-        with engine.started():
-            assert [node.stopped for node in started] == [1] * failures + [0]
-    else:
-        told = r"^engine 'ray': this machine does not answer \(The current node timed out during startup\.\); start it"
-        with pytest.raises(Unavailable, match=told), engine.started():
-            raise AssertionError("no Ray is there")
-        assert [node.stopped for node in started] == [1] * 3
-
-
 # ---- a Ray that is lost
 
 
@@ -213,24 +178,6 @@ def test_fault_C18_a_head_that_is_lost_ends_the_job(
     assert ray.clock.now == 40.0
 
 
-def test_a_head_that_takes_connections_again_ends_no_job(held: socket.socket, monkeypatch: pytest.MonkeyPatch) -> None:
-    ray, made = RayWithHead(address_of(held), 60.0), list[int]()
-    ray.put_in_place(monkeypatch)
-    sleep = ray.clock.sleep
-
-    def restart(seconds: float) -> None:
-        sleep(seconds)
-        held.listen()
-
-    monkeypatch.setattr(ray.clock, "sleep", restart)
-    with collected_messages() as lines:
-        RayEngine("", 2).run(lambda: abs, [5, 6, 7], made.append)
-    assert made == [5, 6, 7]
-    assert [line.partition(",")[0] for line in lines] == [
-        f"engine 'ray': no shard is finished for {seconds} seconds" for seconds in (31, 30, 30)
-    ]
-
-
 def test_a_cluster_that_is_not_there_is_said_at_once(held: socket.socket, monkeypatch: pytest.MonkeyPatch) -> None:
     """For which Ray itself waits minutes."""
     address = address_of(held)
@@ -296,15 +243,6 @@ def test_only_a_lost_process_is_called_lost(monkeypatch: pytest.MonkeyPatch) -> 
             run_lost("get", error, monkeypatch)
 
 
-def test_a_loss_of_ray_within_a_task_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
-    exceptions = imported_ray().exceptions
-    cause = exceptions.RaySystemError("the owner of the job\nis gone")
-    error = exceptions.RayTaskError("_make", "Traceback of the task", cause).as_instanceof_cause()
-    told = r"^engine 'ray': a shard is given up \(System error: the owner of the job\); call again to go on$"
-    with pytest.raises(RunError, match=told):
-        run_lost("get", error, monkeypatch)
-
-
 # ---- jobs
 
 
@@ -324,16 +262,6 @@ def test_every_shard_is_made_once_with_one_thread_a_process(engine: RayEngine) -
     variables = collect(engine, lambda: lambda name: os.environ[name], ["OMP_NUM_THREADS", "POLARS_MAX_THREADS"])
     assert variables == ["1", "1"]
     assert collect(engine, lambda: 1 / 0, []) == []  # type: ignore[arg-type, return-value]
-
-
-@pytest.mark.system
-def test_a_process_loads_a_job_once(engine: RayEngine, tmp_path: Path) -> None:
-    def job() -> Callable[[int], int]:
-        (tmp_path / f"loaded-{os.getpid()}").touch(exist_ok=False)
-        return lambda shard: os.getpid()
-
-    pids = set(collect(engine, job, list(range(12))))
-    assert {p.name for p in tmp_path.iterdir()} == {f"loaded-{pid}" for pid in pids}
 
 
 @pytest.mark.system
@@ -434,12 +362,6 @@ def test_a_ray_that_would_listen_on_all_addresses_is_not_started() -> None:
     assert error.startswith("engine 'ray': this process has imported Ray before, and a Ray that it starts now")
     done = preloaded.run("-c", IMPORTED_BEFORE, env=environment | {CLUSTER_SWITCH: "0"}, timeout=300)
     assert done.stdout.splitlines() == ["127.0.0.1", "1", "True"]
-
-
-@pytest.mark.system
-def test_an_address_beside_a_ray_of_the_process_is_refused(engine: RayEngine) -> None:
-    with pytest.raises(ConfigError, match="this process has begun a Ray already; choose `engine='ray'` to use that"):
-        open_engine("ray://127.0.0.1:9")
 
 
 @pytest.mark.system

@@ -85,16 +85,3 @@ def test_the_weights_of_test_pairs_are_compared_as_metrics_read_them(block: int)
         words = f"A and B weigh {different} of {n} test pairs differently; train both with the same schema.weight and"
         with pytest.raises(RunError, match=words):
             check_same_tests(one, two, ["A", "B"], block, weighted=True)
-
-
-def test_users_of_one_run_alone_are_named() -> None:
-    users, items, actions = checkerboard()
-    few = actions.filter(pl.col("user_id") < 39)
-    a = board()
-    b = build_dataset(check(users[:39], items, few, CHECKERBOARD_SCHEMA), CHECKERBOARD_SCHEMA, SplitConfig(kind="last"))
-    with pytest.raises(RunError, match=r"B was not tested on the pairs of A: \d+ of 240 are missing"):
-        check_same_tests(a, b, ["A", "B"])
-    only = replace(a, parts=np.where((a.parts == TEST) & (a.pairs.user != 39), TRAIN, a.parts))
-    alone = f"B was not tested on the pairs of A: {(only.parts == TEST).sum()} of {(only.parts == TEST).sum()} are"
-    with pytest.raises(RunError, match=alone):
-        check_same_tests(only, b, ["A", "B"], 5)

@@ -10,16 +10,6 @@ import pytest
 from twotower.evaluation.bootstrap import bootstrap
 
 
-def test_an_interval_holds_the_weighted_mean_and_is_the_same_every_time() -> None:
-    rng = np.random.default_rng(0)
-    values = rng.normal(3, 2, 400)
-    weights = np.where(values > 3, 9.0, 1.0)  # far from the plain mean
-    low, high = bootstrap(values, weights, 500)
-    assert low < np.average(values, weights=weights) < high
-    assert bootstrap(values, weights, 500) == (low, high)
-    assert bootstrap(values, weights, 500, seed=1) != (low, high)
-
-
 def test_an_interval_is_that_of_the_means_over_drawn_users_for_every_column_as_if_alone() -> None:
     rng = np.random.default_rng(0)
     values, weights = rng.random((40, 3)), rng.random(40)

@@ -18,7 +18,6 @@ from twotower.evaluation.metrics.auc import auc, auc_by_group, ordered_codes
 from twotower.evaluation.metrics.gauc import Gauc
 from twotower.evaluation.metrics.log_loss import LogLoss
 from twotower.evaluation.metrics.measured import Rankings, ScoredPairs
-from twotower.evaluation.metrics.metric import Prominence
 
 quick = settings(deadline=None, max_examples=40)
 
@@ -173,16 +172,6 @@ def test_ranking_metrics_by_hand(
 
 
 # ---- the set of metrics
-
-
-def test_the_names_of_a_part_are_those_of_the_registry_by_prominence() -> None:
-    assert MetricSet().names([2, 7], Prominence.EPOCH) == ["auc", "gauc", "recall@2", "ndcg@2", "recall@7", "ndcg@7"]
-    assert MetricSet().names([2], Prominence.SERVED) == ["auc", "gauc", "recall@2", "ndcg@2", "hit_rate@2"]
-    assert MetricSet().names([2], Prominence.REPORT) == ["auc", "gauc", *(f"{m}@2" for m in RANKED)]
-    assert MetricSet().names([2]) == ["auc", "gauc", "log_loss", *(f"{m}@2" for m in RANKED)]
-
-
-RANKED = ("recall", "ndcg", "mrr", "hit_rate", "coverage")
 
 
 def test_only_a_loss_is_better_when_lower() -> None:

@@ -11,7 +11,7 @@ import polars as pl
 import pytest
 from messages import one_line
 from scored import ranked_items
-from worlds import EVERYTHING_SCHEMA, everything, settings
+from worlds import EVERYTHING_SCHEMA, everything
 
 from twotower import api
 from twotower.config.toml import parse_config
@@ -24,9 +24,6 @@ from twotower.evaluation.metrics.diversity import Diversity
 from twotower.evaluation.metrics.gini import Gini
 from twotower.evaluation.metrics.measured import RankedItems, Rankings
 from twotower.evaluation.metrics.novelty import Novelty
-from twotower.reports.compare import compare_runs
-
-METRICS = ["novelty", {"kind": "diversity", "column": "tags"}, "arp", "gini"]
 
 
 def shown(best: list[list[int]], items: RankedItems) -> Rankings:
@@ -100,23 +97,6 @@ def test_items_count_users_of_the_train_part_alone(duplicates: str) -> None:
     assert some.user_counts.tolist() == items.user_counts[rows].tolist()
     every, few = items.value_sets("tags"), some.value_sets("tags")
     assert [len(few.row(i)) for i in range(3)] == [len(every.row(row)) for row in rows]
-
-
-def test_they_are_measured_where_they_are_named(tmp_path: Path) -> None:
-    config = settings(evaluation={"k": [5], "bootstrap": 10, "metrics": METRICS})
-    run = api.fit(everything(), EVERYTHING_SCHEMA, config, folder=tmp_path / "run")
-    names = {"novelty@5", "diversity@5", "arp@5", "gini@5"}
-    assert {f"{part}.{n}" for part in ("test", "validation", "baseline.popularity") for n in names} < run.metrics.keys()
-    assert {f"test.{n}.low" for n in names - {"gini@5"}} < run.metrics.keys()
-    assert run.metrics["baseline.popularity.gini@5"] > run.metrics["test.gini@5"], "it shows all the same items"
-    loaded = api.load(tmp_path / "run")
-    measured = api.evaluate(loaded)
-    assert {n: run.metrics[n] for n in measured} == measured
-    assert {"novelty@5", "diversity@5", "arp@5"} < {c.metric for c in compare_runs(run, loaded, resamples=10)}
-    assert "diversity@5" in (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
-    api.publish(run, tmp_path / "store", force=True)
-    served = api.evaluate_bundle(api.retriever(tmp_path / "store"))
-    assert {n: served["exact"][n] for n in names} == pytest.approx({n: run.metrics[f"test.{n}"] for n in names})
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 from compared import comparison_data
 from mykinds.metrics import Herfindahl, TailShare
-from reports.test_compare import scored
 from scored import random_factors
 from worlds import CHECKERBOARD_SCHEMA, checkerboard, settings
 
@@ -95,29 +94,6 @@ def test_weights_matter_where_rows_are_counted(weighted: Dataset) -> None:
     assert changed == {"auc", "gauc", "log_loss", "recall", "ndcg", "arp", "tail_share"}
 
 
-@pytest.mark.parametrize("by_weight", [True, False])
-def test_weights_of_1_change_no_metric(weighted: Dataset, by_weight: bool) -> None:
-    ones = np.ones(len(weighted.pairs), np.float32)
-    plain, of_ones = (replace(weighted, pairs=replace(weighted.pairs, weight=w)) for w in (None, ones))
-    config = CONFIG.model_copy(update={"weighted": by_weight})
-    one = evaluation(of_ones, config).metrics()
-    other = evaluation(plain, CONFIG.model_copy(update={"weighted": False})).metrics()
-    assert one == pytest.approx(other, rel=1e-12)
-    if not by_weight:
-        assert one == other
-
-
-def test_items_of_a_slice_are_weighed_too(weighted: Dataset, repeated: Dataset) -> None:
-    one, other = evaluation(weighted), evaluation(repeated)
-    rows = np.arange(16) % 3 == 0
-    found = []
-    for e in (one, other):
-        targets = e.queries.count_targets(rows)
-        sliced = e.rankings.with_targets(rows, targets, e.queries.target_weights(e.rankings.best, rows))
-        found.append({m.name: float(m.values(sliced.at(5)).mean()) for m in CONFIG.metric_set.of_users})
-    assert found[0] == pytest.approx(found[1], rel=1e-6)
-
-
 def test_weighted_rankings_are_those_of_loops(weighted: Dataset) -> None:
     e, weight = evaluation(weighted), weighted.pairs.weight
     assert weight is not None
@@ -186,17 +162,6 @@ def test_a_group_of_great_weight_changes_no_other_group(heavy: float, piece: int
         wins = (scores[up, None] > scores[None, down]) + 0.5 * (scores[up, None] == scores[None, down])
         assert area == pytest.approx((pairs * wins).sum() / pairs.sum(), rel=1e-9)
         assert size == pytest.approx(weights[mine].astype(float).sum(), rel=1e-9)
-
-
-def test_runs_of_other_weights_are_not_compared(weighted: Dataset) -> None:
-    sections: dict[str, dict[str, object]] = {"evaluation": {"weighted": True}}
-    one = scored(weighted, random_factors(weighted), **sections)
-    assert weighted.pairs.weight is not None
-    doubled = replace(weighted, pairs=replace(weighted.pairs, weight=weighted.pairs.weight * 2))
-    with pytest.raises(RunError, match=r"A and B weigh \d+ of 128 test pairs differently; train both with the same"):
-        compare_runs(one, scored(doubled, random_factors(weighted), **sections), resamples=5)
-    plain = scored(weighted, random_factors(weighted)), scored(doubled, random_factors(weighted))
-    assert all(c.difference == 0 for c in compare_runs(*plain, resamples=5))
 
 
 def test_baselines_and_comparisons_go_by_weight(weighted: Dataset, repeated: Dataset) -> None:

@@ -21,13 +21,9 @@ FIRST, SECOND = datetime.date(2019, 12, 31), datetime.date(2024, 2, 29)
     ("form", "texts"),
     [
         ("", ["2019-12-31", "2024-02-29"]),
-        ("", [" 2019/12/31", "2024.2.29 "]),
         ("", ["2019-12-31T23:59:59.5+02:00", "2024-02-29 00:00"]),
-        ("%Y-%m-%d", ["2019-12-31 23:59:59", "2024-02-29"]),
-        ("%d.%m.%Y", ["31.12.2019", "29.02.2024"]),
         ("%d.%m.%Y", ["31.12.2019", "2024-02-29"]),
         ("%m/%d/%Y %H:%M:%S.%f", ["12/31/2019 23:00:00.25", "2/29/2024 01:00:00"]),
-        ("%d %B %Y", ["31 December 2019", "29 February 2024"]),
         ("%Y%m%d", ["20191231", "20240229"]),
     ],
 )
@@ -60,7 +56,6 @@ def test_a_month_or_a_year_is_its_first_day_and_whole_numbers_have_a_format() ->
     [
         (["2024-02-29", "soon", "never"], "", "column 'd': the first of 2 values that are no dates is 'soon', expected "
             "a date whose year is first"),
-        (["2023-02-29"], "", "is '2023-02-29'"),
         (
             ["31.12.2019"],
             "%m.%d.%Y",
@@ -68,7 +63,6 @@ def test_a_month_or_a_year_is_its_first_day_and_whole_numbers_have_a_format() ->
         ),
         ([2024], "", "column 'd': found Int64, expected dates, or text of them; make it numeric, or name a format of "
             "whole numbers such as '%Y%m%d'"),
-        ([1.5], "%Y", "column 'd': found Float64"),
     ],
 )  # fmt: skip
 def test_what_is_no_date_is_refused(values: list[object], form: str, told: str) -> None:
@@ -89,7 +83,7 @@ def test_whole_numbers_beside_missing_ones_are_read_and_a_zone_is_that_of_the_te
     assert set(days(named, "%Y-%m-%d %H:%M:%S %Z")) == {days(pl.Series([SECOND]), "")[0]}
 
 
-@pytest.mark.parametrize("form", ["%Y-%m-%d %H", "%d.%m.%Y %p", "%d.%m.%Y %H:%M %p", "%d.%m.%Y %I:%M"])
+@pytest.mark.parametrize("form", ["%Y-%m-%d %H", "%d.%m.%Y %I:%M"])
 def test_a_format_that_is_not_read_is_refused_with_the_config(form: str) -> None:
     with pytest.raises(ValidationError, match="which is not read; give hours with minutes"):
         Date(name="d", side="item", format=form)

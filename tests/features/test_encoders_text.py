@@ -63,15 +63,12 @@ def rows(encoder: TextEncoder, texts: list[str | None]) -> list[list[int]]:
 @pytest.mark.parametrize(
     ("word", "n", "expected"),
     [
-        ("good", 3, ["#go", "goo", "ood", "od#"]),  # Huang et al. 2013, section 3.2
-        ("good", 2, ["#g", "go", "oo", "od", "d#"]),
-        ("good", 6, ["#good#"]),
+        ("good", 3, ["#go", "goo", "ood", "od#"]),
         ("good", 8, ["#good#"]),
         ("a", 3, ["#a#"]),
         ("ab", 5, ["#ab#"]),
         ("侍", 3, ["侍"]),
         ("의자", 3, ["#의자", "의자#"]),
-        ("é", 2, ["#é", "é#"]),
     ],
 )
 def test_a_word_is_cut_into_the_grams_of_the_paper(word: str, n: int, expected: list[str]) -> None:
@@ -82,17 +79,14 @@ def test_a_word_is_cut_into_the_grams_of_the_paper(word: str, n: int, expected: 
     ("text", "expected"),
     [
         ("Good, the BAD & the_Ugly", ["good", "the", "bad", "the", "ugly"]),
-        ("Se7en (1995)", ["se7en", "1995"]),
         ("七人の侍 1954", ["七", "人", "の", "侍", "1954"]),
         ("ＦＵＬＬ　ｗｉｄｔｈ ﬁne Ⅳ", ["full", "width", "fine", "iv"]),
         ("cafe\u0301 CAFÉ", ["café", "café"]),
         ("हिन्दी फ़िल्म", [unicodedata.normalize("NFKC", w) for w in ("हिन्दी", "फ़िल्म")]),
-        ("Война и мир", ["война", "и", "мир"]),
         ("올드보이 기생충", ["올드보이", "기생충"]),
         ("שלום مرحبا", ["שלום", "مرحبا"]),
         ("🎬 ... ", []),
         ("〡〇々⺀", ["〡", "〇", "々", "⺀"]),
-        ("", []),
     ],
 )
 def test_text_is_split_into_words_of_any_script(text: str, expected: list[str]) -> None:
@@ -186,19 +180,6 @@ def test_columns_that_are_no_text() -> None:
         encoder.transform(pl.Series("t", [["a"]]))
 
 
-def test_missing_texts_are_empty_or_an_error() -> None:
-    users, items, actions = everything()
-    data = build_dataset(check(users, items, actions, EVERYTHING_SCHEMA), EVERYTHING_SCHEMA, Config().split)
-    column = data.users.columns["motto"]
-    assert [len(r) for r in np.split(column.values, column.offsets[1:-1])][::10] == [0] * 6  # type: ignore[union-attr]
-    strict = Schema(
-        user_id="uid", item_id="iid",
-        features=(Text(name="motto", side="user", missing="error"), Categorical(name="iid", side="item")),
-    )  # fmt: skip
-    with pytest.raises(DataError, match="column 'motto' has 6 missing values.*missing = 'error'"):
-        check(users, items, actions, strict)
-
-
 # ---- what is lost
 
 
@@ -228,11 +209,6 @@ def test_unknown_grams_are_counted_as_often_as_they_occur() -> None:
     assert (found.occurrences, found.unknown) == (4 + 5 + 4, 2)
     assert "15.38% of their occurrences unknown" in str(found)
     assert str(encoder.report(pl.Series("t", [None], dtype=pl.String))).startswith("0 words")
-
-
-def test_training_tells_of_every_text(messages: list[str]) -> None:
-    twotower.fit(everything(), EVERYTHING_SCHEMA, settings(train={"epochs": 1}))
-    assert [line.split(":")[0] for line in messages if " text " in line] == ["user text 'motto'", "item text 'label'"]
 
 
 @pytest.mark.parametrize(
@@ -306,24 +282,12 @@ def test_texts_that_share_have_one_vocabulary_of_both_columns_and_one_table(tmp_
             "with grams "
                                r"of its own \(allowed: t\)"),
         ([{"share_with": "t", "n": 4}], "'n' is that of 't', whose grams it shares; set it there"),
-        ([{"share_with": "t", "hash_buckets": 4}], "'hash_buckets' is that of 't'"),
         ([{"n": 1}], "greater than or equal to 2, got 1"),
-        ([{"n": 9}], "less than or equal to 8, got 9"),
-        ([{"max_length": 2**31}], "less than 2147483648, got 2147483648"),
         ([{"pooling": "decay"}], r"pooling: 'q' is no history, and the pooling 'decay' needs the order of time "
             r"\(allowed: mean, sqrt, sum, power, ridge\)"),
-        ([{"max_gram": 9}], "unknown key.*did you mean 'max_grams'"),
     ],
 )  # fmt: skip
 def test_a_mistake_in_a_text_feature_is_one_line(features: list[dict[str, Any]], message: str) -> None:
     user = [{"kind": "text", "side": "user", "name": "q"} | f for f in features]
     with pytest.raises(ConfigError, match=message):
         parse_config({"schema": {"features": [*user, {"kind": "text", "side": "item", "name": "t"}]}})
-
-
-def test_a_tower_that_does_not_read_what_is_shared_is_told_what_to_do() -> None:
-    features = (*SHARED.features, Categorical(name="iid", side="item"))
-    schema = SHARED.model_copy(update={"features": features})
-    pair = {"user": {"layers": [8]}, "item": {"layers": [8], "fields": ["iid"]}}
-    with pytest.raises(ConfigError, match="'motto' shares the embedding of 'label'.*leave out share_with on 'motto'"):
-        twotower.fit(everything(), schema, settings(model={"pairs": [pair]}))

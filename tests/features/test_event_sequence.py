@@ -160,17 +160,6 @@ def test_requests_tell_types_in_python_and_over_http(run: Run, store: Path) -> N
                 assert reply["items"][0]["id"] == str(BROWSED + cart)
 
 
-def test_recent_events_keep_their_types(store: Path) -> None:
-    with clients(store) as make:
-        client = make()
-        for cart in (1, 6):
-            events = [{"id": str(i), "event": "cart" if i == cart else "view"} for i in (1, 6)]
-            assert client.post("/v1/events", {"user_id": "9", "events": events}).json()["recent_events"] == 2
-            reply = client.post("/v1/recommend", {"user_id": "9", "k": 1, "keep_seen": True}).json()
-            assert (reply["items"][0]["id"], reply["recent_events"]) == (str(BROWSED + cart), 2)
-            client.ask("DELETE", "/v1/events/9")
-
-
 @pytest.mark.parametrize(
     ("event", "words"),
     [

@@ -51,11 +51,8 @@ def test_numeric_options_that_do_not_fit_together_are_refused(options: dict[str,
     ("options", "words"),
     [
         ({"user_id": "*"}, "user_id is '*', which tables are searched for as a pattern; rename the column"),
-        ({"title": "^.*$"}, "title is '^.*$'"),
         ({"label": "__positive"}, "label is '__positive'; names that begin with '__' are the package's own"),
         ({"user_id": "id", "item_id": "id"}, "user_id and item_id are both 'id'; give each a column of its own"),
-        ({"label": "item_id"}, "item_id and label are both 'item_id'"),
-        ({"time": "user_id"}, "user_id and time are both 'user_id'"),
         ({"item_id": ""}, "item_id is empty"),
         ({"features": (*ID_FEATURES, Categorical(name="*", side="user"))}, "name of feature '*' is '*'"),
         (

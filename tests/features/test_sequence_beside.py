@@ -12,23 +12,18 @@ import pytest
 import torch
 from model_worlds import World, build, tower
 from pydantic import ValidationError
-from worlds import EVERYTHING_SCHEMA, everything, settings
+from worlds import EVERYTHING_SCHEMA, everything
 
-import twotower
 from twotower.config.experiment import Config
 from twotower.data.dataset import build_dataset
 from twotower.data.tables import check
-from twotower.diagnostics import diagnose
-from twotower.features.categorical import Categorical
 from twotower.features.field import PoolingSpec
 from twotower.features.schema import Schema
 from twotower.features.sequence import Sequence
 from twotower.model.inputs.side_tensors import SideTensors
 from twotower.onnx.export import export_tower
-from twotower.retrieval.request import Request
 
 ATTENTION = PoolingSpec.model_validate({"kind": "transformer", "window": 800, "heads": 2, "blocks": 1})
-IDS = Categorical(name="iid", side="item", column="item_id")
 
 
 def schema_of(pooling: Any, beside: tuple[str, ...] = ("brands",)) -> Schema:
@@ -101,12 +96,9 @@ def test_the_exported_tower_gives_what_the_model_gives(pooling: str, tmp_path: P
     [
         ({"beside": ("brnds",)}, "names 'brnds', which is no other sequence of the users; did you mean 'brands'? "
             "(found: brands)"),
-        ({"beside": ("history",)}, "which is no other sequence of the users"),
-        ({"beside": ("city",)}, "which is no other sequence of the users"),
         ({"beside": ("brands", "brands")}, "names 'brands' twice; name it once"),
         ({"max_length": 3}, "whose max_length is 0, not 3; give both the same interactions"),
         ({"interactions": "positive"}, "whose interactions is 'all', not 'positive'"),
-        ({"width": 8}, "of width 0 and not 8; give both the same width"),
     ],
 )  # fmt: skip
 def test_sequences_that_cannot_stand_beside_are_refused(changed: dict[str, Any], words: str) -> None:
@@ -136,23 +128,3 @@ def test_a_pooling_of_a_sequence_beside_another_is_refused() -> None:
         Schema.model_validate(
             EVERYTHING_SCHEMA.model_dump() | {"features": [*EVERYTHING_SCHEMA.features, brands, host]}
         )
-
-
-def test_a_bundle_and_the_diagnoses_read_sequences_beside_another(tmp_path: Path) -> None:
-    """Causal training; an event changes all sequences at once; `fields` of a tower bring those beside along."""
-    config = settings(
-        train={"epochs": 2, "batch_size": 64, "history_scope": "causal", "monitor": "validation.recall@5"},
-        loss={"kind": "softmax"}, negatives={"uniform": 8}, evaluation={"k": [5]}, index={"kind": "exact"},
-    )  # fmt: skip
-    run = twotower.fit(everything(), schema_of(ATTENTION), config, folder=tmp_path / "run")
-    unused = {f.text for f in diagnose(run) if "'brands'" in f.text and "read by no tower" in f.text}
-    assert not unused
-    twotower.publish(run, tmp_path / "store")
-    retriever = twotower.retriever(tmp_path / "store")
-    user = str(run.dataset.users.ids[0])
-    vector, _, _ = retriever.embed_request(Request(user), 2)
-    stored, _, _ = retriever.embed_request(Request(user), 1)
-    np.testing.assert_allclose(vector, stored, atol=1e-4)
-    item = str(run.dataset.items.ids[0])
-    more, _, _ = retriever.embed_request(Request(user, events=[(item, True)]), 2)
-    assert not np.allclose(more, stored, atol=1e-4)

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
-import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,16 +11,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-from vector_worlds import WIDTH, N, users, world
+from vector_worlds import N, users, world
 
 import twotower
 from twotower import limited_process
 from twotower.errors import RunError, TwoTowerError
-from twotower.index import INDEXES, Index, Similarity, build_index, load_index
+from twotower.index import Index, Similarity, build_index, load_index
 from twotower.index.faiss import setup
 from twotower.index.faiss.faiss_index import VERIFY_FUNCTION, read_faiss, verify_file
-from twotower.index.faiss.setup import BLAS_MIN_QUERIES, choose_coretype, faiss
-from twotower.index.protocol import IndexConfig
+from twotower.index.faiss.setup import choose_coretype
 
 
 def made(kind: str, metric: Similarity, n: int) -> Index:
@@ -39,11 +36,8 @@ AVX512 = "fma avx2 avx512f avx512dq avx512bw avx512vl avx512cd"
     [
         (XEON.format(AVX512), "SKYLAKEX"),
         (XEON.format("sse2 avx2 fma avx512f"), "HASWELL"),
-        (XEON.format("sse2 avx2"), None),
         (ZEN4.format(AVX512), "HASWELL"),
         (ZEN4.replace("25", "26").format(AVX512), "SKYLAKEX"),
-        ("processor\t: 0\nFeatures\t: asimd sve\n", None),
-        ("", None),
     ],
 )
 def test_the_kernels_of_openblas_follow_the_flags_and_only_where_nobody_chose(cpuinfo: str, wanted: str | None) -> None:
@@ -55,54 +49,6 @@ def test_the_kernels_of_openblas_follow_the_flags_and_only_where_nobody_chose(cp
         ("PYTEST_VERSION", "9"),
     ):
         assert choose_coretype(cpuinfo, {name: value}) is None
-
-
-KERNELS = """
-import ctypes, json, os, re, sys
-from pathlib import Path
-import numpy
-{first}
-from twotower.index.faiss import setup
-from twotower.index.faiss.setup import BLAS_MIN_QUERIES, choose_coretype, faiss
-faiss()
-found = {{}}
-for path in set(re.findall(r"/\\S*openblas\\S*", Path("/proc/self/maps").read_text())):
-    library = ctypes.CDLL(path)
-    for name in ("openblas_get_corename", "scipy_openblas_get_corename64_"):
-        if hasattr(library, name):
-            core = getattr(library, name)
-            core.restype = ctypes.c_char_p
-            found["faiss" if "faiss" in path else "numpy"] = core().decode().upper()
-wanted = choose_coretype(Path("/proc/cpuinfo").read_text(), {{}})
-print(json.dumps([wanted, found, os.environ.get("OPENBLAS_CORETYPE")]))
-"""
-
-
-def kernels(first: str = "", **variables: str) -> tuple[str | None, dict[str, str], str | None]:
-    """What is right for this processor, the kernels in a new process, and what is in its environment afterwards."""
-    environment = {k: v for k, v in os.environ.items() if k not in ("CI", "PYTEST_VERSION", "OPENBLAS_CORETYPE")}
-    done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", KERNELS.format(first=first)],
-        env=environment | variables,
-        capture_output=True,
-        text=True,
-        check=True,
-        timeout=60,
-    )
-    wanted, found, left = json.loads(done.stdout)
-    return wanted, found, left
-
-
-def test_faiss_gets_its_kernels_when_it_is_loaded_and_nobody_else_does() -> None:
-    shipped = kernels("import faiss")[1]
-    wanted, found, left = kernels()
-    assert found["faiss"] == (wanted or shipped["faiss"])
-    assert found["numpy"] == shipped["numpy"], "numpy's OpenBLAS chooses for itself"
-    assert left is None, "children choose for themselves"
-    for name in ("CI", "PYTEST_VERSION"):
-        assert kernels(**{name: "1"})[1] == shipped
-    assert kernels(OPENBLAS_CORETYPE="PRESCOTT")[1]["faiss"] == "PRESCOTT", "what is set stays"
-    assert kernels(OPENBLAS_CORETYPE="PRESCOTT")[2] == "PRESCOTT"
 
 
 def test_kernels_with_wrong_products_are_not_used(
@@ -135,21 +81,6 @@ def test_kernels_with_wrong_products_are_not_used(
     monkeypatch.setattr(setup, "_load", lambda: (real, False))
     with setup.faiss_settings(1, 64):
         assert real.cvar.distance_compute_blas_threshold > 10**9
-
-
-@pytest.mark.parametrize(
-    "kind", [kind.kind for kind in INDEXES if not kind.remote and kind.choose is IndexConfig.choose]
-)
-def test_every_index_says_from_when_on_faiss_multiplies_matrices(kind: str) -> None:
-    """The wheel's own number leaves batches of up to 128,000 / width queries without BLAS."""
-    index = made(kind, "cosine", 4000)
-    tenfold = BLAS_MIN_QUERIES * (WIDTH + (kind == "ivfpq"))  # which makes an odd width even
-    faiss().cvar.distance_compute_blas_threshold = 128_000
-    index.search(users(64), 5)
-    assert faiss().cvar.distance_compute_blas_threshold == tenfold
-    faiss().cvar.distance_compute_blas_threshold = 128_000
-    made(kind, "cosine", 300)
-    assert faiss().cvar.distance_compute_blas_threshold == (128_000 if kind == "exact" else tenfold)
 
 
 def test_faiss_is_imported_in_one_place() -> None:

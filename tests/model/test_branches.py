@@ -27,8 +27,6 @@ from torch import Tensor, nn
 from trainers import StopAt, same, weights
 from worlds import CHECKERBOARD_SCHEMA, EVERYTHING_SCHEMA, checkerboard, everything, settings
 
-import twotower
-from twotower import api
 from twotower.config.experiment import Config
 from twotower.config.toml import parse_config
 from twotower.data.dataset import Dataset, build_dataset
@@ -44,10 +42,6 @@ from twotower.model.branches.mlp import Mlp, MlpBranch
 from twotower.model.pooling.decay import Decay
 from twotower.model.towers import TowerHead
 from twotower.model.two_tower import TwoTower
-from twotower.reports import charts
-from twotower.retrieval.request import Request
-from twotower.runs import Run
-from twotower.train.defaults import with_defaults
 from twotower.train.objective import ContrastiveObjective, PointwiseObjective, mimic
 from twotower.train.trainer import Trainer
 
@@ -276,33 +270,6 @@ def test_products_of_fields_need_two_of_one_width(kind: str) -> None:
     )
     with pytest.raises(ConfigError, match=rf"kind '{kind}' needs fields of one width, found the widths \[4, 6\]"):
         build((side, tower()), of=fields)
-    build((tower(branches=[branch("mlp"), branch("cross"), branch("identity")]), tower()), of=fields)
-
-
-def test_a_rank_that_saves_nothing_is_refused() -> None:
-    with pytest.raises(ConfigError, match="at most 4, or 0"):
-        build((tower(fields=["uid", "city"], branches=[branch("cross", rank=5)]), tower()))
-    build((tower(fields=["uid", "city"], branches=[branch("cross", rank=4)]), tower()))
-
-
-@pytest.mark.parametrize(
-    ("given", "message"),
-    [
-        (
-            {"kind": "crossed"},
-            r"branches.0.kind: no branch of kind 'crossed'; did you mean 'cross'\? \(allowed: mlp, cross, fm",
-        ),
-        ({}, r"branches.0.kind: missing \(allowed: mlp"),
-        ({"kind": "cross", "depth": 0}, r"model.pairs.0.user.branches.0.depth: .* greater than or equal to 1, got 0"),
-        ({"kind": "mlp", "layers": []}, r"branches.0.layers: .* at least 1"),
-        ({"kind": "cin", "widths": [0]}, r"branches.0.widths.0: .* got 0"),
-        ({"kind": "fm", "senet": {"squeze": "max"}}, r"'model.pairs.0.user.branches.0.senet.squeze'.*squeeze"),
-    ],
-)
-def test_a_mistake_in_a_branch_is_one_line_that_says_where(given: dict[str, Any], message: str) -> None:
-    with pytest.raises(ConfigError, match=message) as caught:
-        parse_config({"model": {"pairs": [{"user": {"branches": [given]}}]}})
-    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -338,13 +305,6 @@ def test_an_augmented_vector_is_joined_to_the_fields_and_begins_at_zero() -> Non
     fresh = TwoTower(parse_config({"model": dual()})[1].model, world().users.fields, world().items.fields)
     assert (not_none(pair_of(fresh).user.augmented).table.weight == 0).all()
     assert not_none(pair_of(fresh).item.augmented).table.weight.shape == (41, 4)
-
-
-def test_a_tower_need_not_read_its_id_to_keep_a_vector_for_it() -> None:
-    model = build((tower(augment=True, fields=["city", "age"]), tower()))
-    users, _ = world().inputs()
-    changed = outputs_of(pair_of(model).user, users)
-    assert changed.std(0).min() > 0
 
 
 @pytest.mark.parametrize("hashed", [False, True])
@@ -521,14 +481,6 @@ def test_mimicry_without_a_vector_to_train_is_refused() -> None:
     parse_config({"loss": {"mimic": 1.0}, "model": dual()})
 
 
-def test_augmented_tables_decay_with_the_embeddings() -> None:
-    data = build_dataset(check(*checkerboard(), CHECKERBOARD_SCHEMA), CHECKERBOARD_SCHEMA, Config().split)
-    trainer = trainer_of(data, 1.0, train={"embedding_weight_decay": 0.5})
-    table = trainer.model.towers("item")[0].augmented.table.weight  # type: ignore[union-attr]
-    (group,) = [g for g in trainer.optimizer.optimizer.param_groups if any(p is table for p in g["params"])]
-    assert group["weight_decay"] == 0.5
-
-
 # ---- a run with all of it
 
 
@@ -570,32 +522,6 @@ def test_a_run_stopped_at_any_step_ends_in_the_same_weights(kind: str, stop: int
     assert again.resume()
     again.run()
     assert same(unbroken(kind), weights(again))
-
-
-def test_a_published_bundle_answers_through_both_methods_and_visitors_too(tmp_path: Path) -> None:
-    users, items, actions = everything()
-    config = settings(model=WHOLE, loss={"mimic": 0.5}, negatives={"random": 2}, evaluation={"k": [5]})
-    run = twotower.fit((users, items, actions.head(500)), EVERYTHING_SCHEMA, config, folder=tmp_path / "run")
-    api.publish(run, tmp_path / "store")
-    asked = api.retriever(tmp_path / "store")
-    for user in ("u3", "u17", "u59"):
-        first, second = (asked.recommend(Request(user), 5, method) for method in (1, 2))
-        assert [i.id for i in first.items] == [i.id for i in second.items]
-        assert [i.score for i in first.items] == pytest.approx([i.score for i in second.items], abs=1e-4)
-    visitor = asked.recommend(Request("nobody", {"city": "city1", "age": 30.0}, [("i3", True)]), 5, 2)
-    assert visitor.source == "cold_start"
-    assert len(visitor.items) == 5
-    assert twotower.load(tmp_path / "run").config == run.config
-
-
-def test_the_report_shows_the_gates_of_branches(board: Dataset) -> None:
-    side = {"layers": [8], "branches": [branch("mlp"), branch("identity", senet=GATE)]}
-    config = settings(model={"pairs": [{"user": side, "item": side}]}, train={"epochs": 8, "batch_size": 128})
-    config = with_defaults(config, board)
-    done = Trainer(board, config).run()
-    run = Run(None, config, board, done.model.eval(), done.metrics, done.history)
-    titles = [f.title for f in charts.gates(run)]
-    assert ["branch 1" in t for t in titles] == [True, True], titles
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])

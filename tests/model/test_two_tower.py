@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 import torch
 from model_worlds import (
-    bias_of,
     build,
     close,
     embeddings_of,
@@ -24,12 +23,9 @@ from model_worlds import (
     pool,
     topped,
     tower,
-    weight_of,
     world,
-    world_of,
 )
 from torch import Tensor, nn
-from worlds import EVERYTHING_SCHEMA
 
 from twotower.errors import ConfigError
 from twotower.features.field import InputField
@@ -47,8 +43,8 @@ from twotower.model.two_tower import ModelConfig, TwoTower
 # ---- rows of a table
 
 
-@pytest.mark.parametrize("shape", [(0,), (7,), (40, 3), (5, 0), (4, 3, 2)])
-@pytest.mark.parametrize("width", [1, 3, 16, 20])
+@pytest.mark.parametrize("shape", [(0,), (40, 3), (5, 0), (4, 3, 2)])
+@pytest.mark.parametrize("width", [1, 3, 20])
 def test_gathered_rows_and_their_gradient_equal_an_embeddings(shape: tuple[int, ...], width: int) -> None:
     rng = torch.Generator().manual_seed(width)
     codes = torch.randint(0, 9, shape, generator=rng)
@@ -157,6 +153,7 @@ def test_a_logit_is_the_similarity_over_the_temperature_plus_the_biases_and_a_pl
         *pairs, similarity=similarity, bias=bias, stacking=stacking, learn_temperature=learn, temperature=0.25
     )
     assert model.temperature.item() == pytest.approx(0.25)
+    assert model.metric == ("cosine" if similarity == "cosine" and not bias and not stacking else "dot")
     if learn and similarity == "cosine":
         with torch.no_grad():
             model.log_temperature.add_(0.3)
@@ -169,6 +166,7 @@ def test_a_logit_is_the_similarity_over_the_temperature_plus_the_biases_and_a_pl
     assert close(found, expected[user, item], 1e-4)
     upstream = torch.randn(50, generator=rng)
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    assert ("log_temperature" in trained) == (learn and similarity == "cosine")
     gradients: tuple[Tensor | None, ...]
     by_hand: tuple[Tensor | None, ...]
     gradients, by_hand = (
@@ -190,15 +188,6 @@ def test_the_weights_of_some_pairs_are_those_of_their_numbers() -> None:
     assert close(model.item_vectors(items, [1]), model.item_vectors(items)[:, every[1]])
 
 
-@pytest.mark.parametrize(
-    ("bias", "stacking", "metric"), [(0, 0, "cosine"), (1, 0, "dot"), (0, 1, "dot"), (1, 1, "dot")]
-)
-def test_an_index_divides_by_lengths_only_where_nothing_is_beside_the_cosine(
-    bias: int, stacking: int, metric: str
-) -> None:
-    assert build(similarity="cosine", bias=bool(bias), stacking=bool(stacking)).metric == metric
-
-
 @pytest.mark.parametrize("has_bias", [True, False])
 @pytest.mark.parametrize("similarity", ["cosine", "dot"])
 def test_the_bias_of_cold_items_is_added_to_items_of_the_unknown_id_alone(similarity: str, has_bias: bool) -> None:
@@ -217,33 +206,6 @@ def test_the_bias_of_cold_items_is_added_to_items_of_the_unknown_id_alone(simila
     assert close(found[1] - found[0], (3.0 * unknown).expand_as(found[0]), 1e-4)
     assert model.metric == "dot"
     assert model.bias_columns
-
-
-@pytest.mark.parametrize("learn", [True, False])
-@pytest.mark.parametrize("similarity", ["cosine", "dot"])
-def test_the_temperature_is_trained_only_when_asked_and_only_for_the_cosine(similarity: str, learn: bool) -> None:
-    model = build(similarity=similarity, learn_temperature=learn)
-    torch.autograd.backward(model(*world().inputs(), torch.arange(40), torch.arange(40)).sum())
-    trained = learn and similarity == "cosine"
-    assert model.log_temperature.requires_grad == trained
-    assert (model.log_temperature.grad is not None) == trained
-    if trained:
-        assert model.log_temperature.grad != 0
-
-
-@pytest.mark.parametrize("bias", [True, False])
-@pytest.mark.parametrize("similarity", ["cosine", "dot"])
-def test_the_metric_is_cosine_only_where_ranking_by_cosine_is_ranking_by_logit(similarity: str, bias: bool) -> None:
-    model = build(similarity=similarity, bias=bias)
-    users, items = world().inputs()
-    with torch.no_grad():
-        u, v = model.user_vectors(users), model.item_vectors(items)
-    by_logit = (u @ v.T).argsort(1)
-    by_cosine = (nn.functional.normalize(u) @ nn.functional.normalize(v).T).argsort(1)
-    assert model.metric == ("cosine" if similarity == "cosine" and not bias else "dot")
-    # Vectors of one length tie in neither order but for rounding.
-    agree = (by_logit == by_cosine).float().mean().item()
-    assert (agree > 0.95) == (model.metric == "cosine")
 
 
 def test_a_zero_vector_has_a_finite_logit_and_gradient() -> None:
@@ -287,24 +249,6 @@ def test_reduction_sets_the_width_of_the_middle_layer(fields: int, reduction: fl
     assert (last.in_features, last.out_features) == (middle, fields)
 
 
-def test_the_gate_of_a_row_depends_on_that_row_alone() -> None:
-    gated = tower(senet={"enabled": True, "squeeze": "sum", "reduction": 1})
-    model, of = build((gated, gated)), world()
-    with torch.no_grad():
-        for rows_in, call, side in (
-            (of.users, model.user_vectors, pair_of(model).user),
-            (of.items, model.item_vectors, pair_of(model).item),
-        ):
-            n = rows_in.n
-            vectors = call(rows_in.take(np.arange(n)))
-            gates = side.gates(rows_in.take(np.arange(n)))["senet"]
-            assert gates.shape == (n, len(rows_in.fields)) == (n, len(side.field_names))
-            assert gates.std(0).median() > 1e-3
-            for rows in (np.random.default_rng(0).permutation(n), np.arange(n)[::-1][:7].copy(), np.array([4])):
-                assert close(call(rows_in.take(rows)), vectors[rows])
-                assert close(side.gates(rows_in.take(rows))["senet"], gates[rows])
-
-
 @pytest.mark.parametrize("fields", [[], ["income", "liked", "age"]])
 def test_the_gate_multiplies_its_field_before_the_layers(fields: list[str]) -> None:
     gated = build((tower(senet={"enabled": True}, fields=fields), tower()), bias=False, similarity="dot")
@@ -342,17 +286,7 @@ def field_by_hand(embeddings: FieldEmbeddings, field: InputField, of: SideTensor
 
 @pytest.mark.parametrize(
     "fields",
-    [
-        [],
-        ["uid"],
-        ["uid", "income"],
-        ["uid", "city", "income"],
-        ["income", "city", "uid"],
-        ["city", "uid", "income"],
-        ["age", "city"],
-        ["liked"],
-        ["disliked", "income", "age", "uid", "liked"],
-    ],
+    [[], ["income", "city", "uid"], ["age", "city"], ["disliked", "income", "age", "uid", "liked"]],
 )
 def test_a_tower_reads_its_fields_and_no_other_each_from_its_own_column(fields: list[str]) -> None:
     model, of = build((tower(fields=fields), tower())), world()
@@ -377,11 +311,6 @@ def test_a_field_with_a_width_of_its_own_is_embedded_in_that_width() -> None:
     assert {name: f.shape[1] for name, f in found.items()} == {f.name: widths.get(f.name, 4) for f in fields}
     for field in fields:
         assert close(found[field.name], field_by_hand(mine, field, of.users, other)), field.name
-
-
-def test_an_unknown_field_name_is_a_config_error_that_names_the_nearest() -> None:
-    with pytest.raises(ConfigError, match="'citty'.*city"):
-        build((tower(fields=["uid", "citty"]), tower()))
 
 
 @pytest.mark.parametrize(
@@ -414,28 +343,6 @@ def test_join_sum_adds_the_fields_and_the_shift_and_activates_before_the_layers(
         layer = not_none(mine.head.layer)
         assert close(model.user_vectors(users), hidden @ layer.weight.T + layer.bias)
         assert (not_none(mine.shift).abs() > 0).all()
-
-
-def test_join_sum_of_fields_of_different_widths_is_a_config_error() -> None:
-    fields = (InputField("a", "lookup", rows=3, width=4), InputField("b", "lookup", rows=3, width=5))
-    with pytest.raises(ConfigError, match="one width, found a 4, b 5; give them one width"):
-        Tower(TowerConfig(join="sum"), fields, FieldTables(fields, 4), FieldTables((), 4), 0.1)
-
-
-def test_each_activation_and_the_layer_norm_change_the_vectors_of_the_same_weights() -> None:
-    users, _ = world().inputs()
-    found = []
-    for activation in ("LeakyReLU", "ReLU", "GELU", "SiLU", "Tanh", "Sigmoid", "Identity"):
-        model = build((tower(activation=activation), tower()))
-        found.append(model.user_vectors(users))
-    layered = build((tower(layer_norm=True), tower()))
-    with torch.no_grad():
-        weight_of(pair_of(layered).user.layers[1]).fill_(1.0)
-        bias_of(pair_of(layered).user.layers[1]).zero_()
-        layered.load_state_dict(build().state_dict(), strict=False)
-    assert [type(m) for m in pair_of(layered).user.layers] == [nn.Linear, nn.LayerNorm, nn.LeakyReLU]
-    found.append(layered.user_vectors(users))
-    assert not any(close(a, b) for i, a in enumerate(found) for b in found[:i])
 
 
 @pytest.mark.parametrize("option", ["dropout", "field_dropout"])
@@ -544,7 +451,7 @@ def test_output_norm_normalises_the_vector_and_not_the_bias(bias: bool, layers: 
 # ---- dropout
 
 
-@pytest.mark.parametrize("rate", [0.001, 0.1, 0.25, 0.5, 0.9, 0.999])
+@pytest.mark.parametrize("rate", [0.001, 0.25, 0.999])
 def test_dropout_drops_its_share_and_keeps_the_expectation(rate: float) -> None:
     torch.manual_seed(0)
     n = 200_000
@@ -590,18 +497,6 @@ def test_dropout_follows_torchs_seed_passes_its_mask_to_the_gradient_and_is_off_
     assert dropout.eval()(x) is x
     assert Dropout(0.0).train()(x) is x
     assert torch.equal(torch.random.get_rng_state(), before)
-
-
-@pytest.mark.parametrize(
-    ("user", "item"),
-    [(tower(layers=[8, 5]), tower(layers=[8, 6])), (tower(layers=[]), tower(layers=[])), (tower(), tower(layers=[]))],
-)
-@pytest.mark.parametrize("bias", [True, False])
-def test_towers_that_end_in_different_widths_are_a_config_error(
-    user: dict[str, Any], item: dict[str, Any], bias: bool
-) -> None:
-    with pytest.raises(ConfigError, match=r"pairs\.0: the user vector has width"):
-        build((user, item), bias=bias)
 
 
 # ---- pairs
@@ -751,18 +646,6 @@ def test_a_shared_sequence_reads_and_trains_the_other_towers_table() -> None:
     assert not close(model.user_vectors(inputs), before)
 
 
-def test_a_shared_sequence_trains_a_table_with_a_frequency_cut() -> None:
-    features = tuple(
-        f.model_copy(update={"min_count": 25}) if f.name == "iid" else f for f in EVERYTHING_SCHEMA.features
-    )
-    of = world_of(EVERYTHING_SCHEMA.model_copy(update={"features": features}))
-    model = build(of=of)
-    rows = pair_of(model).item.embeddings.rows_of("iid")
-    torch.autograd.backward(model.user_vectors(of.users.take(np.arange(60))).square().sum())
-    assert gradient_of(pair_of(model).item.embeddings, "iid").shape == rows.shape
-    assert 1 < len(rows) < 41
-
-
 def test_a_shared_sequence_whose_table_is_not_there_is_a_config_error() -> None:
     with pytest.raises(ConfigError, match="'liked' shares the embedding of 'iid'.*does not read"):
         build((tower(), tower(fields=["brand", "tags"])))
@@ -770,39 +653,35 @@ def test_a_shared_sequence_whose_table_is_not_there_is_a_config_error() -> None:
     with pytest.raises(ConfigError, match="'liked' shares"):
         build((tower(fields=["uid"]), tower()), (tower(), tower(fields=["brand"])))
     assert build((tower(fields=["uid", "disliked"]), tower(fields=["brand", "tags"]))).pairs
-    # An item's sequence is checked as a user's is.
-    shared = tuple(replace(f, share_with="uid") if f.name == "fans" else f for f in world().items.fields)
-    of = world()._replace(items=SideTensors(world().data.items, shared))
-    with pytest.raises(ConfigError, match="'fans' shares the embedding of 'uid'.*does not read"):
-        build((tower(fields=["city"]), tower()), of=of)
-    assert build((tower(), tower()), of=of).pairs
-
-
-def test_a_shared_sequence_of_another_width_than_its_table_is_a_config_error() -> None:
-    with pytest.raises(ConfigError, match="'liked' has width 6 and shares 'iid' of width 4"):
-        build((tower(width=6), tower()))
-    assert build((tower(width=6), tower(width=6))).pairs
 
 
 # ---- names and corners
 
 
-def test_a_field_named_twice_in_one_tower_is_a_config_error() -> None:
-    with pytest.raises(ConfigError, match="'uid' is listed twice"):
-        build((tower(fields=["uid", "uid"]), tower()))
+@pytest.mark.parametrize(
+    ("user", "item", "message"),
+    [
+        ({"fields": ["uid", "citty"]}, {}, "'citty'.*city"),
+        ({"fields": ["uid", "uid"]}, {}, "'uid' is listed twice"),
+        ({"layers": [8, 5]}, {"layers": [8, 6]}, r"pairs\.0: the user vector has width"),
+        ({"layers": []}, {"layers": []}, r"pairs\.0: the user vector has width"),
+        ({"width": 6}, {}, "'liked' has width 6 and shares 'iid' of width 4"),
+    ],
+)
+def test_towers_that_cannot_be_are_a_config_error(user: dict[str, Any], item: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        build((tower(**user), tower(**item)))
 
 
-@pytest.mark.parametrize("item", [{"join": "sum", "layers": []}, {"layers": [4]}])
-def test_a_sum_tower_without_layers_gives_its_whole_vector_with_biases(item: dict[str, Any]) -> None:
-    model = build(({"join": "sum", "layers": []}, item), bias=True)
-    users, items = world().inputs()
-    assert model.user_vectors(users).shape[1] == model.item_vectors(items).shape[1] == 4 + 2
+def test_join_sum_needs_fields_of_one_width() -> None:
+    fields = (InputField("a", "lookup", rows=3, width=4), InputField("b", "lookup", rows=3, width=5))
+    with pytest.raises(ConfigError, match="one width, found a 4, b 5; give them one width"):
+        Tower(TowerConfig(join="sum"), fields, FieldTables(fields, 4), FieldTables((), 4), 0.1)
 
 
-@pytest.mark.parametrize("name", ["keys", "train", "a.b"])
 @pytest.mark.parametrize("kind", ["lookup", "bag", "dense"])
-def test_a_feature_may_have_any_name(name: str, kind: Any) -> None:
-    field = InputField(name, kind, rows=3, length=1)
+def test_a_feature_may_have_any_name(kind: Any) -> None:
+    field = InputField("a.b", kind, rows=3, length=1)
     assert embeddings_of((field,), 4, 0.1).widths == [4]
 
 

@@ -25,7 +25,6 @@ from twotower.reports.charts import (
     item_recall,
     negatives,
     recalls,
-    spectra,
     variance_shares,
 )
 
@@ -86,16 +85,6 @@ def test_calibrated_probabilities_lie_on_the_line() -> None:
     assert np.allclose(figure.series[1].y, figure.series[1].x)
     fake.config.loss.pointwise = False
     assert calibration(fake, scorer) == []
-
-
-def test_the_spectrum_of_vectors_on_a_line_is_one_direction() -> None:
-    line = torch.arange(6.0)[:, None] * torch.tensor([[1.0, 2.0, 3.0]]) + 5
-    assert variance_shares(line) == pytest.approx([1.0])
-    figure: Any = spectra(Factors(torch.eye(4)[:, :3], line))[0]
-    assert len(figure.series[0].y) == 3
-    assert sum(10**y for y in figure.series[0].y) == pytest.approx(1)
-    assert figure.series[1].y == pytest.approx([0.0])
-    assert variance_shares(torch.ones(5, 3)) == []
 
 
 @pytest.mark.parametrize("shape", [(40, 6), (6, 40), (30, 1_001)])

@@ -13,7 +13,7 @@ from twotower import api
 from twotower.evaluation.config import EvaluationConfig, MetricSet
 from twotower.evaluation.metrics.metric import Prominence
 from twotower.reports.compare import compare_with_first, describe_runs
-from twotower.reports.metric_tables import ROWS, cell, columns, metric_rows, print_metrics, print_served
+from twotower.reports.metric_tables import ROWS, cell, columns, print_metrics, print_served
 from twotower.reports.pages import write_comparison, write_report
 from twotower.reports.progress import Progress
 from twotower.reports.verdict import verdict
@@ -23,12 +23,6 @@ AT_FIVE = EvaluationConfig(k=(5, 9))
 
 def test_a_cell_is_a_dash_for_what_is_undefined() -> None:
     assert [cell(v) for v in (0.25, 1, None, float("nan"), float("inf"))] == ["0.2500", "1.0000", "–", "–", "–"]
-
-
-def test_rows_are_the_model_and_its_baselines() -> None:
-    metrics = {"test.auc": 0.5, "baseline.bias.recall@3": 0.25}
-    rows = metric_rows(metrics, ["auc", "recall@3"])
-    assert rows == {"model": [0.5, None], "popularity": [None, None], "user+item bias": [None, 0.25]}
 
 
 def test_the_terminal_shows_every_column_and_row(capsys: pytest.CaptureFixture[str]) -> None:
@@ -97,18 +91,6 @@ def test_every_report_shows_the_same_numbers_and_the_same_verdict(tmp_path: Path
     assert list(describe_runs(compared))[-2:] == [f"A: {found.text}", f"B: {found.text}"]
     comparison = (tmp_path / "comparison.html").read_text(encoding="utf-8")
     assert [text.count(found.text) for text in (card, page, comparison)] == [1, 1, 2]
-
-
-def test_columns_are_as_wide_as_their_text_and_those_that_nothing_has_are_left_out(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    metrics = {"test.recall@5": 0.5, "test.a_metric_of_my_own@5": 123456.75, "baseline.popularity.recall@5": 0.25}
-    print_metrics(metrics, AT_FIVE, ["auc", "recall@5", "a_metric_of_my_own@5"])
-    head, model, popularity, _ = capsys.readouterr().out.splitlines()
-    assert head.split() == ["test", "recall@5", "a_metric_of_my_own@5"]
-    assert model.split() == ["model", "0.5000", "123456.7500"]
-    assert popularity.split() == ["popularity", "0.2500", "–"]
-    assert len({len(line) for line in (head, model, popularity)}) == 1
 
 
 def test_a_narrow_terminal_gets_the_columns_below_each_other(

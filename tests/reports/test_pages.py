@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shutil
 from collections import defaultdict
 from dataclasses import replace
 from html import unescape
@@ -16,16 +15,12 @@ from worlds import EVERYTHING_SCHEMA, everything, settings
 
 from twotower import api
 from twotower.errors import RunError
-from twotower.evaluation.config import MetricSet
 from twotower.reports.compare import (
-    DECISION_RULE,
     MAX_RUNS,
     ComparedRun,
-    compare_runs,
     compare_with_first,
-    describe_runs,
 )
-from twotower.reports.figure import Figure, Series
+from twotower.reports.figure import Figure
 from twotower.reports.metric_tables import cell
 from twotower.reports.pages import COLORS, run_page, write_comparison
 from twotower.runs import Run
@@ -49,40 +44,6 @@ def test_cold_items_have_a_row_among_all_and_one_among_themselves(alone: bool) -
     assert "<td>7</td>" in among_all
     assert "0.0312" in among_all
     assert ("cold items, ranked among themselves" in found) == ("0.2468" in found) == alone
-
-
-@pytest.mark.parametrize(
-    ("repeats", "words"),
-    [("exclude", "are left out."), ("allow", "are ranked as all others."), ("only", ": only items")],
-)
-def test_the_page_says_how_items_that_a_user_has_seen_are_ranked(repeats: str, words: str) -> None:
-    found = of_metrics({}, {"repeats": repeats}).partition("Ranking metrics are")[2]
-    assert words in found.partition("</p>")[0].replace("\n", " ")
-
-
-@pytest.mark.system
-@pytest.mark.parametrize("width", [390, 1280])
-def test_a_page_is_as_wide_as_the_screen_and_a_wide_table_scrolls_in_its_box(width: int) -> None:
-    from playwright import sync_api
-
-    metrics = {f"test.{name}": 0.5 for name in MetricSet().names([5])}
-    row = "x" * 20
-    figure = Figure("recall", "epoch", rows=[row], series=[Series("", [0.5], [row], "red", "bar")])
-    with sync_api.sync_playwright() as p:
-        browser = p.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox", "--disable-gpu"])
-        tab = browser.new_page(viewport={"width": width, "height": 800})
-        tab.set_content(of_metrics(metrics, {}, gates=[figure, figure]))
-        assert tab.evaluate("document.documentElement.scrollWidth") == width
-        box, first, svg = (tab.locator(of).first for of in ("table", "td", "figure svg"))
-        assert (box.evaluate("t => t.scrollWidth > t.clientWidth")) == (width == 390)
-        at = first.bounding_box()
-        box.evaluate("t => t.scrollLeft = 200")
-        assert first.bounding_box() == at, "the names of the rows stay"
-        drawn = svg.bounding_box()
-        assert drawn
-        assert drawn["width"] > 340
-        assert drawn["x"] + drawn["width"] <= width
-        browser.close()
 
 
 SLICED = {"k": [5], "bootstrap": 20, "slices": ["city"], "slice_min_users": 1, "new_item_below": 20}
@@ -112,23 +73,6 @@ def shifted() -> Run:
 @pytest.fixture(scope="module")
 def compared(base: Run, other: Run, shifted: Run) -> list[ComparedRun]:
     return compare_with_first(iter([base, shifted, other]), resamples=100, sliced=True)
-
-
-def test_each_run_is_compared_with_the_first_and_one_of_other_data_says_why_not(
-    compared: list[ComparedRun], base: Run, other: Run
-) -> None:
-    assert [run.letter for run in compared] == ["A", "B", "C"]
-    alone = compare_runs(base, other, resamples=100)
-    assert compared[2].comparisons == [replace(c, names=("A", "C")) for c in alone]
-    assert compared[1].comparisons == compared[0].comparisons == []
-    assert compared[1].refusal.startswith("runs/shifted was not tested on the pairs of runs/base: ")
-    lines = list(describe_runs(compared))
-    assert lines[0] == "B (runs/shifted) compared with A (runs/base)"
-    assert lines[1] == f"B cannot be compared: {compared[1].refusal}"
-    assert lines[3] == "C (runs/<i>other) compared with A (runs/base)"
-    assert lines[4].split()[:5] == ["metric", "A", "C", "C", "-"]
-    assert lines[-4] == DECISION_RULE
-    assert not any("B is better" in line for line in lines)
 
 
 def test_two_runs_that_cannot_be_compared_are_an_error_and_so_are_too_few_and_too_many(base: Run, shifted: Run) -> None:
@@ -199,21 +143,6 @@ def test_slices_of_the_first_run_have_paired_differences_with_their_intervals(
         name.startswith("new items (fewer than 20") for name in found
     )  # of the first run; 24 are those of the other
     assert compared[1].slices == compared[0].slices == []
-
-
-def test_a_page_without_slices_has_no_section_of_them_and_few_users_no_interval(
-    compared: list[ComparedRun], tmp_path: Path
-) -> None:
-    path = tmp_path / "page.html"
-    first, _, third = compared
-    nan = float("nan")
-    few = replace(third, slices=[replace(c, low=nan, high=nan, p=nan) for c in third.slices])
-    write_comparison(path, [first, few])
-    text = path.read_text(encoding="utf-8")
-    assert "too few users for an interval" in text
-    assert "nan" not in text.partition(">recall@5</h3>")[2].partition("</table>")[0]
-    write_comparison(path, [first, replace(third, slices=[])])
-    assert "Slices of the test part" not in path.read_text(encoding="utf-8")
 
 
 def test_options_that_differ_are_listed_and_those_of_a_run_left_out_are_not(page: str) -> None:

@@ -79,15 +79,6 @@ def test_categories_end_at_their_number() -> None:
     assert "too many for a category" in kind(many, side="user")
 
 
-def test_titles_have_standard_names() -> None:
-    frame = pl.DataFrame(
-        {"item_id": range(9), "name": [f"n{i}" for i in range(9)], "title": [f"t{i}" for i in range(9)]}
-    )
-    assert guess_features(frame, "item", "item_id").title == "title"
-    assert guess_features(frame.drop("title"), "item", "item_id").title == "name"
-    assert guess_features(frame, "user", "item_id").title == ""
-
-
 def shop(wrong: float = 0.0) -> pl.DataFrame:
     """Return a log with a brand of each item, wrong in a share of the rows, a country of each user, and a device."""
     rng, actions = np.random.default_rng(0), log()
@@ -189,15 +180,6 @@ def test_a_list_that_the_log_is_exploded_from_is_left_out() -> None:
     assert left_out(exploded(tags), table(shuffled)) == [], "lists of other users"
 
 
-@pytest.mark.parametrize("separator", ["|", ", ", " "])
-def test_such_a_list_in_text_is_left_out(separator: str) -> None:
-    tags = taken()
-    assert left_out(exploded(tags), table([separator.join(own) for own in tags])) == ["tags"]
-    many = [[f"t{10 * u + i}" for i in range(4)] for u in range(300)]
-    shared = pl.concat([exploded(many), exploded(many).with_columns(pl.col("user_id") + 300)])
-    assert left_out(shared, table(2 * [separator.join(own) for own in many])) == ["tags"], "ids of two users each"
-
-
 def test_the_users_of_an_item_and_one_answer_are_left_out() -> None:
     tags = taken()
     rows = exploded(tags)
@@ -226,10 +208,3 @@ def test_what_was_liked_is_looked_for_among_refused_rows() -> None:
         event=pl.when(pl.col("liked") > 0).then(pl.lit("like")).otherwise(pl.lit("skip"))
     )
     assert left_out(kinds.drop("liked"), table(tags)) == ["tags"]
-
-
-def test_numbers_that_follow_the_rows_are_looked_at() -> None:
-    actions = log(strength=0.0, n_items=60).drop("timestamp")
-    counts = actions.group_by("item_id").len("n").with_columns(noise=pl.col("item_id") * 0.37 % 1)
-    found = suggest(actions, items=counts.with_columns(n=pl.col("n") * 1.5 + pl.col("noise") / 99))
-    assert any(line.startswith("Look at 'n' of the items: they predict or follow the rows") for line in found.reasons)

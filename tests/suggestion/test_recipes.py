@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import tomllib
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-import twotower
 from twotower.config.toml import parse_config
 from twotower.errors import ConfigError
 from twotower.suggestion.features import SideFeature
-from twotower.suggestion.recipes import FOLDER, FittedRecipe, Settings, read_recipe, recipe_names
+from twotower.suggestion.recipes import FittedRecipe, Settings, read_recipe, recipe_names
 from twotower.suggestion.shape import RULES
 
 IDS = {"user": "customer", "item": "product"}
@@ -85,19 +82,6 @@ def test_a_kind_keeps_the_options_that_the_recipe_gives_it() -> None:
     assert {"kind": "multi_hot", "side": "item", "name": "tags", "separator": "|"} in found
 
 
-def test_the_options_of_the_recipe_stand_for_guesses() -> None:
-    price: Settings = {"kind": "numeric", "side": "item", "name": "price", "buckets": 16}
-    ids: list[Settings] = [{"kind": "categorical", "side": s, "name": f"{s}_id"} for s in ("user", "item")]
-    settings: Settings = {"schema": {"features": [*ids, price]}}
-    found = FittedRecipe(settings, {"user": "c", "item": "p"}, [column("size", kind="numeric", buckets="10")], True)
-    assert found.features[2:] == [{"kind": "numeric", "side": "item", "name": "size", "buckets": 16}]
-
-
-def test_without_a_label_histories_hold_all() -> None:
-    (liked,) = [f for f in fitted(has_label=False).features if f["name"] == "liked"]
-    assert "interactions" not in liked
-
-
 def test_names_that_meet_a_history_are_told_apart() -> None:
     found = fitted(column("liked", "user"))
     assert names(found, "user") == ["customer", "liked", "liked_history"]
@@ -110,19 +94,6 @@ def test_text_is_read_by_recipes_of_text() -> None:
     read = FittedRecipe(RECIPE, {"user": "c", "item": "p"}, both, True, reads_text=True)
     assert names(read, "item") == ["p", "about", "brand"]
     assert "says" not in names(read, "user")
-    words = FittedRecipe(
-        read_recipe("words"),
-        {"user": "who", "item": "what"},
-        [column("search", "user", "text"), column("label", kind="text"), column("brand")],
-        False,
-        searched=(("user", "search"), ("item", "label")),
-    )
-    assert {str(f["name"]) for f in words.features} >= {"search"} or any(
-        "search" in str(f["name"]) for f in words.features
-    )
-    assert not any(f["name"] == "brand" for f in words.features)
-    shared = [f["share_with"] for f in words.features if "share_with" in f]
-    assert {*shared} <= {str(f["name"]) for f in words.features if f["side"] == "item"}
 
 
 @pytest.mark.parametrize("name", ["cold-start", "sequence-short"])
@@ -137,16 +108,6 @@ def test_columns_of_users_are_read_by_the_trained_pairs_of_most_fields(name: str
     for pair in read:
         user, item = pair["user"], pair["item"]
         assert (user.get("join") == "sum" and user["layers"] == []) == (item.get("join") == "sum"), "as the items"
-
-
-def test_a_checkout_reads_the_files_of_the_examples_and_no_other_place_has_them() -> None:
-    root = Path(twotower.__file__).parents[2]
-    assert root / "examples" / "recipes" == FOLDER
-    assert not (root / "src" / "twotower" / "recipes").exists()
-    wheel = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["hatch"]["build"]["targets"][
-        "wheel"
-    ]
-    assert wheel["sources"]["examples/recipes"] == "twotower/recipes"
 
 
 def test_a_recipe_that_is_not_installed_is_told() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Mapping, Sequence
 from itertools import combinations
 
@@ -11,7 +10,7 @@ import polars as pl
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from suggestion_worlds import START, log, queries, with_label
+from suggestion_worlds import START, log, with_label
 
 from twotower.errors import ConfigError, DataError, OpenRoles
 from twotower.suggestion.roles import (
@@ -58,9 +57,8 @@ def question(columns: Mapping[str, Sequence[object]], **roles: str) -> OpenRoles
 @pytest.mark.parametrize(
     ("user", "item"),
     [
-        ("user_id", "item_id"), ("userId", "movieId"), ("UserID", "sku"), ("customer", "product"), ("uid", "iid"),
-        ("CUSTOMER_ID", "ARTICLE_ID"), ("user_id:token", "item_id:token"), ("visitorid", "itemid"),
-        ("session_id", "parent_asin"), ("用户ID", "商品ID"), ("用户编号", "商品编码"), ("用户", "物品"),
+        ("user_id", "item_id"), ("userId", "movieId"), ("UserID", "sku"), ("customer", "product"),
+        ("user_id:token", "item_id:token"), ("session_id", "parent_asin"), ("用户ID", "商品ID"),
     ],
 )  # fmt: skip
 def test_ids_have_standard_names_in_english_and_chinese(user: str, item: str) -> None:
@@ -71,10 +69,8 @@ def test_ids_have_standard_names_in_english_and_chinese(user: str, item: str) ->
 @pytest.mark.parametrize(
     ("name", "role"),
     [
-        ("timestamp", "time"), ("时间戳", "time"), ("日期", "time"), ("rating", "label"), ("评分", "label"),
-        ("is_click", "label"), ("Book-Rating", "label"), ("weight", "weight"), ("权重", "weight"),
-        ("event_type", "event"), ("行为", "event"), ("keyword", "query"), ("搜索词", "query"), ("sessionId", "session"),
-        ("user_session", "session"), ("会话", "session"), ("quantity", ""), ("zip", ""), ("home_team", ""),
+        ("timestamp", "time"), ("日期", "time"), ("rating", "label"), ("Book-Rating", "label"), ("权重", "weight"),
+        ("event_type", "event"), ("keyword", "query"), ("sessionId", "session"), ("zip", ""), ("home_team", ""),
     ],
 )  # fmt: skip
 def test_a_name_has_one_role_or_none(name: str, role: str) -> None:
@@ -100,19 +96,8 @@ def test_every_role_is_found_at_once() -> None:
 
 QUESTIONS: dict[str, tuple[dict[str, Sequence[object]], list[str], str]] = {
     "two users": ({**ROWS, "customer": OTHER["customer"]}, ["user"], "user: 'user_id' or 'customer'"),
-    "a user and a query": ({**ROWS, "query": WORDS}, ["user"], "user: 'user_id' or 'query'"),
     "no user": ({"who": ROWS["user_id"], "item": ROWS["item_id"]}, ["user"], "user: no usual name"),
-    "no item": ({"user": ROWS["user_id"], "what": ROWS["item_id"]}, ["item"], "item: no usual name"),
-    "two items": ({**ROWS, "product": ROWS["item_id"]}, ["item"], "item: 'item_id' or 'product'"),
-    "an item of each row": ({**ROWS, "item_id": range(N)}, ["item"], "'item_id' (each row has a value of its own)"),
     "two times": ({**ROWS, "created_at": OTHER["created_at"]}, ["time"], "time: 'timestamp' or 'created_at'"),
-    "created and updated": (
-        {
-            "user": ROWS["user_id"], "item": ROWS["item_id"], "created_at": ROWS["timestamp"],
-            "updated_at": OTHER["created_at"],
-        },
-        ["time"], "time: 'created_at' or 'updated_at'",
-    ),
     "numbers like times": (
         {"user": ROWS["user_id"], "item": ROWS["item_id"], "x": ROWS["timestamp"]}, ["time"],
         "time: 'x' (its numbers look like times)",
@@ -121,19 +106,12 @@ QUESTIONS: dict[str, tuple[dict[str, Sequence[object]], list[str], str]] = {
         {**ROWS, "timestamp": [f"quarter {i % 4} of {1990 + i % 30}" for i in range(N)]}, ["time"],
         "time: 'timestamp' (no form reads this text; schema.time_format gives one)",
     ),
-    "years": (
-        {"user": ROWS["user_id"], "item": ROWS["item_id"], "year": [1990 + i * i % 9 for i in range(N)]}, ["time"],
-        "time: 'year' (its numbers look like times)",
-    ),
     "a label apart": (
         {**ROWS, "rating": RNG.choice([-1, 1, 2, 3, 4, 5], N).tolist()}, ["label"],
         "label: 'rating' (-1 may be a refusal, or no rating: then leave its rows out)",
     ),
     "an item for each user": (
         {**ROWS, "item_id": [f"t{i % 12 // 3}" for i in range(N)]}, ["item"], "'item_id' (each user has one value)",
-    ),
-    "two labels": (
-        {**ROWS, "rating": STARS, "liked": [i % 3 % 2 for i in range(N)]}, ["label"], "label: 'rating' or 'liked'",
     ),
     "a label and events": (
         {**ROWS, "rating": STARS, "event": EVENTS}, ["label", "event"], "label: 'rating'",
@@ -142,8 +120,6 @@ QUESTIONS: dict[str, tuple[dict[str, Sequence[object]], list[str], str]] = {
     "a rating or a quantity": (
         {**ROWS, "n": STARS}, ["label"], "label: 'n' (a rating, an outcome, or a quantity for `weight`)",
     ),
-    "an outcome": ({**ROWS, "won": [i * i % 7 % 2 == 0 for i in range(N)]}, ["label"], "label: 'won'"),
-    "two weights": ({**ROWS, "weight": STARS, "weights": STARS[::-1]}, ["weight"], "weight: 'weight' or 'weights'"),
     "all at once": (
         {"a": ROWS["user_id"], "b": ROWS["item_id"], "c": ROWS["timestamp"], "d": STARS},
         ["user", "item", "time", "label"],
@@ -164,11 +140,6 @@ def test_an_open_role_is_one_question_with_all_that_settles_it(case: str) -> Non
     assert all(f"`{role}='COLUMN'`" in str(asked) for role in roles)
 
 
-def test_numbers_of_a_name_of_ids_are_no_label() -> None:
-    assert "label" not in found({**ROWS, "shop_id": STARS}).options
-    assert question({**ROWS, "shop": STARS}).arguments == ["label"]
-
-
 def test_a_question_says_what_is_taken_and_how_to_say_that_there_is_none() -> None:
     asked = question({**ROWS, "created_at": OTHER["created_at"]})
     assert "  found: user = 'user_id', item = 'item_id'" in asked.lines
@@ -179,14 +150,11 @@ def test_a_question_says_what_is_taken_and_how_to_say_that_there_is_none() -> No
 @pytest.mark.parametrize(
     ("role", "name", "columns"),
     [
-        ("user", "customer", {**ROWS, "customer": OTHER["customer"]}),
-        ("item", "product", {**ROWS, "product": ROWS["item_id"]}),
-        ("query", "query", {**ROWS, "query": WORDS}),
+        ("user", "customer", {**ROWS, "customer": OTHER["customer"]}), ("query", "query", {**ROWS, "query": WORDS}),
         ("session", "x", {"x": ROWS["user_id"], "item_id": ROWS["item_id"]}),
         ("time", "created_at", {**ROWS, "created_at": OTHER["created_at"]}),
         ("label", "liked", {**ROWS, "rating": STARS, "liked": [i % 3 % 2 for i in range(N)]}),
         ("event", "rating", {**ROWS, "rating": EVENTS}),
-        ("weight", "n", {**ROWS, "n": STARS}),
     ],
 )  # fmt: skip
 def test_a_role_that_is_given_is_not_guessed(role: str, name: str, columns: dict[str, Sequence[object]]) -> None:
@@ -224,14 +192,12 @@ def test_columns_of_users_and_items_are_no_columns_of_rows() -> None:
 @pytest.mark.parametrize(
     ("values", "unit", "form"),
     [
-        (ROWS["timestamp"], "s", ""), ([1000 * t for t in ROWS["timestamp"]], "ms", ""),  # type: ignore[operator]
-        ([10**6 * t for t in ROWS["timestamp"]], "us", ""), (list(range(N)), "order", ""),  # type: ignore[operator]
-        ([f"2023-01-{1 + i % 28:02} 10:00" for i in range(N)], "s", ""),
-        ([f"{13 + i % 9}.03.2021" for i in range(N)], "s", ""),
+        (ROWS["timestamp"], "s", ""), ([1000 * t for t in ROWS["timestamp"]], "ms", ""),
+        (list(range(N)), "order", ""), ([f"{13 + i % 9}.03.2021" for i in range(N)], "s", ""),
         ([20230101 + i % 28 for i in range(N)], "s", "%Y%m%d"),
         ([f"{1 + i % 28} Mar 2021" for i in range(N)], "s", "%d %b %Y"),
         ([f"2021年03月{1 + i % 28:02}日" for i in range(N)], "s", "%Y年%m月%d日"),
-        ([START if i else 0 for i in range(N)], "s", ""), ([START * 1000 if i else START for i in range(N)], "ms", ""),
+        ([START * 1000 if i else START for i in range(N)], "ms", ""),
     ],
 )  # fmt: skip
 def test_times_have_a_unit_or_a_format(values: Sequence[object], unit: str, form: str) -> None:
@@ -251,9 +217,8 @@ def test_dates_are_times_by_their_type_and_durations_are_none() -> None:
 @pytest.mark.parametrize(
     ("word", "rule"),
     [
-        ("view", 1), ("addtocart", 1), ("add_to_cart", 1), ("purchase", 1), ("impression", "ignored"), ("zap", 1),
-        ("skip", "negative"), ("dislike", "negative"), ("remove_from_cart", "ignored"), ("refund", "ignored"),
-        ("no_click", "negative"),
+        ("view", 1), ("add_to_cart", 1), ("impression", "ignored"), ("dislike", "negative"),
+        ("remove_from_cart", "ignored"), ("no_click", "negative"),
     ],
 )  # fmt: skip
 def test_events_have_meanings(word: str, rule: object) -> None:
@@ -303,57 +268,21 @@ def test_nonsense_names_lead_to_a_question_and_with_flags_to_the_roles_of_standa
     assert given_ == {key: names.get(str(value), value) for key, value in standard.items()}
 
 
-def test_flags_lead_to_the_config_of_standard_names() -> None:
-    plain_names = suggest(RATED, label="rating", overrides=["train.seed=1"])
-    frame = RATED.rename(NONSENSE)
-    found_ = suggest(frame, user="kk", item="vv", time="zz", label="ww", overrides=["train.seed=1"])
-    text = found_.text
-    for name, new in NONSENSE.items():
-        text = text.replace(f'"{new}"', f'"{name}"')
-    assert tomllib.loads(text) == tomllib.loads(plain_names.text)
-    assert (found_.schema.user_id, found_.schema.item_id, found_.schema.time) == ("kk", "vv", "zz")
-    users, items, actions = queries()
-    words = actions.join(users, on="query_id").select(pl.col("query").alias("kk"), "item_id")
-    assert suggest(words, items=items.rename({"title": "tt"}), query="kk", title="tt").schema.title == "tt"
-    assert suggest(words, items=items, query="kk").recipe == "words"
-
-
 MANY = [float(value) for value in range(MAX_STEPS + 1)]
 
 
 @pytest.mark.parametrize(
     ("values", "above", "why"),
     [
-        ([0, 1], 0.0, "two values: 1 is a positive, 0 a negative"), ([4, 5, 4], 4.0, "two values"),
-        ([True, False], 0.0, "two values"), ([1, 2, 3, 4, 5], 3.0, "the middle of 1 to 5"),
-        ([1, 2, 10], 2.0, "the middle"),
+        ([0, 1], 0.0, "two values: 1 is a positive, 0 a negative"), ([True, False], 0.0, "two values"),
+        ([1, 2, 3, 4, 5], 3.0, "the middle of 1 to 5"),
         ([0.5 * half for half in range(1, 11)], 3.0, "the middle of 0.5 to 5, rounded up"),
-        ([0.0, 0.5, 1.0], 0.5, "the middle of 0 to 1"), ([-3, 0, 10], 0.0, "what is above 0"),
+        ([-3, 0, 10], 0.0, "what is above 0"),
         ([*MANY, *[4.0] * 30], 4.0, "the median of 21 distinct values from 0 to 20"),
         ([*MANY, *[20.0] * 30], 19.0, "the median of 21 distinct values from 0 to 20, or the second largest"),
         ([None, 1.0, np.nan, 2.0, np.inf], 1.0, "two values: 2 is a positive"),
-        ([None, None], 0.0, "it has no two values"),
     ],
 )  # fmt: skip
 def test_a_threshold_follows_the_values(values: list[float | None], above: float, why: str) -> None:
     found_above, reason = threshold(pl.Series(values))
     assert (found_above, why in reason) == (above, True)
-
-
-def test_a_label_that_is_given_is_in_the_config() -> None:
-    assert "label" not in tomllib.loads(suggest(RATED).text)["schema"]  # the recipe takes all rows
-    assert tomllib.loads(suggest(RATED, label="rating").text)["schema"]["label"] == "rating"
-
-
-def test_a_standard_name_of_times_comes_before_other_dates() -> None:
-    months = [f"2024-0{1 + i * i % 7}" for i in range(N)]
-    assert found({**ROWS, "cohort": months}).options["time"] == "timestamp"
-    assert question({**ROWS, "created_at": OTHER["created_at"]}).arguments == ["time"]
-
-
-def test_few_removals_among_purchases_are_types_of_events() -> None:
-    columns = {
-        "user_id": [f"u{i % 20}" for i in range(1_000)], "item_id": [f"i{i * 7 % 93}" for i in range(1_000)],
-        "event": ["remove_from_cart" if i in (3, 517) else "buy" for i in range(1_000)],
-    }  # fmt: skip
-    assert found(columns).options["event"] == "event"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import tomllib
 from dataclasses import replace
 from pathlib import Path
@@ -23,8 +22,9 @@ from twotower.data.split import SplitConfig
 from twotower.data.tables import Tables, check
 from twotower.errors import ConfigError, DataError, OpenRoles
 from twotower.features.field import MEAN, PoolingSpec
+from twotower.features.schema import Schema
 from twotower.suggestion.features import SideFeature
-from twotower.suggestion.recipes import FittedRecipe, read_recipe
+from twotower.suggestion.recipes import FittedRecipe, Settings, read_recipe
 from twotower.suggestion.shape import MIN_LONG, RULES, repeated_share
 from twotower.suggestion.suggest import Suggestion, suggest
 from twotower.train.trainer import Trainer
@@ -104,47 +104,26 @@ def test_the_text_is_the_config_and_says_why(name: str) -> None:
     assert all(f"# {other}? no: " in found.text for other in before)
 
 
-@pytest.mark.parametrize(
-    ("strength", "recipe"),
-    [(0.0, "collaborative"), (0.03, "collaborative"), (0.3, "sequence-short"), (0.9, "sequence-short")],
-)
-def test_an_order_decides(strength: float, recipe: str) -> None:
-    assert of((None, None, log(200, 12, strength, 60))).recipe == recipe
+def test_a_shape_has_what_its_world_was_made_with() -> None:
+    """The thresholds on it are those of test_shape."""
+    distinct = log(n_users=100, length=MIN_LONG, n_items=2000).unique(["user_id", "item_id"], maintain_order=True)
+    assert of((None, None, distinct)).shape.length == MIN_LONG
+    for share in (0.0, 0.05, 0.95):
+        assert of((None, None, with_label(distinct, share))).shape.negatives == pytest.approx(share, abs=1e-3)
+    for share, recipe in ((0.0, "sequence-short"), (0.2, "cold-start"), (0.9, "cold-start")):
+        actions, items = with_new_items(log(n_users=100, length=10, n_items=40), share)
+        found = of((None, items, actions))
+        assert (found.recipe, found.shape.new_items) == (recipe, pytest.approx(share, abs=0.02))
+    users, items, actions = queries(5)
+    assert of((users, items, actions)).shape.length <= 5
 
 
 @pytest.mark.parametrize(
-    ("length", "recipe"),
-    [
-        (4, "sequence-short"),
-        (MIN_LONG - 1, "sequence-short"),
-        (MIN_LONG, "sequence-long"),
-        (2 * MIN_LONG, "sequence-long"),
-    ],
+    ("share", "each", "recipe"), [(0.3, 2, "collaborative"), (0.6, 2, "cold-start"), (0.9, 11, "collaborative")]
 )
-def test_the_length_of_histories_decides(length: int, recipe: str) -> None:
-    rows = log(n_users=100, length=length, n_items=2000).unique(
-        ["user_id", "item_id"], keep="first", maintain_order=True
-    )
-    found = of((None, None, rows))
-    assert (found.recipe, found.shape.length) == (recipe, length)
-
-
-@pytest.mark.parametrize(
-    ("negatives", "recipe"),
-    [(0.0, "sequence-short"), (0.04, "sequence-short"), (0.05, "ranking"), (0.5, "ranking"), (0.95, "ranking")],
-)
-def test_refused_rows_decide(negatives: float, recipe: str) -> None:
-    actions = log(n_users=100, length=12, n_items=2000).unique(["user_id", "item_id"], maintain_order=True)
-    found = of((None, None, with_label(actions, negatives)))
-    assert found.recipe == recipe
-    assert found.shape.negatives == pytest.approx(negatives, abs=1e-3)
-
-
-def test_a_label_of_two_values_is_kept_by_every_recipe() -> None:
-    actions = with_label(log(n_users=100, n_items=2000), 0.02)
-    found = of((None, None, actions))
-    assert found.recipe == "sequence-short"
-    assert (found.schema.label, found.schema.positive_above) == ("clicked", 0)
+def test_columns_of_users_decide_where_they_tell_and_histories_are_short(share: float, each: int, recipe: str) -> None:
+    actions, users = with_columns(share, each)
+    assert suggest(actions, users).recipe == recipe
 
 
 def test_a_scale_rates_what_users_took() -> None:
@@ -177,20 +156,6 @@ def test_a_label_apart_is_asked_about_and_taken_for_a_refusal_if_it_is_given() -
     assert (found.recipe, found.schema.label, found.schema.positive_above) == ("ranking", "rating", 0)
 
 
-@pytest.mark.parametrize(
-    ("low", "high", "recipe"),
-    [(0, 1, "ranking"), (1, 2, "ranking"), (-1, 1, "ranking"), (2, 3, "sequence-short"), (4, 5, "sequence-short")],
-)
-def test_two_labels_at_the_top_of_a_scale_are_no_refusals(low: int, high: int, recipe: str) -> None:
-    actions = with_label(log(), 0.4)
-    rated = actions.with_columns(clicked=pl.when(pl.col("clicked") > 0).then(high).otherwise(low)).rename(
-        {"clicked": "rating"}
-    )
-    assert suggest(rated).recipe == recipe
-    assert suggest(rated, recipe="ranking").schema.positive_above == low
-    assert bool(suggest(rated.drop("timestamp")).schema.label) == (recipe == "ranking")
-
-
 def test_a_scale_with_negatives_tells_what_users_refused() -> None:
     actions = log()
     actions = actions.with_columns(rating=pl.Series([(-1, 0, 1, 1)[i % 4] for i in range(actions.height)]))
@@ -201,16 +166,6 @@ def test_a_scale_with_negatives_tells_what_users_refused() -> None:
     assert (asked.schema.label, asked.schema.positive_above) == ("rating", 0)
 
 
-@pytest.mark.parametrize(
-    ("share", "recipe"), [(0.0, "sequence-short"), (0.18, "sequence-short"), (0.2, "cold-start"), (0.9, "cold-start")]
-)
-def test_new_items_decide(share: float, recipe: str) -> None:
-    actions, items = with_new_items(log(n_users=100, length=10, n_items=40), share)
-    found = of((None, items, actions))
-    assert found.recipe == recipe
-    assert found.shape.new_items == pytest.approx(share, abs=0.02)
-
-
 def test_new_items_are_tested_by_time_and_by_text_where_they_have_nothing_else() -> None:
     actions, items = with_new_items(log(n_users=100, length=10), 0.5)
     found = of((None, items, actions))
@@ -219,46 +174,6 @@ def test_new_items_are_tested_by_time_and_by_text_where_they_have_nothing_else()
     found = of((None, texts, actions))
     assert found.recipe == "cold-start"
     assert [f.source for f in found.schema.side("item")] == ["item_id", "title"]
-
-
-def test_a_label_with_gaps_is_refused_by_its_check() -> None:
-    actions = log().with_columns(rating=pl.when(pl.int_range(pl.len()) > 5).then(pl.int_range(pl.len()) % 5))
-    with pytest.raises(DataError, match="'rating' has 6 missing values"):
-        suggest(actions, overrides=["schema.label=rating"])
-
-
-def test_columns_with_the_names_of_the_ids_are_told() -> None:
-    actions = log()
-    items = pl.DataFrame({"item_id": range(40), "user_id": [f"author {n % 9}" for n in range(40)]})
-    users = pl.DataFrame({"user_id": range(60), "item_id": [f"first {n} of {n * 7} and {n * 5}" for n in range(60)]})
-    found = suggest(actions, users, items)
-    assert found.recipe == "sequence-short"
-    assert any("does not read: 'item_id'." in line for line in found.reasons)
-    assert "user_id" in {f.name for f in found.schema.side("item")}
-
-
-def test_a_scale_says_what_users_took_where_their_columns_tell() -> None:
-    actions, users = with_columns(0.9)
-    rated = actions.with_columns(rating=1 + pl.int_range(pl.len()) % 5)
-    found = suggest(rated, users)
-    assert found.recipe == "cold-start"
-    assert not found.schema.label
-
-
-def test_columns_that_tell_little_are_read_if_the_recipe_is_asked_for() -> None:
-    actions, users = with_columns(0.3)
-    found = suggest(actions, users, recipe="cold-start")
-    assert "city" in {f.name for f in found.schema.side("user")}
-    assert any(line.startswith("Look at 'city' of the users") for line in found.reasons)
-    with pytest.raises(ConfigError, match="columns of users that predict items"):
-        suggest(actions, users.drop("city"), recipe="cold-start")
-
-
-def test_new_items_without_contents_are_no_cold_start() -> None:
-    actions, items = with_new_items(log(n_users=100, length=10), 0.9)
-    assert of((None, items.select("item_id"), actions)).recipe == "sequence-short"
-    with pytest.raises(ConfigError, match="'cold-start' needs columns of items"):
-        of((None, None, actions), recipe="cold-start")
 
 
 @pytest.mark.parametrize("price", [True, False])
@@ -303,48 +218,6 @@ def test_without_times_rows_of_items_without_another_row_are_the_new_ones(
         assert (pairs[-1].item.fields, pairs[-1].item.width) == (("category",), 5), "its four values, and one more"
 
 
-@pytest.mark.parametrize(
-    ("share", "recipe"), [(0.0, "collaborative"), (0.3, "collaborative"), (0.6, "cold-start"), (1.0, "cold-start")]
-)
-def test_columns_of_users_that_tell_what_they_take_decide(share: float, recipe: str) -> None:
-    actions, users = with_columns(share)
-    assert suggest(actions, users).recipe == recipe
-
-
-@pytest.mark.parametrize(("each", "recipe"), [(1, "cold-start"), (10, "cold-start"), (11, "collaborative")])
-def test_columns_of_users_decide_where_histories_are_short(each: int, recipe: str) -> None:
-    actions, users = with_columns(0.9, each)
-    assert suggest(actions, users).recipe == recipe
-
-
-def test_columns_of_users_stand_beside_an_order() -> None:
-    actions = log(n_users=400, length=8, n_items=40).with_columns(
-        item_id=pl.col("item_id") + 40 * (pl.col("user_id") % 3)
-    )
-    users = pl.DataFrame({"user_id": range(400), "club": [f"club {u % 3}" for u in range(400)]})
-    found = suggest(actions, users)
-    assert found.recipe == "sequence-short"
-    assert {f.name for f in found.schema.side("user")} == {"__ials", "__slit", "means", "order", "club"}
-    narrow = ("means", "order", "club")
-    assert [pair.user.fields for pair in found.config.model.pairs] == [
-        narrow,
-        ("means",),
-        narrow,
-        ("means",),
-        ("__ials",),
-        ("__slit",),
-    ]
-    assert [pair.user.width for pair in found.config.model.pairs] == [0, 256, 0, 256, 120, 120], "120 items"
-    data = build_dataset(check(users, None, actions, found.schema), found.schema, found.config.split)
-    Trainer(data, of_one_epoch(found.config))
-    weak = actions.with_columns(
-        item_id=pl.when(pl.col("user_id") < 200).then("item_id").otherwise(pl.col("item_id") % 40)
-    )
-    found = suggest(weak, users)
-    assert 1 < found.shape.telling["club"] < 1.4
-    assert "club" not in suggest(weak, users).config.model.pairs[0].user.fields, "clubs tell too little"
-
-
 def test_users_without_a_history_are_ranked_by_their_columns() -> None:
     actions, users = with_columns(1.0, each=1)
     found = suggest(actions, users, overrides=["train.seed=1", "evaluation.k=[10,20]"])
@@ -356,88 +229,12 @@ def test_users_without_a_history_are_ranked_by_their_columns() -> None:
     assert metrics["baseline.popularity.recall@10"] < 0.5
 
 
-@pytest.mark.parametrize(("clicks", "is_words"), [(1, True), (5, True), (6, False)])
-def test_few_clicks_make_a_text_a_query(clicks: int, is_words: bool) -> None:
-    users, items, actions = queries(clicks)
-    # More films, so that a query has as many pairs as clicks.
-    actions = actions.with_columns(item_id=(pl.col("item_id") + 24 * pl.int_range(pl.len())) % 480)
-    items = pl.concat([items.with_columns(item_id=pl.col("item_id") + 24 * i) for i in range(20)])
-    found = suggest(actions, users, items, item="item_id")
-    assert found.shape.length == clicks
-    assert (found.recipe == "words") == is_words
-
-
-def test_names_of_people_are_no_queries() -> None:
-    users, items, actions = queries(4)
-    people = users.with_columns(query=pl.format("{} Brown {}", pl.col("query_id") % 7, pl.col("query_id")))
-    chairs = items.with_columns(title=pl.format("Brown chair {}", "item_id"))
-    found = of((people, chairs, actions))
-    assert (found.recipe, found.shape.query, found.shape.words) == ("sequence-short", "query", "title")
-    assert "multiple of shuffled items 1 (at least 2)" in " ".join(found.reasons)
-    rated = with_label(actions, 0.4)
-    assert of((people, chairs, rated)).recipe == "ranking"
-    assert of((people, chairs, actions), recipe="words").recipe == "words"
-
-
 def test_the_text_that_shares_words_is_the_query() -> None:
     users, items, actions = queries()
     users = users.select("query_id", pl.format("Jane Brown {}", "query_id").alias("person"), "query")
     items = items.select("item_id", pl.format("paper book {}", "item_id").alias("kind_of"), "title")
     found = of((users, items, actions))
     assert (found.recipe, found.shape.query, found.shape.words) == ("words", "query", "title")
-
-
-def test_columns_that_a_recipe_leaves_are_told() -> None:
-    actions, items = with_new_items(log(), 0.0)
-    found = of((None, items, actions))
-    assert found.recipe == "sequence-short"
-    assert "does not read" not in " ".join(found.reasons)
-    texts = items.with_columns(about=pl.Series([f"one of many words {n}" for n in range(items.height)]))
-    assert "does not read: 'about'." in " ".join(of((None, texts, actions), recipe="sequence-long").reasons)
-
-
-def test_pairs_that_read_columns_are_a_tenth_wider_than_the_columns_have_values() -> None:
-    """The item's vector is as wide as the history's for each of two rates."""
-    actions, items = with_new_items(log(), 0.0)
-    found = of((None, items, actions))
-    pair = found.config.model.pairs[-1]
-    assert found.config.train.solved[-1].kind == "columns"
-    values = items["category"].n_unique() + min(items["price"].n_unique(), 16)
-    room = math.ceil(1.1 * values)
-    assert (pair.user.width, pair.item.width) == (room, 2 * room)
-    run = twotower.fit((None, items, actions), found.schema, of_one_epoch(found.config))
-    assert "test.recall@10" in run.metrics
-
-
-@pytest.mark.parametrize(("of_users", "of_items"), [(1, 0), (0, 1), (1, 1)])
-def test_texts_beside_the_one_that_is_searched_are_not_read(of_users: int, of_items: int) -> None:
-    rng = np.random.default_rng(0)
-    words = [f"{one}{other}{last}ka" for one in "bdfgklmn" for other in "aeiou" for last in "bdfgklmn"]
-
-    def texts(rows: int, n: int) -> list[str]:
-        return [" ".join(rng.choice(words, n)) for _ in range(rows)]
-
-    found = rng.integers(60, size=400)
-    items = pl.DataFrame({"item_id": range(60), "description": texts(60, 9), "title": texts(60, 4)})
-    queries = [" ".join(items["title"][int(i)].split()[:2]) for i in found]
-    users = pl.DataFrame({"user_id": range(400), "remark": texts(400, 9), "query": queries})
-    users, items = users.drop([] if of_users else ["remark"]), items.drop([] if of_items else ["description"])
-    rows = pl.DataFrame({"user_id": range(400), "item_id": found})
-    made = suggest(rows, users, items)
-    assert made.recipe == "words"
-    assert {feature.source for feature in made.schema.features} == {"query", "title"}
-    unread = next(line for line in made.reasons if "does not read" in line)
-    assert [name in unread for name in ("'remark'", "'description'")] == [bool(of_users), bool(of_items)]
-    twotower.fit((users, items, rows), made.schema, of_one_epoch(made.config))
-
-
-def test_a_log_of_queries_needs_no_table_of_users() -> None:
-    users, items, actions = queries()
-    actions = actions.join(users, on="query_id").select("query", "item_id")
-    found = of((None, items, actions))
-    assert (found.recipe, found.schema.user_id) == ("words", "query")
-    run = twotower.fit((None, items, actions), found.schema, of_one_epoch(found.config))
-    assert "test.recall@10" in run.metrics
 
 
 def test_two_accounts_that_repeat_one_item_make_no_log_of_repeats() -> None:
@@ -454,47 +251,22 @@ def test_two_accounts_that_repeat_one_item_make_no_log_of_repeats() -> None:
     assert share == pytest.approx(400 / 4600), "users of one row count by themselves, and make none typical"
 
 
-def test_a_log_whose_repeats_are_dropped_ranks_none() -> None:
-    actions = log(n_users=40, length=10, n_items=100)
-    again = pl.concat([actions, actions.with_columns(timestamp=pl.col("timestamp") + 10**6)])
-    assert suggest(again).config.evaluation.repeats == "allow"
-    found = suggest(again, overrides=["schema.duplicates=last"])
-    assert (found.schema.duplicates, found.config.evaluation.repeats) == ("last", "exclude")
-    assert "repeats" not in found.text
-    twotower.fit((None, None, again), found.schema, of_one_epoch(found.config))
-
-
 @pytest.mark.parametrize(("repeats", "ranked"), [(0, False), (9, False), (10, True), (50, True)])
 def test_repeats_are_ranked_from_a_tenth_on_and_kept_where_rows_have_times(repeats: int, ranked: bool) -> None:
     actions = log(n_users=10, length=10, n_items=70, strength=1.0).unique(["user_id", "item_id"], maintain_order=True)[
         : 100 - repeats
     ]
-    again = actions[:repeats].with_columns(timestamp=pl.col("timestamp") + 10**6)
-    found = of((None, None, pl.concat([actions, again])))
+    rows = pl.concat([actions, actions[:repeats].with_columns(timestamp=pl.col("timestamp") + 10**6)])
+    found = suggest(rows)
     assert found.schema.duplicates == ("keep" if repeats else "last")
-    assert (found.config.evaluation.repeats == "allow") == ranked
-    assert adds(found, "repeats") == ranked
-    assert ("has taken before is left out of rankings" in " ".join(found.text.split("\n# "))) == (0 < repeats < 10)
+    assert (found.config.evaluation.repeats == "allow") == ranked == adds(found, "repeats")
     assert found.config.split.follows_time
-    without = of((None, None, pl.concat([actions, again]).drop("timestamp")))
-    assert without.schema.duplicates == ("keep" if ranked else "last")
-    drawn = suggest(pl.concat([actions, again]), overrides=["split.kind=random"])
+    assert suggest(rows.drop("timestamp")).schema.duplicates == ("keep" if ranked else "last")
+    drawn = suggest(rows, overrides=["split.kind=random"])
     assert drawn.schema.duplicates == ("keep" if ranked else "last"), "of rows in no order the last stays"
     for given in ("last", "keep"):
-        asked = suggest(pl.concat([actions, again]), overrides=[f"schema.duplicates={given}", "split.kind=random"])
+        asked = suggest(rows, overrides=[f"schema.duplicates={given}", "split.kind=random"])
         assert asked.schema.duplicates == given
-    with pytest.raises(ConfigError, match=r"the suggested config: split\.kind: .*got 'foo'"):
-        suggest(pl.concat([actions, again]), overrides=["split.kind=foo"])
-
-
-@pytest.mark.parametrize(("values", "reads"), [(5, True), (2, False)])
-def test_what_users_rated_low_is_read_of_a_scale_alone(values: int, reads: bool) -> None:
-    rng = np.random.default_rng(0)
-    frame = log().drop("timestamp").unique(["user_id", "item_id"], maintain_order=True)
-    label = np.where(rng.random(len(frame)) < 0.5, values - 1, rng.integers(values, size=len(frame)))
-    found = suggest(frame.with_columns(rating=label), recipe="collaborative", overrides=["schema.label=rating"])
-    assert found.schema.label == "rating"
-    assert any(f.history and f.history.interactions == "negative" for f in found.schema.features) == reads
 
 
 @pytest.mark.parametrize("share", [0.0, 0.05, 0.08, 0.1, 0.2, 0.9])
@@ -508,53 +280,6 @@ def test_what_is_popular_now_is_read_where_it_changes(share: float) -> None:
     assert ("# What is popular changes:" in found.text) == (share >= 0.1)
 
 
-def test_what_is_popular_now_needs_a_time_validation_and_a_loss_of_rankings() -> None:
-    log = waves()
-    found = of((None, None, log), recipe="collaborative")
-    assert (adds(found, "trending"), found.config.split.kind) == (True, "last")
-    assert of((None, None, waves(0.0)), recipe="collaborative").config.split.kind == "user_random"
-    assert not adds(suggest(log, overrides=["schema.time="]), "trending")
-    assert not adds(of((None, None, with_label(log, 0.4)), recipe="ranking"), "trending")
-    numbered = log.sort("user_id", "at").with_columns(at=pl.int_range(pl.len()).over("user_id"))
-    found = suggest(numbered, recipe="sequence-short", overrides=["schema.time=at"])
-    assert (found.shape.drift, adds(found, "trending")) == (None, False)
-    assert "Drift: no times that all users share" in " ".join(found.reasons)
-    places = numbered.sample(fraction=0.8, seed=1)  # some are missing, so that they are no numbers of the rows
-    assert suggest(places, overrides=["schema.time=at"]).shape.drift is None
-    days = log.with_columns(at=(pl.col("at") - 1_500_000_000) // 86_400)
-    found = suggest(days, overrides=["schema.time=at"])
-    assert (found.schema.time_unit, adds(found, "trending")) == ("order", True)
-
-
-def test_own_counts_need_validation_and_a_loss_of_rankings() -> None:
-    actions = log(n_users=40, length=10, n_items=100)
-    again = pl.concat([actions, actions.with_columns(timestamp=pl.col("timestamp") + 10**6)])
-    assert adds(of((None, None, again), recipe="collaborative"), "repeats")
-    for of_user in (["evaluation.repeats=exclude"], ["evaluation.repeats=exclude", "schema.duplicates=last"]):
-        found = suggest(again, recipe="collaborative", overrides=of_user)
-        assert not adds(found, "repeats")
-        assert "repeats" not in tomllib.loads(found.text)["scorers"]
-    only = suggest(again, recipe="collaborative", overrides=["evaluation.repeats=only"])
-    assert adds(only, "repeats")
-    ranking = of((None, None, with_label(again, 0.4)))
-    assert (ranking.recipe, adds(ranking, "repeats")) == ("ranking", False)
-    labelled = of((None, None, with_label(again, 0.4)), recipe="sequence-long")
-    liked = {f.name for f in labelled.schema.features if f.history and f.history.interactions == "positive"}
-    assert labelled.config.terms[0].reads in liked, "not all that they met"
-    short = of((None, None, again), recipe="sequence-short")
-    assert adds(short, "repeats")
-    assert [form.kind for form in short.config.train.solved] == ["ials", "slit"], "closed forms go with repeats"
-
-
-@pytest.mark.parametrize(("again", "kind"), [(0, "random"), (1000, "time")])
-def test_repeats_that_are_kept_are_split_by_time(again: int, kind: str) -> None:
-    actions = with_label(log(n_users=200, length=10, n_items=100), 0.4)
-    later = actions[:again].with_columns(timestamp=pl.col("timestamp") + 10**6)
-    found = of((None, None, pl.concat([actions, later])))
-    assert (found.recipe, found.config.split.kind) == ("ranking", kind)
-    assert ("Repeats are kept" in found.text) == (kind == "time")
-
-
 @pytest.mark.parametrize(
     ("returning", "length", "kind"),
     [(0, 6, "last"), (14, 6, "last"), (16, 6, "time"), (0, 3, "last"), (0, 2, "random")],
@@ -565,17 +290,6 @@ def test_users_who_do_not_come_again_are_tested_by_their_last_rows(returning: in
     assert (found.recipe, found.schema.duplicates, found.config.split.kind) == ("collaborative", "keep", kind)
     assert found.shape.new_users == pytest.approx(1 - returning / 30, abs=0.04)
     assert ("of users without an earlier row" in found.text.replace("\n# ", " ")) == (kind == "last")
-
-
-def test_new_items_of_users_who_do_not_come_again_are_tested_by_last_rows() -> None:
-    actions, items = with_new_items(sessions(), 0.5)
-    found = of((None, items, actions))
-    assert (found.recipe, found.config.split.kind) == ("cold-start", "last")
-    once = actions.unique(["user_id", "item_id"], maintain_order=True)
-    found = of((None, items, once))
-    assert (found.recipe, found.schema.duplicates, found.config.split.kind) == ("cold-start", "last", "last")
-    returning = actions.with_columns(pl.col("user_id") % 30)
-    assert of((None, items, returning)).config.split.kind == "time"
 
 
 def test_a_last_row_of_equal_times_is_none() -> None:
@@ -626,34 +340,11 @@ def test_a_tenth_of_few_rows_is_drawn_from_all_users_together(length: int, kind:
     assert min(len(data.validation), len(data.test)) >= 20
 
 
-def test_times_that_are_all_equal_split_nothing() -> None:
-    actions = log(length=8).with_columns(timestamp=pl.lit(1_600_000_000))
-    actions = pl.concat([actions, actions.gather_every(2)])
-    found = of((None, None, actions))
-    assert (found.recipe, found.schema.duplicates, found.config.split.kind) == ("collaborative", "last", "user_random")
-    twotower.fit((None, None, actions), found.schema, of_one_epoch(found.config))
-
-
-def test_repeats_of_lines_of_users_are_split_by_their_places(tmp_path: Path) -> None:
-    lines = [f"{u} " + " ".join(str(u * i * i % 7) for i in range(12)) for u in range(40)]
-    (tmp_path / "s.txt").write_text("\n".join(lines) + "\n")
-    found = suggest(tmp_path / "s.txt", recipe="collaborative", folder=tmp_path)
-    assert (found.schema.duplicates, found.config.split.kind) == ("keep", "last")
-
-
 @pytest.mark.parametrize(("items", "kind"), [(1024, "full"), (1025, "uniform")])
 def test_a_catalogue_that_is_drawn_whole_is_taken_whole(items: int, kind: str) -> None:
     catalogue = pl.DataFrame({"item_id": range(items), "category": [f"c{i % 4}" for i in range(items)]})
     found = suggest(log(length=8), items=catalogue, recipe="sequence-short")
     assert [source.kind for source in found.config.negatives.sources] == ["in_batch", kind]
-
-
-def test_an_override_has_no_comment_of_the_rule_that_it_replaces() -> None:
-    rule = "rows make at least"
-    assert rule in suggest(log(length=8)).text
-    found = suggest(log(length=8), overrides=["train.batch_size=100"])
-    assert rule not in found.text
-    assert "batch_size = 100" in found.text
 
 
 def test_a_recipe_without_its_column_says_what_it_needs() -> None:
@@ -718,95 +409,81 @@ def test_batches_epochs_and_windows_follow_the_rows() -> None:
     assert windows == [32]
 
 
-@pytest.mark.parametrize(
-    ("rows", "epochs", "batch"), [(100, 100, 64), (1_280, 15, 64), (6_400, 12, 256), (100_000, 12, 4096)]
-)
-def test_a_small_log_has_a_tenth_of_the_steps_of_the_recipe(rows: int, epochs: int, batch: int) -> None:
-    rule = next(rule for rule in RULES if rule.recipe == "sequence-long")  # 12 epochs of 245 steps
-    settings = read_recipe(rule.recipe)
-    shape = of((None, None, log(length=30))).shape
-    fitted = FittedRecipe(settings, {"user": "user_id", "item": "item_id"}, (), False)
-    found, comments = fitted.shaped(replace(shape, taken=rows), rule), fitted.comments
-    assert (found["train"]["epochs"], found["train"]["batch_size"]) == (epochs, batch)  # type: ignore[call-overload, index]
-    assert ("train.epochs" in comments) == (epochs > 12)
+def shaped(
+    name: str, columns: tuple[SideFeature, ...] = (), length: int = 8, **shape: Any
+) -> tuple[Settings, FittedRecipe]:
+    """Return what a recipe becomes for a log of another shape, and the fitted recipe with its comments."""
+    rule = next(rule for rule in RULES if rule.recipe == name)
+    fitted = FittedRecipe(read_recipe(name), {"user": "user_id", "item": "item_id"}, columns, False)
+    return fitted.shaped(replace(of((None, None, log(length=length))).shape, **shape), rule), fitted
+
+
+def parsed(found: Settings, fitted: FittedRecipe, **schema: str) -> tuple[Schema, Config]:
+    """Return the schema and the config of a recipe that was fitted."""
+    evaluation = read_recipe("collaborative")["evaluation"]
+    made, config = parse_config({**found, "evaluation": evaluation, "schema": {"features": fitted.features, **schema}})
+    assert made is not None
+    return made, config
+
+
+BRAND = SideFeature("brand", {"kind": "categorical", "side": "item", "name": "brand"}, "")
 
 
 @pytest.mark.parametrize(
-    ("rows", "epochs", "batch"),
-    [(420, 100, 64), (20_000, 25, 512), (127_999, 8, 1024), (124_000, 9, 1024), (153_776, 8, 1024)],
-)
-def test_the_steps_of_short_histories_are_a_thousand(rows: int, epochs: int, batch: int) -> None:
-    rule = next(rule for rule in RULES if rule.recipe == "sequence-short")  # 8 epochs of 1,024 rows
-    settings = read_recipe(rule.recipe)
-    shape = of((None, None, log(length=8))).shape
-    fitted = FittedRecipe(settings, {"user": "user_id", "item": "item_id"}, (), False)
-    found, comments = fitted.shaped(replace(shape, taken=rows), rule), fitted.comments
-    assert (found["train"]["epochs"], found["train"]["batch_size"]) == (epochs, batch)  # type: ignore[call-overload, index]
-    assert ("1,000 are needed" in comments.get("train.epochs", "")) == (epochs > 8)
+    ("recipe", "rows", "epochs", "batch"),
+    [
+        # A small log has a tenth of the steps of the recipe, which are 12 epochs of 245; 8 epochs of 1,024 rows.
+        ("sequence-long", 100, 100, 64), ("sequence-long", 1_280, 15, 64), ("sequence-long", 100_000, 12, 4096),
+        # The steps of short histories are a thousand.
+        ("sequence-short", 420, 100, 64), ("sequence-short", 20_000, 25, 512), ("sequence-short", 124_000, 9, 1024),
+        ("sequence-short", 127_999, 8, 1024),
+    ],
+)  # fmt: skip
+def test_epochs_and_batches_follow_the_rows(recipe: str, rows: int, epochs: int, batch: int) -> None:
+    found: Any
+    found, fitted = shaped(recipe, length=30 if recipe == "sequence-long" else 8, taken=rows)
+    assert (found["train"]["epochs"], found["train"]["batch_size"]) == (epochs, batch)
+    assert ("train.epochs" in fitted.comments) == (epochs > (12 if recipe == "sequence-long" else 8))
 
 
 @pytest.mark.parametrize(
     ("rows", "users", "items", "width"),
     [
-        (575_281, 6038, 3533, 128),
-        (211_073, 6038, 3533, 128),
-        (211_072, 6038, 3533, 256),
-        (1000, 6038, 3533, 512),
-        (1000, 6038, 511, 256),
-        (1000, 6038, 255, 128),
-        (1000, 300, 9000, 256),
-        (1000, 60, 9000, 60),
-        (141_000, 47_000, 19_263, 128),
-        (60_000, 2000, 800, 512),
-        (55_375, 943, 1447, 512),
-        (5_460, 420, 240, 128),
+        (575_281, 6038, 3533, 128), (211_073, 6038, 3533, 128), (211_072, 6038, 3533, 256), (1000, 6038, 3533, 512),
+        (1000, 6038, 255, 128), (1000, 300, 9000, 256), (1000, 60, 9000, 60),
     ],
-)
+)  # fmt: skip
 def test_a_model_that_is_its_start_is_wider_on_a_small_log(rows: int, users: int, items: int, width: int) -> None:
-    rule = next(rule for rule in RULES if rule.recipe == "collaborative")
-    settings = read_recipe(rule.recipe)
-    shape = replace(of((None, None, log(length=8))).shape, taken=rows, users=users, items=items)
-    fitted = FittedRecipe(settings, {"user": "user_id", "item": "item_id"}, (), False)
-    found, comments = fitted.shaped(shape, rule), fitted.comments
-    assert found["scorers"][0].get("width", 128) == width  # type: ignore[index, union-attr]
-    assert ("scorers.0" in comments) == (width != 128)
-    assert "width" not in settings["scorers"][0], "the recipe keeps its own"  # type: ignore[index, operator]
+    found: Any
+    found, fitted = shaped("collaborative", taken=rows, users=users, items=items)
+    assert found["scorers"][0].get("width", 128) == width
+    assert ("scorers.0" in fitted.comments) == (width != 128)
 
 
 @pytest.mark.parametrize(
-    ("items", "common", "is_left", "has_columns"),
-    [
-        (10_000, 9_990, False, True),
-        (10_001, 10_001, True, True),
-        (30_000, 10_000, False, True),
-        (10_000, 9_990, False, False),
-        (10_001, 10_001, True, False),
-    ],
+    ("items", "common", "is_left"), [(10_000, 9_990, False), (10_001, 10_001, True), (30_000, 10_000, False)]
 )
+@pytest.mark.parametrize("columns", [(), (BRAND,)], ids=["no columns", "brand"])
 def test_a_closed_form_beside_another_is_left_out_where_it_does_not_fit(
-    items: int, common: int, is_left: bool, has_columns: bool
+    items: int, common: int, is_left: bool, columns: tuple[SideFeature, ...]
 ) -> None:
-    rule = next(rule for rule in RULES if rule.recipe == "collaborative")
-    settings = read_recipe(rule.recipe)
-    shape = replace(of((None, None, log(length=8))).shape, users=50_000, items=items, common=common)
-    columns = (
-        [SideFeature("brand", {"kind": "categorical", "side": "item", "name": "brand"}, "")] if has_columns else []
-    )
-    fitted = FittedRecipe(settings, {"user": "user_id", "item": "item_id"}, columns, False)
-    found, comments = fitted.shaped(shape, rule), fitted.comments
-    schema, left = parse_config(
-        {**found, "evaluation": settings["evaluation"], "schema": {"features": fitted.features}}
-    )
-    assert schema is not None
+    found, fitted = shaped("collaborative", columns, users=50_000, items=items, common=common)
+    schema, left = parsed(found, fitted)
     kinds, names = [form.kind for form in left.train.solved], {f.name for f in schema.features}
-    assert kinds == ["ials"] + ["ease"] * (not is_left) + ["columns"] * has_columns
+    assert kinds == ["ials"] + ["ease"] * (not is_left) + ["columns"] * len(columns)
     assert len(left.model.pairs) == len(kinds)
     assert {"__ease", "__columns"} & names == {name for name in ("__ease", "__columns") if name[2:] in kinds}
-    if has_columns:
-        assert left.model.pairs[-1].item.fields == ("brand",)
-    told = comments.get("scorers", "")
-    assert (f"'ease': {items:,} items are too many" in told) == is_left
-    assert ("Without 'columns': the tables have none of the columns" in told) == (not has_columns)
+    assert ("scorers" in fitted.comments) == (is_left or not columns)
+
+
+@pytest.mark.parametrize(("values", "room"), [(3, 4), (100, 110), (232, 256), (4000, 4400)])
+def test_a_pair_of_columns_is_a_tenth_wider_than_they_have_values(values: int, room: int) -> None:
+    found, fitted = shaped("collaborative", (BRAND,), users=5000, items=5000, values={"brand": values})
+    _, fits = parsed(found, fitted, time="timestamp")
+    width = min(room, 256)
+    assert [pair.user.width for pair in fits.model.pairs][1:] == [256, width]
+    assert [pair.item.width for pair in fits.model.pairs][1:] == [256, 2 * width], "a piece for each rate of the order"
+    assert ("scorers.2" in fitted.comments) == (room < 256)
 
 
 @pytest.mark.parametrize("rates", [[0.0, 1.0], []])
@@ -824,30 +501,6 @@ def test_new_items_are_ranked_by_what_their_columns_follow_in_the_order_that_the
     Trainer(data, found.config)
 
 
-def test_closed_forms_of_texts_alone_are_left_out() -> None:
-    actions, items = with_new_items(log(length=8), 0.5)
-    texts = [f"film{i} of thing{7 * i} and other{3 * i}" for i in items["item_id"]]
-    found = suggest(actions, None, items.select("item_id").with_columns(about=pl.Series(texts)), recipe="cold-start")
-    assert [scorer["kind"] for scorer in tomllib.loads(found.text)["scorers"]] == ["ials"]
-    assert "the tables have none of the columns that it reads" in found.text.replace("\n# ", " ")
-
-
-@pytest.mark.parametrize(("values", "room"), [(3, 4), (100, 110), (232, 256), (4000, 4400)])
-def test_a_pair_of_columns_is_little_wider_than_they_have_values(values: int, room: int) -> None:
-    rule = next(rule for rule in RULES if rule.recipe == "collaborative")
-    settings = read_recipe(rule.recipe)
-    shape = replace(of((None, None, log(length=8))).shape, users=5000, items=5000, values={"brand": values})
-    columns = [SideFeature("brand", {"kind": "categorical", "side": "item", "name": "brand"}, "")]
-    fitted = FittedRecipe(settings, {"user": "user_id", "item": "item_id"}, columns, False)
-    found, comments = fitted.shaped(shape, rule), fitted.comments
-    schema: dict[str, Any] = {"time": "timestamp", "features": fitted.features}
-    _, fits = parse_config({**found, "evaluation": settings["evaluation"], "schema": schema})
-    width = min(room, 256)
-    assert [pair.user.width for pair in fits.model.pairs][1:] == [256, width]
-    assert [pair.item.width for pair in fits.model.pairs][1:] == [256, 2 * width], "a piece for each rate of the order"
-    assert ("scorers.2" in comments) == (room < 256)
-
-
 def test_values_of_columns_are_counted_in_lists_too_and_numbers_by_buckets() -> None:
     items = pl.DataFrame({"item_id": range(200), "brand": [f"b{i % 7}" for i in range(200)]}).with_columns(
         tags=pl.Series([f"t{i % 5}|t{5 + i % 3}" for i in range(200)]), price=pl.int_range(200) * 0.37
@@ -857,13 +510,6 @@ def test_values_of_columns_are_counted_in_lists_too_and_numbers_by_buckets() -> 
     assert shape.values == {"brand": 7, "tags": 8, "price": 16}
 
 
-def test_a_closed_form_beside_another_is_no_wider_than_the_log_has_items() -> None:
-    found = of((None, None, log(strength=0.0).drop("timestamp")), recipe="collaborative")
-    least = min(found.shape.users, found.shape.items)
-    assert least < 128
-    assert [(pair.user.width, pair.item.width) for pair in found.config.model.pairs] == [(least, least)] * 2
-
-
 def test_a_large_catalogue_is_sampled() -> None:
     actions = log(n_users=60, length=30)
     many = pl.DataFrame({"item_id": range(50_001), "category": [f"c{i % 4}" for i in range(50_001)]})
@@ -871,17 +517,6 @@ def test_a_large_catalogue_is_sampled() -> None:
     assert {source.kind for source in found.config.negatives.sources} >= {"uniform"}
     assert "negatives" in of((None, None, actions), recipe="sequence-long").text
     assert "uniform" not in of((None, None, actions), recipe="sequence-long").text
-
-
-def test_a_time_of_one_user_alone_splits_no_others(tmp_path: Path) -> None:
-    (tmp_path / "s.txt").write_text(
-        "\n".join(f"{u} " + " ".join(str((u + i) % 9) for i in range(8)) for u in range(40)) + "\n"
-    )
-    pl.DataFrame({"item_id": range(9), "category": ["a", "b", "c"] * 3}).write_csv(tmp_path / "items.csv")
-    for name in ("cold-start", "sequence-short"):
-        found = suggest(tmp_path / "s.txt", items=tmp_path / "items.csv", recipe=name, folder=tmp_path)
-        assert found.config.split.kind != "time"
-        assert found.schema.time_unit == "order"
 
 
 @pytest.mark.parametrize(("later", "ordered"), [(True, True), (False, False)])
@@ -899,36 +534,6 @@ def test_files_of_parts_are_the_split(tmp_path: Path, later: bool, ordered: bool
     assert isinstance(tables, Tables)
     dataset = build_dataset(tables, schema, config.split)
     assert {*np.unique(dataset.parts)} == {0, 1, 2}
-
-
-@pytest.mark.system
-@pytest.mark.parametrize("name", [rule.recipe for rule in RULES if rule.recipe not in ("words", "cold-start")])
-def test_parts_without_validation_train(tmp_path: Path, name: str) -> None:
-    actions = with_label(log(length=8), 0.3)
-    actions[:400].write_csv(tmp_path / "train.csv")
-    actions[400:].write_csv(tmp_path / "test.csv")
-    found = suggest(tmp_path, folder=tmp_path, recipe=name)
-    tables, schema = read(found.config, found.schema)
-    run = twotower.fit(tables, schema, of_one_epoch(found.config))
-    assert "test.recall@10" in run.metrics
-
-
-def test_files_without_one_of_validation_leave_a_recipe_as_it_is(tmp_path: Path) -> None:
-    """A part of train validates, so that values and weights are chosen as with a file."""
-    actions = with_label(log(length=8), 0.3)
-    for name, rows in (("train", actions[:360]), ("test", actions[420:])):
-        rows.write_csv(tmp_path / f"{name}.csv")
-    for recipe in ("ranking", "collaborative", "sequence-short"):
-        without = suggest(tmp_path, folder=tmp_path, recipe=recipe)
-        actions[360:420].write_csv(tmp_path / "validation.csv")
-        given = suggest(tmp_path, folder=tmp_path, recipe=recipe)
-        (tmp_path / "validation.csv").unlink()
-        assert without.config.train.solved == given.config.train.solved
-        assert without.config.model == given.config.model
-        assert without.config.train.patience == given.config.train.patience
-        assert "Files give the parts. None validates: a part of train does." in without.text
-        assert "Files give the parts." in given.text
-        assert "None validates" not in given.text
 
 
 def test_ids_of_another_name_in_a_table_are_found_and_written(tmp_path: Path) -> None:
@@ -951,24 +556,6 @@ def test_ids_of_another_name_in_a_table_are_found_and_written(tmp_path: Path) ->
     assert suggest(actions, users, overrides=["schema.users_id=user_id"]).schema.users_id == "user_id"
     with pytest.raises(DataError, match="no column 'user'.*or the id column of this table in schema.users_id"):
         suggest(actions, users.with_columns(user_id=pl.col("user_id") + 100))  # no column holds them
-
-
-def test_a_table_without_a_header_line_says_what_to_write(tmp_path: Path) -> None:
-    log(length=8).write_csv(tmp_path / "clicks.csv")
-    (tmp_path / "users.csv").write_text("".join(f"{u},c{u % 3}\n" for u in range(60)))
-    with pytest.raises(DataError, match=r"users: the first line of .*users.csv names no columns; write a header line"):
-        suggest(tmp_path)
-
-
-def test_a_folder_with_chinese_names_is_read(tmp_path: Path) -> None:
-    actions = log(length=8).rename({"user_id": "用户编号", "item_id": "商品编号", "timestamp": "时间"})
-    actions.write_csv(tmp_path / "日志.csv")
-    pl.DataFrame({"商品编号": range(40), "标题": [f"影片{i}" for i in range(40)]}).write_csv(tmp_path / "商品.csv")
-    pl.DataFrame({"用户编号": range(60), "性别": ["男", "女"] * 30}).write_csv(tmp_path / "用户.csv")
-    found = suggest(tmp_path, folder=tmp_path)
-    assert (found.schema.user_id, found.schema.item_id, found.schema.time) == ("用户编号", "商品编号", "时间")
-    assert found.schema.title == "标题"
-    assert "Read: users = 用户.csv, items = 商品.csv, interactions = 日志.csv." in found.reasons
 
 
 @pytest.mark.parametrize(
@@ -1001,15 +588,10 @@ TIMES = [1_600_000_000 + 100 * i for i in range(400)]
 
 @pytest.mark.parametrize(
     "values",
-    [
-        TIMES,
-        [i % 5 for i in range(400)],
-        [f"a text {i}" for i in range(400)],
-        [f"2023-01-{1 + i % 28:02d}" for i in range(400)],
-    ],
-    ids=["times", "steps", "texts", "dates"],
+    [TIMES, [f"a text {i}" for i in range(400)], [f"2023-01-{1 + i % 28:02d}" for i in range(400)]],
+    ids=["times", "texts", "dates"],
 )
-@pytest.mark.parametrize("name", ["*", "^.*$", "^a$", "__row", "__time", "__count"])
+@pytest.mark.parametrize("name", ["*", "^a$", "__time"])
 def test_a_column_of_a_name_that_no_schema_has_is_left_out(name: str, values: list[object], tmp_path: Path) -> None:
     rows = pl.DataFrame({**IDS, name: values})
     items = rows.unique("item_id", maintain_order=True).drop("user_id")
@@ -1041,20 +623,14 @@ def test_rows_without_an_id_are_one_refusal_that_names_the_setting(tmp_path: Pat
     rows = rows.with_columns(user_id=pl.when(pl.int_range(pl.len()) % 4 > 0).then("user_id"))
     rows.write_parquet(tmp_path / "clicks.parquet")
     missing = rows["user_id"].null_count()
-    with pytest.raises(DataError) as caught:
+    refusal = f"'user_id' has {missing} missing ids .* schema.missing = 'drop' .* schema.user_id = 'session'"
+    with pytest.raises(DataError, match=refusal):
         suggest(tmp_path / "clicks.parquet", folder=tmp_path)
-    assert str(caught.value) == (
-        f"interactions: column 'user_id' has {missing} missing ids in {rows.height} rows; fill them, or set "
-        "schema.missing = 'drop' to leave these rows out, "
-        "or set schema.user_id = 'session' for visits in place of users"
-    )
     found = suggest(tmp_path / "clicks.parquet", folder=tmp_path, overrides=["schema.missing=drop"])
-    assert found.shape.users == rows["user_id"].drop_nulls().n_unique()
-    assert found.schema.missing == "drop"
+    assert (found.schema.missing, found.shape.users) == ("drop", rows["user_id"].drop_nulls().n_unique())
     tables, _ = read(found.config, found.schema)
     assert isinstance(tables, Tables)
     assert tables.interactions.height == rows.height - missing
-    assert suggest(tmp_path / "clicks.parquet", overrides=["schema.user_id=session"]).schema.user_id == "session"
     views = rows.with_columns(event=pl.when(pl.col("user_id").is_null()).then(pl.lit("view")).otherwise(pl.lit("buy")))
     rules = ["schema.event=event", "schema.events.view=ignored", "schema.events.buy=1"]
     assert suggest(views, overrides=rules).schema.missing == "error"  # ignored rows need no user

@@ -9,7 +9,6 @@ import pytest
 from measured import QUALITY, SPEED, results, speed
 
 from benchmarks.lib import page, report, tables
-from benchmarks.lib.machine import machine
 
 
 def test_a_run_folder_becomes_a_page_and_a_table(tmp_path: Path) -> None:
@@ -45,21 +44,6 @@ def test_a_wrong_marker_leaves_every_file_as_it_was(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no such table"):
         page.write(tmp_path, "d", tmp_path / "page.md", [tmp_path / "README.md"])
     assert not (tmp_path / "page.md").exists()
-
-
-def test_results_of_two_machines_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    report.save(tmp_path / "a.json", [speed()], 2)
-    here = machine()
-    monkeypatch.setattr(report, "machine", lambda: here | {"cpu": "another"})
-    report.save(tmp_path / "b.json", [speed()], 2)
-    _, _, _, doubts = page.collect(tmp_path)
-    assert doubts == ["b.json is of another machine: another", f"b.json: {SPEED} is measured twice"]
-    (tmp_path / "b.json").unlink()
-    monkeypatch.setattr(report, "machine", lambda: here | {"cores": here["cores"] + 1})  # not all were given to it
-    report.save(tmp_path / "c.json", [], 1)
-    _, described, _, doubts = page.collect(tmp_path)
-    assert not doubts
-    assert described["cores"] == here["cores"] + 1
 
 
 def test_a_partial_run_leaves_other_tables_and_sections_with_their_dates(tmp_path: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
@@ -28,28 +27,6 @@ def test_ratios_say_how_many_times_as_good_whichever_way_is_better() -> None:
     assert found["ratio_to_floor"] == 4
     seconds = report.result("x: y", 2.0, "s", more=False, peers={"other": [8.0]}, floor=1.0)
     assert (seconds["ratio_to_peer"], seconds["ratio_to_floor"], seconds["rounds"]) == (4, 2, 1)
-
-
-def test_without_a_peer_or_a_limit_there_is_no_ratio() -> None:
-    found = report.result("x: y", 2.0, "s", peers={"failed": []})
-    assert found["peer"] == {}
-    assert found["ratio_to_peer"] is found["floor"] is found["ratio_to_floor"] is None
-    assert report.result("x: y", 0.0, "s", more=False, peers={"other": [8.0]})["ratio_to_peer"] is None
-
-
-def test_a_command_can_be_typed_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
-    words = "speed.peers --rounds 3 --sequences /data/s.zip --out /elsewhere/x.json --kinds="
-    monkeypatch.setattr(sys, "argv", ["/some/where/benchmarks/__main__.py", *words.split()])
-    monkeypatch.setenv("TWOTOWER_DATA", "/data/ml-1m.zip")
-    expected = "TWOTOWER_DATA=ml-1m.zip python -m benchmarks speed.peers --rounds 3 --sequences s.zip --kinds="
-    assert report.command() == expected
-
-
-@pytest.mark.parametrize(
-    ("value", "text"), [(1234567.0, "1,234,567"), (42.42, "42.4"), (3.14159, "3.14"), (0.81378, "0.8138"), (None, "-")]
-)
-def test_numbers_are_written_with_the_digits_that_count(value: float | None, text: str) -> None:
-    assert report.number(value) == text
 
 
 def test_a_file_keeps_results_of_other_names(tmp_path: Path) -> None:
@@ -105,8 +82,3 @@ def test_options_are_those_that_a_script_declares(tmp_path: Path) -> None:
     assert (found["only"], found["sizes"], found["resume"], found["out"]) == (["items"], [1, 2], True, Path("x.json"))
     with pytest.raises(SystemExit):
         chosen("--only", "columns")
-
-
-def test_the_exponent_of_a_growth_is_that_of_the_upper_sizes() -> None:
-    sizes = [10**n for n in range(1, 7)]
-    assert report.exponent(sizes, [max(1e3, size**1.5) for size in sizes]) == pytest.approx(1.5)

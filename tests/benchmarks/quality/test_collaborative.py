@@ -20,10 +20,3 @@ def test_a_row_keeps_pairs_with_their_starts(row: str, kinds: list[str]) -> None
     kept = with_pairs(recipe()[1], DECLARED["rows"][row]["pairs"])
     assert [(n, form.kind) for n, form in kept.solved.items()] == [*enumerate(kinds)]
     assert len(kept.model.pairs) == len(kinds)
-
-
-def test_starts_follow_their_pairs() -> None:
-    _, config = recipe()
-    kept = with_pairs(config, [0, 2])
-    assert {n: form.kind for n, form in kept.solved.items()} == {0: "ials", 1: "columns"}
-    assert kept.model.pairs == (config.model.pairs[0], config.model.pairs[2])

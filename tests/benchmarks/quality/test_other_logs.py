@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import io
-import json
-import tarfile
-import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from subprocess import CompletedProcess
 
-import polars as pl
 import pytest
 
 from benchmarks.quality import first_contact
-from benchmarks.quality.other_logs import DECLARED, MADE, Outcome, dependencies, emoji, outcome, truth, unpack, wrong
+from benchmarks.quality.other_logs import DECLARED, MADE, Outcome, outcome, truth
 
 RIGHT = {"user": ["who"], "item": ["what"], "weight": ["", "amount"]}
 CONFIG = '[schema]\nuser_id = "who"\nitem_id = "{item}"\nweight = "{weight}"\n'
@@ -69,28 +64,6 @@ def test_roles_questions_and_refusals(
     if asked:
         none = ["--weight", ""] if "weight" in asked else ["--time", ""] if "time" in asked else []
         assert calls[1][2:-2] == ["--user", "who", "--item", "what", *none]
-
-
-def test_a_role_that_is_not_listed_has_no_column() -> None:
-    assert wrong({"user": "a", "time": "day"}, {"user": ["a"]}, exact=False) == ["time = 'day' in place of ''"]
-
-
-def test_members_of_archives_in_archives(tmp_path: Path) -> None:
-    inner, outer = io.BytesIO(), io.BytesIO()
-    with zipfile.ZipFile(inner, "w") as archive:
-        archive.writestr("a/log.csv", "u,i\n")
-    with tarfile.open(fileobj=outer, mode="w:gz") as packed:
-        member = tarfile.TarInfo("data/log.zip")
-        member.size = len(inner.getvalue())
-        packed.addfile(member, io.BytesIO(inner.getvalue()))
-    assert unpack(outer.getvalue(), ["data/log.zip", "a/log.csv"]) == b"u,i\n"
-
-
-def test_conversions() -> None:
-    keywords = emoji(json.dumps({"😀": ["face", "joy"], "🌱": ["plant"]}).encode())
-    assert keywords.rows() == [("😀", "face"), ("😀", "joy"), ("🌱", "plant")]
-    text = "Package: a\nDepends: b (>= 1), c:any | d, b\n\nPackage: e\nVersion: 1\n"
-    assert dependencies(text.encode()).equals(pl.DataFrame({"Package": ["a", "a"], "Depends": ["b", "c"]}))
 
 
 def test_every_log_has_a_user_and_an_item() -> None:

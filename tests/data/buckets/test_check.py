@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -26,10 +23,9 @@ from twotower import api
 from twotower.cli.app import run_command
 from twotower.config.experiment import Config
 from twotower.config.toml import dump_config
-from twotower.data.buckets import Bucket, BucketFacts, Buckets, LogColumns, in_user_order
+from twotower.data.buckets import BucketFacts
 from twotower.data.buckets.check import check_buckets
 from twotower.data.buckets.records import Rule
-from twotower.errors import RunError
 from twotower.features.categorical import Categorical
 from twotower.features.numeric import Numeric
 from twotower.features.schema import Schema
@@ -187,109 +183,67 @@ def folder(tmp_path: Path) -> Path:
 
 
 MUTATIONS: list[tuple[Rule, str, Change, str]] = [
-    (Rule.FILES, "no bucket", lambda f: (f / FIRST).unlink(), f"{FIRST}: rule 1: no such file"),
-    (Rule.FILES, "no users", lambda f: (f / USERS).unlink(), f"{USERS}: rule 1: no such file"),
-    (Rule.FILES, "text as a table", content(ITEMS, b"item_id,title\n1,film 1\n"), f"{ITEMS}: rule 1: damaged"),
-    (Rule.FILES, "half a bucket", cut, f"{FIRST}: rule 1: damaged"),
-    (Rule.FILES, "an empty file", content(LAST, b""), f"{LAST}: rule 1: damaged"),
-    (Rule.FILES, "a damaged page of a bucket", damaged_page(FIRST, "context.device"), f"{FIRST}: rule 1: damaged"),
-    (Rule.FILES, "a damaged page of a table", damaged_page(USERS, "age"), f"{USERS}: rule 1: damaged"),
-    (Rule.FILES, "a folder as a bucket", folder_as_bucket, f"{FIRST}: rule 1: a folder or special file"),
-    (Rule.FILES, "a bucket left by another run", content("interactions/00004.parquet", b""),
+        (Rule.FILES, "no bucket", lambda f: (f / FIRST).unlink(), f"{FIRST}: rule 1: no such file"),
+        (Rule.FILES, "text as a table", content(ITEMS, b"item_id,title\n1,film 1\n"), f"{ITEMS}: rule 1: damaged"),
+        (Rule.FILES, "half a bucket", cut, f"{FIRST}: rule 1: damaged"),
+        (Rule.FILES, "a damaged page of a bucket", damaged_page(FIRST, "context.device"), f"{FIRST}: rule 1: damaged"),
+        (Rule.FILES, "a folder as a bucket", folder_as_bucket, f"{FIRST}: rule 1: a folder or special file"),
+        (Rule.FILES, "a bucket left by another run", content("interactions/00004.parquet", b""),
      "00004.parquet: rule 1: not a"),
-    (Rule.FILES, "a folder of partitions", lambda f: (f / "interactions/day=1").mkdir(), "day=1: rule 1: not a bucket"),
-    (Rule.IDS, "a null id", cell(USERS, "user_id", 3, None), f"{USERS}: rule 2: record 3 has no id"),
-    (Rule.IDS, "a null item", cell(ITEMS, "item_id", 1, None), f"{ITEMS}: rule 2: record 1 has no id"),
-    (Rule.IDS, "a repeated user", cell(USERS, "user_id", 4, "用户"), "rule 2: record 4 repeats id '用户'"),
-    (Rule.IDS, "a repeated item", cell(ITEMS, "item_id", 3, 1), "rule 2: record 3 repeats id '1'"),
-    (Rule.IDS, "32-bit ids", table(ITEMS, lambda t: t.with_columns(pl.col("item_id").cast(pl.Int32))),
+        (Rule.IDS, "a null id", cell(USERS, "user_id", 3, None), f"{USERS}: rule 2: record 3 has no id"),
+        (Rule.IDS, "a repeated user", cell(USERS, "user_id", 4, "用户"), "rule 2: record 4 repeats id '用户'"),
+        (Rule.IDS, "32-bit ids", table(ITEMS, lambda t: t.with_columns(pl.col("item_id").cast(pl.Int32))),
      "rule 2: first column 'item_id' holds Int32, expected Int64, UInt64 or String"),
-    (Rule.FEATURES, "no feature", table(USERS, lambda t: t.drop("age")),
+        (Rule.FEATURES, "no feature", table(USERS, lambda t: t.drop("age")),
      "rule 3: no column 'age', which the schema names"),
-    (Rule.FEATURES, "no title", table(ITEMS, lambda t: t.drop("title")), "rule 3: no column 'title'"),
-    (Rule.FEATURES, "another name of the ids", table(USERS, lambda t: t.rename({"user_id": "customer"})),
+        (Rule.FEATURES, "another name of the ids", table(USERS, lambda t: t.rename({"user_id": "customer"})),
      "rule 3: first column 'customer', expected 'user_id', the id of the schema"),
-    (Rule.USER_ORDER, "users in another order", swapped(USERS, 2, 3),
+        (Rule.USER_ORDER, "users in another order", swapped(USERS, 2, 3),
      "rule 4: record 3 has id 'a' of hash 214005177 after '用户' of hash 533736080"),
-    (Rule.USER_ORDER, "users of one hash in another order", swapped(USERS, 0, 1),
-     "record 1 has id 'u101995' of hash 146911745"),
-    (Rule.VALUES, "a part that is none", parts([0, 3, 1, 2]),
+        (Rule.VALUES, "a part that is none", parts([0, 3, 1, 2]),
      "rule 7: record 1 has part 3, expected a part from 0 to 2"),
-    (Rule.COLUMNS, "parts as words", parts(["train"]), "rule 5: column 'part' holds String, expected Int8"),
-    (Rule.COLUMNS, "no label", table(FIRST, lambda t: t.drop("positive")), f"{FIRST}: rule 5: no column 'positive'"),
-    (Rule.COLUMNS, "an unknown column", table(FIRST, lambda t: t.rename({"event": "kind"})),
+        (Rule.COLUMNS, "no label", table(FIRST, lambda t: t.drop("positive")),
+     f"{FIRST}: rule 5: no column 'positive'"),
+        (Rule.COLUMNS, "an unknown column", table(FIRST, lambda t: t.rename({"event": "kind"})),
      "rule 5: unknown column 'kind'"),
-    (Rule.COLUMNS, "unsigned rows", table(FIRST, lambda t: t.with_columns(pl.col("row").cast(pl.UInt64))),
-     "rule 5: column 'row' holds UInt64, expected Int64"),
-    (Rule.COLUMNS, "times as dates", table(FIRST, lambda t: t.with_columns(pl.col("time").cast(pl.Datetime("us")))),
+        (Rule.COLUMNS, "times as dates", table(FIRST, lambda t: t.with_columns(pl.col("time").cast(pl.Datetime("us")))),
      "rule 5: column 'time' holds Datetime"),
-    (Rule.COLUMNS, "values in 32 bits", table(FIRST, lambda t: t.with_columns(pl.col("value.label").cast(pl.Float32))),
-     "rule 5: column 'value.label' holds Float32, expected Float64"),
-    (Rule.SAME_COLUMNS, "weights in some", table(SECOND, lambda t: t.drop("weight")),
+        (Rule.SAME_COLUMNS, "weights in some", table(SECOND, lambda t: t.drop("weight")),
      f"{SECOND}: rule 6: context.device String, event String"),
-    (Rule.SAME_COLUMNS, "users of two types", table(LAST, lambda t: t.with_columns(pl.col("user").cast(pl.Int64))),
-     f"{LAST}: rule 6: "),
-    (Rule.VALUES, "a null item in a bucket", cell(FIRST, "item", 2, None), f"{FIRST}: rule 7: record 2 has item null"),
-    (Rule.VALUES, "a null label", cell(FIRST, "positive", 6, None), "rule 7: record 6 has positive null"),
-    (Rule.VALUES, "a null event", cell(SECOND, "event", 0, None), "rule 7: record 0 has event null"),
-    (Rule.VALUES, "a weight of NaN", cell(FIRST, "weight", 5, float("nan")),
+        (Rule.VALUES, "a null item in a bucket", cell(FIRST, "item", 2, None),
+     f"{FIRST}: rule 7: record 2 has item null"),
+        (Rule.VALUES, "a weight of NaN", cell(FIRST, "weight", 5, float("nan")),
      "record 5 has weight nan, expected a finite"),
-    (Rule.VALUES, "an infinite weight", cell(FIRST, "weight", 5, float("inf")), "rule 7: record 5 has weight inf"),
-    (Rule.VALUES, "a negative weight", cell(THIRD, "weight", 5, -0.5), f"{THIRD}: rule 7: record 5 has weight -0.5"),
-    (Rule.RANGES, "a user of the next bucket", cell(FIRST, "user", 6, 4),
+        (Rule.RANGES, "a user of the next bucket", cell(FIRST, "user", 6, 4),
      "rule 8: record 6 has user 4, expected a row from 0 to 3"),
-    (Rule.RANGES, "a user of the bucket before", cell(LAST, "user", 0, 7),
-     "rule 8: record 0 has user 7, expected a row from 8 to 9"),
-    (Rule.RANGES, "an item too many", cell(FIRST, "item", 6, 4),
-     "rule 8: record 6 has item 4, expected a row from 0 to 3"),
-    (Rule.RANGES, "a negative item", cell(FIRST, "item", 0, -1), "rule 8: record 0 has item -1"),
-    (Rule.ROWS, "a row after the log", cell(FIRST, "row", 6, 20),
+        (Rule.RANGES, "a negative item", cell(FIRST, "item", 0, -1), "rule 8: record 0 has item -1"),
+        (Rule.ROWS, "a row after the log", cell(FIRST, "row", 6, 20),
      "rule 9: record 6 has row 20, expected a row from 0 to 19"),
-    (Rule.ROWS, "a negative row", cell(FIRST, "row", 0, -1), "rule 9: record 0 has row -1"),
-    (Rule.ROWS, "a row twice in a bucket", cell(FIRST, "row", 6, 11),
+        (Rule.ROWS, "a row twice in a bucket", cell(FIRST, "row", 6, 11),
      f"{FIRST}: rule 9: record 6 has row 11, which another"),
-    (Rule.ROWS, "a row of another bucket", cell(LAST, "row", 1, 11),
+        (Rule.ROWS, "a row of another bucket", cell(LAST, "row", 1, 11),
      f"{LAST}: rule 9: record 1 has row 11, which another"),
-    (Rule.ORDER, "times in another order", swapped(FIRST, 4, 5),
+        (Rule.ORDER, "times in another order", swapped(FIRST, 4, 5),
      "rule 10: record 5 has user 2, time 1700000008000000, row 9 after"),
-    (Rule.ORDER, "users in another order in a bucket", swapped(FIRST, 0, 6), "rule 10: record 1 has user 1"),
-    (Rule.ORDER, "equal times, rows in another order", cell(FIRST, "time", 5, 1_700_000_008_000_000),
-     "time 1700000008000000, row 6 after"),
-    (Rule.PAIRS, "a pair twice, side by side", cell(FIRST, "item", 2, 1),
-     "rule 11: record 2 repeats user 1 and item 1"),
-    (Rule.PAIRS, "a pair twice, apart", cell(FIRST, "item", 5, 2),
+        (Rule.ORDER, "users in another order in a bucket", swapped(FIRST, 0, 6), "rule 10: record 1 has user 1"),
+        (Rule.PAIRS, "a pair twice, apart", cell(FIRST, "item", 5, 2),
      "rule 11: record 5 repeats user 2 and item 2, expected each"),
-    (Rule.SCHEMA, "no times", untimed, f"{FIRST}: rule 12: no column 'time', which the schema needs"),
-    (Rule.SCHEMA, "no averaged column", each(lambda t: t.drop("value.label")),
-     f"{FIRST}: rule 12: no column 'value.label'"),
-    (Rule.SCHEMA, "milliseconds", milliseconds,
+        (Rule.SCHEMA, "no times", untimed, f"{FIRST}: rule 12: no column 'time', which the schema needs"),
+        (Rule.SCHEMA, "milliseconds", milliseconds,
      "rule 12: record 0 has time 1700000000000, expected microseconds since 1970"),
-    (Rule.FACTS, "no facts", lambda f: (f / FACTS).unlink(), f"{FACTS}: rule 13: no such file"),
-    (Rule.FACTS, "no JSON", content(FACTS, b"{"), "rule 13: not readable as JSON"),
-    (Rule.FACTS, "a later format", facts(format=2), "rule 13: format 2, this version reads 1"),
-    (Rule.FACTS, "another hash", facts(hash="xxh64"), "rule 13: does not follow docs/prepared-format.md (hash: "),
-    (Rule.FACTS, "no hash", facts(hash=None), "rule 13: no key 'hash'"),
-    (Rule.FACTS, "an unknown key", facts(engine="spark"), "(engine: "),
-    (Rule.FACTS, "users between two buckets", bucket(1, users=[5, 6]),
+        (Rule.FACTS, "no facts", lambda f: (f / FACTS).unlink(), f"{FACTS}: rule 13: no such file"),
+        (Rule.FACTS, "a later format", facts(format=2), "rule 13: format 2, this version reads 1"),
+        (Rule.FACTS, "another hash", facts(hash="xxh64"), "rule 13: does not follow docs/prepared-format.md (hash: "),
+        (Rule.FACTS, "users between two buckets", bucket(1, users=[5, 6]),
      "expected ranges that follow one another from 0 to 10"),
-    (Rule.FACTS, "a bucket elsewhere", bucket(0, file="../users.parquet"), "(buckets.0.file: "),
-    (
-        Rule.FACTS,
-        "a log beyond 64 bits",
-        facts(read=2**70),
-        "(read: input should be less than 9223372036854775808, got",
-    ),
-    (Rule.FACTS, "more records than the log", facts(read=17), "18 of 17 read"),
-    (Rule.COUNTS, "a user too many", more_users,
+        (Rule.FACTS, "a bucket elsewhere", bucket(0, file="../users.parquet"), "(buckets.0.file: "),
+        (Rule.COUNTS, "a user too many", more_users,
      f"{USERS}: rule 14: number of users 11, expected 10 as in buckets.json"),
-    (Rule.COUNTS, "an item less", facts(items=5),
-     f"{ITEMS}: rule 14: number of items 4, expected 5 as in buckets.json"),
-    (Rule.COUNTS, "a record less", less_records,
+        (Rule.COUNTS, "a record less", less_records,
      f"{LAST}: rule 14: number of records 1, expected 2 as in buckets.json"),
-    (Rule.COUNTS, "positives", facts(positives=8), f"{FACTS}: rule 14: positives 8, expected 9 as in the buckets"),
-    (Rule.COUNTS, "earliest time", facts(first_time=0), "rule 14: first_time 0, expected 1700000000000000"),
-    (Rule.COUNTS, "no latest time", no_last_time, "rule 14: last_time None, expected 1700000010000000"),
-]  # fmt: skip
+        (Rule.COUNTS, "positives", facts(positives=8), f"{FACTS}: rule 14: positives 8, expected 9 as in the buckets"),
+        (Rule.COUNTS, "no latest time", no_last_time, "rule 14: last_time None, expected 1700000010000000"),
+    ]  # fmt: skip
 """Rule, name of the mutation, the mutation, and what the problem says."""
 
 
@@ -297,7 +251,7 @@ def rules(problems: list[str]) -> set[int]:
     return {int(re.findall(r": rule (\d+): ", line)[0]) for line in problems}
 
 
-@pytest.mark.parametrize("block_rows", [1, 2, 1000])
+@pytest.mark.parametrize("block_rows", [1, 1000])
 @pytest.mark.parametrize(
     ("rule", "name", "mutate", "words"), MUTATIONS, ids=[f"{m[0].value} {m[1]}" for m in MUTATIONS]
 )
@@ -324,27 +278,12 @@ def test_a_folder_that_plain_python_wrote_meets_the_contract(folder: Path) -> No
     assert api.check_buckets(folder) == []
 
 
-def test_columns_in_any_order_and_what_engines_leave_are_no_problem(folder: Path) -> None:
-    table(SECOND, lambda t: t.select(reversed(t.columns)))(folder)
-    table(USERS, lambda t: t.with_columns(pl.lit(1).alias("further")))(folder)
-    for name in ("_SUCCESS", ".00000.parquet.crc"):
-        (folder / "interactions" / name).touch()
-    assert check_buckets(folder, SCHEMA) == []
-
-
 def test_a_schema_without_times_or_averages_needs_none(tmp_path: Path) -> None:
     write_buckets(tmp_path / "buckets", LOG, timed=False, rich=False)
     features = [f for f in SCHEMA.features if f.name != "liking"]
     schema = Schema.model_validate(SCHEMA.model_dump() | {"time": "", "features": features})
     assert check_buckets(tmp_path / "buckets", schema) == []
     assert rules(check_buckets(tmp_path / "buckets", SCHEMA)) == {Rule.SCHEMA}
-
-
-def test_times_without_a_unit_may_be_any_numbers(folder: Path) -> None:
-    milliseconds(folder)
-    facts(log=LogColumns.of(SCHEMA).model_dump() | {"time_unit": "order"})(folder)
-    assert check_buckets(folder, SCHEMA.model_copy(update={"time_unit": "order"})) == []
-    assert check_buckets(folder) == []
 
 
 def test_a_schema_that_allows_no_repeated_pairs_needs_a_log_without(folder: Path) -> None:
@@ -375,16 +314,6 @@ def test_every_problem_is_one_of_the_list(folder: Path) -> None:
         f"{LAST}: rule 8: record 1 has item 9",
         f"{FACTS}: rule 14: positives 1",
     ]
-
-
-def test_control_characters_of_ids_stay_in_one_line(folder: Path) -> None:
-    table(ITEMS, lambda t: t.with_columns(pl.Series("item_id", ["a", "x\ny\u202e", "b", "x\ny\u202e"])))(folder)
-    assert check_buckets(folder) == [f"{ITEMS}: rule 2: record 3 repeats id 'x\\u000ay\\u202e', expected each id once"]
-
-
-def test_a_folder_that_does_not_exist_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(RunError, match="nowhere: no such folder"):
-        check_buckets(tmp_path / "nowhere")
 
 
 IDS = st.sampled_from(
@@ -467,70 +396,3 @@ def test_fault_G30_check_buckets_prints_problems_and_ends_with_code_2(
     said = capsys.readouterr()
     assert said.out.startswith(f"{USERS}: rule 4: record 3 has id 'a'")
     assert said.err == (f"error: {folder}: 1 problem; docs/prepared-format.md has the rules, write the buckets again\n")
-
-
-def test_of_many_problems_twenty_are_printed(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for n in range(23):
-        (folder / "interactions" / f"left-{n}.parquet").touch()
-    assert run_command(["check-buckets", str(folder)]) == 2
-    said = capsys.readouterr()
-    assert len(said.out.splitlines()) == 20
-    assert f"{folder}: 23 problems, 3 not shown; " in said.err
-
-
-def test_check_buckets_needs_a_folder_and_a_schema(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    config = folder.parent / "config.toml"
-    config.write_text("[train]\nepochs = 1\n", encoding="utf-8")
-    assert run_command(["check-buckets", str(folder), "--config", str(config)]) == 2
-    assert "[schema] is missing; `twotower config` gives a template" in capsys.readouterr().err
-    assert run_command(["check-buckets", str(folder / "nowhere")]) == 2
-    assert "nowhere: no such folder" in capsys.readouterr().err
-
-
-def write_large(folder: Path, n_users: int, n_items: int) -> None:
-    """One bucket in which each user has each item."""
-    (folder / "interactions").mkdir(parents=True)
-    n = n_users * n_items
-    in_user_order(pl.DataFrame({"user_id": range(n_users)}), "user_id").write_parquet(folder / USERS)
-    pl.DataFrame({"item_id": range(n_items)}).write_parquet(folder / ITEMS)
-    row = pl.int_range(n, eager=True)
-    pl.DataFrame(
-        {
-            "user": (row // n_items).cast(pl.Int32),
-            "item": (row % n_items).cast(pl.Int32),
-            "row": row,
-            "positive": row % 2 == 0,
-            "time": row,
-        }
-    ).write_parquet(folder / FIRST, row_group_size=100_000)
-    counts = {"users": n_users, "items": n_items, "read": n, "rows": n, "positives": (n + 1) // 2}
-    bucket = Bucket(file="00000.parquet", users=(0, n_users), rows=n)
-    facts = BucketFacts(
-        format=1,
-        maker="test",
-        hash="md5-32",
-        duplicates="last",
-        log=LogColumns(label="", positive_above=0, time="at", time_unit="order", time_format=""),
-        first_time=0,
-        last_time=n - 1,
-        buckets=(bucket,),
-        **counts,
-    )
-    Buckets(folder, facts).save()
-
-
-def test_memory_does_not_grow_with_a_bucket(tmp_path: Path) -> None:
-    """The records of the larger one are 50 MB."""
-    write_large(tmp_path / "few", 30, 10_000)
-    write_large(tmp_path / "many", 200, 10_000)
-    code = f"""
-import pathlib, re
-from twotower.data.buckets.check import check_buckets
-for name in ("few", "many"):
-    assert not check_buckets(f"{tmp_path}/{{name}}", block_rows=16_384)
-    print(re.search("VmHWM: +(.*) kB", pathlib.Path("/proc/self/status").read_text().replace("\\t", " "))[1])
-"""
-    environment = os.environ | {"POLARS_MAX_THREADS": "1"}
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
-    few, many = map(int, done.stdout.split())
-    assert many - few < 25_000  # kB

@@ -11,12 +11,10 @@ from mykinds.datasets import Shop
 from worlds import settings
 
 import twotower
-from twotower.cli.app import run_command
 from twotower.config.toml import dump_config, load_config, parse_config
 from twotower.data import source
 from twotower.data.datasets import DATASETS
 from twotower.data.datasets.named_dataset import NamedDataset
-from twotower.data.readers import read_file
 from twotower.data.tables import check
 from twotower.errors import ConfigError
 
@@ -60,13 +58,6 @@ def test_a_config_names_it_and_is_read_back(kind: type[NamedDataset], options: d
     assert tables.interactions.height  # type: ignore[union-attr]
     written = tomllib.loads(dump_config(schema, config))
     assert parse_config(written)[1] == config
-
-
-def test_fetch_writes_the_tables(kind: type[NamedDataset], options: dict[str, str], tmp_path: Path) -> None:
-    source = ["--source", *options.values()] if options else []
-    assert run_command(["data", "fetch", kind.kind, *source, "--out", str(tmp_path / "out")]) == 0
-    for name in ("users", "items", "interactions"):
-        assert read_file(tmp_path / "out" / f"{name}.parquet").height
 
 
 def test_one_of_elsewhere_trains_with_its_options(tmp_path: Path) -> None:

@@ -4,15 +4,11 @@ from __future__ import annotations
 
 import io
 import json
-import tomllib
 import zipfile
 from pathlib import Path
-from typing import Any
 
-import kill_points
 import numpy as np
 import polars as pl
-import preloaded
 import pytest
 from worlds import CHECKERBOARD_SCHEMA, checkerboard, settings
 
@@ -20,11 +16,10 @@ import twotower
 from twotower import api
 from twotower.cli.app import run_command
 from twotower.config.experiment import Config
-from twotower.config.toml import dump_config, override_config, parse_config
+from twotower.config.toml import override_config
 from twotower.data.dataset import build_dataset
 from twotower.data.datasets import movielens, title_queries
 from twotower.data.datasets.title_queries import title_words
-from twotower.data.splits import TEST
 from twotower.data.tables import check
 from twotower.errors import DataError
 from twotower.features.schema import Schema
@@ -184,12 +179,9 @@ def test_the_command_line_finds_a_film(world: Path, capsys: pytest.CaptureFixtur
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([""], "the text holds no word, expected at least one letter or digit"),
         ([" ?! 🎬"], "the text holds no word"),
         (["lantern", "--feature", "qery"], "no text feature 'qery'; did you mean 'query'? (allowed: query)"),
         (["lantern", "-k", "0"], "k is 0"),
-        (["lantern", "--where", "colour=red"], "items have no column 'colour'"),
-        ([], "TEXT"),
     ],
 )
 def test_a_search_that_cannot_be_made_is_one_line_and_exit_code_2(
@@ -258,36 +250,3 @@ def test_which_text_is_searched_must_be_clear(tmp_path: Path, capsys: pytest.Cap
     assert call("search", "--store", tmp_path / "one-store", "even 1") == 0, (
         "two features of one column are no question"
     )
-
-
-@pytest.mark.system
-def test_a_killed_search_run_goes_on_to_the_same_bits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    source = archive(tmp_path / "ml-1m.zip")
-    data = tomllib.loads((ROOT / "examples" / "title-search.toml").read_text(encoding="utf-8"))
-    data["data"]["dataset"] = {"kind": data["data"]["dataset"], "archive": str(source)}
-    schema, config = parse_config(data)
-    config = override_config(
-        config,
-        ["model.width=8", "model.pairs.0.user.layers=[8]", "model.pairs.0.item.layers=[8]", "train.epochs=3",
-         "train.batch_size=64", "evaluation.bootstrap=0", "train.checkpoint_steps=1", "train.device=cpu"],
-    )  # fmt: skip
-    (tmp_path / "config.toml").write_text(dump_config(schema, config), encoding="utf-8")  # type: ignore[arg-type]
-    weights: list[dict[str, Any]] = []
-    for name in ("whole", "cut"):
-        if name == "cut":
-            command = ("train", tmp_path / "config.toml", "--run", tmp_path / name)
-            killed = preloaded.run(*kill_points.program("step:11"), *command)
-            assert killed.returncode == -9
-            assert call("train", tmp_path / "config.toml", "--run", tmp_path / name, "--resume") == 0
-        else:
-            assert call("train", tmp_path / "config.toml", "--run", tmp_path / name) == 0
-        weights.append({n: p.detach().numpy().tobytes() for n, p in api.load(tmp_path / name).model.named_parameters()})
-    assert weights[0] == weights[1]
-
-
-def test_the_test_part_is_not_learnt_from(world: Path) -> None:
-    data = api.load(world / "run").dataset
-    assert len(data.part(TEST)) > 100
-    lines = data.describe_features()
-    assert lines[0].startswith("user text 'query': ")
-    assert "0 words have the grams of another word" in lines[0]

@@ -34,10 +34,8 @@ from twotower.model.inputs.code_layout import SCAN_CHUNK, Inputs, Padded, Prefix
 from twotower.model.inputs.side_tensors import SideTensors
 from twotower.model.pooling import POOLINGS
 from twotower.model.pooling.decay import Decay, inverse_weight_sum, reach
-from twotower.model.pooling.mean import Mean
 from twotower.model.two_tower import ModelConfig, TwoTower
 from twotower.onnx.builder import GraphBuilder
-from twotower.train.objective import Batcher
 
 RATES = (0.0, 0.5, 0.93, 1.0)
 USERS, ITEMS = 12, 120
@@ -222,11 +220,6 @@ def test_a_reach_beyond_the_history_costs_nothing() -> None:
     np.testing.assert_allclose(found, expected, atol=1e-6)
 
 
-@pytest.mark.parametrize("rates", [(1.0,), (0.5, 1.0)])
-def test_a_plain_mean_reads_all(rates: tuple[float, ...]) -> None:
-    assert reach(rates) is None
-
-
 @pytest.mark.parametrize("pooling", ["decay", "mean", "sqrt", "sum", "power"])
 def test_whole_sequences_and_padded_ones_are_pooled_like_the_same_loop(pooling: str) -> None:
     data = long_world()
@@ -242,16 +235,6 @@ def test_whole_sequences_and_padded_ones_are_pooled_like_the_same_loop(pooling: 
             padded[r, : len(codes)] = torch.tensor(codes, dtype=torch.int64)
         assert_pools_like_a_loop(bag, lists, pooling)
         assert_pools_like_a_loop(Padded(padded), lists_and_none, pooling)
-
-
-def test_an_empty_batch_of_histories_is_zeros_everywhere() -> None:
-    data = world([(u, 3, True, 0, TRAIN) for u in range(USERS)])
-    inputs = before(data, np.arange(USERS))
-    for name in KINDS.values():
-        assert not pool(table_for(data), bag_of(inputs, name), Decay(rates=RATES)).any()
-        assert not pool(table_for(data), bag_of(inputs, name), Mean()).any()
-    empty = Padded(torch.full((2, 0), -1))
-    assert pool(table_for(data), empty, Decay(rates=RATES)).tolist() == [[0.0] * 12] * 2
 
 
 @pytest.mark.parametrize("rate", [0.0, 0.3, 0.98, 0.9999, 1.0])
@@ -376,39 +359,3 @@ def test_a_users_vector_at_a_moment_is_the_one_it_has_where_nothing_came_after(o
             )
             then = SideTensors(past.users, past.encoders.fields("user")).take(data.pairs.user[[i]].astype(np.int64))
             torch.testing.assert_close(model.user_vectors(then)[0], vector, atol=2e-5, rtol=1e-4)
-
-
-# ---- batches
-
-
-@pytest.mark.parametrize("earlier", [True, False])
-def test_a_contrastive_batch_is_the_users_of_the_positives_and_the_items_asked_for(earlier: bool) -> None:
-    data = long_world()
-    users, items = side(data), SideTensors(data.items, data.encoders.fields("item"))
-    source = np.flatnonzero((data.parts == TRAIN) & data.pairs.positive)[::3]
-    asked = np.array([7, 3, 99])
-    found = Batcher(users, items).contrastive_batch(data.pairs.user[source], source, asked, earlier)
-    assert torch.equal(found.items.lookup, items.take(asked).lookup)
-    user = data.pairs.user[source].astype(np.int64)
-    if earlier:
-        assert found.user is None
-        assert found.users.rows == len(source)
-        assert torch.equal(found.users.lookup, users.take(user).lookup)
-        # What is no history is as ever.
-        plain = users.take(user).bags["hobbies"]
-        for a, b in zip(vars(found.users.bags["hobbies"]).values(), vars(plain).values(), strict=True):
-            assert torch.equal(a, b)
-    else:
-        assert found.user is not None
-        assert found.users.rows == len(np.unique(user))
-        assert torch.equal(found.users.lookup[found.user], users.take(user).lookup)
-        gone = {(int(u), int(data.encoders.history_codes(sequences(data)[0].history,
-            data.items.frame)[data.pairs.item[i]]))
-                for u, i in zip(user, source, strict=True)}  # fmt: skip
-        bag = found.users.bags["seen"]
-        assert isinstance(bag, Bag)
-        lists = [bag.values[a:b].tolist() for a, b in pairwise(bag.offsets.tolist())]
-        for row, u in zip(found.user.tolist(), user.tolist(), strict=True):
-            assert not {(u, code) for code in lists[row]} & gone
-            everything = int(((data.pairs.user == u) & (data.parts == TRAIN)).sum())
-            assert len(lists[row]) == everything - sum(v == u for v in user.tolist())

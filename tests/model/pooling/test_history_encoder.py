@@ -143,17 +143,6 @@ def test_cut_rows_give_what_their_items_give_alone() -> None:
             torch.testing.assert_close(found[u], one(model, codes), atol=2e-5, rtol=1e-4)
 
 
-def test_a_batch_of_a_long_history_reads_only_what_its_moments_see() -> None:
-    side, history = tensors([500, 3], limit=64)
-    _, source, known = moments(history)
-    some = np.arange(300, 340)
-    windows = side.take_before(np.zeros(40, np.int64), source[some]).bags["history"]
-    assert isinstance(windows, HistoryWindows)
-    assert windows.codes.numel() <= 40 + 64 // CONTEXT_DIVISOR
-    last = windows.codes.flatten()[windows.place].tolist()
-    assert last == [known[i][-1] for i in some]
-
-
 @pytest.mark.parametrize("pooling", ATTENDING)
 def test_no_vector_changes_with_its_target_or_with_what_comes_later(pooling: str) -> None:
     model = encoder(pooling, limit=16)
@@ -296,20 +285,6 @@ def test_pairs_with_other_interactions_as_history_train_attention_too() -> None:
 
 
 # ---- errors
-
-
-def test_attention_needs_a_limit() -> None:
-    with pytest.raises(ConfigError, match=r"reads a limited history; set window, such as 200"):
-        parse_config(
-            {
-                "schema": {
-                    "features": [
-                        {"kind": "sequence", "side": "user", "name": "h", "pooling": "transformer"},
-                        {"kind": "categorical", "side": "item", "name": "item_id"},
-                    ]
-                }
-            }
-        )
 
 
 def test_heads_must_share_the_width_in_pairs_of_numbers() -> None:
