@@ -95,11 +95,12 @@ class ServeSettings:
     ] = 0
     drain: Annotated[float, Setting("Seconds after SIGTERM in which new connections are accepted.", at_least=0)] = 0.0
     grace: Annotated[float, Setting("Seconds after that for running requests to end.", above=0)] = 10.0
-    head_timeout: Annotated[float, Setting("Timeout of the head of a request in seconds.", above=0)] = 10.0
     body_timeout: Annotated[
         float, Setting("Timeout of a body, and of a client that reads a reply, in seconds.", above=0)
     ] = 10.0
-    keep_alive: Annotated[float, Setting("Seconds that an idle connection is kept open.", at_least=0)] = 75.0
+    keep_alive: Annotated[
+        float, Setting("Seconds that a connection is kept open without a whole head of a request.", at_least=0)
+    ] = 75.0
     max_connections: Annotated[
         int,
         Setting("Largest number of connections of one worker. 0: by the limit of files, at most 4,096.", at_least=0),
