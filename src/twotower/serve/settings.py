@@ -105,7 +105,7 @@ class ServeSettings(BaseModel):
         int, Field(description="Memory of all bodies and replies in bytes, without the first 16 KiB of each.", ge=1)
     ] = 64 << 20
 
-    def __init__(self, **given: object) -> None:
+    def __init__(self, **given: Path | str | float | tuple[str, ...] | None) -> None:
         try:
             super().__init__(**given)
         except ValidationError as e:

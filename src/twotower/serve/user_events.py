@@ -64,7 +64,7 @@ class EventStore(Protocol):
 
 
 class _Kept(NamedTuple):
-    """What is kept of a user under a bundle."""
+    """A user's events under a bundle, and the vector."""
 
     until: float
     """Time of the store's clock at which the events expire."""
