@@ -161,8 +161,8 @@ def test_a_table_of_something_else_is_one_line(copy: Path, name: str, change: ob
 
 def test_the_report_is_one_offline_page_with_every_section(trained: Path) -> None:
     page = (trained / "report.html").read_text(encoding="utf-8")
-    titles = "Test metrics", "Learning curves", "Scores of test pairs", "SENet gates", "Recall by group"
-    for title in (*titles, "Calibration", "Vectors", "Slices of the test part"):
+    titles = "Test metrics", "Learning curves", "Scores of test pairs", "SENet gates"
+    for title in (*titles, "Calibration", "Slices of the test part"):
         assert f"<h2>{title}</h2>" in page
     assert len(page.encode()) < 1_500_000
     assert "http://" not in page.replace("http://www.w3.org", "")

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
+import tomllib
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +14,7 @@ from movielens_archives import ML_100K, film, zipped
 
 from twotower import api
 from twotower.cli.app import run_command
-from twotower.cli.demo import program_here
+from twotower.cli.demo import next_lines, program_here
 from twotower.config.toml import load_config
 from twotower.data.datasets.ml_100k import MovieLens100K
 from twotower.retrieval.request import Request
@@ -82,7 +84,7 @@ def test_the_demo_answers_two_questions_and_publishes_the_first(
     assert asked[0] != asked[1]
     assert store.recommend(Request("1"), 1).items[0].title.startswith("Film ")
 
-    commands = [shlex.split(line, comments=True) for line in lines[lines.index("Next:") + 1 :]]
+    commands = [shlex.split(line) for line in lines[lines.index("Next:") + 2 :: 2]]
     assert [next(w for w in words if w in VERBS) for words in commands] == [
         "evaluate",
         "recommend",
@@ -98,22 +100,24 @@ def test_the_demo_answers_two_questions_and_publishes_the_first(
             assert settings.data.dataset == MovieLens100K(archive=str(archive(tmp_path)))
 
 
-@pytest.mark.parametrize(
-    ("found", "called", "expected"),
-    [
-        ("/usr/bin/twotower", ".venv/bin/twotower", "twotower"),
-        (None, ".venv/bin/twotower", ".venv/bin/twotower"),
-        (None, "my tools/twotower", "'my tools/twotower'"),
-        (None, "/src/twotower/__main__.py", "'a python' -m twotower"),
-    ],
-)
-def test_the_commands_name_the_program_as_a_shell_here_finds_it(
-    monkeypatch: pytest.MonkeyPatch, found: str | None, called: str, expected: str
-) -> None:
-    monkeypatch.setattr("shutil.which", lambda name: found)
-    monkeypatch.setattr("sys.argv", [called])
+def test_the_commands_name_the_program_as_a_shell_here_finds_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.executable", "a python")
-    assert program_here() == expected
+    monkeypatch.setattr("shutil.which", lambda name: "/usr/bin/twotower")
+    assert program_here(windows=False) == program_here(windows=True) == "twotower"
+    monkeypatch.setattr("shutil.which", lambda name: None)
+    assert program_here(windows=False) == "'a python' -m twotower"
+    assert program_here(windows=True) == "python -m twotower"
+
+
+def test_the_commands_are_those_of_both_shells_of_windows() -> None:
+    dataset = MovieLens100K(archive=r"C:\My Data\ml-100k.zip")
+    _, *lines = next_lines(Path("runs/demo"), Path("runs/demo-store"), 7, dataset, windows=True)
+    commands = [line.strip() for line in lines[1::2]]
+    assert commands[0].endswith(" evaluate runs/demo")
+    assert all(line.endswith(":") for line in lines[::2])
+    assert [line.count('\\"') + line.count("#") for line in commands] == [0] * 7
+    values = [re.findall(r'"data.dataset=(.*)"', line) for line in commands if " train " in line]
+    assert [tomllib.loads(f"x = {value}")["x"] for (value,) in values] == [dataset.model_dump(mode="json")] * 2
 
 
 def test_a_folder_in_the_way_is_an_error_before_anything_is_trained(

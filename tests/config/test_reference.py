@@ -24,7 +24,7 @@ from twotower.model.pooling import POOLINGS
 from twotower.model.towers import TowerConfig
 from twotower.scorers.ials import TowerStart
 from twotower.section import Section, Tier
-from twotower.serve.settings import HINTS
+from twotower.serve.settings import ServeSettings
 from twotower.train.negatives import SOURCES
 from twotower.train.negatives.config import NegativesConfig
 
@@ -146,8 +146,8 @@ def descriptions() -> Iterator[tuple[str, str]]:
     for section in sections():
         for key, field in section.model_fields.items():
             yield f"{section.__module__}:{section.__name__}.{key}", field.description or ""
-    for key, hint in HINTS.items():
-        yield f"twotower.serve.settings:{key}", get_args(hint)[1].description
+    for key, field in ServeSettings.model_fields.items():
+        yield f"twotower.serve.settings:{key}", field.description or ""
     commands = [("", typer.main.get_command(app))]
     while commands:
         name, command = commands.pop()

@@ -19,7 +19,7 @@ from server_process import Served, serving, wait_until
 @pytest.fixture(scope="module")
 def impatient(store: Path) -> Iterator[Served]:
     """A service of several tests, with short timeouts and a small limit of bodies."""
-    times = ("--head-timeout", "0.5", "--body-timeout", "0.6", "--keep-alive", "0.7")
+    times = ("--body-timeout", "0.6", "--keep-alive", "0.7")
     with serving(store) as start:
         yield start(*times, "--max-body", "100000", "--no-access-log").wait()
 

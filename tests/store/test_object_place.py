@@ -660,6 +660,15 @@ def test_fault_A13_a_lease_that_is_taken_while_the_bundle_is_removed_keeps_it(
     assert tag_of(elsewhere.open(names[0])) == "a"
 
 
+def test_a_publish_is_no_other_publish(store: Store, elsewhere: Store) -> None:
+    with store.place.changing("publish"):
+        assert not store.place.is_published_to()
+        assert elsewhere.place.is_published_to()
+        with elsewhere.place.changing("publish"):
+            assert store.place.is_published_to()
+    assert not store.place.is_published_to()
+
+
 def test_fault_A13_a_killed_download_is_continued(
     store: Store, elsewhere: Store, monkeypatch: pytest.MonkeyPatch, s3: ObjectServer
 ) -> None:
@@ -677,6 +686,20 @@ def test_fault_A13_a_killed_download_is_continued(
     assert whole
     s3.let_happen(*(Fault(f"GET .*/{name}$", 403, times=9) for name in whole))
     assert tag_of(elsewhere.open(name)) == "one", "what was fetched is not asked for again"
+
+
+def test_a_bundle_is_fetched_while_another_is(
+    store: Store, elsewhere: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = (store.publish(content(tag)).id for tag in "ab")
+    other = opened(str(store.at), tmp_path / "elsewhere", kept=1)
+    with ThreadPoolExecutor(1) as pool:
+        found: list[str] = []
+        fetching = WhileFetching(lambda: found.append(tag_of(pool.submit(other.open, second).result(timeout=60))))
+        monkeypatch.setattr(files, "hooks", fetching)
+        assert tag_of(elsewhere.open(first)) == "a", "nobody removes what is being fetched"
+    assert found == ["b"]
+    assert not list((tmp_path / "elsewhere").rglob("*.copying"))
 
 
 @pytest.fixture(autouse=True)

@@ -7,9 +7,8 @@ import os
 import re
 import sys
 from collections.abc import Iterator
-from dataclasses import MISSING, fields
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args, get_origin
+from typing import Annotated, Any, Literal, get_origin
 
 import typer
 
@@ -32,7 +31,7 @@ from twotower.cli.flags import (
 from twotower.errors import ConfigError
 from twotower.reports.terminal import print_answer
 from twotower.retrieval import SHARD_USERS
-from twotower.serve.settings import HINTS, ServeSettings
+from twotower.serve.settings import ServeSettings
 
 USERS = "--users"
 """Option with which `recommend` writes files instead of printing an answer."""
@@ -211,18 +210,17 @@ def serve(**given: Any) -> None:
 
 def _options() -> Iterator[inspect.Parameter]:
     """Yield the option of each setting. `max_k` is --max-k; a switch with default True also has a negation."""
-    for field in fields(ServeSettings):
-        kind, setting = get_args(HINTS[field.name])
-        flag = _flag(field.name)
+    for name, field in ServeSettings.model_fields.items():
+        kind, flag = field.annotation, _flag(name)
         yield inspect.Parameter(
-            field.name,
+            name,
             inspect.Parameter.KEYWORD_ONLY,
             annotation=str if kind == Path | str else {Literal: str, tuple: list[str]}.get(get_origin(kind), kind),
             default=typer.Option(
-                ... if field.default is MISSING else field.default,
+                ... if field.is_required() else field.default,
                 f"{flag}/--no-{flag[2:]}" if field.default is True else flag,
-                envvar=f"{ENVIRONMENT_PREFIX}{field.name.upper()}",
-                help=re.sub(r"`(\w+)(?:\(\))?`", _in_flags, setting.description),
+                envvar=f"{ENVIRONMENT_PREFIX}{name.upper()}",
+                help=re.sub(r"`(\w+)(?:\(\))?`", _in_flags, field.description or ""),
             ),
         )
 

@@ -45,11 +45,11 @@ class Question:
     folder: str
     """Suffix of the run folder's name."""
     recipe: str
-    """Recipe that `settings` override; empty: `settings` are the whole config."""
-    settings: str
-    """TOML, or with a recipe one override a line."""
+    """Name of a recipe. Empty: demo.toml."""
+    overrides: tuple[str, ...]
+    """Options that replace those of the recipe."""
     small: tuple[str, ...]
-    """Overrides for a small data set."""
+    """Options for a small data set."""
     of_rankings: bool
     """True: metrics of rankings answer the question. False: metrics of pairs."""
 
@@ -59,63 +59,7 @@ NEXT = Question(
     text="Find the last film of each user among all films, by the films before it. Every rating counts as watched.",
     folder="",
     recipe="",
-    settings="""
-# counts of what follows what, an axis for each of MovieLens' films
-scorers = [{ kind = "transitions", width = 3883, lag = 1.0, frequency = 0.4 }]
-
-[schema]
-user_id = "user_id"
-item_id = "item_id"
-time = "timestamp"
-title = "title"
-features = [
-  { kind = "sequence", side = "user", name = "history", pooling = { kind = "decay", rates = [0.0, 0.6, 0.9, 1.0] } },
-  { kind = "categorical", side = "user", name = "gender" },
-  { kind = "categorical", side = "user", name = "age" },
-  { kind = "categorical", side = "user", name = "occupation" },
-  { kind = "categorical", side = "item", name = "item_id" },
-  { kind = "multi_hot", side = "item", name = "genres" },
-  { kind = "categorical", side = "item", name = "year" },
-]
-
-[split]
-kind = "last"
-
-[model]
-width = 64
-similarity = "dot"
-temperature = 1.0
-bias = false
-unknown_rate = 0.0
-item_id_dropout = 0.05
-
-[[model.pairs]]  # DSSM + SENet
-item = { layers = [64], senet = { enabled = true } }
-[model.pairs.user]
-fields = ["history", "gender", "age", "occupation"]
-layers = [128, 64]
-senet = { enabled = true }
-field_norm = true
-activation = "GELU"
-dropout = 0.1
-
-[loss]
-kind = "softmax"
-
-[negatives]
-uniform = { n = 256, cold = false }
-mask_positives = false
-
-[train]
-history_scope = "causal"
-epochs = 1
-batch_size = 1024
-lr = 5e-3
-optimizer = { kind = "Adam", beta2 = 0.98 }
-schedule = "cosine"
-warmup_steps = 50
-monitor = "validation.ndcg@10"
-""",
+    overrides=(),
     small=("train.epochs=6", "train.lr=3e-3"),
     of_rankings=True,
 )
@@ -125,12 +69,7 @@ LIKE = Question(
     text="Separate the ratings above 3 from the others: a fifth of all ratings, held out at random.",
     folder="-like",
     recipe="ranking",
-    settings="""
-model.width=128
-train.epochs=3
-train.batch_size=16000
-train.lr=0.015
-""",
+    overrides=("model.width=128", "train.epochs=3", "train.batch_size=16000", "train.lr=0.015"),
     small=("model.width=256", "train.epochs=10", "train.lr=0.005", "train.batch_size=4000"),
     of_rankings=False,
 )
@@ -202,23 +141,14 @@ def next_lines(folder: Path, store: Path, user: str | int, dataset: MovieLens, w
         (("serve", "--store", store), "why a film was recommended, in a browser"),
     )
     quoted = ((shell_command(*words, program=here, windows=windows), what) for words, what in commands)
-    if not windows:
-        return ["Next:", *(f"  {command}   # {what}" for command, what in quoted)]
-    # cmd and PowerShell quote programs differently, and cmd has no comments
-    also = " in cmd (in PowerShell, put & and a space before a command)" if here.startswith('"') else ""
-    return [f"Next{also}:", *(line for command, what in quoted for line in (f"  {what}:", f"    {command}"))]
+    return ["Next:", *(line for command, what in quoted for line in (f"  {what}:", f"    {command}"))]
 
 
 def program_here(windows: bool = WINDOWS) -> str:
-    """Return the command that starts this program: its name, or its path if the PATH lacks it."""
-    if shutil.which("twotower"):
-        return "twotower"
-    called = Path(sys.argv[0])
-    return (
-        shell_word(str(called), windows)
-        if called.stem == "twotower"
-        else f"{shell_word(sys.executable, windows)} -m twotower"
-    )
+    """Return the command that starts this program."""
+    # PowerShell would take a quoted program for a text
+    python = "python" if windows else shell_word(sys.executable)
+    return "twotower" if shutil.which("twotower") else f"{python} -m twotower"
 
 
 def _toml(dataset: MovieLens, windows: bool) -> str:
@@ -269,10 +199,9 @@ def _train(question: Question, dataset: MovieLens, raw: Tables, folder: Path, ca
     from twotower.suggestion.recipes import read_recipe
 
     small = question.small if raw.interactions.height < SMALL_ROWS else ()
-    if question.recipe:
-        settings = override_settings(read_recipe(question.recipe), (*question.settings.split(), *small))
-    else:
-        settings = override_settings(tomllib.loads(question.settings), small)
+    own = Path(__file__).with_name("demo.toml")
+    settings = read_recipe(question.recipe) if question.recipe else tomllib.loads(own.read_text(encoding="utf-8"))
+    settings = override_settings(settings, (*question.overrides, *small))
     schema, config = parse_config({**settings, "data": {"dataset": dataset.model_dump()}})
     assert schema is not None
     tables = check(raw.users, raw.items, raw.interactions, schema)

@@ -25,7 +25,7 @@ def tower(side: str) -> str:
     return f"{side}_tower.onnx"
 
 
-# Cache of bundles or runs: the lock of the process that makes a copy.
+# Cache of bundles or runs: the lock of the process that makes a copy, after the id of a bundle.
 CACHE_LOCK = ".copying"
 
 # Run and bundle: resolved settings, weights, the fields and settings they belong to, statistics, vocabularies, metrics.

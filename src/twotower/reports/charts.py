@@ -1,20 +1,16 @@
-"""Figures of a run's report, from learning curves to the spectrum of its vectors."""
+"""Figures of a run's report."""
 
 from __future__ import annotations
 
-import math
 from itertools import cycle
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from twotower.arrays.types import Bools, Float, Ints, Shaped
 from twotower.data.splits import TEST
-from twotower.evaluation.factors import Factors, Scorer
+from twotower.evaluation.factors import Scorer
 from twotower.evaluation.metrics.metric import Prominence
-from twotower.evaluation.ranking import EvaluationQueries, evaluation_queries
 from twotower.features.side import SIDES
 from twotower.model.inputs.side_tensors import SideTensors
 from twotower.reports.figure import BLUE, GREY, ORANGE, Figure, Series
@@ -26,9 +22,8 @@ if TYPE_CHECKING:
 SOURCE_COLORS = (BLUE, ORANGE, "#2e8b57", "#7b5ea7", "#b3261e", "#1797a6", "#8c6d46", "#c2569b", GREY)
 MAX_GATE_ROWS = 20_000
 """Rows of each side in the chart of gates; more rows are sampled."""
-MAX_RANKED, MAX_ROWS, MAX_SQUARE = 5_000, 5_000, 1_000
-"""Users in the charts of recall; vectors in a spectrum, narrower and wider than MAX_SQUARE. More are sampled."""
-DECILES, BINS = 10, 20
+BINS = 20
+"""Bins of the chart of calibration."""
 
 
 def curves(run: Run) -> list[Figure]:
@@ -128,53 +123,6 @@ def gates(run: Run) -> list[Figure]:
     return figures
 
 
-def recalls(run: Run, factors: Scorer) -> list[Figure]:
-    """Return recall by the popularity of the targets and by the activity of the users; empty without a user to rank.
-
-    Recall of a group is its hits divided by its targets, summed over users, which steadies groups of few targets."""
-    dataset, k = run.dataset, run.config.evaluation.k[0]
-    train = dataset.train
-    settings = run.config.evaluation.model_copy(update={"max_users": run.config.evaluation.max_users or MAX_RANKED})
-    queries = evaluation_queries(dataset, TEST, settings)
-    if not len(queries.users):
-        return []
-    best = queries.top_k(factors, k)
-    hit = queries.hits(best)
-    popularity = np.bincount(train.item, minlength=len(dataset.items))
-    activity = np.bincount(train.user, minlength=len(dataset.users))[queries.users]
-    by_item = [item_recall(queries, best, hit, popularity, group) for group in groups(popularity, DECILES)]
-    by_user = [
-        (_range(activity[group]), float(hit[group].sum() / queries.n_targets[group].sum()))
-        for group in groups(activity, DECILES)
-    ]
-    return [
-        _bars(f"recall@{k} by popularity of the item", "training interactions of the items", by_item),
-        _bars(f"recall@{k} by activity of the user", "training interactions of the users", by_user),
-    ]
-
-
-def groups(numbers: Shaped[Ints, "n"], n_groups: int) -> list[Bools]:
-    """Return masks of at most `n_groups` groups of rising numbers and similar size; equal numbers share a group."""
-    edges = np.unique(np.quantile(numbers, np.linspace(0, 1, n_groups + 1), method="lower"))
-    places = np.searchsorted(edges[1:-1], numbers, side="right") if len(edges) > 2 else np.zeros(len(numbers), np.int64)
-    return [found for n in range(max(1, len(edges) - 1)) if (found := places == n).any()]
-
-
-def item_recall(
-    queries: EvaluationQueries, best: Shaped[Ints, "Q K"], hit: Shaped[Bools, "Q K"], popularity: Shaped[Ints, "I"],
-    group: Bools,
-) -> tuple[str, float]:  # fmt: skip
-    """Return the range of popularity of a group of items, and the recall of its targets; NaN without a target."""
-    n_targets = int(queries.count_targets(group).sum())
-    hits = int((hit & group[best]).sum())
-    return _range(popularity[group]), hits / n_targets if n_targets else float("nan")
-
-
-def _range(numbers: Shaped[Ints, "n"]) -> str:
-    low, high = numbers.min(), numbers.max()
-    return f"{low:,}–{high:,}" if low < high else f"{low:,}"
-
-
 def calibration(run: Run, factors: Scorer) -> list[Figure]:
     """Return the share of positives by predicted probability; empty for a contrastive loss or one class of pairs."""
     positive = run.dataset.part(TEST).positive
@@ -188,32 +136,3 @@ def calibration(run: Run, factors: Scorer) -> list[Figure]:
     x, y = ([float(of[rows].mean()) for rows in bins] for of in (predicted, positive))
     figure.series.append(Series(f"test pairs, {len(bins)} bins of equal size", x, y, BLUE))
     return [figure]
-
-
-def spectra(factors: Scorer) -> list[Figure]:
-    """Return the share of variance along each principal direction of users and items; empty without fixed vectors."""
-    if not isinstance(factors, Factors):
-        return []
-    figure = Figure("Share of variance by principal direction", "direction", whole=True, y_tick="1e{:.3g}")
-    for name, rows, color in (("users", factors.users, BLUE), ("items", factors.items, ORANGE)):
-        shares = variance_shares(rows)
-        logarithms = [math.log10(share) for share in shares]
-        figure.series.append(Series(name, list(range(1, len(shares) + 1)), logarithms, color, "line"))
-    return [figure]
-
-
-def variance_shares(rows: Float[Tensor, "n D"]) -> list[float]:
-    """Return the shares of variance along the principal directions, falling, without zeros."""
-    n = MAX_ROWS if rows.shape[1] <= MAX_SQUARE else MAX_SQUARE
-    if len(rows) > n:
-        rows = rows[torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))[:n].to(rows.device)]
-    centred = rows.double().cpu() - rows.double().cpu().mean(0)
-    products = centred @ centred.T if len(rows) < rows.shape[1] else centred.T @ centred
-    squares = torch.linalg.eigvalsh(products).flip(0).clamp(min=0)
-    shares = squares / squares.sum().clamp(min=1e-300)
-    return [float(share) for share in shares if share > 1e-9]
-
-
-def _bars(title: str, y: str, found: list[tuple[str, float]]) -> Figure:
-    names, values = zip(*found, strict=True)
-    return Figure(title, y=y, rows=names, series=[Series("", values, names, BLUE, "bar")])

@@ -15,7 +15,7 @@ from twotower.evaluation.comparison import Comparison
 from twotower.evaluation.config import MetricSet
 from twotower.evaluation.factors import Scorer
 from twotower.evaluation.metrics.metric import Prominence
-from twotower.reports.charts import calibration, curves, distributions, gates, negatives, recalls, spectra
+from twotower.reports.charts import calibration, curves, distributions, gates, negatives
 from twotower.reports.compare import DECISION_RULE, ComparedRun, summarize
 from twotower.reports.figure import Figure, Series
 from twotower.reports.metric_tables import (
@@ -68,8 +68,7 @@ def write_report(path: Path, run: Run, factors: Scorer) -> None:
     """Write the page of a run, with `factors` as its vectors."""
     figures = {
         "curves": curves(run), "negatives": negatives(run), "distributions": [distributions(run, factors)],
-        "gates": gates(run), "recalls": recalls(run, factors), "calibration": calibration(run, factors),
-        "spectra": spectra(factors),
+        "gates": gates(run), "calibration": calibration(run, factors),
     }  # fmt: skip
     files.write(path, run_page(run, figures))
 

@@ -1,9 +1,9 @@
 """Connections of one worker: their number, their number per address, and the time each client has for its next step.
 
-A connection is in one of four timeout queues while the worker waits for its client (`idle`: for the next request,
-`head` and `body`: for the rest of one, `reply`: for the client to read), and in none while its request is answered. All
-connections of a queue have the same timeout, so the first one has waited longest: it is the next to time out, and the
-next to be closed for a new connection. uvicorn parses and answers; these limits hold without a proxy in front.
+A connection is in one of two timeout queues while the worker waits for its client: `idle` for the next request,
+`stalled` for the rest of a body or for the client to read. It is in none while its request is answered. All connections
+of a queue have the same timeout, so the first one has waited longest: it is the next to time out, and the next to be
+closed for a new connection. uvicorn parses and answers; these limits hold without a proxy in front.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ import ipaddress
 import itertools
 import logging
 import re
+import time
 import weakref
-from collections import Counter, deque
-from enum import Enum
+from collections import Counter
 from typing import ClassVar, NoReturn
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
@@ -33,13 +33,13 @@ DEFAULT_MAX_CONNECTIONS = 4_096
 MAX_REFUSED_OPEN = 16
 """Most refused connections that stay open at once so that their clients can read the reply."""
 EVICTION_GRACE = 1.0
-"""Seconds that a connection in `head`, `body` or `reply` is safe from being closed for a new connection."""
+"""Seconds that a connection in `stalled` is safe from being closed for a new connection."""
 CLOSE_DELAY = 0.5
 """Seconds for a connection opened just before shutdown to send its request, and for a refused one to read the reply."""
 BODY_REPLY_SLACK = 1.0
 """Seconds after `body_timeout` in which the middleware answers 408 before the connection is closed."""
 LOG_INTERVAL = 1.0
-"""Seconds between two log lines about refused connections."""
+"""Least seconds between two log lines of the same warning."""
 UNCOUNTED_BYTES = 16 << 10
 """Bytes of each body and of each reply that are not counted, so that large requests never make an ordinary one refused.
 The number of connections bounds their sum."""
@@ -47,8 +47,6 @@ MAX_HEAD_BYTES = 32 << 10
 """Largest head of a request in bytes, and most bytes in a row that end no head and belong to no body."""
 MAX_HEADERS = 128
 """Most headers of a request."""
-MAX_PIPELINED = 16
-"""Most requests that a client may send before the reply to an earlier one."""
 _HOST = re.compile(rb"(?:[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+(?:%[A-Za-z0-9._%-]+)?\])(?::\d{1,5})?")
 _ABSOLUTE = re.compile(rb"https?://([^/?#]*)", re.IGNORECASE)
 REFUSAL = Problem("too-many-connections", headers={"Retry-After": "1"}).last_reply()
@@ -98,12 +96,30 @@ def _raise_open_files() -> int:
     return files
 
 
+class RepeatedWarning:
+    """A warning that is logged at most every LOG_INTERVAL seconds, with the number of its events since the last line.
+
+    Logging each refusal would add to an overload."""
+
+    def __init__(self, log: logging.Logger, message: str) -> None:
+        self._log, self._message = log, message
+        self._counts, self._logged = Counter[str](), float("-inf")
+
+    def count(self, what: str) -> None:
+        self._counts[what] += 1
+        now = time.monotonic()
+        if now - self._logged >= LOG_INTERVAL:
+            self._log.warning(self._message, extra={"fields": dict(self._counts)})
+            self._counts.clear()
+            self._logged = now
+
+
 class TimeoutQueue(dict["Connection", float]):
     """Connections that wait for the same step of their clients, each with the time since when, longest first.
 
     `reason` labels the metric of ended connections, `timeout` and `grace` are in seconds."""
 
-    def __init__(self, reason: str, timeout: float, grace: float = EVICTION_GRACE) -> None:
+    def __init__(self, reason: str, timeout: float, grace: float = 0.0) -> None:
         super().__init__()
         self.reason, self.timeout, self.grace = reason, timeout, grace
 
@@ -119,17 +135,13 @@ class Connections:
         s = settings
         self.max_connections, self.max_per_address = s.max_connections, s.max_per_address
         self.max_body = max(s.max_body, MAX_HEAD_BYTES)
-        self.idle = TimeoutQueue("idle", s.keep_alive, 0.0)
-        self.head = TimeoutQueue("head", s.head_timeout)
-        self.body = TimeoutQueue("body", s.body_timeout + BODY_REPLY_SLACK)
-        self.reply = TimeoutQueue("reply", s.body_timeout)
+        self.idle = TimeoutQueue("idle", s.keep_alive)
+        self.stalled = TimeoutQueue("stalled", s.body_timeout + BODY_REPLY_SLACK, EVICTION_GRACE)
         self.refused = TimeoutQueue("refused", CLOSE_DELAY)
-        self._queues = (self.idle, self.head, self.body, self.reply)
         self._open, self._open_by_address = 0, Counter[str]()
         self._open_gauge, self._ended_counter = metrics.connections, metrics.connections_ended
-        self._ended_since_log: Counter[str] = Counter()
-        timeouts = [queue.timeout for queue in (*self._queues, self.refused)]
-        self.check_interval = max(0.05, min(1.0, *timeouts) / 5)
+        self._warning = RepeatedWarning(log, "too many connections")
+        self.check_interval = max(0.05, min(CLOSE_DELAY, s.keep_alive, s.body_timeout) / 5)
         """Seconds between two checks for timed out connections."""
         proxies = [ipaddress.ip_network(a.strip(), strict=False) for a in filter(None, s.trusted_proxies.split(","))]
         self.address = functools.lru_cache(4_096)(lambda host: client_address(host, proxies))
@@ -150,9 +162,9 @@ class Connections:
         self._open_by_address[address] += 1
         return True
 
-    def move(self, connection: Connection, queue: TimeoutQueue | None, restart: bool = False) -> None:
-        """Put a connection into a queue, or into none. Its time starts again in another queue or with `restart`."""
-        if queue is connection.queue and not restart:
+    def move(self, connection: Connection, queue: TimeoutQueue | None) -> None:
+        """Put a connection into a queue, or into none. Its time starts again in another queue."""
+        if queue is connection.queue:
             return
         if connection.queue is not None:
             del connection.queue[connection]
@@ -172,7 +184,8 @@ class Connections:
 
     def refuse(self, connection: Connection) -> None:
         """Send a 503 reply, and close the connection once the client has had time to read it."""
-        self.count_ended("refused")
+        self._ended_counter.labels("refused").inc()
+        self._warning.count("refused")
         connection.transport.write(REFUSAL)
         if len(self.refused) >= MAX_REFUSED_OPEN:
             self.close(next(iter(self.refused)))
@@ -186,61 +199,40 @@ class Connections:
         else:
             connection.transport.close()
 
-    def count_ended(self, reason: str) -> None:
-        self._ended_counter.labels(reason).inc()
-        self._ended_since_log[reason] += 1
-
     async def watch(self) -> None:
-        """Close connections that time out, and log at intervals how many were refused, until cancelled."""
+        """Close connections that time out, until cancelled."""
         loop = asyncio.get_running_loop()
-        logged = loop.time() - LOG_INTERVAL
-        try:
-            while True:
-                await asyncio.sleep(self.check_interval)
-                now = loop.time()
-                for queue in (*self._queues, self.refused):
-                    for connection in queue.timed_out(now):
-                        if queue is not self.refused:
-                            self.count_ended(queue.reason)
-                        self.close(connection)
-                self._open_gauge.set(self._open)
-                if now - logged >= LOG_INTERVAL and self._log_refusals():
-                    logged = now
-        finally:
-            self._log_refusals()
-
-    def _log_refusals(self) -> bool:
-        counts = {"refused": self._ended_since_log["refused"], "closed_for_others": self._ended_since_log["room"]}
-        self._ended_since_log.clear()
-        if any(counts.values()):
-            log.warning("too many connections", extra={"fields": counts})
-        return any(counts.values())
+        while True:
+            await asyncio.sleep(self.check_interval)
+            now = loop.time()
+            for queue in (self.idle, self.stalled, self.refused):
+                for connection in queue.timed_out(now):
+                    if queue is not self.refused:
+                        self._ended_counter.labels(queue.reason).inc()
+                    self.close(connection)
+            self._open_gauge.set(self._open)
 
     def _make_room(self, newcomer: Connection, address: str = "") -> bool:
         """Close the connection that has waited longest, of one address or of all, idle ones first.
 
         Return False if none may be closed."""
         now = newcomer.loop.time()
-        for queue in self._queues:
+        for queue in (self.idle, self.stalled):
             for connection, since in queue.items():
                 if now - since < queue.grace:
                     break
                 if not address or connection.address == address:
-                    self.count_ended("room")
+                    self._ended_counter.labels("room").inc()
+                    self._warning.count("closed_for_others")
                     self.close(connection)
                     return True
         return False
 
 
-class ParserState(Enum):
-    """Part of a request that the parser of a connection is in."""
-
-    NONE, HEAD, BODY = range(3)
-
-
 class Connection(HttpToolsProtocol):
-    """A connection to one client: uvicorn's protocol, with a timeout for every step of the client: the rest of a head,
-    of a body (also after its refusal), reading the reply, the next request. Invalid HTTP is answered with a problem."""
+    """A connection to one client: uvicorn's protocol, with a time for every step of the client and without pipelining:
+    a request sent before the reply to an earlier one ends the connection after that reply. Invalid HTTP is answered
+    with a problem."""
 
     all_connections: ClassVar[Connections]
     queue: TimeoutQueue | None = None
@@ -248,18 +240,16 @@ class Connection(HttpToolsProtocol):
     """True while the connection counts as open."""
     address = ""
     """Address of the client, as `settings.client_address` counts it."""
-    _state = ParserState.NONE
-    _head_ended = False
-    """True if a head has ended since the last `_update_queue`."""
+    _in_head = False
+    """True while the parser is in the head of a request."""
     _stray_bytes = 0
-    """Bytes received since a head, a request, or a part of a body that is still expected."""
+    """Bytes received since a head, or a part of a body that is still expected."""
     _valid_host: bytes | None = None
     _error = "the bytes are not a valid HTTP/1.1 request"
-    _stopping = _lost = False
+    _lost = False
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        self._unanswered: deque[RequestResponseCycle] = deque()
         self.address = self.all_connections.address(self.client[0]) if self.client else ""
         if self.all_connections.admit(self):
             self._update_queue()
@@ -269,11 +259,7 @@ class Connection(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._lost = True
         self.all_connections.remove(self)
-        super().connection_lost(exc)  # it notifies the latest request only
-        for cycle in self._unanswered:
-            cycle.disconnected = True
-            cycle.message_event.set()
-        self._unanswered.clear()
+        super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
         if self.queue is self.all_connections.refused:
@@ -281,8 +267,8 @@ class Connection(HttpToolsProtocol):
             return
         self._stray_bytes += len(data)
         super().data_received(data)
-        refused = self._state is ParserState.BODY and self.cycle.response_complete  # the rest of its body
-        most = self.all_connections.max_body if refused else MAX_HEAD_BYTES
+        is_refused = not self._in_head and self._latest is not None and self._latest.response_complete
+        most = self.all_connections.max_body if is_refused else MAX_HEAD_BYTES  # the rest of a refused body may come
         if self._stray_bytes > most and not self.transport.is_closing():
             self._error = f"more than {most:,} bytes end no head and belong to no body"
             self.send_400_response("")
@@ -297,8 +283,6 @@ class Connection(HttpToolsProtocol):
         self._update_queue()
 
     def on_response_complete(self) -> None:
-        if self._unanswered:
-            self._unanswered.popleft()
         super().on_response_complete()
         self._unset_keepalive_if_required()  # its timer would close the connection at any byte
         self._update_queue()
@@ -312,55 +296,41 @@ class Connection(HttpToolsProtocol):
         """Move the connection to the queue of the client's next step."""
         if self._lost:
             return
-        queue: TimeoutQueue | None = None
-        all_connections = self.all_connections
-        cycle = self._latest
-        if self.transport.is_closing() or self.flow.write_paused:
-            queue = all_connections.reply
-        elif cycle is not None and not cycle.response_complete:
-            queue = all_connections.body if self._state is ParserState.BODY and not self.pipeline else None
-        elif self._state is ParserState.HEAD or cycle is None:
-            queue = all_connections.head
-        else:
-            queue = all_connections.body if self._state is ParserState.BODY else all_connections.idle
-        all_connections.move(self, queue, restart=self._head_ended)
-        self._head_ended = False
+        cycle, queue = self._latest, None
+        is_answered = cycle is None or cycle.response_complete
+        if self.transport.is_closing() or self.flow.write_paused or (not is_answered and self.cycle.more_body):
+            queue = self.all_connections.stalled
+        elif is_answered:
+            queue = self.all_connections.idle
+        self.all_connections.move(self, queue)
 
     def shutdown(self) -> None:
         """Close the connection; without a request so far, after CLOSE_DELAY, because its request may be on the way."""
-        self._stopping = True
-        cycle = self._latest
-        if cycle is None:
-            self.loop.call_later(CLOSE_DELAY, self._close_if_unused)
+        if self._latest is None:
+            self.loop.call_later(CLOSE_DELAY, super().shutdown)
         else:
             super().shutdown()
-
-    def _close_if_unused(self) -> None:
-        cycle = self._latest
-        if cycle is None or cycle.response_complete:
-            self.transport.close()
-        else:
-            cycle.keep_alive = False
 
     # ---- callbacks of the parser
 
     def send_400_response(self, msg: str) -> None:
         cycle = self._latest
-        # In the middle of a reply, or before the reply to an earlier request, the client would take it for that reply.
-        if (
-            cycle is None
-            or cycle.response_complete
-            or (self._state is ParserState.BODY and not self.pipeline and not cycle.response_started)
-        ):
+        if cycle is not None and not cycle.response_complete and not cycle.more_body:
+            cycle.keep_alive = False  # the reply to the request before is the last
+            self.flow.pause_reading()
+            return
+        if cycle is None or cycle.response_complete or not cycle.response_started:
             self.transport.write(Problem("bad-request", self._error).last_reply())
         self.transport.close()
 
     def on_message_begin(self) -> None:
+        if self._latest is not None and not self._latest.response_complete:
+            self._refuse("a request came before the reply to an earlier one")
         super().on_message_begin()
-        self._state = ParserState.HEAD
+        self._in_head = True
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        if self._state is ParserState.HEAD:  # a trailer is no header of its request
+        if self._in_head:  # a trailer is no header of its request
             super().on_header(name, value)
             if len(self.headers) > MAX_HEADERS:
                 self._refuse(f"the request has more than {MAX_HEADERS} headers")
@@ -369,28 +339,16 @@ class Connection(HttpToolsProtocol):
         if len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers) > MAX_HEAD_BYTES:
             self._refuse(f"the head has more than {MAX_HEAD_BYTES:,} bytes")
         self._check_host()
-        self._state, self._stray_bytes, self._head_ended = ParserState.BODY, 0, True
+        self._in_head, self._stray_bytes = False, 0
         super().on_headers_complete()
-        self._unanswered.append(self.cycle)
         self.scope["state"]["cycle"] = weakref.ref(self.cycle)  # which holds the scope
-        if len(self.pipeline) > MAX_PIPELINED:
-            self._refuse(f"more than {MAX_PIPELINED} requests came before the reply to the first")
-        if self.expect_100_continue:
-            # A client that is refused before 100 Continue may, or may not, send its body.
+        if self.expect_100_continue:  # a client that is refused before 100 Continue may, or may not, send its body
             self.cycle.keep_alive = False
 
     def on_body(self, body: bytes) -> None:
         if not self.cycle.response_complete:
             self._stray_bytes = 0
-            if self.expect_100_continue:
-                self.cycle.keep_alive = self.parser.should_keep_alive() and not self._stopping
         super().on_body(body)
-        if self.pipeline and len(self.cycle.body) > UNCOUNTED_BYTES:
-            self._refuse("a large body came before the reply to an earlier request")
-
-    def on_message_complete(self) -> None:
-        self._state, self._stray_bytes = ParserState.NONE, 0
-        super().on_message_complete()
 
     def _check_host(self) -> None:
         """Refuse a request with two hosts, or none: a proxy in front may read another request than this server."""

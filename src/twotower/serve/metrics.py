@@ -77,7 +77,7 @@ class ServeMetrics:
         )
         self.event_memory = gauge("event_memory_bytes", "Bytes of recent events in the process", mode="livesum")
         self.events_dropped = counter(
-            "events_dropped_total", "Users and events dropped to stay within the setting event_memory", "what"
+            "events_dropped_total", "Users dropped to stay within the setting event_memory", "what"
         )
         self.index_errors = counter("index_errors_total", "Failures of a remote index (Milvus)")
         self.keys_failures = counter(

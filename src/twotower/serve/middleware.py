@@ -20,7 +20,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from twotower.serve.access_policy import LIMITED_PATHS, AccessPolicy, Headers
 from twotower.serve.admission import BYTES_PER_WEIGHT
 from twotower.serve.api_keys import ApiKeys
-from twotower.serve.connections import UNCOUNTED_BYTES
+from twotower.serve.connections import UNCOUNTED_BYTES, RepeatedWarning
 from twotower.serve.problems import Problem, overload_problem
 from twotower.serve.service import Service
 
@@ -28,8 +28,6 @@ log = logging.getLogger("twotower.middleware")
 access = logging.getLogger("twotower.access")
 
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
-OVERLOAD_LOG_INTERVAL = 1.0
-"""Seconds between two log lines about requests refused for overload."""
 REPLY_CHUNK_BYTES = 64 << 10
 """Bytes of a reply passed to the transport at a time; the rest stays here, where it is counted."""
 CLIENT_GONE_ROUTE = "gone"
@@ -76,7 +74,7 @@ class RequestMiddleware:
         self._access = AccessPolicy(s, keys, admin)
         self._metrics, self._admission = service.metrics, service.admission
         self._body_memory = BodyMemory(s.body_memory)
-        self._overload_count, self._overload_logged = 0, 0.0
+        self._overload_warning = RepeatedWarning(log, "requests refused for overload")
         self._overload_refusals = self._metrics.refused.labels("overload")
         self._overload_replies = self._metrics.requests.labels("refused", "503")
 
@@ -207,11 +205,7 @@ class RequestMiddleware:
         """Refuse a request before doing anything else: time spent on refused requests is lost to answered ones."""
         self._overload_refusals.inc()
         self._overload_replies.inc()
-        self._overload_count += 1
-        now = time.monotonic()
-        if now - self._overload_logged >= OVERLOAD_LOG_INTERVAL:  # logging must not add to the overload
-            log.warning("requests refused for overload", extra={"fields": {"requests": self._overload_count}})
-            self._overload_count, self._overload_logged = 0, now
+        self._overload_warning.count("requests")
         for message in _messages(overload_problem(), request_id):
             await send(message)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import Awaitable, Callable, Container, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from types import UnionType
 from typing import TypeVar
 
@@ -18,13 +18,12 @@ import orjson
 
 from twotower.arrays.types import Floats
 from twotower.errors import ConfigError
-from twotower.retrieval.event import EventLike
+from twotower.retrieval.event import Event, EventLike
 from twotower.serve.circuit_breaker import CircuitBreaker
 from twotower.serve.user_events import (
     DIGEST_BYTES,
     EMPTY_STATE,
     InProcessEvents,
-    TimedEvent,
     UserState,
     history_digest,
     latest,
@@ -77,10 +76,8 @@ class RedisEvents:
         self._on_failure = on_failure
         self._fallback = fallback or InProcessEvents(events, seconds)
 
-    async def add(
-        self, bundles: Sequence[str], user: str, events: Sequence[EventLike], unknown: Container[str] = ()
-    ) -> tuple[int, bool]:
-        key, new = _events_key(bundles[-1], user), with_times(events[-self.events :], unknown)
+    async def add(self, bundles: Sequence[str], user: str, events: Sequence[EventLike]) -> tuple[int, bool]:
+        key, new = _events_key(bundles[-1], user), with_times(events[-self.events :])
         waiting = self._fallback.take(bundles, user)
 
         async def push() -> int | None:
@@ -114,7 +111,7 @@ class RedisEvents:
             return await self._fallback.fetch(bundles, user)
         histories, kept = found
         stored = [event for history in histories for raw in history if (event := _parse_event(raw))]
-        events = [e.event for e in latest([*stored, *self._fallback.get(bundles, user)], self.events)]
+        events = latest([*stored, *self._fallback.get(bundles, user)], self.events)
         if not events:
             return EMPTY_STATE
         if kept is None or kept[:DIGEST_BYTES] != history_digest(events) or (len(kept) - DIGEST_BYTES) % 4:
@@ -177,13 +174,13 @@ def _vector_key(bundle: str, user: str) -> str:
     return f"{bundle}:vector:{user}"
 
 
-def _event_json(event: TimedEvent) -> bytes:
+def _event_json(event: Event) -> bytes:
     """Return an event in JSON: item, liked, time, and the type if it has one."""
     types = [] if event.type is None else [event.type]
-    return orjson.dumps([event.item, event.liked, float(event.time), *types])
+    return orjson.dumps([event.item, event.liked, float(event.time or 0.0), *types])
 
 
-def _parse_event(raw: bytes) -> TimedEvent | None:
+def _parse_event(raw: bytes) -> Event | None:
     """Return the event in `raw`; None if it is not an event in JSON (another program may write to the key)."""
     if not isinstance(raw, bytes) or len(raw) > MAX_EVENT_BYTES:
         return None
@@ -194,4 +191,4 @@ def _parse_event(raw: bytes) -> TimedEvent | None:
     valid = isinstance(item, str) and isinstance(liked, bool) and isinstance(seconds, float) and len(types) < 2
     if not valid or not 0 <= seconds < MAX_EVENT_TIME or not all(isinstance(kind, str) for kind in types):
         return None
-    return TimedEvent(item, liked, seconds, type=types[0] if types else None)
+    return Event(item, liked, types[0] if types else None, seconds)

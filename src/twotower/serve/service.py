@@ -191,8 +191,7 @@ class Service:
             )
         retriever = self.bundles.current
         events = retriever.user_inputs.event_types.read(schemas.item_events(body.events))
-        unknown = set(retriever.unknown_items(event.item for event in events))
-        count, shared = await self.event_store.add(self.bundles.event_bundles(retriever), body.user_id, events, unknown)
+        count, shared = await self.event_store.add(self.bundles.event_bundles(retriever), body.user_id, events)
         self.metrics.event_memory.set(self._in_process.size)
         return replies.EventsReply(count, shared and self.event_store.shared)
 

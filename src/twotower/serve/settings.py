@@ -3,121 +3,119 @@
 from __future__ import annotations
 
 import ipaddress
-import math
 import os
+import re
 import socket
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal, get_args, get_origin, get_type_hints
+from typing import Annotated, Literal, Self
 from urllib.parse import urlsplit
 
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
 from twotower.errors import ConfigError
+from twotower.section import first_problem
 
 METRICS_FOLDER = "PROMETHEUS_MULTIPROC_DIR"
 """Environment variable of the folder in which prometheus-client keeps the metrics of several workers."""
 
 
-@dataclass(frozen=True)
-class Setting:
-    """Description of a setting, and its range."""
-
-    description: str
-    at_least: int | None = None
-    above: int | None = None
-    at_most: int | None = None
-
-    def check(self, name: str, value: Path | str | float | tuple[str, ...] | None, choices: tuple[str, ...]) -> None:
-        """Raise ConfigError unless the value is in the range, finite, and one of the choices, if there are any."""
-        if choices and value not in choices:
-            raise ConfigError(f"`{name}` is '{value}' (allowed: {', '.join(choices)})")
-        if not isinstance(value, int | float):
-            return
-        if self.at_most is not None and not (self.at_least or 0) <= value <= self.at_most:
-            raise ConfigError(f"`{name}` is {value}, expected {self.at_least} to {self.at_most}")
-        if self.at_least is not None and not value >= self.at_least:
-            raise ConfigError(f"`{name}` is {value}, expected at least {self.at_least}")
-        if self.above is not None and not value > self.above:
-            raise ConfigError(f"`{name}` is {value}, expected more than {self.above}")
-        if isinstance(value, float) and not math.isfinite(value):
-            raise ConfigError(f"`{name}` is {value}, expected a finite number")
-
-
-@dataclass(frozen=True)
-class ServeSettings:
+class ServeSettings(BaseModel):
     """Addresses, limits and timeouts of a service. Raises ConfigError for a value that cannot be used."""
 
-    store: Annotated[Path | str, Setting("Published bundles: a folder, or a prefix such as s3://BUCKET/STORE.")]
-    host: Annotated[str, Setting("Address to listen on.")] = "127.0.0.1"
-    port: Annotated[int, Setting("Port. 0: a free one.", at_least=0, at_most=65_535)] = 8000
-    workers: Annotated[int, Setting("Worker processes, of one core each.", at_least=1)] = 1
-    threads: Annotated[int, Setting("Threads of one search.", at_least=1)] = 1
-    kinds: Annotated[tuple[str, ...], Setting("Module to import, whose kinds the bundle names (repeatable).")] = ()
-    keys: Annotated[Path | None, Setting("File of API keys, as `make_key()` prints them.")] = None
-    insecure: Annotated[bool, Setting("Listen beyond this machine without keys.")] = False
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    store: Annotated[
+        Path | str, Field(description="Published bundles: a folder, or a prefix such as s3://BUCKET/STORE.")
+    ]
+    host: Annotated[str, Field(description="Address to listen on.")] = "127.0.0.1"
+    port: Annotated[int, Field(description="Port. 0: a free one.", ge=0, le=65_535)] = 8000
+    workers: Annotated[int, Field(description="Worker processes, of one core each.", ge=1)] = 1
+    threads: Annotated[int, Field(description="Threads of one search.", ge=1)] = 1
+    kinds: Annotated[
+        tuple[str, ...], Field(description="Module to import, whose kinds the bundle names (repeatable).")
+    ] = ()
+    keys: Annotated[Path | None, Field(description="File of API keys, as `make_key()` prints them.")] = None
+    insecure: Annotated[bool, Field(description="Listen beyond this machine without keys.")] = False
     admin_port: Annotated[
-        int | None, Setting("Port for rollback and reload, by a key of scope admin.", at_least=0, at_most=65_535)
+        int | None, Field(description="Port for rollback and reload, by a key of scope admin.", ge=0, le=65_535)
     ] = None
     event_store: Annotated[
-        str, Setting("Store of recent events: memory, or redis://HOST:PORT/DB, shared by workers and hosts.")
+        str, Field(description="Store of recent events: memory, or redis://HOST:PORT/DB, shared by workers and hosts.")
     ] = "memory"
-    events_per_user: Annotated[int, Setting("Newest events kept for a user.", at_least=1)] = 200
-    event_ttl: Annotated[int, Setting("Seconds that a user's events are kept after the newest.", at_least=1)] = 86_400
+    events_per_user: Annotated[int, Field(description="Newest events kept for a user.", ge=1)] = 200
+    event_ttl: Annotated[int, Field(description="Seconds that a user's events are kept after the newest.", ge=1)] = (
+        86_400
+    )
     event_memory: Annotated[
         int,
-        Setting("Bytes of recent events in a worker, above which the least recent users are dropped.", at_least=1),
+        Field(description="Bytes of recent events in a worker, above which the least recent users are dropped.", ge=1),
     ] = 256 << 20
-    event_timeout: Annotated[float, Setting("Timeout of the event store in ms.", above=0)] = 20.0
-    rate: Annotated[float, Setting("Requests per second of one client to one worker. 0: no limit.", at_least=0)] = 0.0
-    burst: Annotated[int, Setting("Requests of one client at once. 0: those of two seconds.", at_least=0)] = 0
+    event_timeout: Annotated[float, Field(description="Timeout of the event store in ms.", gt=0)] = 20.0
+    rate: Annotated[float, Field(description="Requests per second of one client to one worker. 0: no limit.", ge=0)] = (
+        0.0
+    )
+    burst: Annotated[int, Field(description="Requests of one client at once. 0: those of two seconds.", ge=0)] = 0
     trusted_proxies: Annotated[
-        str, Setting("Addresses and networks whose X-Forwarded-For is trusted, separated by commas.")
+        str, Field(description="Addresses and networks whose X-Forwarded-For is trusted, separated by commas.")
     ] = ""
-    max_k: Annotated[int, Setting("Largest k of a request.", at_least=1)] = 1_000
-    max_list: Annotated[int, Setting("Largest number of items in one list of a request.", at_least=1)] = 10_000
-    max_batch: Annotated[int, Setting("Largest number of requests in one batch.", at_least=1)] = 100
-    max_body: Annotated[int, Setting("Largest body of a request in bytes.", at_least=1)] = 1 << 20
-    max_wait: Annotated[float, Setting("Longest wait of a request in a burst, in ms.", above=0)] = 50.0
-    target_wait: Annotated[float, Setting("Longest wait in a burst that does not end, in ms.", above=0)] = 5.0
+    max_k: Annotated[int, Field(description="Largest k of a request.", ge=1)] = 1_000
+    max_list: Annotated[int, Field(description="Largest number of items in one list of a request.", ge=1)] = 10_000
+    max_batch: Annotated[int, Field(description="Largest number of requests in one batch.", ge=1)] = 100
+    max_body: Annotated[int, Field(description="Largest body of a request in bytes.", ge=1)] = 1 << 20
+    max_wait: Annotated[float, Field(description="Longest wait of a request in a burst, in ms.", gt=0)] = 50.0
+    target_wait: Annotated[float, Field(description="Longest wait in a burst that does not end, in ms.", gt=0)] = 5.0
     unknown_user: Annotated[
-        Literal["popular", "404"], Setting("Answer to an unknown user: popular (popular items) or 404.")
+        Literal["popular", "404"], Field(description="Answer to an unknown user: popular (popular items) or 404.")
     ] = "popular"
-    index_timeout: Annotated[float, Setting("Timeout of a remote index (Milvus) in ms.", above=0)] = 250.0
+    index_timeout: Annotated[float, Field(description="Timeout of a remote index (Milvus) in ms.", gt=0)] = 250.0
     index_down: Annotated[
         Literal["popular", "503"],
-        Setting("Answer while a remote index is unavailable: popular (popular items) or 503."),
+        Field(description="Answer while a remote index is unavailable: popular (popular items) or 503."),
     ] = "popular"
-    console: Annotated[bool, Setting("Console page at /.")] = True
-    access_log: Annotated[bool, Setting("Log line for each request.")] = True
-    poll: Annotated[float, Setting("Seconds between two checks for a new bundle.", above=0)] = 0.5
+    console: Annotated[bool, Field(description="Console page at /.")] = True
+    access_log: Annotated[bool, Field(description="Log line for each request.")] = True
+    poll: Annotated[float, Field(description="Seconds between two checks for a new bundle.", gt=0)] = 0.5
     memory_limit: Annotated[
-        int, Setting("Memory of the process in bytes. 0: the limit of the machine or control group.", at_least=0)
+        int, Field(description="Memory of the process in bytes. 0: the limit of the machine or control group.", ge=0)
     ] = 0
-    drain: Annotated[float, Setting("Seconds after SIGTERM in which new connections are accepted.", at_least=0)] = 0.0
-    grace: Annotated[float, Setting("Seconds after that for running requests to end.", above=0)] = 10.0
-    head_timeout: Annotated[float, Setting("Timeout of the head of a request in seconds.", above=0)] = 10.0
+    drain: Annotated[float, Field(description="Seconds after SIGTERM in which new connections are accepted.", ge=0)] = (
+        0.0
+    )
+    grace: Annotated[float, Field(description="Seconds after that for running requests to end.", gt=0)] = 10.0
     body_timeout: Annotated[
-        float, Setting("Timeout of a body, and of a client that reads a reply, in seconds.", above=0)
+        float, Field(description="Timeout of a body, and of a client that reads a reply, in seconds.", gt=0)
     ] = 10.0
-    keep_alive: Annotated[float, Setting("Seconds that an idle connection is kept open.", at_least=0)] = 75.0
+    keep_alive: Annotated[
+        float, Field(description="Seconds that a connection is kept open without a whole head of a request.", ge=0)
+    ] = 75.0
     max_connections: Annotated[
         int,
-        Setting("Largest number of connections of one worker. 0: by the limit of files, at most 4,096.", at_least=0),
+        Field(
+            description="Largest number of connections of one worker. 0: by the limit of files, at most 4,096.", ge=0
+        ),
     ] = 0
     max_per_address: Annotated[
         int,
-        Setting("Largest number of connections of one address but proxies. 0: half of `max_connections`.", at_least=0),
+        Field(
+            description="Largest number of connections of one address but proxies. 0: half of `max_connections`.", ge=0
+        ),
     ] = 0
     body_memory: Annotated[
-        int, Setting("Memory of all bodies and replies in bytes, without the first 16 KiB of each.", at_least=1)
+        int, Field(description="Memory of all bodies and replies in bytes, without the first 16 KiB of each.", ge=1)
     ] = 64 << 20
 
-    def __post_init__(self) -> None:
+    def __init__(self, **given: Path | str | float | tuple[str, ...] | None) -> None:
+        try:
+            super().__init__(**given)
+        except ValidationError as e:
+            where = e.errors()[0]["loc"]
+            raise ConfigError(re.sub(rf"^{where[0]}(?=:)", rf"`{where[0]}`", first_problem(e))) from None
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
         from twotower.retrieval.request import MAX_K  # loads numpy, which `twotower --help` does without
 
-        for name, hint in HINTS.items():
-            kind, setting = get_args(hint)
-            setting.check(name, getattr(self, name), get_args(kind) if get_origin(kind) is Literal else ())
         processors = os.cpu_count() or 1
         for name in ("workers", "threads"):
             if getattr(self, name) > (allowed := max(16, 4 * processors)):
@@ -148,10 +146,7 @@ class ServeSettings:
                 f"`host` {self.host} can be reached from other machines; give `keys`, a file of API keys "
                 "(`make_key(name)` makes one), or `insecure=True` if a proxy in front of it admits only known clients"
             )
-
-
-HINTS = get_type_hints(ServeSettings, include_extras=True)
-"""Setting -> its type, annotated with its `Setting`."""
+        return self
 
 
 def is_loopback(host: str) -> bool:

@@ -18,7 +18,6 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from multiprocessing.connection import wait
 from multiprocessing.context import SpawnContext
 from multiprocessing.process import BaseProcess
@@ -56,7 +55,7 @@ def run_service(settings: ServeSettings) -> int:
                 f"`admin_port`: no key in {settings.keys} has scope admin; `make_key(name, admin=True)` makes one"
             )
     connections, each = connection_limits(settings.max_connections, settings.max_per_address)
-    settings = replace(settings, max_connections=connections, max_per_address=each)
+    settings = settings.model_copy(update={"max_connections": connections, "max_per_address": each})
     sockets = [listen(settings.host, settings.port)]
     if settings.admin_port is not None:
         sockets.append(listen(settings.host, settings.admin_port))

@@ -2,7 +2,7 @@
 
 <id>/                 a bundle; its manifest is written last, and a download without one is continued
 twotower-publish-…    the files of a new bundle, before they are published
-.copying              held while copies are made
+.<id>.copying         held while the copy of a bundle is made
 """
 
 from __future__ import annotations
@@ -53,9 +53,11 @@ class BundleCache:
         return bundle
 
     @contextmanager
-    def locked(self) -> Iterator[None]:
-        """Wait until no other process makes a copy, and keep others from it within the block."""
-        with self._writing(), locks.lock(self.folder / layout.CACHE_LOCK, wait=True):
+    def locked(self, name: str, wait: bool = True) -> Iterator[None]:
+        """Keep others from making or removing the copy of a bundle within the block, after waiting for one who does.
+
+        Without `wait` raises LockHeld."""
+        with self._writing(), locks.lock(self.folder / f".{name}{layout.CACHE_LOCK}", keep=False, wait=wait):
             yield
 
     def complete(self, name: str, manifest: bytes) -> Bundle:
@@ -68,7 +70,7 @@ class BundleCache:
 
     def add(self, made: Path, name: str) -> Bundle:
         """Move a folder to the place of the bundle `name`, and verify it."""
-        with self.locked():
+        with self.locked(name):
             self.remove(name)
             os.replace(made, self.folder / name)
             files.point("cache.renamed")
@@ -93,7 +95,8 @@ class BundleCache:
         others = [p for p in self.folder.iterdir() if is_bundle_id(p.name) and p.name != name]
         others.sort(key=lambda p: p.stat().st_mtime_ns)
         for folder in others[: max(0, len(others) + 1 - self._kept)]:
-            self.remove(folder.name)
+            with suppress(locks.LockHeld), self.locked(folder.name, wait=False):
+                self.remove(folder.name)
         return bundle
 
     def _writing(self) -> AbstractContextManager[None]:

@@ -56,6 +56,7 @@ class ObjectPlace(StorePlace):
         self.leases = Leases(ObjectClient(url), self.key, times)
         self._serving_leases = Leases(ObjectClient(url, POLL_LIMITS), self.key, times)
         self._serving: tuple[str, Lease] | None = None
+        self._changing: Lease | None = None
 
     @property
     def client(self) -> ObjectClient:
@@ -156,7 +157,7 @@ class ObjectPlace(StorePlace):
         listed = listed_files(self._at(name), manifest)
         if found := self.cache.find(name, manifest):
             return found
-        with ExitStack() as held, self.cache.locked():
+        with ExitStack() as held, self.cache.locked(name):
             if found := self.cache.find(name, manifest):  # another process has made it meanwhile
                 return found
             lease = self.leases.new("read", name)
@@ -210,8 +211,9 @@ class ObjectPlace(StorePlace):
         files.point("bucket.logged")
 
     def is_published_to(self) -> bool:
-        with self.errors("write"), self.leases.held(self.leases.new("look")) as lease:
-            return any(other.action == "publish" and other.is_live for other in self.leases.found(lease)[0])
+        with self.errors("write"), ExitStack() as held:
+            own = self._changing or held.enter_context(self.leases.held(self.leases.new("look")))
+            return any(other.action == "publish" and other.is_live for other in self.leases.found(own)[0])
 
     @contextmanager
     def changing(self, action: str) -> Iterator[Change]:
@@ -222,6 +224,8 @@ class ObjectPlace(StorePlace):
             lease = held.enter_context(self.leases.held(self.leases.new(action)))
             change = ObjectChange(self, lease, held)
             change.recover(action)
+            self._changing = lease
+            held.callback(setattr, self, "_changing", None)
             yield change
 
     @contextmanager
