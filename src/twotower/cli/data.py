@@ -35,9 +35,8 @@ SortEngine = Annotated[
     str,
     typer.Option(
         "--engine",
-        metavar="auto|local|duckdb|ray|ray://HOST:PORT",
-        help="Engine that sorts the interactions. local: in memory. duckdb: on disk. auto: by the size of the log. "
-        "ray: DuckDB in several processes.",
+        metavar="local|ray|ray://HOST:PORT",
+        help="Processes that sort the interactions. local: this one. ray: several of Ray's, on this or other hosts.",
     ),
 ]
 Memory = Annotated[
@@ -211,7 +210,7 @@ def stats(
 def prepare(
     config: TableConfig,
     out: Annotated[Path, typer.Option("--out", help="Folder for the prepared dataset.")],
-    engine: SortEngine = "auto",
+    engine: SortEngine = "local",
     memory: Memory = "1GB",
     threads: Threads = 0,
     overrides: Overrides = None,
@@ -229,7 +228,7 @@ def prepare(
 def bucket(
     config: TableConfig,
     out: Annotated[Path, typer.Option("--out", help="Folder for the buckets.")],
-    engine: SortEngine = "auto",
+    engine: SortEngine = "local",
     memory: Memory = "1GB",
     threads: Threads = 0,
     overrides: Overrides = None,

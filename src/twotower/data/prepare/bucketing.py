@@ -1,4 +1,4 @@
-"""Buckets of a log: pieces with rows for ids, sorted by an engine."""
+"""Buckets of a log: pieces with rows for ids, sorted by polars, one bucket at a time."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import platform
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -18,20 +17,17 @@ import polars as pl
 
 from twotower.arrays.types import Ints
 from twotower.data.buckets import Bucket, BucketFacts, Buckets, LogColumns
-from twotower.data.interaction_columns import POSITIVE, TIME
+from twotower.data.interaction_columns import ITEM, POSITIVE, ROW, TIME, USER
 from twotower.data.parts import tell_of_repeats_at_most
-from twotower.data.prepare.engines import Engine, choose_engine
 from twotower.data.prepare.log_pieces import Log, Sides, counts_of_users, write_pieces
 from twotower.data.prepare.options import PrepareOptions
 from twotower.data.prepare.sides import settle_sides
 from twotower.data.tables import kept_of_repeated, no_known_rows, nothing_to_learn
-from twotower.engines.engine import Job
 from twotower.errors import DataError, RunError
 from twotower.features.side import SIDES
 from twotower.files import layout
 from twotower.files.readers import write_parquet
 from twotower.files.resumable import make_once
-from twotower.machine import default_threads
 from twotower.progress import JobProgress, Summary
 from twotower.version import __version__
 
@@ -47,44 +43,30 @@ def make_buckets(source: Log, folder: Path, work: Path, options: PrepareOptions)
     Raises DataError for a log of no use, ConfigError for too little memory, OSError."""
     if (folder / layout.BUCKET_FACTS).exists():
         return Buckets.open(folder)
-    engine = choose_engine(options.engine, source.rows, options.memory)
     source = source.copied(work / "text")
-    pieces, spill, interactions = work / "pieces", work / "spill", folder / layout.BUCKET_FOLDER
-    for path in (pieces, spill, interactions):
+    pieces, scratch, interactions = work / "pieces", work / "scratch", folder / layout.BUCKET_FOLDER
+    for path in (pieces, scratch, interactions):
         path.mkdir(exist_ok=True)
     sides, paths, left_out = _write_pieces(source, folder, pieces, options)
     counts = counts_of_users(paths, sides["user"].height)
     if not counts.any():
         raise no_known_rows()
-    busiest = int(np.argmax(counts))
-    user = sides["user"][source.schema.user_id][busiest]
-    options.check_memory(int(counts[busiest]), f"the history of user '{user}'")
+    schema, busiest = source.schema, int(np.argmax(counts))
+    options.check_memory(int(counts[busiest]), f"the history of user '{sides['user'][schema.user_id][busiest]}'")
     found, progress = list[Bucket](), JobProgress(log, "interactions sorted", source.rows)
-    schema = source.schema
-    keeps_repeats = schema.duplicates == "keep"
-    runner = options.job_engine()
-    sorting = _Sorting(
-        engine, tuple(paths), bool(schema.time), keeps_repeats, options.memory // runner.processes, spill, interactions
-    )
 
     def add(sorted_: _SortedBucket) -> None:
         users = sorted_.bucket.users
         (progress.advance if sorted_.is_new else progress.skip)(int(counts[users[0] : users[1]].sum()))
         found.append(sorted_.bucket)
 
-    with ExitStack() as held:
-        job: Job[_Shard, _SortedBucket] = sorting
-        if not runner.is_remote:
-            job = partial(partial, sorting.write, held.enter_context(sorting.sorter(options.threads, spill)), None)
-        runner.run(job, list(enumerate(_ranges(counts, options.bucket_rows))), add)
+    sorting = _Sorting(tuple(paths), bool(schema.time), schema.duplicates == "keep", scratch, interactions)
+    options.job_engine().run(sorting, list(enumerate(_ranges(counts, options.bucket_rows))), add)
     found.sort(key=lambda bucket: bucket.users)
-    buckets = Buckets(
-        folder, _facts(source, sides, engine.name, tuple(found), interactions, int(counts.sum()), left_out)
-    )
+    buckets = Buckets(folder, _facts(source, sides, tuple(found), interactions, int(counts.sum()), left_out))
     buckets.save()
-    shutil.rmtree(pieces)
-    shutil.rmtree(spill)
-    shutil.rmtree(work / "text", ignore_errors=True)
+    for path in (pieces, scratch, work / "text"):
+        shutil.rmtree(path, ignore_errors=True)
     return buckets
 
 
@@ -100,41 +82,37 @@ class _SortedBucket:
 class _Sorting:
     """Sorts the buckets of a log, in any process that sees its pieces."""
 
-    engine: type[Engine]
     pieces: tuple[Path, ...]
     is_timed: bool
     keeps_repeats: bool
-    memory: int
     work: Path
     to: Path
 
     def __call__(self) -> Callable[[_Shard], _SortedBucket]:
-        """Open the engine in a process of its own, and return the function that sorts a bucket. Raises RunError."""
+        """Return the function that sorts a bucket in this process. Raises RunError."""
         if not self.to.is_dir() or not all(path.exists() for path in self.pieces):
             raise RunError(
                 f"{self.to}: the host {platform.node()} does not see the files of the call; name a folder on a file "
                 "system that all hosts share, at the same path"
             )
-        scratch = Path(tempfile.mkdtemp(dir=self.work))
-        return partial(self._write_named, self.sorter(default_threads(), scratch), scratch)
+        return partial(self._write, Path(tempfile.mkdtemp(dir=self.work)))
 
-    def sorter(self, threads: int, work: Path) -> Engine:
-        """Return the engine, with files of its own in a folder."""
-        return self.engine(self.pieces, self.is_timed, self.keeps_repeats, self.memory, threads, work)
-
-    def write(self, sorter: Engine, scratch: Path | None, shard: _Shard) -> _SortedBucket:
-        """Return a bucket by number and range of users, which is written unless it is there. Raises ConfigError,
-        OSError."""
+    def _write(self, scratch: Path, shard: _Shard) -> _SortedBucket:
+        """Return a bucket by number and range of users, which is written unless it is there. Raises RunError."""
         n, users = shard
         path = self.to / f"{n:05d}.parquet"
-        is_new = make_once(path, partial(sorter.write, users), scratch)
-        return _SortedBucket(Bucket(file=path.name, users=users, rows=_height(path)), is_new)
-
-    def _write_named(self, sorter: Engine, scratch: Path, shard: _Shard) -> _SortedBucket:
         try:
-            return self.write(sorter, scratch, shard)
+            is_new = make_once(path, lambda to: write_parquet(self._sorted(users), to, compression="lz4"), scratch)
         except OSError as e:
             raise RunError(f"{self.to}: cannot be written ({e.strerror or e}); call again to go on") from e
+        return _SortedBucket(Bucket(file=path.name, users=users, rows=_height(path)), is_new)
+
+    def _sorted(self, users: tuple[int, int]) -> pl.DataFrame:
+        """Return the interactions of users in the order of a bucket: polars reads the row groups of the pieces that
+        have these users."""
+        own = pl.scan_parquet(self.pieces, glob=False).filter(pl.col(USER).is_between(users[0], users[1] - 1))
+        found = own.collect().sort(USER, *([TIME] if self.is_timed else []), ROW)
+        return found if self.keeps_repeats else found.unique([USER, ITEM], keep="last", maintain_order=True)
 
 
 def _write_pieces(
@@ -172,7 +150,6 @@ def _height(path: Path) -> int:
 def _facts(
     source: Log,
     sides: Sides,
-    engine: str,
     buckets: tuple[Bucket, ...],
     folder: Path,
     of_pieces: int,
@@ -208,7 +185,7 @@ def _facts(
             f"interactions: no row has '{schema.label}' above {schema.positive_above:g}; set schema.positive_above"
         )
     return BucketFacts(
-        maker=f"twotower {__version__}, {engine}", duplicates=schema.duplicates, log=LogColumns.of(schema),
+        maker=f"twotower {__version__}", duplicates=schema.duplicates, log=LogColumns.of(schema),
         users=sides["user"].height,
         items=sides["item"].height, read=source.rows, rows=kept, positives=positives, buckets=buckets,
         first_time=of_all["first"].min() if times else None, last_time=of_all["last"].max() if times else None,
