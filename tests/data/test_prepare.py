@@ -40,7 +40,7 @@ from twotower.data.buckets import Bucket, Buckets, in_user_order
 from twotower.data.config import DataConfig
 from twotower.data.dataset import Dataset, build_dataset
 from twotower.data.memmap import MemmapDataset
-from twotower.data.prepare import bucket_splits, bucketing, sides
+from twotower.data.prepare import bucketing, sides, split_buckets
 from twotower.data.prepare.arrays import PreparedArrays
 from twotower.data.prepare.bucket_reader import BucketReader
 from twotower.data.prepare.options import PrepareOptions
@@ -798,14 +798,14 @@ def test_fault_C14_a_bucket_that_changes_between_two_passes_is_named(
 ) -> None:
     buckets = prepare.write_buckets(shards(tmp_path / "in", SCHEMA, *tables()), SCHEMA, tmp_path / "buckets", SMALL)
     changed = buckets.file(buckets.facts.buckets[2])
-    rule = bucket_splits.BucketSplits.rule
+    rule = split_buckets.SplitBuckets.rule
 
-    def grown(self: bucket_splits.BucketSplits, ids: pl.Series) -> Any:
+    def grown(self: split_buckets.SplitBuckets, ids: pl.Series) -> Any:
         found = rule(self, ids)
         pl.read_parquet(changed).with_columns(~pl.col("positive")).write_parquet(changed)
         return found
 
-    monkeypatch.setattr(bucket_splits.BucketSplits, "rule", grown)
+    monkeypatch.setattr(split_buckets.SplitBuckets, "rule", grown)
     with pytest.raises(RunError, match=r"00002.parquet: was changed while it was read; call again when it is complete"):
         prepare.write_prepared(DataConfig(buckets=str(buckets.folder)), SCHEMA, SPLITS["last"], tmp_path / "out", SMALL)
 
@@ -966,7 +966,7 @@ def test_fault_C16_a_full_disk_keeps_what_is_done_for_the_next_call(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     data = shards(tmp_path / "in", SCHEMA, *tables())
-    write, calls = npy_writer.write_rows, list[int]()
+    write, calls = npy_writer.write_blocks, list[int]()
 
     def full(*arguments: Any) -> None:
         calls.append(1)
@@ -974,7 +974,7 @@ def test_fault_C16_a_full_disk_keeps_what_is_done_for_the_next_call(
             raise OSError(errno.ENOSPC, "No space left on device")
         write(*arguments)
 
-    monkeypatch.setattr(npy_writer, "write_rows", full)
+    monkeypatch.setattr(npy_writer, "write_blocks", full)
     with pytest.raises(
         RunError, match=r"cannot be written \(No space left on device\); call again to go on, or remove .out.partial"
     ):
@@ -993,7 +993,7 @@ def test_fault_C16_a_disk_without_room_for_a_split_is_an_error_of_one_line(
     def full(*arguments: Any) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(bucket_splits, "temporary_array", partial(temporary_array, memory_bytes=0))
+    monkeypatch.setattr(split_buckets, "temporary_array", partial(temporary_array, memory_bytes=0))
     data = shards(tmp_path / "in", SCHEMA, *tables())
     for kind in ("random", "time"):
         monkeypatch.setattr(os, "posix_fallocate", full)
@@ -1002,7 +1002,7 @@ def test_fault_C16_a_disk_without_room_for_a_split_is_an_error_of_one_line(
         ):
             prepare.write_prepared(data, SCHEMA, SPLITS[kind], tmp_path / kind, SMALL)
         monkeypatch.undo()
-        monkeypatch.setattr(bucket_splits, "temporary_array", partial(temporary_array, memory_bytes=0))
+        monkeypatch.setattr(split_buckets, "temporary_array", partial(temporary_array, memory_bytes=0))
         prepare.write_prepared(data, SCHEMA, SPLITS[kind], tmp_path / kind, SMALL)
 
 

@@ -3,7 +3,7 @@
 prepared.json           format, counts, split, schema, digest
 encoders.json  vocabularies.arrow      statistics and vocabularies of the train part
 users|items.parquet     ids and raw features, the only files that are loaded whole; users in the order of data/buckets
-arrays/*.npy            interactions sorted by part, user and time; seen and positive items by user; encoded columns
+arrays/*.npy            interactions sorted by part, user and time; interactions and items by user; encoded columns
 
 A ragged column is two files, values and offsets, or three with the source interactions of the values.
 """
@@ -14,7 +14,7 @@ import errno
 import hashlib
 import shutil
 from dataclasses import dataclass, field, replace
-from functools import cached_property, partial
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +25,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from twotower import files
 from twotower.arrays.ragged import Column, Ragged
-from twotower.arrays.types import Ints, Numbers
-from twotower.data.dataset import Dataset
+from twotower.data.dataset import BY_USER, Dataset
 from twotower.data.interaction_columns import WEIGHT, stored_columns
-from twotower.data.pairs import GroupedPairs, Pairs
+from twotower.data.pairs import Pairs
 from twotower.data.run_tables import load_tables, read_side, save_tables
 from twotower.data.side import Side
 from twotower.data.split import PART_NAMES, SplitConfig
@@ -43,7 +42,7 @@ from twotower.files.readers import read_array, read_checked, read_json, read_par
 from twotower.kinds import untrusted_kind
 from twotower.section import first_problem
 
-MEMMAP_FORMAT = 6
+MEMMAP_FORMAT = 7
 """Format of a prepared dataset, in prepared.json."""
 
 
@@ -186,6 +185,15 @@ class MemmapDataset(Dataset):
             "prepare the tables again, or restore these settings"
         )
 
+    def __post_init__(self) -> None:
+        """Take the arrays of the folder, where a dataset in memory would make them."""
+        found: dict[str, Column] = {name: self.arrays.ragged(name) for name in BY_USER}
+        context = {f.name: self.arrays.column(f"context.{i}") for i, f in enumerate(self.schema.side("context"))}
+        if any(len(column) != self.facts.rows for column in context.values()):
+            raise RunError(f"{self.folder}: damaged (the context's arrays are not of {self.facts.rows:,} rows)")
+        vars(self).update(found, context=context, item_positive_counts=self.arrays.numbers("item_positive_counts"),
+            train_indices=self.timeline.values, positive_indices=self.positives_by_user.values)  # fmt: skip
+
     @property
     def digest(self) -> str:
         """Digest of the prepared files and of the schema: 16 hexadecimal digits."""
@@ -208,15 +216,9 @@ class MemmapDataset(Dataset):
         if read_facts(self.folder) != self.facts:
             raise RunError(f"{self.folder}: another dataset has replaced it; open the folder again")
 
-    def _slice(self, part: int) -> slice:
+    def of_part(self, part: int) -> slice:
         ends = [0, *self.facts.ends, len(self.parts)]
         return slice(ends[part], ends[part + 1])
-
-    def part(self, part: int) -> Pairs:
-        return self.pairs.take(self._slice(part))
-
-    def _group(self, part: int) -> GroupedPairs:
-        return GroupedPairs.of_sorted(self.pairs_of(part), len(self.users))
 
     def side_before(self, side: SideName, part: int) -> Side:
         known = self.side(side)
@@ -229,57 +231,6 @@ class MemmapDataset(Dataset):
     @property
     def grouped_by_user(self) -> bool:
         return True
-
-    def times_of(self, part: int) -> Ints | None:
-        return None if self.times is None else self.times[self._slice(part)]
-
-    def part_indices(self, part: int) -> Ints:
-        found = self._slice(part)
-        return np.arange(found.start, found.stop)
-
-    @cached_property
-    def context(self) -> dict[str, Column]:
-        found = {f.name: self.arrays.column(f"context.{i}") for i, f in enumerate(self.schema.side("context"))}
-        if any(len(column) != self.facts.rows for column in found.values()):
-            raise RunError(f"{self.folder}: damaged (the context's arrays are not of {self.facts.rows:,} rows)")
-        return found
-
-    @cached_property
-    def train_indices(self) -> Ints:
-        return self.arrays["train"]
-
-    @cached_property
-    def positive_indices(self) -> Ints:
-        return self.arrays["positives"]
-
-    @cached_property
-    def timeline(self) -> Ragged:
-        return Ragged(self.arrays["train"], self.arrays["train.offsets"])
-
-    @cached_property
-    def positives_by_user(self) -> Ragged:
-        return Ragged(self.arrays["positives"], self.arrays["positives.offsets"])
-
-    @cached_property
-    def seen_items(self) -> Ragged:
-        return self._distinct("seen_items", "train")
-
-    @cached_property
-    def positive_items(self) -> Ragged:
-        return self._distinct("positive_items", "positives")
-
-    def _distinct(self, name: str, interactions: str) -> Ragged:
-        """Return distinct items by user, which have offsets of their own where pairs may repeat."""
-        own = self.facts.table_schema.duplicates == "keep"
-        return Ragged(self.arrays[name], self.arrays[f"{name if own else interactions}.offsets"])
-
-    @cached_property
-    def interacted_items(self) -> Ragged:
-        return self.arrays.ragged("interacted_items")
-
-    @cached_property
-    def item_positive_counts(self) -> Numbers:
-        return self.arrays.numbers("item_positive_counts")
 
 
 def _read_context(path: Path, schema: Schema) -> pl.DataFrame:

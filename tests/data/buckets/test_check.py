@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -26,7 +23,7 @@ from twotower import api
 from twotower.cli.app import run_command
 from twotower.config.experiment import Config
 from twotower.config.toml import dump_config
-from twotower.data.buckets import Bucket, BucketFacts, Buckets, LogColumns, in_user_order
+from twotower.data.buckets import BucketFacts, LogColumns
 from twotower.data.buckets.check import check_buckets
 from twotower.data.buckets.records import Rule
 from twotower.errors import RunError
@@ -297,15 +294,14 @@ def rules(problems: list[str]) -> set[int]:
     return {int(re.findall(r": rule (\d+): ", line)[0]) for line in problems}
 
 
-@pytest.mark.parametrize("block_rows", [1, 2, 1000])
 @pytest.mark.parametrize(
     ("rule", "name", "mutate", "words"), MUTATIONS, ids=[f"{m[0].value} {m[1]}" for m in MUTATIONS]
 )
 def test_fault_G30_a_folder_that_breaks_a_rule_is_refused_by_its_number(
-    rule: Rule, name: str, mutate: Change, words: str, block_rows: int, folder: Path
+    rule: Rule, name: str, mutate: Change, words: str, folder: Path
 ) -> None:
     mutate(folder)
-    problems = check_buckets(folder, SCHEMA, block_rows=block_rows, window_rows=3 * block_rows)
+    problems = check_buckets(folder, SCHEMA)
     assert rules(problems) == {rule}, problems
     assert any(words in line for line in problems), problems
     assert not any("\n" in line for line in problems)
@@ -319,8 +315,7 @@ def test_every_rule_of_the_contract_has_a_mutation() -> None:
 
 
 def test_a_folder_that_plain_python_wrote_meets_the_contract(folder: Path) -> None:
-    for block_rows in (1, 3, 1000):
-        assert check_buckets(folder, SCHEMA, block_rows=block_rows, window_rows=7) == []
+    assert check_buckets(folder, SCHEMA) == []
     assert api.check_buckets(folder) == []
 
 
@@ -403,14 +398,13 @@ EVENTS = [
     n_buckets=st.integers(1, 9),
     timed=st.booleans(),
     rich=st.booleans(),
-    block_rows=st.integers(1, 9),
 )
 def test_any_small_log_that_a_naive_writer_sorted_meets_the_contract(
-    log: Log, n_buckets: int, timed: bool, rich: bool, block_rows: int, tmp_path_factory: pytest.TempPathFactory
+    log: Log, n_buckets: int, timed: bool, rich: bool, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     folder = tmp_path_factory.mktemp("log") / "buckets"
     write_buckets(folder, log, n_buckets, timed, rich)
-    assert check_buckets(folder, block_rows=block_rows, window_rows=2 * block_rows + 1) == []
+    assert check_buckets(folder) == []
 
 
 def test_the_writer_in_sql_makes_the_buckets_that_plain_python_makes(tmp_path: Path) -> None:
@@ -485,52 +479,3 @@ def test_check_buckets_needs_a_folder_and_a_schema(folder: Path, capsys: pytest.
     assert "[schema] is missing; `twotower config` gives a template" in capsys.readouterr().err
     assert run_command(["check-buckets", str(folder / "nowhere")]) == 2
     assert "nowhere: no such folder" in capsys.readouterr().err
-
-
-def write_large(folder: Path, n_users: int, n_items: int) -> None:
-    """One bucket in which each user has each item."""
-    (folder / "interactions").mkdir(parents=True)
-    n = n_users * n_items
-    in_user_order(pl.DataFrame({"user_id": range(n_users)}), "user_id").write_parquet(folder / USERS)
-    pl.DataFrame({"item_id": range(n_items)}).write_parquet(folder / ITEMS)
-    row = pl.int_range(n, eager=True)
-    pl.DataFrame(
-        {
-            "user": (row // n_items).cast(pl.Int32),
-            "item": (row % n_items).cast(pl.Int32),
-            "row": row,
-            "positive": row % 2 == 0,
-            "time": row,
-        }
-    ).write_parquet(folder / FIRST, row_group_size=100_000)
-    counts = {"users": n_users, "items": n_items, "read": n, "rows": n, "positives": (n + 1) // 2}
-    bucket = Bucket(file="00000.parquet", users=(0, n_users), rows=n)
-    facts = BucketFacts(
-        format=1,
-        maker="test",
-        hash="md5-32",
-        duplicates="last",
-        log=LogColumns(label="", positive_above=0, time="at", time_unit="order", time_format=""),
-        first_time=0,
-        last_time=n - 1,
-        buckets=(bucket,),
-        **counts,
-    )
-    Buckets(folder, facts).save()
-
-
-def test_memory_does_not_grow_with_a_bucket(tmp_path: Path) -> None:
-    """The records of the larger one are 50 MB."""
-    write_large(tmp_path / "few", 30, 10_000)
-    write_large(tmp_path / "many", 200, 10_000)
-    code = f"""
-import pathlib, re
-from twotower.data.buckets.check import check_buckets
-for name in ("few", "many"):
-    assert not check_buckets(f"{tmp_path}/{{name}}", block_rows=16_384)
-    print(re.search("VmHWM: +(.*) kB", pathlib.Path("/proc/self/status").read_text().replace("\\t", " "))[1])
-"""
-    environment = os.environ | {"POLARS_MAX_THREADS": "1"}
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
-    few, many = map(int, done.stdout.split())
-    assert many - few < 25_000  # kB

@@ -1,8 +1,8 @@
-"""Rules of docs/prepared-format.md by number, and the check of a bucket's records: values, ranges, order and pairs."""
+"""Rules of docs/prepared-format.md by number, and the check of a bucket's records."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
 from pathlib import Path
@@ -52,80 +52,56 @@ class Problems:
             self.lines.append(escape_controls(f"{path.relative_to(self.folder)}: rule {rule.value}: {what}"))
 
 
-class BucketRecords:
-    """Records of one bucket, of which any columns are checked, in one block or several."""
+def record_problems(
+    frame: pl.DataFrame, bucket: Bucket, facts: BucketFacts, order: Sequence[str], pairs: bool
+) -> Iterator[tuple[Rule, str]]:
+    """Yield the rules that the records of a bucket break, of which any columns are given, and how: values, ranges,
+    order and pairs. `order` are the columns by which the records rise; `pairs` is True if those of user and item are
+    checked. If a value is missing, the rest is not checked."""
+    for name in frame.columns:
+        if frame[name].null_count() and not name.startswith((VALUE_PREFIX, CONTEXT_PREFIX)):
+            yield Rule.VALUES, bad_value(frame, name, frame[name].is_null(), "a value")
+            return
+    for rule, name, first, after, what in (
+        (Rule.RANGES, USER, *bucket.users, "a row"),
+        (Rule.RANGES, ITEM, 0, facts.items, "a row"),
+        (Rule.ROWS, ROW, 0, facts.read, "a row"),
+        (Rule.VALUES, PART, 0, len(PART_NAMES), "a part"),
+    ):
+        if name in frame.columns:
+            bad = ~frame[name].cast(pl.Int64).is_between(first, after - 1)
+            if found := bad_value(frame, name, bad, f"{what} from {first} to {after - 1}"):
+                yield rule, found
+    if WEIGHT in frame.columns:
+        bad = ~(frame[WEIGHT].is_finite() & (frame[WEIGHT] >= 0))
+        if found := bad_value(frame, WEIGHT, bad, "a finite number of at least 0"):
+            yield Rule.VALUES, found
+    earlier: Bools = np.full(max(0, frame.height - 1), ROW in order)  # no two have one row
+    for name in reversed(order):
+        values = frame[name].to_numpy()
+        earlier = (values[1:] < values[:-1]) | ((values[1:] == values[:-1]) & earlier)
+    if (at := first_true(earlier)) is not None:
+        before, record = (
+            ", ".join(f"{n} {v}" for n, v in frame.select(order).row(at + k, named=True).items()) for k in (0, 1)
+        )
+        expected = f"expected records sorted by {', '.join(order)}"
+        yield Rule.ORDER, f"record {at + 1} has {record} after {before}, {expected}"
+    if pairs and facts.duplicates != "keep" and ITEM in frame.columns:
+        repeated = ~frame.select(pl.struct(USER, ITEM).is_first_distinct()).to_series()
+        if (at := first_true(repeated)) is not None:
+            user, item = frame[USER][at], frame[ITEM][at]
+            yield Rule.PAIRS, f"record {at} repeats user {user} and item {item}, expected each pair once"
+    if frame.height != bucket.rows:
+        what = f"number of records {frame.height:,}, expected {bucket.rows:,} as in {layout.BUCKET_FACTS}"
+        yield Rule.COUNTS, what
 
-    def __init__(
-        self, path: Path, bucket: Bucket, facts: BucketFacts, problems: Problems, order: Sequence[str], pairs: bool
-    ) -> None:
-        """`order` are the columns by which the records rise, `pairs` is True if the pairs of user and item are
-        checked."""
-        self.path, self.bucket, self.facts, self.problems = path, bucket, facts, problems
-        self.order, self.pairs, self.rows = order, pairs and facts.duplicates != "keep", 0
-        self._last = pl.DataFrame()  # of the last record read, the columns of the order
-        self._pairs = pl.DataFrame()  # pairs of the user of that record
 
-    def check(self, block: pl.DataFrame) -> bool:
-        """Add the problems of the next records. Return False if a value is missing; the rest is not checked then."""
-        for name in block.columns:
-            if block[name].null_count() and not name.startswith((VALUE_PREFIX, CONTEXT_PREFIX)):
-                self.add_value(Rule.VALUES, block, name, block[name].is_null(), "a value")
-                return False
-        last = len(PART_NAMES) - 1
-        for rule, name, first, after, what in (
-            (Rule.RANGES, USER, *self.bucket.users, "a row"),
-            (Rule.RANGES, ITEM, 0, self.facts.items, "a row"),
-            (Rule.ROWS, ROW, 0, self.facts.read, "a row"),
-            (Rule.VALUES, PART, 0, last + 1, "a part"),
-        ):
-            if name in block.columns:
-                bad = ~block[name].cast(pl.Int64).is_between(first, after - 1)
-                self.add_value(rule, block, name, bad, f"{what} from {first} to {after - 1}")
-        if WEIGHT in block.columns:
-            bad = ~(block[WEIGHT].is_finite() & (block[WEIGHT] >= 0))
-            self.add_value(Rule.VALUES, block, WEIGHT, bad, "a finite number of at least 0")
-        if block.height:
-            self._check_order(block)
-            if self.pairs and ITEM in block.columns:
-                self._check_pairs(block)
-        self.rows += block.height
-        return True
-
-    def check_number(self) -> None:
-        """Add a problem if other than the bucket's number of records were checked."""
-        if self.rows != self.bucket.rows:
-            what = f"number of records {self.rows:,}, expected {self.bucket.rows:,} as in {layout.BUCKET_FACTS}"
-            self.problems.add(self.path, Rule.COUNTS, what)
-
-    def add_value(self, rule: Rule, block: pl.DataFrame, column: str, bad: pl.Series, expected: str) -> None:
-        """Add the problem of the first `bad` value (n,) of the next records, if there is one."""
-        if (at := first_true(bad)) is not None:
-            value = block[column][at]
-            found = "null" if value is None else f"{value}"
-            self.problems.add(self.path, rule, f"record {self.rows + at} has {column} {found}, expected {expected}")
-
-    def _check_order(self, block: pl.DataFrame) -> None:
-        keys = pl.concat([self._last, block.select(self.order)]) if self._last.height else block.select(self.order)
-        earlier: Bools = np.full(keys.height - 1, ROW in self.order)  # no two have one row
-        for name in reversed(self.order):
-            values = keys[name].to_numpy()
-            earlier = (values[1:] < values[:-1]) | ((values[1:] == values[:-1]) & earlier)
-        if (at := first_true(earlier)) is not None:
-            before, record = (", ".join(f"{n} {v}" for n, v in keys.row(at + k, named=True).items()) for k in (0, 1))
-            what = f"has {record} after {before}, expected records sorted by {', '.join(self.order)}"
-            self.problems.add(self.path, Rule.ORDER, f"record {self.rows + at + 1 - self._last.height} {what}")
-        self._last = keys.tail(1)
-
-    def _check_pairs(self, block: pl.DataFrame) -> None:
-        pairs = block.select(USER, ITEM)
-        carried = self._pairs.filter(pl.col(USER) == pairs[USER][0]).height if self._pairs.height else 0
-        if carried:
-            pairs = pl.concat([self._pairs, pairs])
-        if (at := first_true(~pairs.select(pl.struct(USER, ITEM).is_first_distinct()).to_series())) is not None:
-            user, item = pairs.row(at)
-            what = f"record {self.rows + at - carried} repeats user {user} and item {item}, expected each pair once"
-            self.problems.add(self.path, Rule.PAIRS, what)
-        self._pairs = pairs.filter(pl.col(USER) == pairs[USER][-1]).unique()
+def bad_value(frame: pl.DataFrame, column: str, bad: pl.Series, expected: str) -> str:
+    """Return the first `bad` value (n,) of a column as words, "" without one."""
+    if (at := first_true(bad)) is None:
+        return ""
+    value = frame[column][at]
+    return f"record {at} has {column} {'null' if value is None else value}, expected {expected}"
 
 
 def first_true(found: Bools | pl.Series) -> int | None:

@@ -11,19 +11,10 @@ import polars as pl
 
 from twotower import files
 from twotower.data import times
-from twotower.data.bucket_columns import arrays_of
 from twotower.data.buckets import Bucket, Buckets, column_problem, missing_column
-from twotower.data.buckets.records import BucketRecords, Problems
-from twotower.data.interaction_columns import (
-    CONTEXT_PREFIX,
-    ROW,
-    TIME,
-    USER,
-    VALUE_PREFIX,
-    WEIGHT,
-    Columns,
-)
-from twotower.data.tables import averaged_columns, side_columns
+from twotower.data.buckets.records import record_problems
+from twotower.data.interaction_columns import ROW, TIME, USER, WEIGHT
+from twotower.data.tables import side_columns
 from twotower.data.unknown_ids import rows_of_ids
 from twotower.data.versions import no_versions
 from twotower.errors import ConfigError, RunError
@@ -60,11 +51,6 @@ class BucketReader:
         """Number of interactions of the largest bucket."""
         return max(bucket.rows for bucket in self.buckets.facts.buckets)
 
-    @property
-    def values(self) -> list[str]:
-        """Columns that features average."""
-        return [VALUE_PREFIX + a for a in averaged_columns(self.schema)]
-
     def _check(self) -> None:
         if other := self.buckets.facts.difference(self.schema):
             raise ConfigError(
@@ -80,7 +66,7 @@ class BucketReader:
                     f"{path}: column '{WEIGHT}', and schema.weight is empty; name its column, or leave it out"
                 )
 
-    def read(self, bucket: Bucket, *columns: str) -> Columns:
+    def read(self, bucket: Bucket, *columns: str) -> pl.DataFrame:
         """Return the users and other columns of a bucket. Raises RunError if what is read breaks a rule of the
         contract."""
         path, names = self.buckets.file(bucket), list(dict.fromkeys([USER, *columns]))
@@ -89,27 +75,13 @@ class BucketReader:
             frame = frame.with_columns(pl.col(WEIGHT).cast(pl.Float32))
         # Rows order what has one time.
         order = [c for c in (USER, TIME, ROW) if c in names and (c != ROW or TIME in names or not self.schema.time)]
-        problems = Problems(self.buckets.folder)
-        records = BucketRecords(path, bucket, self.buckets.facts, problems, order, pairs=self.strict)
-        if records.check(frame):
-            records.check_number()
-        if problems.lines:
+        for rule, what in record_problems(frame, bucket, self.buckets.facts, order, self.strict):
             raise RunError(
-                f"{path}: damaged, or does not follow docs/prepared-format.md "
-                f"({problems.lines[0].partition(': ')[2]}); "
+                f"{path}: damaged, or does not follow docs/prepared-format.md (rule {rule.value}: {what}); "
                 f"`check_buckets(folder={str(self.buckets.folder)!r})` names every problem"
             )
         self.check_unchanged(path)
-        return arrays_of(frame, self.schema)
-
-    def context(self, bucket: Bucket) -> pl.DataFrame:
-        """Return the columns of a bucket that features of the context read, by their names in the log. Raises
-        RunError."""
-        path, names = self.buckets.file(bucket), self.schema.context_columns()
-        wanted = [pl.col(CONTEXT_PREFIX + name).alias(name) for name in names] or [pl.col(USER)]
-        frame = read_checked(path, lambda p: pl.scan_parquet(p, glob=False).select(wanted).collect())
-        self.check_unchanged(path)
-        return frame if names else frame.rename({USER: "__user"})
+        return frame
 
     def versions(self, newest: Mapping[SideName, pl.DataFrame]) -> dict[SideName, pl.DataFrame]:
         """Return the tables of versions of the sides that have some, whose newest rows are given. Raises RunError for
