@@ -1,6 +1,6 @@
 """Preparation of a log as a `MemmapDataset`, in memory that does not grow with the number of interactions.
 
-    log -> pieces (ids become rows) -> buckets (sorted, by this process or by Ray's) -> arrays (a range for each bucket)
+    log -> pieces (ids become rows) -> buckets (sorted, in this process or in Ray's) -> arrays (of all buckets)
 
 A call that was killed is continued by the next one, which makes only the files that are missing.
 """

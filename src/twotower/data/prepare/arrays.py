@@ -14,15 +14,13 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import polars as pl
 
 from twotower import files
 from twotower.arrays import npy_writer
-from twotower.arrays.ragged import Column, Ragged, offsets_of
+from twotower.arrays.ragged import Column, Ragged
 from twotower.arrays.types import Bools, Ints
 from twotower.data import splits
 from twotower.data.bucket_columns import arrays_of, context_of
@@ -123,21 +121,19 @@ class PreparedArrays:
             example,
         )  # fmt: skip
         self._write_buckets(each, sizes, fitted)
-        with ThreadPoolExecutor(threads) as pool:
-            list(pool.map(self._join, sorted(self.pieces.iterdir())))
-        self._write_sums(int(sizes[:, TRAIN].sum()))
-        if self.schema.context_columns():
-            write_parquet(example, self.made / layout.CONTEXT)
-        encoders = fitted.encoders
-        columns: dict[str, files.JsonData] = {
-            side: self._encode(encoders, side, fitted.frames[side], side) for side in SIDES
-        }
+        encoders, columns = fitted.encoders, dict[str, files.JsonData]()
         for side in SIDES:
+            columns[side] = self._encode(encoders, side, fitted.frames[side], side, refuse=True)
             write_parquet(fitted.frames[side], self.made / layout.table(side))
         for side, every in fitted.versions.items():
             self._encode(encoders, side, every.frame, f"{side}.versions", refuse=False)
             write_parquet(stored_versions(every, side, self.schema), self.made / layout.versions(side))
         encoders.save(self.made)
+        if self.schema.context_columns():
+            write_parquet(example, self.made / layout.CONTEXT)
+        with ThreadPoolExecutor(threads) as pool:
+            list(pool.map(self._join, sorted(self.pieces.iterdir())))
+        self._write_sums(int(sizes[:, TRAIN].sum()))
         facts: dict[str, files.JsonData] = {
             "format": MEMMAP_FORMAT, "twotower": __version__, "rows": int(sizes.sum()), "users": self.facts.users,
             "items": self.facts.items, "ends": np.cumsum(sizes.sum(0))[:2].tolist(), "columns": columns,
@@ -227,31 +223,14 @@ class PreparedArrays:
             self.arrays / "item_positive_counts.npy", positive_sums(Pairs(train["item"], **train), self.facts.items)
         )
 
-    def _encode(
-        self, encoders: Encoders, side: SideName, frame: pl.DataFrame, prefix: str, refuse: bool = True
-    ) -> list[str]:
-        """Write the encoded columns of a side's table as arrays of names with a prefix, and return the names of all its
-        features, in order."""
+    def _encode(self, encoders: Encoders, side: SideName, frame: pl.DataFrame, prefix: str, refuse: bool) -> list[str]:
+        """Write pieces of the encoded columns of a side's table, as arrays of names with a prefix, and return the names
+        of all its features, in order."""
         features = list(self.schema.side(side))
         for i, f in enumerate(features):
-            if f.history:
-                continue
-            lengths = list[Ints]()
-
-            def values(
-                start: int, source: pl.Series = frame[f.source], lengths: list[Ints] = lengths
-            ) -> npt.NDArray[Any]:
-                block = encoders.encode(f, source.slice(start, self.side_block_rows), refuse)  # noqa: B023 - called before the next f
-                if not isinstance(block, Ragged):
-                    return block
-                lengths.append(block.lengths)
-                return block.values
-
-            path = self.arrays / f"{prefix}.{i}.npy"
-            npy_writer.write_blocks(path, map(values, range(0, frame.height, self.side_block_rows)))
-            if lengths:
-                path.replace(self.arrays / f"{prefix}.{i}.values.npy")
-                np.save(self.arrays / f"{prefix}.{i}.offsets.npy", offsets_of(np.concatenate(lengths)))
+            for start in range(0, 0 if f.history else frame.height, self.side_block_rows):
+                block = encoders.encode(f, frame[f.source].slice(start, self.side_block_rows), refuse)
+                self._put(f"{prefix}.{i}", f"{start:012d}", block)
         return [f.name for f in features]
 
     def _digest(self, threads: int) -> str:

@@ -6,7 +6,7 @@ import logging
 import platform
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -16,15 +16,27 @@ import numpy as np
 import polars as pl
 
 from twotower.arrays.types import Ints
-from twotower.data.buckets import Bucket, BucketFacts, Buckets, LogColumns
+from twotower.data import times
+from twotower.data.buckets import Bucket, BucketFacts, Buckets, LogColumns, in_user_order
 from twotower.data.interaction_columns import ITEM, POSITIVE, ROW, TIME, USER
+from twotower.data.labels import no_positives
 from twotower.data.parts import tell_of_repeats_at_most
 from twotower.data.prepare.log_pieces import Log, Sides, counts_of_users, write_pieces
 from twotower.data.prepare.options import PrepareOptions
-from twotower.data.prepare.sides import settle_sides
-from twotower.data.tables import kept_of_repeated, no_known_rows, nothing_to_learn
+from twotower.data.readers import read_file, table_errors
+from twotower.data.table_path import TablePath
+from twotower.data.table_paths import table_files
+from twotower.data.tables import (
+    CheckedLog,
+    kept_of_repeated,
+    no_known_rows,
+    nothing_to_learn,
+    side_columns,
+    with_id_name,
+)
+from twotower.data.text_files import Reading
 from twotower.errors import DataError, RunError
-from twotower.features.side import SIDES
+from twotower.features.side import SIDES, SideName
 from twotower.files import layout
 from twotower.files.readers import write_parquet
 from twotower.files.resumable import make_once
@@ -120,17 +132,63 @@ def _write_pieces(
 ) -> tuple[Sides, list[Path], Mapping[str, int]]:
     """Write the tables of both sides and the pieces, those that are missing; return the tables, the pieces' files, and
     the numbers of interactions that are left out, by reason."""
-    tables, notes = {side: folder / layout.table(side) for side in SIDES}, list[str]()
-    known = {side: pl.read_parquet(path, glob=False) for side, path in tables.items() if path.exists()}
-    sides, versions, times, left_out = settle_sides(source, known if len(known) == len(SIDES) else None, notes)
-    for note in notes:
+    tables, checked = {side: folder / layout.table(side) for side in SIDES}, CheckedLog(source.schema)
+    found = {side: pl.read_parquet(path, glob=False) for side, path in tables.items() if path.exists()}
+    known = len(found) == len(SIDES)
+    progress = JobProgress(log, "interactions looked at", source.rows)
+    checked.look(partial(_read, source, progress), known)
+    if not known:
+        found, versions = _settled_sides(source, checked)
+        for side, of_side in versions.items():
+            make_once(folder / layout.versions(side), partial(write_parquet, of_side))
+        for side, path in tables.items():
+            make_once(path, partial(write_parquet, found[side]))
+    for note in checked.notes:
         log.info(note)
-    for side, of_side in versions.items():
-        make_once(folder / layout.versions(side), partial(write_parquet, of_side))
-    for side, path in tables.items():
-        make_once(path, partial(write_parquet, sides[side]))
     progress = JobProgress(log, "interactions read", source.rows)
-    return sides, write_pieces(source, sides, times, pieces, options.threads, progress), left_out
+    return found, write_pieces(source, checked, found, pieces, options.threads, progress), checked.left_out
+
+
+def _read(source: Log, progress: JobProgress, columns: list[str]) -> Iterator[pl.DataFrame]:
+    """Yield some columns of each piece."""
+    for piece in source.pieces:
+        yield source.read(piece, columns)
+        progress.advance(piece.rows)
+
+
+def _settled_sides(source: Log, checked: CheckedLog) -> tuple[Sides, Sides]:
+    """Return the tables of both sides, the users in the order of their rows, and those of the versions of sides that
+    have some. Raises DataError."""
+    schema, given = source.schema, dict[SideName, tuple[pl.DataFrame, bool] | None]()
+    for side, table in zip(SIDES, (source.data.users, source.data.items), strict=True):
+        given[side] = None
+        if table:
+            wanted = [schema.table_id(side), *side_columns(side, schema)[1:], *filter(None, [schema.valid_from])]
+            frame = with_id_name(read_file(table, Reading.of(schema, side, source.data.format), wanted), side, schema)
+            paths = table_files(table)
+            checked.notes += _not_kept(side, paths, frame, wanted)
+            for path in paths:
+                source.check_unchanged(f"{side}s", path)
+            given[side] = frame, paths[0].is_text or source.is_text
+    found, versions = checked.sides(given)
+    found = {side: table.select(side_columns(side, schema)) for side, table in found.items()}
+    found["user"] = in_user_order(found["user"], schema.user_id)
+    return found, {side: every.select(*side_columns(side, schema), times.TIME) for side, every in versions.items()}
+
+
+def _not_kept(side: SideName, paths: list[TablePath], frame: pl.DataFrame, wanted: Container[str]) -> list[str]:
+    """Return a line about the columns of a table that the schema does not name, none without such. A frame of text
+    files has all columns."""
+    names = dict.fromkeys(frame.columns)
+    for path in () if paths[0].is_text else paths:
+        with table_errors(path):
+            names |= dict.fromkeys(path.scan().collect_schema().names())
+    left = ", ".join(f"'{name}'" for name in names if name not in wanted)
+    return (
+        [f"{side}s: not kept, as the schema does not name them, so that no filter or slice reads them: {left}"]
+        if left
+        else []
+    )
 
 
 def _ranges(counts: Ints, bucket_rows: int) -> Iterator[tuple[int, int]]:
@@ -171,9 +229,9 @@ def _facts(
     summary.drop(f"rows repeated a pair of user and item, {kept_of_repeated(schema)}", repeated)
     log.info(str(summary))
     tell_of_repeats_at_most(repeated, schema, source.split)
-    times = [pl.col(TIME).min().alias("first"), pl.col(TIME).max().alias("last")] if schema.time else []
+    ends = [pl.col(TIME).min().alias("first"), pl.col(TIME).max().alias("last")] if schema.time else []
     each = [
-        pl.scan_parquet(folder / b.file, glob=False).select(pl.col(POSITIVE).sum(), *times).collect()
+        pl.scan_parquet(folder / b.file, glob=False).select(pl.col(POSITIVE).sum(), *ends).collect()
         for b in buckets
         if b.rows
     ]
@@ -181,12 +239,10 @@ def _facts(
     if not (positives := int(of_all[POSITIVE].sum())):
         if not schema.label:
             raise nothing_to_learn(schema)
-        raise DataError(
-            f"interactions: no row has '{schema.label}' above {schema.positive_above:g}; set schema.positive_above"
-        )
+        raise no_positives(schema)
     return BucketFacts(
         maker=f"twotower {__version__}", duplicates=schema.duplicates, log=LogColumns.of(schema),
         users=sides["user"].height,
         items=sides["item"].height, read=source.rows, rows=kept, positives=positives, buckets=buckets,
-        first_time=of_all["first"].min() if times else None, last_time=of_all["last"].max() if times else None,
+        first_time=of_all["first"].min() if ends else None, last_time=of_all["last"].max() if ends else None,
     )  # fmt: skip
