@@ -40,7 +40,7 @@ from twotower.data.buckets import Bucket, Buckets, in_user_order
 from twotower.data.config import DataConfig
 from twotower.data.dataset import Dataset, build_dataset
 from twotower.data.memmap import MemmapDataset
-from twotower.data.prepare import bucketing, split_buckets
+from twotower.data.prepare import bucket_reader, bucketing
 from twotower.data.prepare.arrays import PreparedArrays
 from twotower.data.prepare.bucket_reader import BucketReader
 from twotower.data.prepare.options import PrepareOptions
@@ -792,14 +792,14 @@ def test_fault_C14_a_bucket_that_changes_between_two_passes_is_named(
 ) -> None:
     buckets = prepare.write_buckets(shards(tmp_path / "in", SCHEMA, *tables()), SCHEMA, tmp_path / "buckets", SMALL)
     changed = buckets.file(buckets.facts.buckets[2])
-    rule = split_buckets.SplitBuckets.rule
+    rule = bucket_reader.SplitBuckets.rule
 
-    def grown(self: split_buckets.SplitBuckets, ids: pl.Series) -> Any:
+    def grown(self: bucket_reader.SplitBuckets, ids: pl.Series) -> Any:
         found = rule(self, ids)
         pl.read_parquet(changed).with_columns(~pl.col("positive")).write_parquet(changed)
         return found
 
-    monkeypatch.setattr(split_buckets.SplitBuckets, "rule", grown)
+    monkeypatch.setattr(bucket_reader.SplitBuckets, "rule", grown)
     with pytest.raises(RunError, match=r"00002.parquet: was changed while it was read; call again when it is complete"):
         prepare.write_prepared(DataConfig(buckets=str(buckets.folder)), SCHEMA, SPLITS["last"], tmp_path / "out", SMALL)
 
@@ -982,7 +982,7 @@ def test_fault_C16_a_disk_without_room_for_a_split_is_an_error_of_one_line(
     def full(*arguments: Any) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(split_buckets, "temporary_array", partial(temporary_array, memory_bytes=0))
+    monkeypatch.setattr(bucket_reader, "temporary_array", partial(temporary_array, memory_bytes=0))
     data = shards(tmp_path / "in", SCHEMA, *tables())
     for kind in ("random", "time"):
         monkeypatch.setattr(os, "posix_fallocate", full)
@@ -991,7 +991,7 @@ def test_fault_C16_a_disk_without_room_for_a_split_is_an_error_of_one_line(
         ):
             prepare.write_prepared(data, SCHEMA, SPLITS[kind], tmp_path / kind, SMALL)
         monkeypatch.undo()
-        monkeypatch.setattr(split_buckets, "temporary_array", partial(temporary_array, memory_bytes=0))
+        monkeypatch.setattr(bucket_reader, "temporary_array", partial(temporary_array, memory_bytes=0))
         prepare.write_prepared(data, SCHEMA, SPLITS[kind], tmp_path / kind, SMALL)
 
 

@@ -168,12 +168,12 @@ def stats(
     ] = "rows",
 ) -> None:
     """Describe three tables: sizes, columns, missing and distinct values, activity per user and item."""
-    from twotower.data import summary
-    from twotower.data.readers import read_file
-    from twotower.data.table_path import TABLE_SUFFIXES, TEXT_SUFFIXES, TablePath, ending
-    from twotower.data.table_paths import exists, table_files, table_source
-    from twotower.data.text_files import Reading
-    from twotower.data.text_format import TextFormat
+    from twotower.cli import summary
+    from twotower.data.reading.readers import read_file
+    from twotower.data.reading.table_path import TABLE_SUFFIXES, TEXT_SUFFIXES, TablePath, ending
+    from twotower.data.reading.table_paths import exists, table_files, table_source
+    from twotower.data.reading.text_files import Reading
+    from twotower.data.reading.text_format import TextFormat
     from twotower.features.schema import Schema
 
     if layout not in ("rows", "sequences"):

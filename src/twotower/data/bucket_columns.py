@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import polars as pl
 
-from twotower.data import labels, times
+from twotower.data import labels
 from twotower.data.interaction_columns import (
     CONTEXT_PREFIX,
     EVENT,
@@ -21,6 +21,7 @@ from twotower.data.interaction_columns import (
     Columns,
 )
 from twotower.data.labels import event_types, type_names
+from twotower.data.reading import times
 from twotower.data.tables import averaged_columns
 from twotower.data.unknown_ids import rows_of_ids
 from twotower.features.schema import Schema

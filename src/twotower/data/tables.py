@@ -29,13 +29,13 @@ from twotower.data.labels import (
     without_ignored,
 )
 from twotower.data.parts import PART, PartFiles
-from twotower.data.readers import TableLike, as_frame, first_file, has_text
-from twotower.data.text_files import Reading
-from twotower.data.text_format import TextFormat
-from twotower.data.times import TIME, Times
+from twotower.data.reading.readers import TableLike, as_frame, first_file, has_text, need
+from twotower.data.reading.text_files import Reading
+from twotower.data.reading.text_format import TextFormat
+from twotower.data.reading.times import TIME, Times
 from twotower.data.unknown_ids import COUNT, counted_ids, of_one_type, with_unknown_ids
 from twotower.data.versions import newest_and_all, no_versions
-from twotower.errors import DataError, did_you_mean
+from twotower.errors import DataError
 from twotower.escaping import representation
 from twotower.features.feature import Feature, Statistic
 from twotower.features.schema import Schema
@@ -236,17 +236,6 @@ class _LogIds:
                 f"{piece[self.key].dtype} in others; give all files the same type"
             )
         return pl.concat([found, piece])
-
-
-def need(frame: pl.DataFrame, columns: list[str], what: str, or_else: str = "") -> None:
-    """Raise DataError if the table `what` lacks one of the columns."""
-    for name in columns:
-        if name not in frame.columns:
-            raise DataError(
-                f"{what}: no column '{name}'{did_you_mean(name, frame.columns)} "
-                f"(found: {', '.join(frame.columns[:12])}{', …' if frame.width > 12 else ''}); "
-                f"name it in [schema]{or_else}"
-            )
 
 
 def with_id_name(frame: pl.DataFrame, side: SideName, schema: Schema) -> pl.DataFrame:

@@ -24,8 +24,7 @@ from twotower.cli.app import run_command
 from twotower.config.experiment import Config
 from twotower.config.toml import dump_config
 from twotower.data.buckets import BucketFacts, LogColumns
-from twotower.data.buckets.check import check_buckets
-from twotower.data.buckets.records import Rule
+from twotower.data.buckets.check import Rule, check_buckets
 from twotower.errors import RunError
 from twotower.features.categorical import Categorical
 from twotower.features.numeric import Numeric

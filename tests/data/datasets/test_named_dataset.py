@@ -16,7 +16,7 @@ from twotower.config.toml import dump_config, load_config, parse_config
 from twotower.data import source
 from twotower.data.datasets import DATASETS
 from twotower.data.datasets.named_dataset import NamedDataset
-from twotower.data.readers import read_file
+from twotower.data.reading.readers import read_file
 from twotower.data.tables import check
 from twotower.errors import ConfigError
 

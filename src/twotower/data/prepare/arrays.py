@@ -31,9 +31,8 @@ from twotower.data.interaction_columns import CONTEXT_PREFIX, POSITIVE, TIME, US
 from twotower.data.memmap import MEMMAP_FORMAT
 from twotower.data.pairs import Pairs, positive_sums
 from twotower.data.parts import dropped_line
-from twotower.data.prepare.bucket_reader import BucketReader
+from twotower.data.prepare.bucket_reader import BucketReader, SplitBuckets, given_facts
 from twotower.data.prepare.options import SIDE_BLOCK_ROWS
-from twotower.data.prepare.split_buckets import SplitBuckets, given_facts
 from twotower.data.side import Side
 from twotower.data.split import SplitConfig
 from twotower.data.splits import TEST, TRAIN

@@ -16,16 +16,17 @@ import numpy as np
 import polars as pl
 
 from twotower.arrays.types import Ints
-from twotower.data import times
 from twotower.data.buckets import Bucket, BucketFacts, Buckets, LogColumns, in_user_order
 from twotower.data.interaction_columns import ITEM, POSITIVE, ROW, TIME, USER
 from twotower.data.labels import no_positives
 from twotower.data.parts import tell_of_repeats_at_most
 from twotower.data.prepare.log_pieces import Log, Sides, counts_of_users, write_pieces
 from twotower.data.prepare.options import PrepareOptions
-from twotower.data.readers import read_file, table_errors
-from twotower.data.table_path import TablePath
-from twotower.data.table_paths import table_files
+from twotower.data.reading import times
+from twotower.data.reading.readers import read_file, table_errors
+from twotower.data.reading.table_path import TablePath
+from twotower.data.reading.table_paths import table_files
+from twotower.data.reading.text_files import Reading
 from twotower.data.tables import (
     CheckedLog,
     kept_of_repeated,
@@ -34,7 +35,6 @@ from twotower.data.tables import (
     side_columns,
     with_id_name,
 )
-from twotower.data.text_files import Reading
 from twotower.errors import DataError, RunError
 from twotower.features.side import SIDES, SideName
 from twotower.files import layout

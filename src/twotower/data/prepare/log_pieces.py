@@ -18,19 +18,19 @@ from polars import selectors
 
 from twotower.arrays.types import Ints
 from twotower.data.bucket_columns import bucket_columns
-from twotower.data.column_types import common_types, with_types
 from twotower.data.config import DataConfig
 from twotower.data.interaction_columns import USER
 from twotower.data.labels import POSITIVE
 from twotower.data.parts import PART, PartFiles, check_part_column, given_parts
-from twotower.data.readers import table_errors
+from twotower.data.reading.column_types import common_types, with_types
+from twotower.data.reading.readers import need, table_errors
+from twotower.data.reading.table_path import TablePath
+from twotower.data.reading.table_paths import check_one_kind, part_paths, table_files
+from twotower.data.reading.table_shards import TableFile, TableShard, cut_into_shards, read_slices
+from twotower.data.reading.text_files import Reading, as_types, text_as_parquet, text_types
+from twotower.data.reading.times import TIME
 from twotower.data.split import PART_NAMES, SplitConfig
-from twotower.data.table_path import TablePath
-from twotower.data.table_paths import check_one_kind, part_paths, table_files
-from twotower.data.table_shards import TableFile, TableShard, cut_into_shards, read_slices
-from twotower.data.tables import CheckedLog, averaged_columns, need
-from twotower.data.text_files import Reading, as_types, text_as_parquet, text_types
-from twotower.data.times import TIME
+from twotower.data.tables import CheckedLog, averaged_columns
 from twotower.errors import DataError
 from twotower.features.schema import Schema
 from twotower.features.side import SideName

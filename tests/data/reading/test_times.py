@@ -28,9 +28,9 @@ from twotower.data import prepare
 from twotower.data.config import DataConfig
 from twotower.data.dataset import Dataset, build_dataset
 from twotower.data.memmap import MemmapDataset
+from twotower.data.reading.times import Times
 from twotower.data.split import SplitConfig
 from twotower.data.tables import check
-from twotower.data.times import Times
 from twotower.errors import BundleError, ConfigError, DataError, RunError
 from twotower.features.schema import Schema
 from twotower.features.sequence import Sequence
