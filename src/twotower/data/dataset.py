@@ -103,7 +103,8 @@ class Dataset:
 
     def of_part(self, part: int) -> Bools | slice:
         """Return the mask (n,) of the interactions of TRAIN, VALIDATION or TEST, or their slice."""
-        return self.parts == part
+        mask: Bools = self.parts == part
+        return mask
 
     def part(self, part: int) -> Pairs:
         """Return the pairs of TRAIN, VALIDATION or TEST, in the table's order."""

@@ -199,9 +199,11 @@ class PreparedArrays:
 
     def _put(self, name: str, piece: str, column: Column) -> None:
         """Write a piece of an array, or of all arrays of a ragged one, with lengths in place of offsets."""
-        arrays = {name: column}
-        if isinstance(column, Ragged):
-            arrays = {f"{name}.values": column.values, f"{name}.offsets": column.lengths}
+        arrays: dict[str, npt.NDArray[Any]] = {}
+        if not isinstance(column, Ragged):
+            arrays[name] = column
+        else:
+            arrays |= {f"{name}.values": column.values, f"{name}.offsets": column.lengths}
             arrays |= {} if column.source is None else {f"{name}.source": column.source}
         for array, values in arrays.items():
             (self.pieces / array).mkdir(exist_ok=True)

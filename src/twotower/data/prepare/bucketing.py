@@ -122,7 +122,7 @@ class _Sorting:
     def _sorted(self, users: tuple[int, int]) -> pl.DataFrame:
         """Return the interactions of users in the order of a bucket: polars reads the row groups of the pieces that
         have these users."""
-        own = pl.scan_parquet(self.pieces, glob=False).filter(pl.col(USER).is_between(users[0], users[1] - 1))
+        own = pl.scan_parquet([*self.pieces], glob=False).filter(pl.col(USER).is_between(users[0], users[1] - 1))
         found = own.collect().sort(USER, *([TIME] if self.is_timed else []), ROW)
         return found if self.keeps_repeats else found.unique([USER, ITEM], keep="last", maintain_order=True)
 
