@@ -14,7 +14,7 @@ from context_worlds import HOUR, HOURS, USERS, flat, hourly, hourly_schema, hour
 from service_client import Client, clients, ids
 
 from twotower import api
-from twotower.data.run_tables import load_tables
+from twotower.data.memmap import load_tables
 from twotower.data.splits import TEST
 from twotower.embedding.bulk import embed
 from twotower.embedding.folder import EmbeddingsFolder

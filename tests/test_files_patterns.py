@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from twotower.cli.app import run_command
-from twotower.data.readers import read_file
+from twotower.data.reading.readers import read_file
 from twotower.embedding.folder import EmbeddingsFolder
 
 ROOT = Path(__file__).resolve().parents[1]

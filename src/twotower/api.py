@@ -30,7 +30,7 @@ from twotower.data.dataset import Dataset, build_dataset
 from twotower.data.ids import IdColumn, TextColumn
 from twotower.data.memmap import MemmapDataset
 from twotower.data.prepare.options import PrepareOptions
-from twotower.data.readers import TableLike, as_frame
+from twotower.data.reading.readers import TableLike, as_frame
 from twotower.data.source import read
 from twotower.data.splits import TEST, TRAIN
 from twotower.data.tables import Tables, check, with_ids

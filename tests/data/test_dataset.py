@@ -12,7 +12,7 @@ from worlds import CHECKERBOARD_SCHEMA, EVERYTHING_SCHEMA, ID_FEATURES, checkerb
 
 from twotower.arrays.ragged import Ragged
 from twotower.data.dataset import Dataset, assemble_dataset, build_dataset
-from twotower.data.run_tables import load_tables, save_tables
+from twotower.data.memmap import load_tables, save_tables
 from twotower.data.split import SplitConfig
 from twotower.data.splits import TEST, TRAIN, VALIDATION
 from twotower.data.tables import check

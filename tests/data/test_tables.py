@@ -22,12 +22,12 @@ from messages import refused
 from worlds import EVERYTHING_SCHEMA, ID_FEATURES, everything
 
 from twotower.cli.app import run_command
+from twotower.cli.summary import describe
 from twotower.data.dataset import Dataset, build_dataset
-from twotower.data.readers import as_frame, read_file
+from twotower.data.reading.readers import as_frame, read_file
+from twotower.data.reading.text_files import Reading
 from twotower.data.split import SplitConfig
-from twotower.data.summary import describe
 from twotower.data.tables import Tables, check
-from twotower.data.text_files import Reading
 from twotower.errors import DataError
 from twotower.features.categorical import Categorical
 from twotower.features.multi_hot import MultiHot

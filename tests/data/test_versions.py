@@ -15,7 +15,7 @@ from worlds import EVERYTHING_SCHEMA, everything
 from twotower.arrays.ragged import Ragged
 from twotower.config.experiment import Config
 from twotower.data.dataset import Dataset, build_dataset
-from twotower.data.run_tables import load_tables, save_tables
+from twotower.data.memmap import load_tables, save_tables
 from twotower.data.split import SplitConfig
 from twotower.data.splits import TEST
 from twotower.data.tables import check

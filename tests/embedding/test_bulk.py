@@ -38,7 +38,6 @@ from worlds import checkerboard, settings
 from twotower import api, files
 from twotower.cli import training
 from twotower.cli.app import run_command
-from twotower.data.sharded_result import ShardedResult
 from twotower.data.tables import check
 from twotower.embedding.folder import LIST_FILE, EmbeddingsFolder
 from twotower.errors import ConfigError, DataError, RunError
@@ -47,6 +46,7 @@ from twotower.features.multi_hot import MultiHot
 from twotower.features.numeric import Numeric
 from twotower.features.schema import Schema
 from twotower.files.object_stores import ObjectClient
+from twotower.files.sharded_result import ShardedResult
 from twotower.files.urls import Url
 from twotower.retrieval.retriever import Retriever
 from twotower.runs import Run

@@ -16,7 +16,6 @@ from worlds import settings
 
 import twotower
 from twotower.data.dataset import Dataset, build_dataset
-from twotower.data.recent_popularity import PopularityTerms
 from twotower.data.split import SplitConfig
 from twotower.data.splits import TEST, VALIDATION
 from twotower.data.tables import check
@@ -30,6 +29,7 @@ from twotower.evaluation.user_slices import MISSING
 from twotower.evaluation.version_factors import VersionFactors
 from twotower.model.inputs.side_tensors import SideTensors
 from twotower.runs import Run
+from twotower.scorers.recent_popularity import PopularityTerms
 from twotower.scorers.trending import RecentScores
 
 SPLITS = {"random": SplitConfig(), "time": SplitConfig(kind="time"), "last": SplitConfig(kind="last")}

@@ -22,8 +22,8 @@ from twotower.arrays.ragged import Column, Ragged
 from twotower.data import memmap
 from twotower.data.config import DataConfig
 from twotower.data.dataset import Dataset, build_dataset
+from twotower.data.memmap import load_tables, save_tables
 from twotower.data.prepare import write_prepared
-from twotower.data.run_tables import load_tables, save_tables
 from twotower.data.split import SplitConfig
 from twotower.data.tables import check
 from twotower.errors import DataError, TwoTowerError

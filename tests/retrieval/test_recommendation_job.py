@@ -25,7 +25,7 @@ from ray_worlds import running_ray
 
 from twotower import api, files
 from twotower.cli.app import run_command
-from twotower.data.readers import columns_and_rows
+from twotower.data.reading.readers import columns_and_rows
 from twotower.errors import ConfigError, DataError, RunError
 from twotower.files.object_stores import ObjectClient
 from twotower.files.urls import Url
@@ -317,7 +317,7 @@ def test_fault_C12_a_csv_that_grows_while_its_rows_are_counted_ends_the_job(
             f.write("u3\n")
         return found
 
-    monkeypatch.setattr("twotower.data.table_shards.columns_and_rows", grow)
+    monkeypatch.setattr("twotower.data.reading.table_shards.columns_and_rows", grow)
     with pytest.raises(DataError, match=r"t\.csv: was changed while it was read"):
         job(store, table, tmp_path / "out")
     assert not state(tmp_path / "out")

@@ -16,10 +16,10 @@ from worlds import REPLAYED_SCHEMA, replayed, settings
 from twotower import api
 from twotower.arrays.types import Floats
 from twotower.data.ids import TextColumn
-from twotower.data.own_items import HistoryScores, HistoryTerm, OwnItems
 from twotower.data.split import SplitConfig
 from twotower.data.splits import TEST
 from twotower.errors import RunError
+from twotower.evaluation.own_items import HistoryScores, HistoryTerm, OwnItems
 from twotower.features.day_of_week import DayOfWeek
 from twotower.features.sequence import Sequence
 from twotower.files import layout

@@ -11,7 +11,6 @@ import pytest
 import torch
 
 from twotower.data.dataset import Dataset, build_dataset
-from twotower.data.recent_popularity import PopularityTerms
 from twotower.data.split import SplitConfig
 from twotower.data.splits import TEST, VALIDATION
 from twotower.data.tables import check
@@ -20,6 +19,7 @@ from twotower.evaluation.factors import Factors
 from twotower.features.categorical import Categorical
 from twotower.features.schema import Schema
 from twotower.scorers.choices import MAX_ITEMS, MAX_OWN, MAX_ROWS, MIN_ROWS, Choices
+from twotower.scorers.recent_popularity import PopularityTerms
 from twotower.scorers.trending import RecentScores
 
 N_ITEMS = 40

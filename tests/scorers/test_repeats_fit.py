@@ -16,13 +16,13 @@ from worlds import settings
 from twotower import api, runs
 from twotower.config.experiment import Config
 from twotower.data.dataset import Dataset, build_dataset
-from twotower.data.own_items import Recency
 from twotower.data.split import SplitConfig
 from twotower.data.splits import VALIDATION
 from twotower.data.tables import check
 from twotower.errors import ConfigError
 from twotower.evaluation.added_scores import SparseScores
 from twotower.evaluation.factors import Factors
+from twotower.evaluation.own_items import Recency
 from twotower.features.categorical import Categorical
 from twotower.features.schema import Schema
 from twotower.features.sequence import Sequence

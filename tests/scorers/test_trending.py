@@ -19,7 +19,6 @@ from worlds import settings
 from twotower import api, runs
 from twotower.config.experiment import Config
 from twotower.data.dataset import Dataset, build_dataset
-from twotower.data.recent_popularity import PopularityTerms, RecentPopularity
 from twotower.data.split import SplitConfig
 from twotower.data.splits import TEST, VALIDATION
 from twotower.data.tables import check
@@ -36,6 +35,7 @@ from twotower.reports.compare import compare_runs
 from twotower.retrieval.request import Method, Request
 from twotower.retrieval.retriever import Retriever
 from twotower.runs.evaluation import QueryShard, _Rankings
+from twotower.scorers.recent_popularity import PopularityTerms, RecentPopularity
 from twotower.scorers.trending import RecentScores, half_lives_of
 from twotower.train.mix import Mix
 from twotower.train.trainer import Trainer

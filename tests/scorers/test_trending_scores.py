@@ -9,11 +9,11 @@ import pytest
 import torch
 from waves import N_ITEMS, world
 
-from twotower.data.recent_popularity import PopularityTerms, RecentPopularity
 from twotower.data.splits import TEST, VALIDATION
 from twotower.evaluation.config import EvaluationConfig
 from twotower.evaluation.factors import Factors
 from twotower.evaluation.moments import asked_times
+from twotower.scorers.recent_popularity import PopularityTerms, RecentPopularity
 from twotower.scorers.trending import RecentScores, Trending
 
 HALF_LIFE, WEIGHT = 20.0, 0.7

@@ -10,8 +10,8 @@ import polars as pl
 import pytest
 from suggestion_worlds import log
 
-from twotower.data.table_path import TablePath
-from twotower.data.text_format import TextFormat
+from twotower.data.reading.table_path import TablePath
+from twotower.data.reading.text_format import TextFormat
 from twotower.errors import DataError, OpenRoles
 from twotower.suggestion.suggest import suggest
 from twotower.suggestion.tables import find_tables, sniff

@@ -17,7 +17,6 @@ from worlds import settings
 
 from twotower.config.experiment import Config
 from twotower.data.dataset import Dataset, build_dataset
-from twotower.data.recent_popularity import PopularityTerms, RecentPopularity
 from twotower.data.split import SplitConfig
 from twotower.data.splits import TEST, VALIDATION
 from twotower.data.tables import check
@@ -30,6 +29,7 @@ from twotower.features.values import UNKNOWN
 from twotower.scorers.choices import MIN_ROWS
 from twotower.scorers.columns import ColumnFactors
 from twotower.scorers.logit import FREE, fit_weights
+from twotower.scorers.recent_popularity import PopularityTerms, RecentPopularity
 from twotower.scorers.start import PairValues
 from twotower.scorers.trending import RecentScores, half_lives_of
 from twotower.train import mix

@@ -22,25 +22,6 @@ def write_npy_header(file: BinaryIO, like: npt.NDArray[Any], n: int) -> None:
     file.seek(0, 2)
 
 
-def create(path: Path, dtype: npt.DTypeLike, n: int) -> None:
-    """Create a file of `n` rows of zeros, for `write_rows`, unless it exists with its size. `dtype` may have the shape
-    of a row."""
-    like = np.zeros((), dtype)
-    size = HEADER_BYTES + n * like.nbytes
-    if path.exists() and path.stat().st_size == size:
-        return
-    with path.open("w+b") as file:
-        write_npy_header(file, like, n)
-        file.truncate(size)
-
-
-def write_rows(path: Path, start: int, values: npt.NDArray[Any]) -> None:
-    """Write rows (n, …) from row `start` on."""
-    with path.open("r+b") as file:
-        file.seek(HEADER_BYTES + start * values.itemsize * int(np.prod(values.shape[1:])))
-        file.write(np.ascontiguousarray(values).data)
-
-
 def write_blocks(path: Path, blocks: Iterable[npt.NDArray[Any]]) -> None:
     """Write a file of at least one block (n, …), block by block."""
     n, like = 0, np.zeros(())

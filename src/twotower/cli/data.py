@@ -35,9 +35,8 @@ SortEngine = Annotated[
     str,
     typer.Option(
         "--engine",
-        metavar="auto|local|duckdb|ray|ray://HOST:PORT",
-        help="Engine that sorts the interactions. local: in memory. duckdb: on disk. auto: by the size of the log. "
-        "ray: DuckDB in several processes.",
+        metavar="local|ray|ray://HOST:PORT",
+        help="Processes that sort the interactions. local: this one. ray: several of Ray's, on this or other hosts.",
     ),
 ]
 Memory = Annotated[
@@ -169,12 +168,12 @@ def stats(
     ] = "rows",
 ) -> None:
     """Describe three tables: sizes, columns, missing and distinct values, activity per user and item."""
-    from twotower.data import summary
-    from twotower.data.readers import read_file
-    from twotower.data.table_path import TABLE_SUFFIXES, TEXT_SUFFIXES, TablePath, ending
-    from twotower.data.table_paths import exists, table_files, table_source
-    from twotower.data.text_files import Reading
-    from twotower.data.text_format import TextFormat
+    from twotower.cli import summary
+    from twotower.data.reading.readers import read_file
+    from twotower.data.reading.table_path import TABLE_SUFFIXES, TEXT_SUFFIXES, TablePath, ending
+    from twotower.data.reading.table_paths import exists, table_files, table_source
+    from twotower.data.reading.text_files import Reading
+    from twotower.data.reading.text_format import TextFormat
     from twotower.features.schema import Schema
 
     if layout not in ("rows", "sequences"):
@@ -211,7 +210,7 @@ def stats(
 def prepare(
     config: TableConfig,
     out: Annotated[Path, typer.Option("--out", help="Folder for the prepared dataset.")],
-    engine: SortEngine = "auto",
+    engine: SortEngine = "local",
     memory: Memory = "1GB",
     threads: Threads = 0,
     overrides: Overrides = None,
@@ -229,7 +228,7 @@ def prepare(
 def bucket(
     config: TableConfig,
     out: Annotated[Path, typer.Option("--out", help="Folder for the buckets.")],
-    engine: SortEngine = "auto",
+    engine: SortEngine = "local",
     memory: Memory = "1GB",
     threads: Threads = 0,
     overrides: Overrides = None,

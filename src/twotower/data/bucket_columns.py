@@ -6,9 +6,7 @@ from collections.abc import Mapping
 
 import polars as pl
 
-from twotower.data import labels, times
-from twotower.data.context import plain_type
-from twotower.data.events import event_types, type_names
+from twotower.data import labels
 from twotower.data.interaction_columns import (
     CONTEXT_PREFIX,
     EVENT,
@@ -22,6 +20,8 @@ from twotower.data.interaction_columns import (
     WEIGHT,
     Columns,
 )
+from twotower.data.labels import event_types, type_names
+from twotower.data.reading import times
 from twotower.data.tables import averaged_columns
 from twotower.data.unknown_ids import rows_of_ids
 from twotower.features.schema import Schema
@@ -48,7 +48,7 @@ def bucket_columns(
     if schema.reads_types:
         found[EVENT] = type_names(interactions[schema.event])
     found |= {VALUE_PREFIX + a: labels.averaged_values(interactions, a, schema) for a in averaged_columns(schema)}
-    found |= {CONTEXT_PREFIX + name: plain_type(interactions[name]) for name in schema.context_columns()}
+    found |= {CONTEXT_PREFIX + name: interactions[name] for name in schema.context_columns()}
     return pl.DataFrame(found).drop_nulls([USER, ITEM])
 
 

@@ -19,8 +19,8 @@ from pydantic import (
 from twotower import files
 from twotower.data.datasets import DATASETS
 from twotower.data.datasets.named_dataset import NamedDataset
+from twotower.data.reading.text_format import TextFormat
 from twotower.data.split import PART_NAMES, SplitConfig
-from twotower.data.text_format import TextFormat
 from twotower.errors import ConfigError
 from twotower.features.schema import Schema
 from twotower.files.urls import Url, is_url

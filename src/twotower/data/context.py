@@ -14,7 +14,7 @@ from twotower.data.given_values import GivenValues
 from twotower.errors import ConfigError, DataError, did_you_mean
 from twotower.features.encoders import Encoders
 from twotower.features.schema import Schema
-from twotower.features.values import TEXT_TYPES, is_unknown, missing_count
+from twotower.features.values import is_unknown
 
 
 def context_frame(columns: pl.DataFrame, schema: Schema, user: Codes, times: Ints | None) -> pl.DataFrame:
@@ -44,25 +44,6 @@ def times_before(user: Codes, times: Ints | None, schema: Schema) -> Ints | None
     before = np.full(len(user), -1, np.int64)
     before[order] = np.where((last >= 0) & (users[last] == users), sorted_times[last], -1)
     return before
-
-
-def refuse_missing(frame: pl.DataFrame, schema: Schema) -> None:
-    """Raise DataError if the interactions lack a value of a feature of the context that has missing = 'error'."""
-    for f in schema.side("context"):
-        if f.refuses_missing and not f.reads_time and (n := missing_count(frame[f.source])):
-            raise DataError(
-                f"interactions: column '{f.source}' has {n} missing values and feature '{f.name}' has missing = "
-                "'error'; fill them or set missing = 'impute'"
-            )
-
-
-def plain_type(column: pl.Series) -> pl.Series:
-    """Return a column with the widest type of its kind, so that those of several files are of one."""
-    if column.dtype.is_integer() and column.dtype != pl.UInt64:
-        return column.cast(pl.Int64)
-    if column.dtype.is_float():
-        return column.cast(pl.Float64)
-    return column.cast(pl.String) if column.dtype in TEXT_TYPES else column
 
 
 def distinct_contexts(users: Codes, columns: Mapping[str, Column], rows: Ints) -> tuple[Ints, Ints]:

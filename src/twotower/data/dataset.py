@@ -21,7 +21,7 @@ from twotower.data.bucket_columns import arrays_of, bucket_columns, context_of
 from twotower.data.context import context_frame
 from twotower.data.fitted import Fitted, ReadAll
 from twotower.data.interaction_columns import EVENT, PART, TIME, USER, Columns
-from twotower.data.pairs import GroupedPairs, Pairs, counts, weight_sums
+from twotower.data.pairs import GroupedPairs, Pairs, counts, positive_sums, weight_sums
 from twotower.data.parts import check_gap, dropped_line, given_parts, tell_of_repeats
 from twotower.data.side import Side
 from twotower.data.split import PART_NAMES, SplitConfig
@@ -37,6 +37,10 @@ from twotower.features.schema import Schema
 from twotower.features.side import SIDES, SideName, other_side
 
 log = logging.getLogger(__name__)
+
+
+BY_USER = ("timeline", "positives_by_user", "seen_items", "positive_items", "interacted_items")
+"""Arrays of interactions or items by user, which a dataset makes when they are read."""
 
 
 @dataclass(frozen=True)
@@ -97,13 +101,19 @@ class Dataset:
         return Dataset(self.schema, self.encoders, users, items, self.pairs, parts, self.times, self.split,
             context_frame=frame)  # fmt: skip
 
+    def of_part(self, part: int) -> Bools | slice:
+        """Return the mask (n,) of the interactions of TRAIN, VALIDATION or TEST, or their slice."""
+        mask: Bools = self.parts == part
+        return mask
+
     def part(self, part: int) -> Pairs:
         """Return the pairs of TRAIN, VALIDATION or TEST, in the table's order."""
-        return self.pairs.take(self.parts == part)
+        return self.pairs.take(self.of_part(part))
 
     def part_indices(self, part: int) -> Ints:
         """Return the indices of the interactions of a part, rising."""
-        return np.flatnonzero(self.parts == part)
+        found = self.of_part(part)
+        return np.arange(found.start, found.stop) if isinstance(found, slice) else np.flatnonzero(found)
 
     @cached_property
     def context(self) -> dict[str, Column]:
@@ -130,15 +140,13 @@ class Dataset:
     def grouped(self, part: int) -> GroupedPairs:
         """Return the pairs of a part by user."""
         if part not in self._grouped:
-            self._grouped[part] = self._group(part)
+            group = GroupedPairs.of_sorted if self.grouped_by_user else GroupedPairs.of
+            self._grouped[part] = group(self.pairs_of(part), len(self.users))
         return self._grouped[part]
 
     @cached_property
     def _grouped(self) -> dict[int, GroupedPairs]:
         return {}
-
-    def _group(self, part: int) -> GroupedPairs:
-        return GroupedPairs.of(self.pairs_of(part), len(self.users))
 
     def pairs_of(self, part: int) -> Pairs:
         """Return `train`, `validation` or `test`, which are kept, unlike the arrays of `part`."""
@@ -174,7 +182,7 @@ class Dataset:
 
     def times_of(self, part: int) -> Ints | None:
         """Return the times of the pairs of a part, as `part` has them; None without times."""
-        return None if self.times is None else self.times[self.parts == part]
+        return None if self.times is None else self.times[self.of_part(part)]
 
     def side_before(self, side: SideName, part: int) -> Side:
         """Return one side with the sequences that are known before `part`.
@@ -196,7 +204,7 @@ class Dataset:
         )
 
         def codes_of(at: Ints) -> Codes:
-            codes = self.encoders.history_codes(history, self.side(read).by_version().frame)
+            codes = self.side(read).codes(history, self.encoders)
             return codes[self.input_rows(read, other[at], at)]  # the features of an interaction are those of its time
 
         found = self.pairs.arrays | ({} if self.times is None else {TIME: self.times})
@@ -208,7 +216,7 @@ class Dataset:
         keep = np.flatnonzero(among)
         return keep if self.times is None else keep[np.argsort(self.times[keep], kind="stable")]
 
-    # Views of the train part for training; a `MemmapDataset` has them on disk.
+    # Views of the train part for training; a `MemmapDataset` has those of BY_USER on disk.
 
     @property
     def grouped_by_user(self) -> bool:
@@ -252,10 +260,7 @@ class Dataset:
     @cached_property
     def item_positive_counts(self) -> Numbers:
         """(items,) number of training positives of each item; with weights the sums of theirs."""
-        train = self.train
-        if train.weight is not None:
-            return weight_sums(train.item, len(self.items), train.weight, train.positive)
-        return counts(train.item, len(self.items), train.positive)
+        return positive_sums(self.train, len(self.items))
 
     @cached_property
     def user_counts(self) -> Ints:
@@ -357,10 +362,9 @@ def build_dataset(tables: Tables, schema: Schema, config: SplitConfig) -> Datase
     columns = {name: column.copy() for name, column in arrays_of(bucket, schema).items()}  # polars lends its memory
     train, raw, times = parts == TRAIN, context_of(bucket, schema), columns.get(TIME)
     counts = {s: np.bincount(columns[s][train], minlength=frame.height) for s, frame in frames.items()}
-    context = context_frame(raw, schema, columns[USER], times)
-    of_context = {f.name: (context[f.source], train.astype(np.int64)) for f in schema.side("context")}
+    contexts = [context_frame(raw, schema, columns[USER], times).filter(train)] if schema.side("context") else []
     read_all: ReadAll = lambda *names: [(columns, parts)]  # noqa: E731
-    fitted = Fitted.on(read_all, schema, frames, tables.versions, counts, of_context, raw)
+    fitted = Fitted.on(read_all, schema, frames, tables.versions, counts, contexts, raw)
     users, items = (fitted.frames[side] for side in SIDES)
     pairs = Pairs.of(columns)
     encoders, versions = fitted.encoders, fitted.versions

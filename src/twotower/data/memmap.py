@@ -3,7 +3,7 @@
 prepared.json           format, counts, split, schema, digest
 encoders.json  vocabularies.arrow      statistics and vocabularies of the train part
 users|items.parquet     ids and raw features, the only files that are loaded whole; users in the order of data/buckets
-arrays/*.npy            interactions sorted by part, user and time; seen and positive items by user; encoded columns
+arrays/*.npy            interactions sorted by part, user and time; interactions and items by user; encoded columns
 
 A ragged column is two files, values and offsets, or three with the source interactions of the values.
 """
@@ -12,9 +12,10 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import io
 import shutil
 from dataclasses import dataclass, field, replace
-from functools import cached_property, partial
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,16 +26,15 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from twotower import files
 from twotower.arrays.ragged import Column, Ragged
-from twotower.arrays.types import Ints, Numbers
-from twotower.data.dataset import Dataset
-from twotower.data.interaction_columns import WEIGHT, stored_columns
-from twotower.data.pairs import GroupedPairs, Pairs
-from twotower.data.run_tables import load_tables, read_side, save_tables
+from twotower.data.bucket_columns import context_of
+from twotower.data.dataset import BY_USER, Dataset, assemble_dataset
+from twotower.data.interaction_columns import CONTEXT_PREFIX, WEIGHT, stored_columns
+from twotower.data.pairs import Pairs
 from twotower.data.side import Side
 from twotower.data.split import PART_NAMES, SplitConfig
 from twotower.data.splits import TEST
-from twotower.data.versions import Versions, read_versions
-from twotower.errors import ConfigError, RunError
+from twotower.data.versions import Versions, read_versions, stored_versions
+from twotower.errors import ConfigError, DataError, RunError, first_line
 from twotower.features.encoders import Encoders
 from twotower.features.schema import Schema
 from twotower.features.side import SIDES, SideName
@@ -43,8 +43,9 @@ from twotower.files.readers import read_array, read_checked, read_json, read_par
 from twotower.kinds import untrusted_kind
 from twotower.section import first_problem
 
-MEMMAP_FORMAT = 6
+MEMMAP_FORMAT = 7
 """Format of a prepared dataset, in prepared.json."""
+MAX_WEIGHT = float(np.finfo(np.float32).max)
 
 
 class PreparedFacts(BaseModel):
@@ -186,6 +187,15 @@ class MemmapDataset(Dataset):
             "prepare the tables again, or restore these settings"
         )
 
+    def __post_init__(self) -> None:
+        """Take the arrays of the folder, where a dataset in memory would make them."""
+        found = {name: self.arrays.ragged(name) for name in BY_USER}
+        context = {f.name: self.arrays.column(f"context.{i}") for i, f in enumerate(self.schema.side("context"))}
+        if any(len(column) != self.facts.rows for column in context.values()):
+            raise RunError(f"{self.folder}: damaged (the context's arrays are not of {self.facts.rows:,} rows)")
+        vars(self).update(found, context=context, item_positive_counts=self.arrays.numbers("item_positive_counts"),
+            train_indices=found["timeline"].values, positive_indices=found["positives_by_user"].values)  # fmt: skip
+
     @property
     def digest(self) -> str:
         """Digest of the prepared files and of the schema: 16 hexadecimal digits."""
@@ -208,15 +218,9 @@ class MemmapDataset(Dataset):
         if read_facts(self.folder) != self.facts:
             raise RunError(f"{self.folder}: another dataset has replaced it; open the folder again")
 
-    def _slice(self, part: int) -> slice:
+    def of_part(self, part: int) -> slice:
         ends = [0, *self.facts.ends, len(self.parts)]
         return slice(ends[part], ends[part + 1])
-
-    def part(self, part: int) -> Pairs:
-        return self.pairs.take(self._slice(part))
-
-    def _group(self, part: int) -> GroupedPairs:
-        return GroupedPairs.of_sorted(self.pairs_of(part), len(self.users))
 
     def side_before(self, side: SideName, part: int) -> Side:
         known = self.side(side)
@@ -229,57 +233,6 @@ class MemmapDataset(Dataset):
     @property
     def grouped_by_user(self) -> bool:
         return True
-
-    def times_of(self, part: int) -> Ints | None:
-        return None if self.times is None else self.times[self._slice(part)]
-
-    def part_indices(self, part: int) -> Ints:
-        found = self._slice(part)
-        return np.arange(found.start, found.stop)
-
-    @cached_property
-    def context(self) -> dict[str, Column]:
-        found = {f.name: self.arrays.column(f"context.{i}") for i, f in enumerate(self.schema.side("context"))}
-        if any(len(column) != self.facts.rows for column in found.values()):
-            raise RunError(f"{self.folder}: damaged (the context's arrays are not of {self.facts.rows:,} rows)")
-        return found
-
-    @cached_property
-    def train_indices(self) -> Ints:
-        return self.arrays["train"]
-
-    @cached_property
-    def positive_indices(self) -> Ints:
-        return self.arrays["positives"]
-
-    @cached_property
-    def timeline(self) -> Ragged:
-        return Ragged(self.arrays["train"], self.arrays["train.offsets"])
-
-    @cached_property
-    def positives_by_user(self) -> Ragged:
-        return Ragged(self.arrays["positives"], self.arrays["positives.offsets"])
-
-    @cached_property
-    def seen_items(self) -> Ragged:
-        return self._distinct("seen_items", "train")
-
-    @cached_property
-    def positive_items(self) -> Ragged:
-        return self._distinct("positive_items", "positives")
-
-    def _distinct(self, name: str, interactions: str) -> Ragged:
-        """Return distinct items by user, which have offsets of their own where pairs may repeat."""
-        own = self.facts.table_schema.duplicates == "keep"
-        return Ragged(self.arrays[name], self.arrays[f"{name if own else interactions}.offsets"])
-
-    @cached_property
-    def interacted_items(self) -> Ragged:
-        return self.arrays.ragged("interacted_items")
-
-    @cached_property
-    def item_positive_counts(self) -> Numbers:
-        return self.arrays.numbers("item_positive_counts")
 
 
 def _read_context(path: Path, schema: Schema) -> pl.DataFrame:
@@ -335,3 +288,99 @@ def _load(path: Path) -> npt.NDArray[Any]:
             raise
         # The kernel reserves memory for a writable map, and the array is larger than the memory.
         return read_array(path, "r")
+
+
+# ---- tables of a run or bundle whose data are in memory: users, items, and the interactions as rows with their part
+
+
+def save_tables(dataset: Dataset, folder: Path) -> None:
+    """Write the encoders and the three tables, the interactions as rows with their part.
+
+    encoders.json is written first: it distinguishes the tables of a run from tables of a user."""
+    dataset.encoders.save(folder)
+    pairs = pl.DataFrame(dataset.pairs.arrays | {"part": dataset.parts})
+    if dataset.times is not None:
+        pairs = pairs.with_columns(time=dataset.times)
+    pairs = pairs.with_columns(dataset.context_frame.rename(lambda name: CONTEXT_PREFIX + name))
+    frames = {layout.table(side): dataset.side(side).frame for side in SIDES} | {layout.INTERACTIONS: pairs}
+    for side in SIDES:
+        if (versions := dataset.side(side).versions) is None:
+            (folder / layout.versions(side)).unlink(missing_ok=True)  # of an earlier training
+        else:
+            more = dataset.side(side).frame.columns
+            frames[layout.versions(side)] = stored_versions(versions, side, dataset.schema, more)
+    for name, frame in frames.items():
+        buffer = io.BytesIO()
+        frame.write_parquet(buffer)
+        files.write(folder / name, buffer.getvalue())
+
+
+def load_tables(
+    folder: Path, schema: Schema, split: SplitConfig, encode: tuple[SideName, ...] = SIDES, newest: bool = False
+) -> Dataset:
+    """Read the files of `save_tables`; only the sides in `encode` get columns. With `newest` tables of versions may be
+    missing, as in a bundle.
+
+    Raises RunError if a file is missing, damaged or does not fit the schema."""
+    encoders = Encoders.load(schema, folder)
+    users, items = (
+        read_checked(folder / layout.table(side), partial(read_side, schema=schema, side=side)) for side in SIDES
+    )
+    versions = dict[SideName, Versions]()
+    for side, frame in zip(SIDES, (users, items), strict=True):
+        path, named = folder / layout.versions(side), schema.valid_from and schema.columns(side)
+        if named and schema.valid_from in frame.columns and (path.exists() or not newest):
+            check = partial(read_versions, newest=frame, schema=schema, side=side)
+            versions[side] = Versions(read_checked(path, check))
+    actions = read_checked(
+        folder / layout.INTERACTIONS,
+        lambda path: _check_interactions(read_parquet(path), users, items, schema),
+    )
+    try:
+        pairs = Pairs.of({name: actions[name].to_numpy() for name in actions.columns if name in Pairs.columns()})
+        times = actions["time"].to_numpy() if "time" in actions.columns else None
+        context = context_of(actions, schema)
+        parts = actions["part"].to_numpy()
+        dataset = assemble_dataset(encoders, users, items, pairs, parts, times, split, encode, versions, context)
+        if len(encode) == len(SIDES):
+            _ = dataset.context  # encoded here, so that damage is found
+        return dataset
+    except (pl.exceptions.PolarsError, TypeError, ValueError, OverflowError, IndexError, DataError) as e:
+        raise RunError(f"{folder}: a table or encoders.json is damaged, or of another run ({first_line(e)})") from e
+
+
+def read_side(path: Path, schema: Schema, side: SideName) -> pl.DataFrame:
+    """Read the table of a side. Raises ValueError if a column that the schema names is missing, or the ids are
+    incomplete. A reader for `read_checked`."""
+    frame, key = read_parquet(path), schema.id_column(side)
+    features = [f.source for f in schema.columns(side)]
+    for column in [key, *features, *([schema.title] if schema.title and side == "item" else [])]:
+        if column not in frame.columns:
+            raise ValueError(f"column '{column}' is missing")
+    if frame[key].null_count() or frame[key].dtype.is_nested():
+        raise ValueError(f"column '{key}' does not hold one id for each row")
+    return frame
+
+
+def _check_interactions(
+    actions: pl.DataFrame, users: pl.DataFrame, items: pl.DataFrame, schema: Schema
+) -> pl.DataFrame:
+    """Return interactions of rows, parts, times and labels unchanged. Raises ValueError for other types or ranges."""
+    below = {"user": users.height, "item": items.height, "part": len(PART_NAMES)}
+    if schema.reads_types:
+        below["event"] = len(schema.event_types) + 1
+    for name in (*below, "positive", *({"time"} & {*actions.columns})):
+        column = actions[name]
+        if column.null_count() or not (column.dtype == pl.Boolean if name == "positive" else column.dtype.is_integer()):
+            raise ValueError(f"column '{name}' has gaps, or is of another type ({column.dtype})")
+        first, last = int(column.min() or 0), int(column.max() or 0)  # type: ignore[arg-type]
+        if name in below and len(column) and not 0 <= first <= last < below[name]:
+            what = f"{name}s.parquet holds" if name in SIDES else "there are"
+            raise ValueError(f"column '{name}' goes from {first} to {last}, {what} {below[name]:,}")
+    if schema.weighted and (
+        actions["weight"].null_count()
+        or actions["weight"].dtype != pl.Float32
+        or not actions["weight"].is_between(0, MAX_WEIGHT).all()
+    ):
+        raise ValueError("column 'weight' holds other values than weights")
+    return actions

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from twotower.arrays.pieces import PIECE_ROWS, pieces, selected, temporary_array
 from twotower.arrays.ragged import run_indices, stable_order
-from twotower.arrays.types import Bools, Codes, Doubles, Floats, Ints
+from twotower.arrays.types import Bools, Codes, Doubles, Floats, Ints, Numbers
 from twotower.data.interaction_columns import Columns
 
 
@@ -146,6 +146,13 @@ def weight_sums(values: npt.NDArray[np.integer], n: int, weight: Floats, where: 
         keep = slice(None) if where is None else where[part]
         np.add.at(sums, values[part][keep], weight[part][keep])
     return sums
+
+
+def positive_sums(pairs: Pairs, n_items: int) -> Numbers:
+    """Return (items,) the number of positives of each item; with weights the sums of theirs."""
+    if pairs.weight is None:
+        return counts(pairs.item, n_items, pairs.positive)
+    return weight_sums(pairs.item, n_items, pairs.weight, pairs.positive)
 
 
 def counts(values: npt.NDArray[np.integer], n: int, where: Bools | None = None) -> Ints:

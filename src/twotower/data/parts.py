@@ -11,8 +11,8 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
+from twotower.data.reading.times import TIME
 from twotower.data.split import PART_NAMES, SplitConfig
-from twotower.data.times import TIME
 from twotower.errors import DataError, did_you_mean
 from twotower.features.schema import Schema
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import polars as pl
 
 from twotower.arrays.ragged import Column
-from twotower.arrays.types import Ints
+from twotower.arrays.types import Codes, Ints
 from twotower.data.versions import Versions
+from twotower.features.encoders import Encoders
+from twotower.features.feature import HistorySpec
 
 
 @dataclass(frozen=True)
@@ -30,6 +33,16 @@ class Side:
     @property
     def ids(self) -> pl.Series:
         return self.frame[self.id_column]
+
+    def codes(self, history: HistorySpec, encoders: Encoders) -> Codes:
+        """Return the code of each row of `by_version()` in a history of the other side."""
+        if history.name not in self._codes:
+            self._codes[history.name] = encoders.history_codes(history, self.by_version().frame)
+        return self._codes[history.name]
+
+    @cached_property
+    def _codes(self) -> dict[str, Codes]:
+        return {}
 
     def by_version(self) -> Side:
         """Return the side with a row for each version; the same side if it has none."""

@@ -9,7 +9,7 @@ from twotower.data.config import DataConfig, DatasetConfig
 from twotower.data.dataset import Dataset
 from twotower.data.memmap import MemmapDataset
 from twotower.data.parts import PartFiles
-from twotower.data.table_paths import table_files
+from twotower.data.reading.table_paths import table_files
 from twotower.data.tables import Tables, check
 from twotower.errors import ConfigError, TwoTowerError
 from twotower.features.schema import Schema

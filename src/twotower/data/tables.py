@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,23 +18,33 @@ import polars as pl
 
 from twotower import files
 from twotower.arrays.types import Doubles, Ints
-from twotower.data.events import event_counts, event_notes, without_ignored
-from twotower.data.labels import POSITIVE, WEIGHT, labelled, weighted
+from twotower.data.labels import (
+    POSITIVE,
+    WEIGHT,
+    event_counts,
+    event_notes,
+    labelled,
+    no_positives,
+    weighted,
+    without_ignored,
+)
 from twotower.data.parts import PART, PartFiles
-from twotower.data.readers import TableLike, as_frame, first_file, has_text
-from twotower.data.text_files import Reading
-from twotower.data.text_format import TextFormat
-from twotower.data.times import TIME, Times
-from twotower.data.unknown_ids import counted_ids, with_unknown_ids
+from twotower.data.reading.readers import TableLike, as_frame, first_file, has_text, need
+from twotower.data.reading.text_files import Reading
+from twotower.data.reading.text_format import TextFormat
+from twotower.data.reading.times import TIME, Times
+from twotower.data.unknown_ids import COUNT, counted_ids, of_one_type, with_unknown_ids
 from twotower.data.versions import newest_and_all, no_versions
-from twotower.errors import DataError, did_you_mean
+from twotower.errors import DataError
 from twotower.escaping import representation
-from twotower.features.feature import Statistic
+from twotower.features.feature import Feature, Statistic
 from twotower.features.schema import Schema
 from twotower.features.side import SIDES, FeatureSide, SideName
 from twotower.features.values import TEXT_TYPES, canonical_ids, missing_count, with_texts
 
 _ROW_COLUMN = "__row"  # temporary
+PENDING_IDS = 2**20
+"""Ids that are collected before they are merged with the earlier ones."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +76,6 @@ def check(
 
     If `users` or `items` is None, that side consists of the distinct ids of the interactions.
     """
-    notes: list[str] = []
     if form is not None:
         form.check_used(
             {"users": first_file(users), "items": first_file(items), "interactions": first_file(interactions)}
@@ -75,29 +85,17 @@ def check(
     need(actions, [schema.user_id, schema.item_id], "interactions")
     need(actions, [c for c in (schema.label, schema.weight, schema.event, schema.time) if c], "interactions")
     _not_empty(actions, "interactions")
-    read, actions = actions, without_ignored(actions, schema)
-    notes += event_notes(event_counts(read, schema), schema)
-    actions = with_present_ids(actions, [schema.user_id, schema.item_id], "interactions", schema, notes)
-    actions = timed(actions, schema, notes)
-    _features(actions, "context", "interactions", schema, notes)
-    notes += averaged_notes(averaged_gaps(actions, schema), actions.height)
-
-    sides: dict[SideName, pl.DataFrame] = {}
-    versions: dict[SideName, pl.DataFrame] = {}
-    given: dict[SideName, TableLike | None] = {"user": users, "item": items}
-    for side, table in given.items():
-        key = schema.id_column(side)
-        if table is None:
-            sides[side], _ = check_side(actions.select(pl.col(key).unique().sort()), side, schema, notes)
-            continue
-        frame = with_id_name(as_frame(table, f"{side}s", Reading.of(schema, side, form)), side, schema)
-        frame = frame.drop(TIME, strict=False) if schema.valid_from else frame
-        ids, from_text = counted_ids(actions, key), has_text(table, interactions)
-        sides[side], of_side = check_side(frame, side, schema, notes, ids, from_text)
-        if of_side is not None:
-            versions[side] = of_side
-    if schema.valid_from and not versions:
-        raise no_versions(schema)
+    checked = CheckedLog(schema)
+    checked.look(lambda columns: [actions])
+    given = {"user": users, "item": items}
+    tables = dict[SideName, tuple[pl.DataFrame, bool] | None]()
+    for side in SIDES:
+        tables[side] = None
+        if (table := given[side]) is not None:
+            frame = with_id_name(as_frame(table, f"{side}s", Reading.of(schema, side, form)), side, schema)
+            tables[side] = frame.drop(TIME, strict=False), has_text(table, interactions)
+    sides, versions = checked.sides(tables)
+    actions = checked.rows(actions)
     for side in SIDES:
         key = schema.id_column(side)
         actions = actions.with_columns(pl.col(key).cast(sides[side][key].dtype))
@@ -105,21 +103,139 @@ def check(
             actions = actions.join(sides[side].select(key), on=key, how="semi", maintain_order="left")
     if not actions.height:
         raise no_known_rows()
+    if schema.label and not schema.event and not actions[POSITIVE].any():
+        raise no_positives(schema, actions)
+    actions, left_out = _deduplicate(actions, schema, checked.notes)
+    return Tables(sides["user"], sides["item"], actions, checked.notes, versions, left_out)
 
-    actions = weighted(labelled(actions, schema), schema)
-    actions, left_out = _deduplicate(actions, schema, notes)
-    return Tables(sides["user"], sides["item"], actions, notes, versions, left_out)
+
+class CheckedLog:
+    """The interactions of a log, checked in pieces, of which a table in memory is one: call `look` once, then `sides`,
+    then `rows` on every piece."""
+
+    def __init__(self, schema: Schema) -> None:
+        self.schema, self.keys = schema, [schema.user_id, schema.item_id]
+        self.times = Times(schema) if schema.time else None
+        self.notes = list[str]()
+        """Messages about what was found."""
+        self.left_out = Counter[str]()
+        """Numbers of interactions that are left out, by reason."""
+        self._ids = {side: _LogIds(schema.id_column(side)) for side in SIDES}
+
+    @property
+    def drops(self) -> bool:
+        """True if the schema leaves interactions out: ignored events, rows without an id, or of bad times."""
+        ignores = any(rule.target == "ignored" for rule in self.schema.events.values())
+        return ignores or "drop" in (self.schema.missing, self.schema.bad_times)
+
+    def look(self, read: Callable[[list[str]], Iterable[pl.DataFrame]], known: bool = False) -> None:
+        """Look at all pieces, of which `read` returns some columns, or more: at their events, ids, times, averaged
+        columns and context. If the tables of both sides are `known` from an earlier call, only at what `rows` needs.
+        Raises DataError."""
+        schema, keys, times = self.schema, self.keys, self.times
+        event, time = ([name] if name else [] for name in (schema.event, schema.time))
+        if times and times.drops:  # the ids of rows that are left out are none, so all times are looked at first
+            for frame in read([*keys, *time, *event]):
+                times.look(without_missing(without_ignored(frame, schema), keys, schema)[schema.time])
+            times.settle()
+        context = [f for f in schema.columns("context") if not (f.computes or f.reads_time)]
+        averaged = [a for a in averaged_columns(schema) if a != POSITIVE]
+        columns = [*(keys if self.drops or not known else []), *time, *event]
+        columns += [] if known else [*averaged, *(f.source for f in context)]
+        types, gaps, missing, kept = Counter[str](), Counter[str](), Counter[str](), 0
+        for read_frame in read(list(dict.fromkeys(columns))) if columns else ():
+            named = without_ignored(read_frame, schema)
+            present = without_missing(named, keys, schema) if self.drops else named
+            if not known:
+                present = with_present_ids(present, keys, "interactions", schema, [])
+            if times and not times.drops:
+                times.look(present[schema.time])
+            frame = times.kept(present) if times else present
+            self.left_out["rows are ignored events"] += read_frame.height - named.height
+            self.left_out["rows lack an id"] += named.height - present.height
+            self.left_out["rows have bad times"] += present.height - frame.height
+            types.update(event_counts(read_frame, schema))
+            kept += frame.height
+            if not known:
+                for ids in self._ids.values():
+                    ids.add(frame)
+                need(frame, [f.source for f in context], "interactions")
+                missing.update({f.name: missing_count(frame[f.source]) for f in context})
+                gaps.update(averaged_gaps(frame, schema))
+        if not known:
+            self.notes += event_notes(types, schema)
+        if n := self.left_out["rows lack an id"]:
+            self.notes.append(missing_note("interactions", n, n + kept + self.left_out["rows have bad times"], keys))
+        if times and not times.drops:
+            times.settle()
+        self.notes += times.notes if times else []
+        for f in context if not known else ():
+            _tell_of_missing(f, missing[f.name], kept, "interactions", self.notes)
+        self.notes += averaged_notes(gaps, kept)
+
+    def sides(
+        self, given: Mapping[SideName, tuple[pl.DataFrame, bool] | None]
+    ) -> tuple[dict[SideName, pl.DataFrame], dict[SideName, pl.DataFrame]]:
+        """Return the tables of both sides, and those of the versions of sides that have some. `given` has each table,
+        and whether its ids or those of the log were read from text; without one, a side has the ids of the log.
+        Raises DataError."""
+        found, versions = dict[SideName, pl.DataFrame](), dict[SideName, pl.DataFrame]()
+        for side, table in given.items():
+            counted = self._ids[side].counted()
+            if table is None:
+                ids = counted.select(pl.col(self.schema.id_column(side)).sort())
+                found[side], _ = check_side(ids, side, self.schema, self.notes)
+                continue
+            frame, from_text = table
+            found[side], every = check_side(frame, side, self.schema, self.notes, counted, from_text)
+            if every is not None:
+                versions[side] = every
+        if self.schema.valid_from and not versions:
+            raise no_versions(self.schema)
+        return found, versions
+
+    def rows(self, piece: pl.DataFrame) -> pl.DataFrame:
+        """Return the rows of a piece that are kept, with canonical ids and the columns POSITIVE, TIME and WEIGHT.
+        Raises DataError."""
+        kept = without_missing(without_ignored(piece, self.schema), self.keys, self.schema)
+        if self.times:
+            kept = self.times.add(self.times.kept(kept))
+        for key in self.keys:
+            kept = with_ids(kept, key, "interactions")
+        return weighted(labelled(kept, self.schema), self.schema)
 
 
-def need(frame: pl.DataFrame, columns: list[str], what: str, or_else: str = "") -> None:
-    """Raise DataError if the table `what` lacks one of the columns."""
-    for name in columns:
-        if name not in frame.columns:
+class _LogIds:
+    """Distinct ids of a column of the log, with their numbers of interactions."""
+
+    def __init__(self, key: str) -> None:
+        self.key = key
+        self._found: pl.DataFrame | None = None
+        self._pending = list[pl.DataFrame]()
+
+    def add(self, piece: pl.DataFrame) -> None:
+        """Add the ids of a piece, as `with_ids` returns them. Raises DataError for ids of another type than before."""
+        self._pending.append(counted_ids(piece, self.key))
+        if sum(p.height for p in self._pending) > max(PENDING_IDS, 0 if self._found is None else self._found.height):
+            self.counted()
+
+    def counted(self) -> pl.DataFrame:
+        """Return the ids in any order, with the numbers of their rows as COUNT."""
+        for piece in self._pending:
+            self._found = piece if self._found is None else self._together(self._found, piece)
+        self._pending.clear()
+        assert self._found is not None
+        self._found = self._found.group_by(self.key).agg(pl.col(COUNT).sum())
+        return self._found
+
+    def _together(self, found: pl.DataFrame, piece: pl.DataFrame) -> pl.DataFrame:
+        found, piece = of_one_type(found, piece, self.key)
+        if found[self.key].dtype != piece[self.key].dtype:
             raise DataError(
-                f"{what}: no column '{name}'{did_you_mean(name, frame.columns)} "
-                f"(found: {', '.join(frame.columns[:12])}{', …' if frame.width > 12 else ''}); "
-                f"name it in [schema]{or_else}"
+                f"interactions: column '{self.key}' is {found[self.key].dtype} in some files and "
+                f"{piece[self.key].dtype} in others; give all files the same type"
             )
+        return pl.concat([found, piece])
 
 
 def with_id_name(frame: pl.DataFrame, side: SideName, schema: Schema) -> pl.DataFrame:
@@ -278,18 +394,19 @@ def _features(frame: pl.DataFrame, side: FeatureSide, what: str, schema: Schema,
         if f.computes or f.reads_time:
             continue
         need(frame, [f.source], what)
-        if n := missing_count(frame[f.source]):
-            if f.refuses_missing:
-                raise DataError(
-                    f"{what}: column '{f.source}' has {n} missing values and feature '{f.name}' has "
-                    "missing = 'error'; fill them or set missing = 'impute'"
-                )
-            notes.append(imputed_note(what, f.source, n, frame.height))
+        _tell_of_missing(f, missing_count(frame[f.source]), frame.height, what, notes)
 
 
-def imputed_note(what: str, column: str, missing: int, rows: int) -> str:
-    """Return the message about missing values of a column that a feature reads."""
-    return f"{what}: {missing} of {rows} values of '{column}' are missing or not finite; imputed"
+def _tell_of_missing(feature: Feature, missing: int, rows: int, what: str, notes: list[str]) -> None:
+    """Add the message about missing values of the column of a feature. Raises DataError if the feature refuses them."""
+    if not missing:
+        return
+    if feature.refuses_missing:
+        raise DataError(
+            f"{what}: column '{feature.source}' has {missing} missing values and feature '{feature.name}' has "
+            "missing = 'error'; fill them or set missing = 'impute'"
+        )
+    notes.append(f"{what}: {missing} of {rows} values of '{feature.source}' are missing or not finite; imputed")
 
 
 def averaged_gaps(actions: pl.DataFrame, schema: Schema) -> dict[str, int]:
@@ -323,18 +440,6 @@ def no_known_rows() -> DataError:
         "interactions: no row has both an id of users and an id of items; give the tables of these interactions, or "
         "set schema.unknown_users and schema.unknown_items = 'add'"
     )
-
-
-def timed(actions: pl.DataFrame, schema: Schema, notes: list[str]) -> pl.DataFrame:
-    """Add the column TIME, if the schema has a time, to the rows that schema.bad_times keeps. Raises DataError if its
-    column holds no times."""
-    if not schema.time:
-        return actions
-    times = Times(schema)
-    times.look(actions[schema.time])
-    times.settle()
-    notes += times.notes
-    return times.add(times.kept(actions))
 
 
 def _deduplicate(actions: pl.DataFrame, schema: Schema, notes: list[str]) -> tuple[pl.DataFrame, pl.DataFrame | None]:

@@ -13,7 +13,7 @@ import polars as pl
 
 from twotower.arrays.ragged import Column, offsets_of
 from twotower.arrays.types import Ints
-from twotower.data.times import TIME, Times
+from twotower.data.reading.times import TIME, Times
 from twotower.data.unknown_ids import rows_of_ids
 from twotower.errors import DataError
 from twotower.features.schema import Schema

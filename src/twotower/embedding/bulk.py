@@ -10,17 +10,17 @@ from pathlib import Path
 
 import polars as pl
 
-from twotower.data.sharded_result import MadeShard, ShardedResult, shard_name
-from twotower.data.table_paths import absolute, result_place, table_source
-from twotower.data.table_shards import ShardedTable, TableShard, check_apart
-from twotower.data.text_files import Reading
-from twotower.data.text_format import TextFormat
+from twotower.data.reading.table_paths import absolute, result_place, table_source
+from twotower.data.reading.table_shards import ShardedTable, TableShard, check_apart
+from twotower.data.reading.text_files import Reading
+from twotower.data.reading.text_format import TextFormat
 from twotower.embedding.folder import EMBEDDINGS_FORMAT, LIST_FILE
 from twotower.embedding.vectors import Precision, TableVectors
 from twotower.engines import open_engine
 from twotower.errors import ConfigError
 from twotower.features.side import SideName
 from twotower.files.places import JsonObject
+from twotower.files.sharded_result import MadeShard, ShardedResult, shard_name
 from twotower.kinds import foreign_modules
 from twotower.progress import JobProgress
 from twotower.runs import Run

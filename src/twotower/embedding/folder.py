@@ -13,9 +13,9 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from twotower.data.readers import table_errors
-from twotower.data.table_path import TablePath
-from twotower.data.table_paths import table_source
+from twotower.data.reading.readers import table_errors
+from twotower.data.reading.table_path import TablePath
+from twotower.data.reading.table_paths import table_source
 from twotower.errors import DataError, RunError
 from twotower.files import places
 

@@ -13,9 +13,9 @@ import polars as pl
 
 from twotower.arrays.ragged import Column, Ragged
 from twotower.data.context import default_context
-from twotower.data.readers import TableLike, as_frame
+from twotower.data.reading.readers import TableLike, as_frame, need
 from twotower.data.splits import TEST
-from twotower.data.tables import need, with_id_name, with_known_ids
+from twotower.data.tables import with_id_name, with_known_ids
 from twotower.embedding.folder import StoredVectors
 from twotower.errors import ConfigError, RunError
 from twotower.features.categorical import CategoricalEncoder

@@ -14,7 +14,7 @@ from twotower.arrays.pieces import pieces
 from twotower.arrays.ragged import Ragged, offsets_of, run_indices
 from twotower.arrays.sets import pair_keys
 from twotower.arrays.types import Bools, Codes, Float, Floats, Ints, Shaped
-from twotower.data.own_items import HistoryTerm, OwnItems, own_items
+from twotower.evaluation.own_items import HistoryTerm, OwnItems, own_items
 
 
 class AddedScores(ABC):

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from twotower import runs
 from twotower.config.toml import TomlValue, parse_config
-from twotower.data.readers import TableLike, as_frame
+from twotower.data.reading.readers import TableLike, as_frame
 from twotower.errors import DataError, RunError
 from twotower.legacy.column_params import Param, check_params, schema_of
 from twotower.legacy.interaction_rows import LabelledRows, check_labels, dataset_of

@@ -13,11 +13,11 @@ from twotower.data.datasets import movielens
 from twotower.data.datasets.ml_1m import MovieLens1M
 from twotower.data.interaction_columns import USER
 from twotower.data.labels import POSITIVE
-from twotower.data.readers import as_frame
+from twotower.data.reading.readers import as_frame
+from twotower.data.reading.times import TIME
 from twotower.data.split import SplitConfig
 from twotower.data.splits import TEST, TRAIN, VALIDATION, split_interactions
 from twotower.data.tables import check, save
-from twotower.data.times import TIME
 from twotower.errors import DataError, TwoTowerError
 from twotower.escaping import escape_controls
 from twotower.reports.terminal import printed_messages

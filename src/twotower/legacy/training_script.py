@@ -10,7 +10,7 @@ from typing import NoReturn
 
 from twotower import runs
 from twotower.config.toml import parse_config
-from twotower.data.readers import as_frame
+from twotower.data.reading.readers import as_frame
 from twotower.errors import ConfigError, DataError, TwoTowerError
 from twotower.escaping import escape_controls
 from twotower.legacy.column_params import ColumnParams, parse_boolean, schema_of

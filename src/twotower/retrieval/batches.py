@@ -26,12 +26,12 @@ from twotower.arrays.ragged import Column, Ragged, run_indices
 from twotower.arrays.sets import distinct_keys, pair_keys
 from twotower.arrays.types import Bools, Floats, Ints
 from twotower.data.context import default_context
-from twotower.data.own_items import OwnItems
 from twotower.data.pairs import GroupedPairs, Pairs
-from twotower.data.readers import TableLike, as_frame
+from twotower.data.reading.readers import TableLike, as_frame
+from twotower.data.reading.times import MICROSECONDS
 from twotower.data.tables import with_ids
-from twotower.data.times import MICROSECONDS
 from twotower.errors import ConfigError, DataError, did_you_mean
+from twotower.evaluation.own_items import OwnItems
 from twotower.index.vector_store import MAX_NORM, norms
 from twotower.model.inputs.gather import Feed, context_feed, feed, stack_feeds
 from twotower.progress import JobProgress

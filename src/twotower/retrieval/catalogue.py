@@ -13,7 +13,7 @@ from twotower.arrays.pieces import pieces
 from twotower.arrays.sets import is_in_sorted, pair_keys
 from twotower.arrays.types import Floats, Ints, ItemId, ItemRow, Numbers
 from twotower.data.ids import TextColumn
-from twotower.data.own_items import OwnItems
+from twotower.evaluation.own_items import OwnItems
 from twotower.index import Index
 from twotower.index.top_k import TopK, best, kth_largest
 from twotower.retrieval.request import Answer, Item, Method, Source

@@ -15,8 +15,8 @@ import numpy as np
 
 from twotower.arrays.types import Ints, UserRow
 from twotower.data.dataset import Dataset
+from twotower.data.reading.times import MICROSECONDS, plausible_range
 from twotower.data.splits import TEST, TRAIN
-from twotower.data.times import MICROSECONDS, plausible_range
 from twotower.errors import DataError, did_you_mean
 from twotower.features.schema import OTHER_EVENTS, EventRule, Schema
 from twotower.features.values import UNKNOWN

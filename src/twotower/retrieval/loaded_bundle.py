@@ -17,9 +17,9 @@ from twotower.arrays.types import Floats, Ints, ItemRow, UserRow
 from twotower.data import memmap
 from twotower.data.dataset import Dataset
 from twotower.data.ids import ItemIds, TextColumn, UserIds
-from twotower.data.own_items import HistoryScores, HistoryTerm, Recency
 from twotower.data.splits import TEST
 from twotower.errors import DataError, RunError, TwoTowerError, first_line
+from twotower.evaluation.own_items import HistoryScores, HistoryTerm, Recency
 from twotower.features.field import InputField
 from twotower.files import layout
 from twotower.files.readers import read_array, read_checked, read_json

@@ -16,17 +16,17 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from twotower.data.column_types import common_types, with_types
-from twotower.data.readers import table_errors
-from twotower.data.sharded_result import MadeShard, ShardedResult, shard_name
-from twotower.data.table_paths import absolute, result_place, table_source
-from twotower.data.table_shards import ShardedTable, TableShard, check_apart
-from twotower.data.text_files import Reading
-from twotower.data.text_format import TextFormat
+from twotower.data.reading.column_types import common_types, with_types
+from twotower.data.reading.readers import table_errors
+from twotower.data.reading.table_paths import absolute, result_place, table_source
+from twotower.data.reading.table_shards import ShardedTable, TableShard, check_apart
+from twotower.data.reading.text_files import Reading
+from twotower.data.reading.text_format import TextFormat
 from twotower.engines import open_engine
 from twotower.errors import ConfigError, DataError
 from twotower.files import places
 from twotower.files.places import JsonObject
+from twotower.files.sharded_result import MadeShard, ShardedResult, shard_name
 from twotower.files.urls import Url, is_url
 from twotower.kinds import foreign_modules
 from twotower.machine import default_threads

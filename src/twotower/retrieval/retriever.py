@@ -20,10 +20,10 @@ import numpy as np
 import polars as pl
 
 from twotower.arrays.types import Floats, ItemId, UserId, UserRow
-from twotower.data.own_items import OwnItems
-from twotower.data.readers import TableLike
+from twotower.data.reading.readers import TableLike
 from twotower.errors import DataError, RunError
 from twotower.escaping import representation
+from twotower.evaluation.own_items import OwnItems
 from twotower.features.schema import Schema
 from twotower.files import layout
 from twotower.index.vector_store import MAX_NORM

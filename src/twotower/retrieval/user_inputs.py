@@ -15,7 +15,7 @@ from twotower.arrays.ragged import Column, Ragged, Values, row_of
 from twotower.arrays.types import Bools, Codes, Ints, UserRow
 from twotower.data.dataset import Dataset
 from twotower.data.given_values import GivenValues
-from twotower.data.times import MICROSECONDS, TIME, Times
+from twotower.data.reading.times import MICROSECONDS, TIME, Times
 from twotower.errors import DataError, did_you_mean
 from twotower.features.feature import HistoryFacts, HistorySpec
 from twotower.features.values import is_unknown

@@ -16,12 +16,12 @@ from twotower.arrays.ragged import Ragged
 from twotower.arrays.sets import pair_keys
 from twotower.arrays.types import Doubles, Float, Floats, Ints, Shaped
 from twotower.data.dataset import Dataset
-from twotower.data.own_items import HistoryTerm, Recency, rows_of_codes
 from twotower.data.splits import VALIDATION
 from twotower.errors import ConfigError
 from twotower.evaluation.added_scores import AddedScores, SparseScores
 from twotower.evaluation.config import EvaluationConfig
 from twotower.evaluation.factors import CatalogueScorer
+from twotower.evaluation.own_items import HistoryTerm, Recency, rows_of_codes
 from twotower.features import sequence
 from twotower.features.feature import HistorySpec
 from twotower.features.field import InputField

@@ -10,10 +10,10 @@ from torch import Tensor
 
 from twotower.arrays.types import Float, Floats, Shaped
 from twotower.data.dataset import Dataset
-from twotower.data.own_items import HistoryTerm
 from twotower.evaluation.added_scores import AddedScores, SparseScores
 from twotower.evaluation.config import EvaluationConfig
 from twotower.evaluation.factors import CatalogueScorer
+from twotower.evaluation.own_items import HistoryTerm
 from twotower.features.feature import Feature
 from twotower.features.field import InputField
 from twotower.kinds import Kind

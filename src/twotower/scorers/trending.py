@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from twotower.arrays.types import F32, Codes, Float, Floats, Ints, Shaped
 from twotower.data.dataset import Dataset
-from twotower.data.recent_popularity import PopularityTerms, RecentPopularity
 from twotower.data.splits import TEST, VALIDATION
 from twotower.errors import ConfigError
 from twotower.evaluation.added_scores import AddedScores
@@ -26,6 +25,7 @@ from twotower.model.inputs.code_layout import Inputs
 from twotower.model.two_tower import ModelConfig
 from twotower.scorers.choices import MIN_ROWS, Choices
 from twotower.scorers.logit import FREE, Column
+from twotower.scorers.recent_popularity import PopularityTerms, RecentPopularity
 from twotower.scorers.scorer import Addition, FittedTerm, TermFit, TermScorer
 
 if TYPE_CHECKING:

@@ -9,9 +9,9 @@ from pathlib import Path
 import polars as pl
 
 from twotower.config.toml import TomlValue
-from twotower.data.constant_columns import measure_constancy
+from twotower.data.evidence import measure_constancy
 from twotower.data.labels import POSITIVE
-from twotower.data.table_paths import table_source, takes_in
+from twotower.data.reading.table_paths import table_source, takes_in
 from twotower.errors import ConfigError
 from twotower.features.date import fitting_formats
 from twotower.features.schema import Schema

@@ -11,8 +11,8 @@ from typing import NamedTuple, TypedDict
 import polars as pl
 
 from twotower.config.toml import TomlValue
-from twotower.data.constant_columns import measure_constancy
-from twotower.data.times import Times, formats_of, plausible_range
+from twotower.data.evidence import measure_constancy
+from twotower.data.reading.times import Times, formats_of, plausible_range
 from twotower.errors import DataError, OpenRoles, did_you_mean
 from twotower.features.schema import Schema
 from twotower.features.values import missing_count

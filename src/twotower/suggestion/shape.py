@@ -20,8 +20,8 @@ from twotower.data.evidence import (
     order_evidence,
 )
 from twotower.data.labels import POSITIVE
+from twotower.data.reading.times import TIME
 from twotower.data.tables import Tables
-from twotower.data.times import TIME
 from twotower.features.schema import Schema
 from twotower.features.side import SIDES, SideName
 from twotower.progress import doing

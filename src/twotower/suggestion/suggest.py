@@ -14,10 +14,10 @@ from twotower.config.experiment import Config
 from twotower.config.reference import toml_value, write_document
 from twotower.config.toml import TomlValue, override_settings, parse_config
 from twotower.data.evidence import MIN_LIFT, MIN_Z
-from twotower.data.readers import TableLike
+from twotower.data.reading.readers import TableLike
+from twotower.data.reading.times import TIME
 from twotower.data.split import SplitConfig
 from twotower.data.tables import Tables, check
-from twotower.data.times import TIME
 from twotower.errors import ConfigError, did_you_mean
 from twotower.escaping import representation
 from twotower.features.schema import Schema

@@ -16,14 +16,14 @@ import polars as pl
 
 from twotower.config.toml import TomlValue
 from twotower.data.datasets import DATASETS
-from twotower.data.lakes import lake_table
 from twotower.data.parts import PART, PartFiles
-from twotower.data.readers import TableLike, as_frame, read_file
+from twotower.data.reading.lakes import lake_table
+from twotower.data.reading.readers import TableLike, as_frame, read_file
+from twotower.data.reading.table_path import TABLE_SUFFIXES, TablePath, ending
+from twotower.data.reading.table_paths import table_files, table_source
+from twotower.data.reading.text_files import Reading
+from twotower.data.reading.text_format import SEPARATOR_OF, SPACE, TextFormat
 from twotower.data.split import PART_NAMES
-from twotower.data.table_path import TABLE_SUFFIXES, TablePath, ending
-from twotower.data.table_paths import table_files, table_source
-from twotower.data.text_files import Reading
-from twotower.data.text_format import SEPARATOR_OF, SPACE, TextFormat
 from twotower.errors import DataError
 from twotower.features.schema import is_pattern
 from twotower.features.values import with_texts

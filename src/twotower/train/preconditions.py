@@ -9,9 +9,8 @@ import numpy as np
 
 from twotower.arrays.pieces import pieces, temporary_array
 from twotower.arrays.types import Floats, Shaped
-from twotower.data.constant_columns import contexts_of_items
 from twotower.data.dataset import Dataset
-from twotower.data.evidence import MAX_ROWS, OrderEvidence, order_evidence
+from twotower.data.evidence import MAX_ROWS, OrderEvidence, contexts_of_items, order_evidence
 from twotower.data.split import SplitConfig
 from twotower.distributed import DistributedContext
 from twotower.errors import ConfigError, DataError, listed

@@ -24,8 +24,7 @@ from twotower.cli.app import run_command
 from twotower.config.experiment import Config
 from twotower.config.toml import dump_config
 from twotower.data.buckets import BucketFacts
-from twotower.data.buckets.check import check_buckets
-from twotower.data.buckets.records import Rule
+from twotower.data.buckets.check import Rule, check_buckets
 from twotower.features.categorical import Categorical
 from twotower.features.numeric import Numeric
 from twotower.features.schema import Schema
@@ -251,15 +250,14 @@ def rules(problems: list[str]) -> set[int]:
     return {int(re.findall(r": rule (\d+): ", line)[0]) for line in problems}
 
 
-@pytest.mark.parametrize("block_rows", [1, 1000])
 @pytest.mark.parametrize(
     ("rule", "name", "mutate", "words"), MUTATIONS, ids=[f"{m[0].value} {m[1]}" for m in MUTATIONS]
 )
 def test_fault_G30_a_folder_that_breaks_a_rule_is_refused_by_its_number(
-    rule: Rule, name: str, mutate: Change, words: str, block_rows: int, folder: Path
+    rule: Rule, name: str, mutate: Change, words: str, folder: Path
 ) -> None:
     mutate(folder)
-    problems = check_buckets(folder, SCHEMA, block_rows=block_rows, window_rows=3 * block_rows)
+    problems = check_buckets(folder, SCHEMA)
     assert rules(problems) == {rule}, problems
     assert any(words in line for line in problems), problems
     assert not any("\n" in line for line in problems)
@@ -273,8 +271,7 @@ def test_every_rule_of_the_contract_has_a_mutation() -> None:
 
 
 def test_a_folder_that_plain_python_wrote_meets_the_contract(folder: Path) -> None:
-    for block_rows in (1, 3, 1000):
-        assert check_buckets(folder, SCHEMA, block_rows=block_rows, window_rows=7) == []
+    assert check_buckets(folder, SCHEMA) == []
     assert api.check_buckets(folder) == []
 
 
@@ -332,14 +329,13 @@ EVENTS = [
     n_buckets=st.integers(1, 9),
     timed=st.booleans(),
     rich=st.booleans(),
-    block_rows=st.integers(1, 9),
 )
 def test_any_small_log_that_a_naive_writer_sorted_meets_the_contract(
-    log: Log, n_buckets: int, timed: bool, rich: bool, block_rows: int, tmp_path_factory: pytest.TempPathFactory
+    log: Log, n_buckets: int, timed: bool, rich: bool, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     folder = tmp_path_factory.mktemp("log") / "buckets"
     write_buckets(folder, log, n_buckets, timed, rich)
-    assert check_buckets(folder, block_rows=block_rows, window_rows=2 * block_rows + 1) == []
+    assert check_buckets(folder) == []
 
 
 def test_the_writer_in_sql_makes_the_buckets_that_plain_python_makes(tmp_path: Path) -> None:

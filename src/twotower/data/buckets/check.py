@@ -1,28 +1,42 @@
-"""Check of a folder of buckets against docs/prepared-format.md, as a stream.
+"""Check of a folder of buckets against docs/prepared-format.md.
 
-Memory holds a block of records, the pairs of one user, the ids of the items, and 128 MiB of bits for rows of the log.
+Memory holds one bucket or one table at a time, and 8 bytes for each interaction, on a disk above some megabytes.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from enum import IntEnum
 from pathlib import Path
 
 import numpy as np
 import polars as pl
 
-from twotower.arrays.types import Ints
-from twotower.data.buckets import BucketFacts, Buckets, column_problem, missing_column, user_hashes
-from twotower.data.buckets.records import BucketRecords, Problems, Rule, first_true
-from twotower.data.interaction_columns import POSITIVE, ROW, TIME, USER
+from twotower.arrays.pieces import pieces, temporary_array
+from twotower.arrays.types import Bools, Ints
+from twotower.data.buckets import Bucket, BucketFacts, Buckets, column_problem, missing_column, user_hashes
+from twotower.data.interaction_columns import (
+    CONTEXT_PREFIX,
+    ITEM,
+    PART,
+    POSITIVE,
+    ROW,
+    TIME,
+    USER,
+    VALUE_PREFIX,
+    WEIGHT,
+)
+from twotower.data.reading.times import plausible_range
+from twotower.data.split import PART_NAMES
 from twotower.data.tables import side_columns
-from twotower.data.times import plausible_range
 from twotower.errors import RunError
+from twotower.escaping import escape_controls
 from twotower.features.schema import Schema
 from twotower.features.side import SIDES, SideName
 from twotower.files import layout
-from twotower.files.readers import read_checked
+from twotower.files.readers import read_checked, read_parquet
 from twotower.progress import JobProgress
 
 log = logging.getLogger(__name__)
@@ -30,14 +44,103 @@ log = logging.getLogger(__name__)
 ID_TYPES = (pl.Int64, pl.UInt64, pl.String)
 
 
-def check_buckets(
-    folder: Path | str, schema: Schema | None = None, *, block_rows: int = 2**17, window_rows: int = 2**30
-) -> list[str]:
+class Rule(IntEnum):
+    """Number of a rule in docs/prepared-format.md."""
+
+    FILES = 1
+    IDS = 2
+    FEATURES = 3
+    USER_ORDER = 4
+    COLUMNS = 5
+    SAME_COLUMNS = 6
+    VALUES = 7
+    RANGES = 8
+    ROWS = 9
+    ORDER = 10
+    PAIRS = 11
+    SCHEMA = 12
+    FACTS = 13
+    COUNTS = 14
+
+
+@dataclass
+class Problems:
+    """Problems of a folder, one line for each rule that a file breaks: the first record that breaks it."""
+
+    folder: Path
+    lines: list[str] = field(default_factory=list)
+    _known: set[tuple[Path, Rule]] = field(default_factory=set)
+
+    def add(self, path: Path, rule: Rule, what: str) -> None:
+        """Add a problem of a file, if it is the file's first with a rule. `what` says what was found and expected."""
+        if (path, rule) not in self._known:
+            self._known.add((path, rule))
+            self.lines.append(escape_controls(f"{path.relative_to(self.folder)}: rule {rule.value}: {what}"))
+
+
+def record_problems(
+    frame: pl.DataFrame, bucket: Bucket, facts: BucketFacts, order: Sequence[str], pairs: bool
+) -> Iterator[tuple[Rule, str]]:
+    """Yield the rules that the records of a bucket break, of which any columns are given, and how: values, ranges,
+    order and pairs. `order` are the columns by which the records rise; `pairs` is True if those of user and item are
+    checked. If a value is missing, the rest is not checked."""
+    for name in frame.columns:
+        if frame[name].null_count() and not name.startswith((VALUE_PREFIX, CONTEXT_PREFIX)):
+            yield Rule.VALUES, bad_value(frame, name, frame[name].is_null(), "a value")
+            return
+    for rule, name, first, after, what in (
+        (Rule.RANGES, USER, *bucket.users, "a row"),
+        (Rule.RANGES, ITEM, 0, facts.items, "a row"),
+        (Rule.ROWS, ROW, 0, facts.read, "a row"),
+        (Rule.VALUES, PART, 0, len(PART_NAMES), "a part"),
+    ):
+        if name in frame.columns:
+            bad = ~frame[name].cast(pl.Int64).is_between(first, after - 1)
+            if found := bad_value(frame, name, bad, f"{what} from {first} to {after - 1}"):
+                yield rule, found
+    if WEIGHT in frame.columns:
+        bad = ~(frame[WEIGHT].is_finite() & (frame[WEIGHT] >= 0))
+        if found := bad_value(frame, WEIGHT, bad, "a finite number of at least 0"):
+            yield Rule.VALUES, found
+    earlier: Bools = np.full(max(0, frame.height - 1), ROW in order)  # no two have one row
+    for name in reversed(order):
+        values = frame[name].to_numpy()
+        earlier = (values[1:] < values[:-1]) | ((values[1:] == values[:-1]) & earlier)
+    if (at := first_true(earlier)) is not None:
+        before, record = (
+            ", ".join(f"{n} {v}" for n, v in frame.select(order).row(at + k, named=True).items()) for k in (0, 1)
+        )
+        expected = f"expected records sorted by {', '.join(order)}"
+        yield Rule.ORDER, f"record {at + 1} has {record} after {before}, {expected}"
+    if pairs and facts.duplicates != "keep" and ITEM in frame.columns:
+        repeated = ~frame.select(pl.struct(USER, ITEM).is_first_distinct()).to_series()
+        if (at := first_true(repeated)) is not None:
+            user, item = frame[USER][at], frame[ITEM][at]
+            yield Rule.PAIRS, f"record {at} repeats user {user} and item {item}, expected each pair once"
+    if frame.height != bucket.rows:
+        what = f"number of records {frame.height:,}, expected {bucket.rows:,} as in {layout.BUCKET_FACTS}"
+        yield Rule.COUNTS, what
+
+
+def bad_value(frame: pl.DataFrame, column: str, bad: pl.Series, expected: str) -> str:
+    """Return the first `bad` value (n,) of a column as words, "" without one."""
+    if (at := first_true(bad)) is None:
+        return ""
+    value = frame[column][at]
+    return f"record {at} has {column} {'null' if value is None else value}, expected {expected}"
+
+
+def first_true(found: Bools | pl.Series) -> int | None:
+    """Return the place of the first True of (n,); None without one. A null is False."""
+    flags = found if isinstance(found, pl.Series) else pl.Series(found)
+    return flags.arg_max() if flags.any() else None
+
+
+def check_buckets(folder: Path | str, schema: Schema | None = None) -> list[str]:
     """Return the problems of a folder of buckets, one line each: file, rule of docs/prepared-format.md, the first
     record that breaks it, and what is expected. A folder that meets the contract has none.
 
-    With a schema, the tables and buckets need the columns that it names. `block_rows` records are read at a time, and
-    `window_rows` rows of the log are searched at a time for repeated ones. Raises RunError if there is no such folder.
+    With a schema, the tables and buckets need the columns that it names. Raises RunError if there is no such folder.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -48,18 +151,18 @@ def check_buckets(
     except RunError as e:
         problems.add(path, Rule.FACTS, str(e).removeprefix(f"{path}: "))
         return problems.lines
-    _Check(buckets, schema, problems, block_rows).run(window_rows)
+    _Check(buckets, schema, problems).run()
     return problems.lines
 
 
 class _Check:
-    """Check of a folder whose facts can be read. Reads `block_rows` records at a time."""
+    """Check of a folder whose facts can be read."""
 
-    def __init__(self, buckets: Buckets, schema: Schema | None, problems: Problems, block_rows: int) -> None:
+    def __init__(self, buckets: Buckets, schema: Schema | None, problems: Problems) -> None:
         self.buckets, self.facts, self.schema, self.problems = buckets, buckets.facts, schema, problems
-        self.block_rows = block_rows
+        self._common: tuple[Path, pl.Schema] | None = None
 
-    def run(self, window_rows: int) -> None:
+    def run(self) -> None:
         """Add all problems of the folder."""
         path = self.buckets.folder / layout.BUCKET_FACTS
         if absent := sorted(set(BucketFacts.model_fields) - self.facts.model_fields_set):
@@ -72,44 +175,28 @@ class _Check:
                 what = f"not a bucket of {layout.BUCKET_FACTS}, expected no other files; remove it"
                 self.problems.add(found, Rule.FILES, what)
         for side in SIDES:
-            self._check_table(side)
-        self._check_interactions(window_rows)
+            if (table := self._read(self.buckets.table(side))) is not None:
+                self._check_table(self.buckets.table(side), table, side)
+        self._check_interactions()
 
-    def _columns(self, path: Path) -> dict[str, pl.DataType]:
-        """Return the columns of a Parquet file; none, and a problem, for a file that cannot be read."""
+    def _read(self, path: Path) -> pl.DataFrame | None:
+        """Return a Parquet file; None, and a problem, for a file that cannot be read."""
         if not path.is_file():
             what = "a folder or special file, expected a file" if path.exists() else "no such file"
             self.problems.add(path, Rule.FILES, what)
-            return {}
+            return None
         try:
-            found = read_checked(path, lambda p: pl.scan_parquet(p, glob=False).collect_schema())
+            frame = read_checked(path, read_parquet)
         except RunError as e:
-            self._unreadable(path, e)
-            return {}
-        if not found:
+            self.problems.add(path, Rule.FILES, str(e).removeprefix(f"{path}: "))
+            return None
+        if not frame.columns:
             self.problems.add(path, Rule.FILES, "no columns")
-        return dict(found)
+        return frame if frame.columns else None
 
-    def _unreadable(self, path: Path, error: RunError) -> None:
-        self.problems.add(path, Rule.FILES, str(error).removeprefix(f"{path}: "))
-
-    def _blocks(self, path: Path, columns: Sequence[str]) -> Iterator[pl.DataFrame]:
-        """Yield the records of a Parquet file in blocks. Raises RunError."""
-
-        def read(path: Path) -> pl.DataFrame:
-            return pl.scan_parquet(path, glob=False).select(columns).slice(start, self.block_rows).collect()
-
-        start = 0
-        while (block := read_checked(path, read)).height:
-            yield block
-            start += block.height
-
-    def _check_table(self, side: SideName) -> None:
+    def _check_table(self, path: Path, table: pl.DataFrame, side: SideName) -> None:
         """Check the table of a side: columns, ids, order and number."""
-        path = self.buckets.table(side)
-        if not (columns := self._columns(path)):
-            return
-        names, named = list(columns), side_columns(side, self.schema) if self.schema else []
+        names, named = table.columns, side_columns(side, self.schema) if self.schema else []
         key = names[0]
         if named and key != named[0]:
             what = f"first column '{key}', expected '{named[0]}', the id of the schema"
@@ -117,159 +204,97 @@ class _Check:
         if absent := [name for name in named[1:] if name not in names]:
             what = f"no column '{absent[0]}', which the schema names (found: {', '.join(names)})"
             self.problems.add(path, Rule.FEATURES, what)
-        if columns[key] not in ID_TYPES:
-            what = f"first column '{key}' holds {columns[key]}, expected Int64, UInt64 or String"
+        ids = table[key]
+        if ids.dtype not in ID_TYPES:
+            what = f"first column '{key}' holds {ids.dtype}, expected Int64, UInt64 or String"
             self.problems.add(path, Rule.IDS, what)
             return
-        try:
-            rows = (self._check_users if side == "user" else self._check_items)(path, names)
-        except RunError as e:
-            self._unreadable(path, e)
+        if (at := first_true(ids.is_null())) is not None:
+            self.problems.add(path, Rule.IDS, f"record {at} has no id, expected one")
             return
-        expected = self.facts.users if side == "user" else self.facts.items
-        if rows not in (None, expected):
-            what = f"number of {side}s {rows:,}, expected {expected:,} as in {layout.BUCKET_FACTS}"
+        if (at := first_true(~ids.is_first_distinct())) is not None:
+            self.problems.add(path, Rule.IDS, f"record {at} repeats id '{ids[at]}', expected each id once")
+        if side == "user":
+            hashes = pl.Series(user_hashes(ids))
+            before = (hashes[1:] < hashes[:-1]) | ((hashes[1:] == hashes[:-1]) & (ids[1:] < ids[:-1]))
+            if (at := first_true(before)) is not None:
+                one, two = (f"'{ids[n]}' of hash {hashes[n]}" for n in (at, at + 1))
+                expected = "expected ascending hashes, and ascending ids of one hash"
+                self.problems.add(path, Rule.USER_ORDER, f"record {at + 1} has id {two} after {one}, {expected}")
+        expected_rows = self.facts.users if side == "user" else self.facts.items
+        if table.height != expected_rows:
+            what = f"number of {side}s {table.height:,}, expected {expected_rows:,} as in {layout.BUCKET_FACTS}"
             self.problems.add(path, Rule.COUNTS, what)
 
-    def _check_users(self, path: Path, columns: list[str]) -> int | None:
-        """Check ids and order of the users. Return their number; None if an id is null."""
-        rows, last = 0, pl.DataFrame()
-        for block in self._blocks(path, columns):
-            if self._has_null(path, rows, ids := block[columns[0]]):
-                return None
-            users = pl.DataFrame({"id": ids, "hash": user_hashes(ids)})
-            users = pl.concat([last, users]) if rows else users
-            before, after = users[:-1], users[1:]
-            place = rows + 1 - last.height  # of the first record of `after`
-            same = after["hash"] == before["hash"]
-            if (at := first_true(same & (after["id"] == before["id"]))) is not None:
-                self._add_repeated(path, place + at, after["id"][at])
-            if (at := first_true((after["hash"] < before["hash"]) | (same & (after["id"] < before["id"])))) is not None:
-                (one, hash_one), (two, hash_two) = before.row(at), after.row(at)
-                what = f"record {place + at} has id '{two}' of hash {hash_two} after '{one}' of hash {hash_one}"
-                expected = "expected ascending hashes, and ascending ids of one hash"
-                self.problems.add(path, Rule.USER_ORDER, f"{what}, {expected}")
-            last = users.tail(1)
-            rows += block.height
-        return rows
-
-    def _check_items(self, path: Path, columns: list[str]) -> int | None:
-        """Check the ids of the items, all in memory. Return their number; None if one is null."""
-        blocks = [block[columns[0]] for block in self._blocks(path, columns)]
-        if not blocks:
-            return 0
-        if self._has_null(path, 0, ids := pl.concat(blocks)):
-            return None
-        if (at := first_true(~ids.is_first_distinct())) is not None:
-            self._add_repeated(path, at, ids[at])
-        return len(ids)
-
-    def _add_repeated(self, path: Path, record: int, own: int | str) -> None:
-        self.problems.add(path, Rule.IDS, f"record {record} repeats id '{own}', expected each id once")
-
-    def _has_null(self, path: Path, start: int, ids: pl.Series) -> bool:
-        """Return True, and add a problem, if an id is null."""
-        at = first_true(ids.is_null())
-        if at is not None:
-            self.problems.add(path, Rule.IDS, f"record {start + at} has no id, expected one")
-        return at is not None
-
-    def _check_interactions(self, window_rows: int) -> None:
+    def _check_interactions(self) -> None:
         """Check the buckets, and what all of them have together."""
         progress = JobProgress(log, "interactions checked", self.facts.rows)
-        common: tuple[Path, dict[str, pl.DataType]] | None = None
-        whole: list[tuple[Path, pl.DataFrame]] = []
+        totals, whole = list[pl.DataFrame](), list[Path]()
         for bucket in self.facts.buckets:
-            path = self.buckets.file(bucket)
-            columns = self._columns(path)
-            problem = column_problem(columns) if columns else ""
-            if problem:
-                self.problems.add(path, Rule.COLUMNS, problem)
-            if problem or not columns:
-                continue
-            common = common or (path, columns)
-            if columns != common[1]:
-                what = f"{_shown(columns)}, expected those of {common[0].name}: {_shown(common[1])}"
-                self.problems.add(path, Rule.SAME_COLUMNS, what)
-            if self.schema and (problem := missing_column(columns, self.schema)):
-                self.problems.add(path, Rule.SCHEMA, problem)
-            order = [name for name in (USER, TIME, ROW) if name in columns]
-            records = BucketRecords(path, bucket, self.facts, self.problems, order, pairs=True)
-            try:
-                if (found := self._check_records(records, columns, window_rows)) is not None:
-                    whole.append((path, found))
-            except RunError as e:
-                self._unreadable(path, e)
-            progress.advance(records.rows)
-        if len(whole) == len(self.facts.buckets):
-            self._check_totals(pl.concat([found for _, found in whole]))
-        self._check_rows(whole, window_rows)
+            if (frame := self._check_bucket(path := self.buckets.file(bucket), bucket)) is not None:
+                time = pl.col(TIME) if TIME in frame.columns else pl.lit(None, pl.Int64)
+                first, last = time.min().alias("first_time"), time.max().alias("last_time")
+                sums = pl.len().alias("rows"), pl.col(POSITIVE).sum().cast(pl.Int64).alias("positives")
+                totals.append(frame.select(*sums, first, last))
+                whole.append(path)
+            progress.advance(bucket.rows)
+        if len(totals) == len(self.facts.buckets):
+            found = pl.concat(totals)
+            for key, value in (
+                ("positives", found["positives"].sum()), ("first_time", found["first_time"].min()),
+                ("last_time", found["last_time"].max()),
+            ):  # fmt: skip
+                if (given := getattr(self.facts, key)) != value:
+                    what = f"{key} {given}, expected {value!r} as in the buckets"
+                    self.problems.add(self.buckets.folder / layout.BUCKET_FACTS, Rule.COUNTS, what)
+        if whole:
+            self._check_rows(whole, int(pl.concat(totals)["rows"].sum()))
 
-    def _check_records(
-        self, records: BucketRecords, columns: dict[str, pl.DataType], window_rows: int
-    ) -> pl.DataFrame | None:
-        """Check the records of a bucket. Return facts of each block: its positives, its earliest and latest time, and
-        the windows of `window_rows` rows of the log that it has rows of; None for a bucket without a value."""
-        times = plausible_range() if self.schema and self.schema.time and self.schema.time_unit != "order" else None
-        time = pl.col(TIME) if TIME in columns else pl.lit(None, pl.Int64)
-        row = pl.col(ROW).filter(pl.col(ROW).is_between(0, self.facts.read - 1))
-        facts = [
-            pl.col(POSITIVE).sum(), time.min().alias("first_time"), time.max().alias("last_time"),
-            (row // window_rows).unique().implode().alias("windows"),
-        ]  # fmt: skip
-        found = [pl.DataFrame(schema=columns).select(facts)]
-        for block in self._blocks(records.path, list(columns)):
-            if times and TIME in columns:
-                what = "microseconds since 1970, from 1990 to tomorrow"
-                records.add_value(Rule.SCHEMA, block, TIME, ~block[TIME].is_between(*times), what)
-            if not records.check(block):
-                return None
-            found.append(block.select(facts))
-        records.check_number()
-        return pl.concat(found)
+    def _check_bucket(self, path: Path, bucket: Bucket) -> pl.DataFrame | None:
+        """Check a bucket alone, and return it; None if it lacks a column or a value."""
+        if (frame := self._read(path)) is None:
+            return None
+        if problem := column_problem(frame.schema):
+            self.problems.add(path, Rule.COLUMNS, problem)
+            return None
+        self._common = self._common or (path, frame.schema)
+        if dict(frame.schema) != dict(self._common[1]):
+            what = f"{_shown(frame.schema)}, expected those of {self._common[0].name}: {_shown(self._common[1])}"
+            self.problems.add(path, Rule.SAME_COLUMNS, what)
+        if self.schema and (problem := missing_column(frame.columns, self.schema)):
+            self.problems.add(path, Rule.SCHEMA, problem)
+        if self.schema and self.schema.time and self.schema.time_unit != "order" and TIME in frame.columns:
+            bad = ~frame[TIME].is_between(*plausible_range())
+            if what := bad_value(frame, TIME, bad, "microseconds since 1970, from 1990 to tomorrow"):
+                self.problems.add(path, Rule.SCHEMA, what)
+        found = list(
+            record_problems(frame, bucket, self.facts, [n for n in (USER, TIME, ROW) if n in frame.columns], pairs=True)
+        )
+        for rule, what in found:
+            self.problems.add(path, rule, what)
+        has_gaps = any(rule == Rule.VALUES and " null, " in what for rule, what in found)
+        return None if has_gaps else frame
 
-    def _check_totals(self, found: pl.DataFrame) -> None:
-        for key, given, value in (
-            ("positives", self.facts.positives, found[POSITIVE].sum()),
-            ("first_time", self.facts.first_time, found["first_time"].min()),
-            ("last_time", self.facts.last_time, found["last_time"].max()),
-        ):
-            if given != value:
-                what = f"{key} {given}, expected {value!r} as in the buckets"
-                self.problems.add(self.buckets.folder / layout.BUCKET_FACTS, Rule.COUNTS, what)
-
-    def _check_rows(self, whole: list[tuple[Path, pl.DataFrame]], window_rows: int) -> None:
-        """Add the rows of the log that two interactions have. Each window of rows is a pass over the column of the
-        rows."""
-        windows = [(path, set(found["windows"].explode().drop_nulls())) for path, found in whole]
-        for window in sorted(set[int]().union(*(own for _, own in windows))):
-            first = window * window_rows
-            rows = LogRows(first, min(window_rows, self.facts.read - first))
-            for path in (path for path, own in windows if window in own):
-                start = 0
-                for block in self._blocks(path, [ROW]):
-                    if (at := rows.add(block[ROW])) is not None:
-                        what = f"record {start + at} has {ROW} {block[ROW][at]}, which another has"
-                        self.problems.add(path, Rule.ROWS, f"{what}; expected each row once")
-                    start += block.height
+    def _check_rows(self, paths: list[Path], n: int) -> None:
+        """Add the first row of the log that two of the `n` interactions of some buckets have."""
+        every, start = temporary_array(n, np.int64), 0
+        for path in paths:
+            rows = _rows(path)
+            every[start : start + len(rows)] = rows
+            start += len(rows)
+        every.sort()
+        for part in pieces(max(0, n - 1)):
+            some = every[part.start : part.stop + 1]
+            if (at := first_true(some[1:] == some[:-1])) is not None:
+                path, record = [(p, r) for p in paths for r in np.flatnonzero(_rows(p) == some[at]).tolist()][1]
+                what = f"record {record} has {ROW} {some[at]}, which another has; expected each row once"
+                self.problems.add(path, Rule.ROWS, what)
+                return
 
 
-class LogRows:
-    """Set of rows of the log, from `first` on, of at most `n`: a bit for each."""
-
-    def __init__(self, first: int, n: int) -> None:
-        self.first, self.n = first, n
-        self._bits = np.zeros((n + 7) // 8, np.uint8)
-
-    def add(self, rows: pl.Series) -> int | None:
-        """Add the rows (n,) that lie in the range, and return the place of the first that is there already, or None."""
-        kept = rows.is_between(self.first, self.first + self.n - 1).to_numpy()
-        numbers: Ints = np.where(kept, (rows - self.first).to_numpy(), 0)
-        byte, bit = numbers >> 3, (1 << (numbers & 7)).astype(np.uint8)
-        known = (self._bits[byte] & bit) > 0
-        np.bitwise_or.at(self._bits, byte[kept], bit[kept])
-        return first_true(kept & (known | ~rows.is_first_distinct().to_numpy()))
+def _rows(path: Path) -> Ints:
+    return read_checked(path, lambda p: pl.scan_parquet(p, glob=False).select(ROW).collect()[ROW].to_numpy())
 
 
-def _shown(columns: dict[str, pl.DataType]) -> str:
-    return ", ".join(f"{name} {dtype}" for name, dtype in sorted(columns.items()))
+def _shown(schema: pl.Schema) -> str:
+    return ", ".join(f"{name} {dtype}" for name, dtype in sorted(schema.items()))

@@ -1,6 +1,6 @@
 """Preparation of a log as a `MemmapDataset`, in memory that does not grow with the number of interactions.
 
-    log -> pieces (polars gives ids their rows) -> buckets (an engine sorts) -> arrays (one range for each bucket)
+    log -> pieces (ids become rows) -> buckets (sorted, in this process or in Ray's) -> arrays (of all buckets)
 
 A call that was killed is continued by the next one, which makes only the files that are missing.
 """
@@ -20,11 +20,11 @@ from twotower.data.parts import check_gap
 from twotower.data.prepare.arrays import PreparedArrays
 from twotower.data.prepare.bucket_reader import BucketReader
 from twotower.data.prepare.bucketing import make_buckets
-from twotower.data.prepare.engines import ROW_BYTES, choose_engine
 from twotower.data.prepare.log_pieces import Log
-from twotower.data.prepare.options import PrepareOptions
+from twotower.data.prepare.options import ROW_BYTES, PrepareOptions
 from twotower.data.split import SplitConfig
 from twotower.data.splits import need_times
+from twotower.engines.engine import LocalEngine
 from twotower.errors import ConfigError
 from twotower.features.schema import Schema
 from twotower.features.side import SIDES
@@ -100,16 +100,14 @@ def _make_buckets(source: Log, folder: Path, work: Path, options: PrepareOptions
 
 
 def _log(data: DataConfig, schema: Schema, split: SplitConfig, options: PrepareOptions) -> Log:
-    """Return the log that `data` names. Raises DataError for one of no use, ConfigError if no engine can sort it."""
-    log = Log.open(data, schema, split)
-    choose_engine(options.engine, log.rows, options.memory)
+    """Return the log that `data` names. Raises DataError for one of no use, ConfigError if the engine cannot be used."""
     options.job_engine()
-    return log
+    return Log.open(data, schema, split)
 
 
 def _bucketed(data: DataConfig, schema: Schema, split: SplitConfig, options: PrepareOptions) -> BucketReader:
     """Return a reader of the buckets that `data` names. Raises RunError or ConfigError if they cannot be prepared."""
-    if options.engine != "auto":
+    if options.engine != LocalEngine.name:
         raise ConfigError(f"`engine` is '{options.engine}', but data.buckets are sorted already; leave it out")
     reader = BucketReader.open(Buckets.open(data.buckets), schema, split.is_given, strict=True)
     options.check_memory(reader.largest, f"the largest bucket of {data.buckets}")

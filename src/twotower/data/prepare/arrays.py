@@ -1,43 +1,41 @@
 """Arrays of a prepared dataset, written from buckets.
 
-Each bucket has its own range in every array, so buckets are written side by side, and a later call writes those that
-are missing. Memory holds one bucket for each thread, the tables of users and items, and a few numbers per user and
-item.
+A bucket is a dataset in memory of consecutive users. It is made once all buckets are split and the encoders are fitted,
+its arrays are written as pieces, and the pieces of all buckets are joined, in the order of their users. Memory holds
+one bucket for each thread, the tables of users and items, and a few numbers per user and item.
 """
 
 from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import polars as pl
 
 from twotower import files
 from twotower.arrays import npy_writer
-from twotower.arrays.ragged import Ragged, offsets_of
-from twotower.arrays.sets import distinct_keys
-from twotower.arrays.types import Codes, Ints, Numbers, Shaped
+from twotower.arrays.ragged import Column, Ragged
+from twotower.arrays.types import Bools, Ints
 from twotower.data import splits
+from twotower.data.bucket_columns import arrays_of, context_of
 from twotower.data.buckets import Bucket
-from twotower.data.dataset import history_of
+from twotower.data.dataset import BY_USER, Dataset
 from twotower.data.fitted import Fitted
-from twotower.data.interaction_columns import ITEM, POSITIVE, USER, WEIGHT, Columns, stored_columns
+from twotower.data.interaction_columns import CONTEXT_PREFIX, POSITIVE, TIME, USER, WEIGHT, stored_columns
 from twotower.data.memmap import MEMMAP_FORMAT
-from twotower.data.pairs import target_mask
+from twotower.data.pairs import Pairs, positive_sums
 from twotower.data.parts import dropped_line
-from twotower.data.prepare.bucket_reader import BucketReader
-from twotower.data.prepare.bucket_splits import BucketSplits, given_facts
-from twotower.data.prepare.context import PreparedContext
+from twotower.data.prepare.bucket_reader import BucketReader, SplitBuckets, given_facts
 from twotower.data.prepare.options import SIDE_BLOCK_ROWS
+from twotower.data.side import Side
 from twotower.data.split import SplitConfig
-from twotower.data.splits import DROPPED, TRAIN
+from twotower.data.splits import TEST, TRAIN
 from twotower.data.tables import check_side, nothing_to_learn, side_columns
 from twotower.data.versions import stored_versions
 from twotower.errors import RunError
@@ -53,11 +51,16 @@ log = logging.getLogger(__name__)
 MAX_SHORT_ROWS = 2**31
 """Number of interactions from which on their indices have 64 bits."""
 
-ITEMS_OF = {"train": "seen_items", "positives": "positive_items"}
-"""Array of the distinct items of each user, by the array of the interactions that they are of."""
-
 Each = Callable[[str, Callable[[Bucket], bool]], None]
 """Calls a task for each bucket, several at a time; a task returns False if an earlier call has done it."""
+
+
+class _BucketDataset(Dataset):
+    """The interactions of consecutive users, sorted by user and time; their users are rows 0, 1, …"""
+
+    def sort_by_time(self, among: Bools) -> Ints:
+        """Return the indices of the interactions in a mask, which are in order."""
+        return np.flatnonzero(among)
 
 
 class PreparedArrays:
@@ -76,14 +79,14 @@ class PreparedArrays:
         split = splits.with_source(split, given_facts(reader)) if split.is_given else split
         self.reader, self.buckets, self.schema, self.split = reader, reader.buckets, reader.schema, split
         self.facts = reader.buckets.facts
-        self.made, self.arrays, self.written = made, made / layout.ARRAYS, work / "written"
+        self.made, self.arrays = made, made / layout.ARRAYS
+        self.pieces, self.written = work / "pieces of arrays", work / "written"
         self.side_block_rows = side_block_rows
         self.index = np.dtype("<i4" if self.facts.rows < max_short_rows else "<i8")
-        self.stored = stored_columns(reader.schema)
-        self.splits = BucketSplits(self.reader, split, work / "splits")
-        for folder in (self.arrays, self.written, self.splits.folder):
+        self.stored = {"part": "|i1"} | stored_columns(reader.schema)
+        self.splits = SplitBuckets(self.reader, split, work / "splits")
+        for folder in (self.arrays, self.pieces, self.written, self.splits.folder):
             folder.mkdir(exist_ok=True)
-        self.context = PreparedContext(reader, self.splits, self.arrays, work / "context")
 
     def write(self, each: Each, threads: int) -> None:
         """Write all files of the dataset. Raises DataError if it is of no use, RunError for a damaged bucket,
@@ -102,39 +105,36 @@ class PreparedArrays:
         found = [self.splits.counts(b) for b in self.facts.buckets]
         sizes = np.stack([f["sizes"] for f in found])
         splits.check_parts(sizes.sum(0), self.split)
-        self.rows = int(sizes.sum())
-        if dropped := self.facts.rows - self.rows:
+        if dropped := self.facts.rows - int(sizes.sum()):
             log.info(dropped_line(dropped))
-        positives: Shaped[Numbers, "items"] = _by_item(found, "positive_item", self.facts.items)
-        if not positives.any():
+        if not any(f["targets"] for f in found):
             raise nothing_to_learn(self.schema)
-        counts: dict[SideName, Ints] = {
-            "user": np.concatenate([f["train"] for f in found]), "item": _by_item(found, "item", self.facts.items)
-        }  # fmt: skip
+        counts: dict[SideName, Ints] = {"user": np.concatenate([f["user"] for f in found])}
+        counts["item"] = np.zeros(self.facts.items, np.int64)
+        for f in found:
+            counts["item"][f["rows"]] += f["item"]
+        del found
+        example = self.splits.example()
         fitted = Fitted.on(
-            self.splits.read_all, self.schema, frames, self.reader.versions(frames), counts, self.context.fit_columns(),
-            self.context.example(),
+            self.splits.read_all, self.schema, frames, self.reader.versions(frames), counts, self.splits.contexts(),
+            example,
         )  # fmt: skip
-        encoders = fitted.encoders
-        if self.schema.weighted:
-            positives = self.splits.positive_weights()
-        np.save(self.arrays / "item_positive_counts.npy", positives)
-        read = {n: h for n, h in self.splits.histories.items() if h.codes is None}
-        codes = {n: encoders.history_codes(h, fitted.item_table) for n, h in read.items()}
-        self.context.create(encoders, self.rows)
-        self._write_buckets(each, found, sizes, codes, fitted)
-        self.context.finish(self.made)
-        columns: dict[str, files.JsonData] = {
-            side: self._encode(encoders, side, fitted.frames[side], side) for side in SIDES
-        }
+        self._write_buckets(each, sizes, fitted)
+        encoders, columns = fitted.encoders, dict[str, files.JsonData]()
         for side in SIDES:
+            columns[side] = self._encode(encoders, side, fitted.frames[side], side, refuse=True)
             write_parquet(fitted.frames[side], self.made / layout.table(side))
         for side, every in fitted.versions.items():
             self._encode(encoders, side, every.frame, f"{side}.versions", refuse=False)
             write_parquet(stored_versions(every, side, self.schema), self.made / layout.versions(side))
         encoders.save(self.made)
+        if self.schema.context_columns():
+            write_parquet(example, self.made / layout.CONTEXT)
+        with ThreadPoolExecutor(threads) as pool:
+            list(pool.map(self._join, sorted(self.pieces.iterdir())))
+        self._write_sums(int(sizes[:, TRAIN].sum()))
         facts: dict[str, files.JsonData] = {
-            "format": MEMMAP_FORMAT, "twotower": __version__, "rows": self.rows, "users": self.facts.users,
+            "format": MEMMAP_FORMAT, "twotower": __version__, "rows": int(sizes.sum()), "users": self.facts.users,
             "items": self.facts.items, "ends": np.cumsum(sizes.sum(0))[:2].tolist(), "columns": columns,
             "schema": self.schema.model_dump(mode="json"), "split": self.split.model_dump(mode="json"),
         }  # fmt: skip
@@ -146,105 +146,92 @@ class PreparedArrays:
         self.reader.check_unchanged(path)
         return frame
 
-    def _write_buckets(
-        self, each: Each, found: list[Columns], sizes: Ints, codes: dict[str, Codes], fitted: Fitted
-    ) -> None:
-        """Write the interactions, and the arrays by user."""
-        for name, dtype in ({"part": "|i1"} | self.stored).items():
-            npy_writer.create(self.arrays / f"{name}.npy", dtype, self.rows)
-        firsts, starts = [b.users[0] for b in self.facts.buckets], dict[str, Ints]()
-
-        def create(name: str, lengths: str, **arrays: str) -> None:
-            """Create arrays of rows of the `lengths` by user, and their offsets."""
-            offsets = offsets_of(np.concatenate([f[lengths] for f in found]))
-            starts[name] = offsets[firsts]
-            if name == lengths:
-                np.save(self.arrays / f"{name}.offsets.npy", offsets)
-            for array, dtype in arrays.items():
-                npy_writer.create(self.arrays / f"{array}.npy", dtype, int(offsets[-1]))
-
-        for name, of_items in ITEMS_OF.items():
-            create(name, name, **{name: self.index.str})
-            create(of_items, of_items if self.splits.repeats else name, **{of_items: "<i4"})
-        for name in ("interacted_items", *(n for n in found[0] if n.startswith("user."))):
-            create(name, name, **{f"{name}.source": self.index.str, f"{name}.values": "<i4"})
-        cursors = np.cumsum(sizes, 0) - sizes + np.r_[0, np.cumsum(sizes.sum(0))[:-1]]
+    def _write_buckets(self, each: Each, sizes: Ints, fitted: Fitted) -> None:
+        """Write the pieces of all buckets, of which each has `sizes` (buckets, 3) interactions of the parts."""
+        starts = np.cumsum(sizes, 0) - sizes + np.r_[0, np.cumsum(sizes.sum(0))[:-1]]
         numbers = {b.file: n for n, b in enumerate(self.facts.buckets)}
+        items = Side(fitted.frames["item"], {}, self.schema.item_id, fitted.versions.get("item"))
 
         def write(bucket: Bucket) -> bool:
             def into(path: Path) -> None:
                 n = numbers[bucket.file]
-                places = {name: int(s[n]) for name, s in starts.items()}
-                self._write_bucket(bucket, cursors[n], places, codes, fitted)
+                self._write_bucket(bucket.users[0], n, self._dataset(bucket, fitted, items), starts[n])
                 path.touch()
 
             return make_once(self.written / bucket.file, into)
 
         each("interactions written", write)
 
-    def _write_bucket(
-        self, bucket: Bucket, cursor: Ints, starts: dict[str, int], codes: dict[str, Codes], fitted: Fitted
-    ) -> None:
-        """Write the interactions of a bucket: those of each part from the row `cursor` (3,) on, its ragged arrays from
-        `starts` on. Histories hold the `codes` of the rows of items that the interactions see."""
-        given = self.reader.read(bucket, *self.stored)
-        found = {name: given[name].astype(dtype, copy=False) for name, dtype in self.stored.items()}
-        parts, item, positive = self.splits.parts(bucket), found[ITEM], found[POSITIVE]
-        targets = target_mask(positive, found.get(WEIGHT))
-        indices = np.empty(len(parts), self.index)
-        for part, start in enumerate(cursor.tolist()):
-            keep = np.flatnonzero(parts == part)
-            indices[keep] = np.arange(start, start + len(keep))
-            for name, values in found.items():
-                self._put(name, start, values[keep])
-            self._put("part", start, np.full(len(keep), part, np.int8))
-        self.context.write(bucket, parts, cursor)
-        user = found[USER] - bucket.users[0]
-        keys = user.astype(np.int64) * self.facts.items + item
-        train = parts == TRAIN
-        for (name, of_items), keep in zip(ITEMS_OF.items(), (train, train & targets), strict=True):
-            self._put(name, starts[name], indices[keep])
-            self._put(of_items, starts[of_items], (distinct_keys(keys[keep]) % self.facts.items).astype(np.int32))
-        seen = fitted.item_rows(found)
-        kept = parts != DROPPED
-        self._put("interacted_items.values", starts["interacted_items"], item[kept])
-        self._put("interacted_items.source", starts["interacted_items"], indices[kept])
-        for name, among, history in self.splits.history_masks(parts, positive):
-            codes_of = lambda at, name=name.removesuffix(".test"): codes[name][seen[at]]  # noqa: E731
-            n_users = bucket.users[1] - bucket.users[0]
-            rows = history_of(history, user[among], np.flatnonzero(among), n_users, codes_of, found)
-            assert rows.source is not None
-            self._put(f"{name}.values", starts[name], rows.values)
-            self._put(f"{name}.source", starts[name], indices[rows.source])
+    def _dataset(self, bucket: Bucket, fitted: Fitted, items: Side) -> Dataset:
+        """Return the dataset of a bucket, whose sides have no encoded columns."""
+        names = [name for name in self.stored if name != "part"]
+        frame, parts = self.splits.kept(bucket, *names, *(CONTEXT_PREFIX + n for n in self.schema.context_columns()))
+        found = arrays_of(frame, self.schema)
+        found[USER] = found[USER] - bucket.users[0]
+        users = Side(fitted.frames["user"][slice(*bucket.users)], {}, self.schema.user_id)
+        raw = context_of(frame, self.schema)
+        return _BucketDataset(self.schema, fitted.encoders, users, items, Pairs.of(found), parts, found.get(TIME),
+            self.split, context_frame=raw)  # fmt: skip
 
-    def _put(self, name: str, start: int, values: npt.NDArray[Any]) -> None:
-        npy_writer.write_rows(self.arrays / f"{name}.npy", start, values)
+    def _write_bucket(self, first_user: int, number: int, dataset: Dataset, starts: Ints) -> None:
+        """Write the pieces of a bucket, whose interactions of each part begin at the rows `starts` (3,)."""
+        plain = dataset.pairs.arrays | {USER: dataset.pairs.user + first_user, "part": dataset.parts}
+        plain |= {} if dataset.times is None else {TIME: dataset.times}
+        columns: dict[str, Column] = {name: plain[name].astype(dtype) for name, dtype in self.stored.items()}
+        columns |= {f"context.{i}": dataset.context[f.name] for i, f in enumerate(self.schema.side("context"))}
+        index = np.empty(len(dataset.parts), self.index)
+        for part, start in enumerate(starts.tolist()):
+            own = dataset.part_indices(part)
+            index[own] = np.arange(start, start + len(own))
+            for name, column in columns.items():
+                self._put(name, f"{part}-{number:07d}", column.take(own) if isinstance(column, Ragged) else column[own])
+        rows = {name: getattr(dataset, name) for name in BY_USER}
+        for i, f in enumerate(self.schema.side("user")):
+            if f.history:
+                rows[f"user.{i}"] = dataset.history(f.history, dataset.parts == TRAIN)
+            if f.history and dataset.time_ordered:
+                rows[f"user.{i}.test"] = dataset.history(f.history, dataset.parts != TEST)
+        for name, of_user in rows.items():
+            of_interactions = name in ("timeline", "positives_by_user")
+            values = index[of_user.values] if of_interactions else of_user.values.astype(np.int32, copy=False)
+            source = None if of_user.source is None else index[of_user.source]
+            self._put(name, f"{number:07d}", Ragged(values, of_user.offsets, source))
 
-    def _encode(
-        self, encoders: Encoders, side: SideName, frame: pl.DataFrame, prefix: str, refuse: bool = True
-    ) -> list[str]:
-        """Write the encoded columns of a side's table as arrays of names with a prefix, and return the names of all its
-        features, in order."""
+    def _put(self, name: str, piece: str, column: Column) -> None:
+        """Write a piece of an array, or of all arrays of a ragged one, with lengths in place of offsets."""
+        arrays: dict[str, npt.NDArray[Any]] = {}
+        if not isinstance(column, Ragged):
+            arrays[name] = column
+        else:
+            arrays |= {f"{name}.values": column.values, f"{name}.offsets": column.lengths}
+            arrays |= {} if column.source is None else {f"{name}.source": column.source}
+        for array, values in arrays.items():
+            (self.pieces / array).mkdir(exist_ok=True)
+            npy_writer.write_blocks(self.pieces / array / f"{piece}.npy", [values])
+
+    def _join(self, pieces: Path) -> None:
+        """Write the array of the pieces in a folder, in the order of their names, and remove them."""
+        found = map(np.load, sorted(pieces.iterdir()))
+        blocks = _ends(found) if pieces.name.endswith(".offsets") else found
+        make_once(self.arrays / f"{pieces.name}.npy", lambda to: npy_writer.write_blocks(to, blocks))
+        shutil.rmtree(pieces)
+
+    def _write_sums(self, n_train: int) -> None:
+        """Write the number of training positives of each item, or the sum of their weights."""
+        names = [name for name in (POSITIVE, WEIGHT, "item") if name in self.stored]
+        train = {name: np.load(self.arrays / f"{name}.npy", mmap_mode="r")[:n_train] for name in names}
+        np.save(
+            self.arrays / "item_positive_counts.npy", positive_sums(Pairs(train["item"], **train), self.facts.items)
+        )
+
+    def _encode(self, encoders: Encoders, side: SideName, frame: pl.DataFrame, prefix: str, refuse: bool) -> list[str]:
+        """Write pieces of the encoded columns of a side's table, as arrays of names with a prefix, and return the names
+        of all its features, in order."""
         features = list(self.schema.side(side))
         for i, f in enumerate(features):
-            if f.history:
-                continue
-            lengths = list[Ints]()
-
-            def values(
-                start: int, source: pl.Series = frame[f.source], lengths: list[Ints] = lengths
-            ) -> npt.NDArray[Any]:
-                block = encoders.encode(f, source.slice(start, self.side_block_rows), refuse)  # noqa: B023 - called before the next f
-                if not isinstance(block, Ragged):
-                    return block
-                lengths.append(block.lengths)
-                return block.values
-
-            path = self.arrays / f"{prefix}.{i}.npy"
-            npy_writer.write_blocks(path, map(values, range(0, frame.height, self.side_block_rows)))
-            if lengths:
-                path.replace(self.arrays / f"{prefix}.{i}.values.npy")
-                np.save(self.arrays / f"{prefix}.{i}.offsets.npy", offsets_of(np.concatenate(lengths)))
+            for start in range(0, 0 if f.history else frame.height, self.side_block_rows):
+                block = encoders.encode(f, frame[f.source].slice(start, self.side_block_rows), refuse)
+                self._put(f"{prefix}.{i}", f"{start:012d}", block)
         return [f.name for f in features]
 
     def _digest(self, threads: int) -> str:
@@ -258,9 +245,10 @@ class PreparedArrays:
             return hashlib.sha256("".join(pool.map(digest, paths)).encode()).hexdigest()[:16]
 
 
-def _by_item(found: list[Columns], name: str, n: int) -> Ints:
-    """Return (n,) the counts of all buckets by item."""
-    total = np.zeros(n, np.int64)
-    for f in found:
-        total[f[name]] += f[f"{name}.counts"]
-    return total
+def _ends(lengths: Iterator[Ints]) -> Iterator[Ints]:
+    """Yield blocks of the offsets of rows of some lengths."""
+    yield (end := np.zeros(1, np.int64))
+    for block in lengths:
+        ends = end[-1] + np.cumsum(block, dtype=np.int64)
+        end = ends if len(ends) else end
+        yield ends

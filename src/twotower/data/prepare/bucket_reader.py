@@ -1,35 +1,37 @@
-"""Rows of buckets, checked against the contract as they are read."""
+"""Interactions of buckets: checked against the contract as they are read, and split, by bucket."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
 import polars as pl
 
 from twotower import files
-from twotower.data import times
-from twotower.data.bucket_columns import arrays_of
+from twotower.arrays.pieces import Scalar, temporary_array
+from twotower.arrays.types import Ints
+from twotower.data import splits
+from twotower.data.bucket_columns import arrays_of, context_of
 from twotower.data.buckets import Bucket, Buckets, column_problem, missing_column
-from twotower.data.buckets.records import BucketRecords, Problems
-from twotower.data.interaction_columns import (
-    CONTEXT_PREFIX,
-    ROW,
-    TIME,
-    USER,
-    VALUE_PREFIX,
-    WEIGHT,
-    Columns,
-)
-from twotower.data.tables import averaged_columns, side_columns
+from twotower.data.buckets.check import record_problems
+from twotower.data.context import context_frame
+from twotower.data.interaction_columns import CONTEXT_PREFIX, ITEM, PART, POSITIVE, ROW, TIME, USER, WEIGHT, Columns
+from twotower.data.pairs import target_mask
+from twotower.data.reading import times
+from twotower.data.split import SplitConfig
+from twotower.data.splits import DROPPED, TRAIN, Parts, PartsOf
+from twotower.data.tables import side_columns
 from twotower.data.unknown_ids import rows_of_ids
 from twotower.data.versions import no_versions
 from twotower.errors import ConfigError, RunError
 from twotower.features.schema import Schema
 from twotower.features.side import SIDES, SideName
 from twotower.files.readers import read_checked, read_parquet
+from twotower.files.resumable import make_once
 
 
 @dataclass(frozen=True)
@@ -60,11 +62,6 @@ class BucketReader:
         """Number of interactions of the largest bucket."""
         return max(bucket.rows for bucket in self.buckets.facts.buckets)
 
-    @property
-    def values(self) -> list[str]:
-        """Columns that features average."""
-        return [VALUE_PREFIX + a for a in averaged_columns(self.schema)]
-
     def _check(self) -> None:
         if other := self.buckets.facts.difference(self.schema):
             raise ConfigError(
@@ -80,7 +77,7 @@ class BucketReader:
                     f"{path}: column '{WEIGHT}', and schema.weight is empty; name its column, or leave it out"
                 )
 
-    def read(self, bucket: Bucket, *columns: str) -> Columns:
+    def read(self, bucket: Bucket, *columns: str) -> pl.DataFrame:
         """Return the users and other columns of a bucket. Raises RunError if what is read breaks a rule of the
         contract."""
         path, names = self.buckets.file(bucket), list(dict.fromkeys([USER, *columns]))
@@ -89,27 +86,13 @@ class BucketReader:
             frame = frame.with_columns(pl.col(WEIGHT).cast(pl.Float32))
         # Rows order what has one time.
         order = [c for c in (USER, TIME, ROW) if c in names and (c != ROW or TIME in names or not self.schema.time)]
-        problems = Problems(self.buckets.folder)
-        records = BucketRecords(path, bucket, self.buckets.facts, problems, order, pairs=self.strict)
-        if records.check(frame):
-            records.check_number()
-        if problems.lines:
+        for rule, what in record_problems(frame, bucket, self.buckets.facts, order, self.strict):
             raise RunError(
-                f"{path}: damaged, or does not follow docs/prepared-format.md "
-                f"({problems.lines[0].partition(': ')[2]}); "
+                f"{path}: damaged, or does not follow docs/prepared-format.md (rule {rule.value}: {what}); "
                 f"`check_buckets(folder={str(self.buckets.folder)!r})` names every problem"
             )
         self.check_unchanged(path)
-        return arrays_of(frame, self.schema)
-
-    def context(self, bucket: Bucket) -> pl.DataFrame:
-        """Return the columns of a bucket that features of the context read, by their names in the log. Raises
-        RunError."""
-        path, names = self.buckets.file(bucket), self.schema.context_columns()
-        wanted = [pl.col(CONTEXT_PREFIX + name).alias(name) for name in names] or [pl.col(USER)]
-        frame = read_checked(path, lambda p: pl.scan_parquet(p, glob=False).select(wanted).collect())
-        self.check_unchanged(path)
-        return frame if names else frame.rename({USER: "__user"})
+        return frame
 
     def versions(self, newest: Mapping[SideName, pl.DataFrame]) -> dict[SideName, pl.DataFrame]:
         """Return the tables of versions of the sides that have some, whose newest rows are given. Raises RunError for
@@ -145,3 +128,133 @@ def _versions(path: Path, schema: Schema, side: SideName, ids: pl.DataFrame) -> 
     if rows_of_ids(table[key], ids[key]).null_count() or table.select(key, time).is_duplicated().any():
         raise ValueError("it names an id that the other table lacks, or one id and time twice")
     return table
+
+
+@dataclass(frozen=True)
+class SplitBuckets:
+    """The whole log in buckets, with the part of each interaction; what is known of a bucket lies in two files."""
+
+    reader: BucketReader
+    split: SplitConfig
+    folder: Path
+
+    @property
+    def buckets(self) -> tuple[Bucket, ...]:
+        """The buckets in the order of their users."""
+        return self.reader.buckets.facts.buckets
+
+    def missing(self) -> bool:
+        """Return True if a bucket is not split."""
+        return not all(self._counts_file(b).exists() for b in self.buckets)
+
+    def make(self, bucket: Bucket, parts_of: PartsOf) -> bool:
+        """Split a bucket; return False if it is split already."""
+
+        def into(path: Path) -> None:
+            parts, counts = self._counted(bucket, parts_of)
+            parts.tofile(self._parts_file(bucket))
+            with path.open("wb") as file:
+                np.savez(file, allow_pickle=False, **counts)
+
+        return make_once(self._counts_file(bucket), into)
+
+    def counts(self, bucket: Bucket) -> Columns:
+        """Return the counts of a bucket: the `sizes` (3,) of the parts, the number of `targets`, and the training
+        interactions of each `user` of the bucket and of each `item` that has some, with the `rows` of these items."""
+
+        def read(path: Path) -> Columns:
+            with np.load(path) as found:
+                return dict(found)
+
+        return read_checked(self._counts_file(bucket), read)
+
+    def rule(self, ids: pl.Series) -> PartsOf:
+        """Return the rule of the split, of users with these ids."""
+        return splits.rule_of(self.split, splits.measured_users(ids, self.split), self)
+
+    def kept(self, bucket: Bucket, *names: str) -> tuple[pl.DataFrame, Parts]:
+        """Return users and named columns of the interactions of a bucket that are not dropped, with their parts."""
+        frame, parts = self.reader.read(bucket, *names), np.fromfile(self._parts_file(bucket), np.int8)
+        return (frame, parts) if (kept := parts != DROPPED).all() else (frame.filter(kept), parts[kept])
+
+    def read_all(self, *names: str) -> Iterator[tuple[Columns, Parts]]:
+        """Yield users, items and named columns of each bucket, with its parts."""
+        for bucket in self.buckets:
+            frame, parts = self.kept(bucket, ITEM, *names)
+            yield arrays_of(frame, self.reader.schema), parts
+
+    def contexts(self) -> Iterator[pl.DataFrame]:
+        """Yield the values of all features of the context of the training interactions of each bucket."""
+        schema = self.reader.schema
+        names = [CONTEXT_PREFIX + name for name in schema.context_columns()] + ([TIME] if schema.time else [])
+        for bucket in self.buckets:
+            frame, parts = self.kept(bucket, *names)
+            found = arrays_of(frame, schema)
+            yield context_frame(context_of(frame, schema), schema, found[USER], found.get(TIME)).filter(parts == TRAIN)
+
+    def example(self) -> pl.DataFrame:
+        """Return the columns of the log that features of the context read, of one interaction."""
+        names, schema = [CONTEXT_PREFIX + name for name in self.reader.schema.context_columns()], self.reader.schema
+        bucket = next((b for b in self.buckets if b.rows and names), None)
+        return pl.DataFrame() if bucket is None else context_of(self.reader.read(bucket, *names)[:1], schema)
+
+    def _counts_file(self, bucket: Bucket) -> Path:
+        return self.folder / f"{bucket.file}.npz"
+
+    def _parts_file(self, bucket: Bucket) -> Path:
+        return self.folder / f"{bucket.file}.parts"
+
+    def _counted(self, bucket: Bucket, parts_of: PartsOf) -> tuple[Parts, Columns]:
+        schema = self.reader.schema
+        names = [ITEM, ROW, POSITIVE, *([TIME] if schema.time else []), *([WEIGHT] if schema.weighted else [])]
+        found = arrays_of(self.reader.read(bucket, *names, *([PART] if self.split.is_given else [])), schema)
+        parts = parts_of(found, slice(*bucket.users))
+        train = parts == TRAIN
+        users = np.bincount(found[USER][train] - bucket.users[0], minlength=bucket.users[1] - bucket.users[0])
+        rows, items = np.unique(found[ITEM][train], return_counts=True)
+        targets = np.array(np.count_nonzero(target_mask(found[POSITIVE], found.get(WEIGHT)) & train))
+        return parts, {
+            "sizes": splits.part_sizes(parts),
+            "targets": targets,
+            "user": users,
+            "item": items,
+            "rows": rows,
+        }
+
+    def times(self, of_train: bool = False) -> Ints:
+        """Return the times of all interactions, or of those that are given as train, in any order."""
+        times, start = self._scratch(self.reader.buckets.facts.rows, np.int64), 0
+        for bucket in self.buckets:
+            found = self.reader.read(bucket, TIME, *([PART] if of_train else []))
+            own = (found.filter(pl.col(PART) == TRAIN) if of_train else found)[TIME].to_numpy()
+            times[start : start + len(own)] = own
+            start += len(own)
+        return times[:start]
+
+    def by_row(self, draw: Callable[[int, splits.Scratch], npt.NDArray[Scalar]]) -> npt.NDArray[Scalar]:
+        """Return by row of the log what is drawn for the rows that are kept."""
+        facts, start = self.reader.buckets.facts, 0
+        kept = self._scratch(facts.read, np.bool_)
+        kept[:] = False
+        for bucket in facts.buckets:
+            kept[self.reader.read(bucket, ROW)[ROW].to_numpy()] = True
+        if int(np.count_nonzero(kept)) != facts.rows:
+            raise RunError(f"{self.reader.buckets.folder}: damaged, two interactions have one row of the log (rule 9)")
+        drawn = draw(facts.rows, self._scratch)
+        by_row: npt.NDArray[Scalar] = self._scratch(facts.read, drawn.dtype.type)
+        for first in range(0, facts.read, splits.BLOCK_ROWS):
+            rows = first + np.flatnonzero(kept[first : first + splits.BLOCK_ROWS])
+            by_row[rows] = drawn[start : start + len(rows)]
+            start += len(rows)
+        return by_row
+
+    def _scratch(self, n: int, dtype: type[Scalar]) -> npt.NDArray[Scalar]:
+        return temporary_array(n, dtype, folder=self.folder)
+
+
+def given_facts(reader: BucketReader) -> Ints:
+    """Return the facts of the given parts of all buckets, as `splits.given_facts`."""
+    names = (PART, *([TIME] if reader.schema.time else []))
+    found = (arrays_of(reader.read(bucket, *names), reader.schema) for bucket in reader.buckets.facts.buckets)
+    facts: Ints = np.stack([splits.given_facts(f.get(TIME), f[PART]) for f in found]).max(0)
+    return facts

@@ -1,4 +1,4 @@
-"""Buckets of a log: pieces with rows for ids, sorted by an engine."""
+"""Buckets of a log: pieces with rows for ids, sorted by polars, one bucket at a time."""
 
 from __future__ import annotations
 
@@ -6,8 +6,7 @@ import logging
 import platform
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack
+from collections.abc import Callable, Container, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -17,21 +16,30 @@ import numpy as np
 import polars as pl
 
 from twotower.arrays.types import Ints
-from twotower.data.buckets import Bucket, BucketFacts, Buckets, LogColumns
-from twotower.data.interaction_columns import POSITIVE, TIME
+from twotower.data.buckets import Bucket, BucketFacts, Buckets, LogColumns, in_user_order
+from twotower.data.interaction_columns import ITEM, POSITIVE, ROW, TIME, USER
+from twotower.data.labels import no_positives
 from twotower.data.parts import tell_of_repeats_at_most
-from twotower.data.prepare.engines import Engine, choose_engine
 from twotower.data.prepare.log_pieces import Log, Sides, counts_of_users, write_pieces
 from twotower.data.prepare.options import PrepareOptions
-from twotower.data.prepare.sides import settle_sides
-from twotower.data.tables import kept_of_repeated, no_known_rows, nothing_to_learn
-from twotower.engines.engine import Job
+from twotower.data.reading import times
+from twotower.data.reading.readers import read_file, table_errors
+from twotower.data.reading.table_path import TablePath
+from twotower.data.reading.table_paths import table_files
+from twotower.data.reading.text_files import Reading
+from twotower.data.tables import (
+    CheckedLog,
+    kept_of_repeated,
+    no_known_rows,
+    nothing_to_learn,
+    side_columns,
+    with_id_name,
+)
 from twotower.errors import DataError, RunError
-from twotower.features.side import SIDES
+from twotower.features.side import SIDES, SideName
 from twotower.files import layout
 from twotower.files.readers import write_parquet
 from twotower.files.resumable import make_once
-from twotower.machine import default_threads
 from twotower.progress import JobProgress, Summary
 from twotower.version import __version__
 
@@ -47,44 +55,30 @@ def make_buckets(source: Log, folder: Path, work: Path, options: PrepareOptions)
     Raises DataError for a log of no use, ConfigError for too little memory, OSError."""
     if (folder / layout.BUCKET_FACTS).exists():
         return Buckets.open(folder)
-    engine = choose_engine(options.engine, source.rows, options.memory)
     source = source.copied(work / "text")
-    pieces, spill, interactions = work / "pieces", work / "spill", folder / layout.BUCKET_FOLDER
-    for path in (pieces, spill, interactions):
+    pieces, scratch, interactions = work / "pieces", work / "scratch", folder / layout.BUCKET_FOLDER
+    for path in (pieces, scratch, interactions):
         path.mkdir(exist_ok=True)
     sides, paths, left_out = _write_pieces(source, folder, pieces, options)
     counts = counts_of_users(paths, sides["user"].height)
     if not counts.any():
         raise no_known_rows()
-    busiest = int(np.argmax(counts))
-    user = sides["user"][source.schema.user_id][busiest]
-    options.check_memory(int(counts[busiest]), f"the history of user '{user}'")
+    schema, busiest = source.schema, int(np.argmax(counts))
+    options.check_memory(int(counts[busiest]), f"the history of user '{sides['user'][schema.user_id][busiest]}'")
     found, progress = list[Bucket](), JobProgress(log, "interactions sorted", source.rows)
-    schema = source.schema
-    keeps_repeats = schema.duplicates == "keep"
-    runner = options.job_engine()
-    sorting = _Sorting(
-        engine, tuple(paths), bool(schema.time), keeps_repeats, options.memory // runner.processes, spill, interactions
-    )
 
     def add(sorted_: _SortedBucket) -> None:
         users = sorted_.bucket.users
         (progress.advance if sorted_.is_new else progress.skip)(int(counts[users[0] : users[1]].sum()))
         found.append(sorted_.bucket)
 
-    with ExitStack() as held:
-        job: Job[_Shard, _SortedBucket] = sorting
-        if not runner.is_remote:
-            job = partial(partial, sorting.write, held.enter_context(sorting.sorter(options.threads, spill)), None)
-        runner.run(job, list(enumerate(_ranges(counts, options.bucket_rows))), add)
+    sorting = _Sorting(tuple(paths), bool(schema.time), schema.duplicates == "keep", scratch, interactions)
+    options.job_engine().run(sorting, list(enumerate(_ranges(counts, options.bucket_rows))), add)
     found.sort(key=lambda bucket: bucket.users)
-    buckets = Buckets(
-        folder, _facts(source, sides, engine.name, tuple(found), interactions, int(counts.sum()), left_out)
-    )
+    buckets = Buckets(folder, _facts(source, sides, tuple(found), interactions, int(counts.sum()), left_out))
     buckets.save()
-    shutil.rmtree(pieces)
-    shutil.rmtree(spill)
-    shutil.rmtree(work / "text", ignore_errors=True)
+    for path in (pieces, scratch, work / "text"):
+        shutil.rmtree(path, ignore_errors=True)
     return buckets
 
 
@@ -100,41 +94,37 @@ class _SortedBucket:
 class _Sorting:
     """Sorts the buckets of a log, in any process that sees its pieces."""
 
-    engine: type[Engine]
     pieces: tuple[Path, ...]
     is_timed: bool
     keeps_repeats: bool
-    memory: int
     work: Path
     to: Path
 
     def __call__(self) -> Callable[[_Shard], _SortedBucket]:
-        """Open the engine in a process of its own, and return the function that sorts a bucket. Raises RunError."""
+        """Return the function that sorts a bucket in this process. Raises RunError."""
         if not self.to.is_dir() or not all(path.exists() for path in self.pieces):
             raise RunError(
                 f"{self.to}: the host {platform.node()} does not see the files of the call; name a folder on a file "
                 "system that all hosts share, at the same path"
             )
-        scratch = Path(tempfile.mkdtemp(dir=self.work))
-        return partial(self._write_named, self.sorter(default_threads(), scratch), scratch)
+        return partial(self._write, Path(tempfile.mkdtemp(dir=self.work)))
 
-    def sorter(self, threads: int, work: Path) -> Engine:
-        """Return the engine, with files of its own in a folder."""
-        return self.engine(self.pieces, self.is_timed, self.keeps_repeats, self.memory, threads, work)
-
-    def write(self, sorter: Engine, scratch: Path | None, shard: _Shard) -> _SortedBucket:
-        """Return a bucket by number and range of users, which is written unless it is there. Raises ConfigError,
-        OSError."""
+    def _write(self, scratch: Path, shard: _Shard) -> _SortedBucket:
+        """Return a bucket by number and range of users, which is written unless it is there. Raises RunError."""
         n, users = shard
         path = self.to / f"{n:05d}.parquet"
-        is_new = make_once(path, partial(sorter.write, users), scratch)
-        return _SortedBucket(Bucket(file=path.name, users=users, rows=_height(path)), is_new)
-
-    def _write_named(self, sorter: Engine, scratch: Path, shard: _Shard) -> _SortedBucket:
         try:
-            return self.write(sorter, scratch, shard)
+            is_new = make_once(path, lambda to: write_parquet(self._sorted(users), to, compression="lz4"), scratch)
         except OSError as e:
             raise RunError(f"{self.to}: cannot be written ({e.strerror or e}); call again to go on") from e
+        return _SortedBucket(Bucket(file=path.name, users=users, rows=_height(path)), is_new)
+
+    def _sorted(self, users: tuple[int, int]) -> pl.DataFrame:
+        """Return the interactions of users in the order of a bucket: polars reads the row groups of the pieces that
+        have these users."""
+        own = pl.scan_parquet([*self.pieces], glob=False).filter(pl.col(USER).is_between(users[0], users[1] - 1))
+        found = own.collect().sort(USER, *([TIME] if self.is_timed else []), ROW)
+        return found if self.keeps_repeats else found.unique([USER, ITEM], keep="last", maintain_order=True)
 
 
 def _write_pieces(
@@ -142,17 +132,63 @@ def _write_pieces(
 ) -> tuple[Sides, list[Path], Mapping[str, int]]:
     """Write the tables of both sides and the pieces, those that are missing; return the tables, the pieces' files, and
     the numbers of interactions that are left out, by reason."""
-    tables, notes = {side: folder / layout.table(side) for side in SIDES}, list[str]()
-    known = {side: pl.read_parquet(path, glob=False) for side, path in tables.items() if path.exists()}
-    sides, versions, times, left_out = settle_sides(source, known if len(known) == len(SIDES) else None, notes)
-    for note in notes:
+    tables, checked = {side: folder / layout.table(side) for side in SIDES}, CheckedLog(source.schema)
+    found = {side: pl.read_parquet(path, glob=False) for side, path in tables.items() if path.exists()}
+    known = len(found) == len(SIDES)
+    progress = JobProgress(log, "interactions looked at", source.rows)
+    checked.look(partial(_read, source, progress), known)
+    if not known:
+        found, versions = _settled_sides(source, checked)
+        for side, of_side in versions.items():
+            make_once(folder / layout.versions(side), partial(write_parquet, of_side))
+        for side, path in tables.items():
+            make_once(path, partial(write_parquet, found[side]))
+    for note in checked.notes:
         log.info(note)
-    for side, of_side in versions.items():
-        make_once(folder / layout.versions(side), partial(write_parquet, of_side))
-    for side, path in tables.items():
-        make_once(path, partial(write_parquet, sides[side]))
     progress = JobProgress(log, "interactions read", source.rows)
-    return sides, write_pieces(source, sides, times, pieces, options.threads, progress), left_out
+    return found, write_pieces(source, checked, found, pieces, options.threads, progress), checked.left_out
+
+
+def _read(source: Log, progress: JobProgress, columns: list[str]) -> Iterator[pl.DataFrame]:
+    """Yield some columns of each piece."""
+    for piece in source.pieces:
+        yield source.read(piece, columns)
+        progress.advance(piece.rows)
+
+
+def _settled_sides(source: Log, checked: CheckedLog) -> tuple[Sides, Sides]:
+    """Return the tables of both sides, the users in the order of their rows, and those of the versions of sides that
+    have some. Raises DataError."""
+    schema, given = source.schema, dict[SideName, tuple[pl.DataFrame, bool] | None]()
+    for side, table in zip(SIDES, (source.data.users, source.data.items), strict=True):
+        given[side] = None
+        if table:
+            wanted = [schema.table_id(side), *side_columns(side, schema)[1:], *filter(None, [schema.valid_from])]
+            frame = with_id_name(read_file(table, Reading.of(schema, side, source.data.format), wanted), side, schema)
+            paths = table_files(table)
+            checked.notes += _not_kept(side, paths, frame, wanted)
+            for path in paths:
+                source.check_unchanged(f"{side}s", path)
+            given[side] = frame, paths[0].is_text or source.is_text
+    found, versions = checked.sides(given)
+    found = {side: table.select(side_columns(side, schema)) for side, table in found.items()}
+    found["user"] = in_user_order(found["user"], schema.user_id)
+    return found, {side: every.select(*side_columns(side, schema), times.TIME) for side, every in versions.items()}
+
+
+def _not_kept(side: SideName, paths: list[TablePath], frame: pl.DataFrame, wanted: Container[str]) -> list[str]:
+    """Return a line about the columns of a table that the schema does not name, none without such. A frame of text
+    files has all columns."""
+    names = dict.fromkeys(frame.columns)
+    for path in () if paths[0].is_text else paths:
+        with table_errors(path):
+            names |= dict.fromkeys(path.scan().collect_schema().names())
+    left = ", ".join(f"'{name}'" for name in names if name not in wanted)
+    return (
+        [f"{side}s: not kept, as the schema does not name them, so that no filter or slice reads them: {left}"]
+        if left
+        else []
+    )
 
 
 def _ranges(counts: Ints, bucket_rows: int) -> Iterator[tuple[int, int]]:
@@ -172,7 +208,6 @@ def _height(path: Path) -> int:
 def _facts(
     source: Log,
     sides: Sides,
-    engine: str,
     buckets: tuple[Bucket, ...],
     folder: Path,
     of_pieces: int,
@@ -194,9 +229,9 @@ def _facts(
     summary.drop(f"rows repeated a pair of user and item, {kept_of_repeated(schema)}", repeated)
     log.info(str(summary))
     tell_of_repeats_at_most(repeated, schema, source.split)
-    times = [pl.col(TIME).min().alias("first"), pl.col(TIME).max().alias("last")] if schema.time else []
+    ends = [pl.col(TIME).min().alias("first"), pl.col(TIME).max().alias("last")] if schema.time else []
     each = [
-        pl.scan_parquet(folder / b.file, glob=False).select(pl.col(POSITIVE).sum(), *times).collect()
+        pl.scan_parquet(folder / b.file, glob=False).select(pl.col(POSITIVE).sum(), *ends).collect()
         for b in buckets
         if b.rows
     ]
@@ -204,12 +239,10 @@ def _facts(
     if not (positives := int(of_all[POSITIVE].sum())):
         if not schema.label:
             raise nothing_to_learn(schema)
-        raise DataError(
-            f"interactions: no row has '{schema.label}' above {schema.positive_above:g}; set schema.positive_above"
-        )
+        raise no_positives(schema)
     return BucketFacts(
-        maker=f"twotower {__version__}, {engine}", duplicates=schema.duplicates, log=LogColumns.of(schema),
+        maker=f"twotower {__version__}", duplicates=schema.duplicates, log=LogColumns.of(schema),
         users=sides["user"].height,
         items=sides["item"].height, read=source.rows, rows=kept, positives=positives, buckets=buckets,
-        first_time=of_all["first"].min() if times else None, last_time=of_all["last"].max() if times else None,
+        first_time=of_all["first"].min() if ends else None, last_time=of_all["last"].max() if ends else None,
     )  # fmt: skip

@@ -18,24 +18,23 @@ from polars import selectors
 
 from twotower.arrays.types import Ints
 from twotower.data.bucket_columns import bucket_columns
-from twotower.data.column_types import common_types, with_types
 from twotower.data.config import DataConfig
-from twotower.data.context import refuse_missing
-from twotower.data.events import without_ignored
 from twotower.data.interaction_columns import USER
-from twotower.data.labels import POSITIVE, labelled, weighted
+from twotower.data.labels import POSITIVE
 from twotower.data.parts import PART, PartFiles, check_part_column, given_parts
-from twotower.data.readers import table_errors
+from twotower.data.reading.column_types import common_types, with_types
+from twotower.data.reading.readers import need, table_errors
+from twotower.data.reading.table_path import TablePath
+from twotower.data.reading.table_paths import check_one_kind, part_paths, table_files
+from twotower.data.reading.table_shards import TableFile, TableShard, cut_into_shards, read_slices
+from twotower.data.reading.text_files import Reading, as_types, text_as_parquet, text_types
+from twotower.data.reading.times import TIME
 from twotower.data.split import PART_NAMES, SplitConfig
-from twotower.data.table_path import TablePath
-from twotower.data.table_paths import check_one_kind, part_paths, table_files
-from twotower.data.table_shards import TableFile, TableShard, cut_into_shards, read_slices
-from twotower.data.tables import averaged_columns, need, with_ids, without_missing
-from twotower.data.text_files import Reading, as_types, text_as_parquet, text_types
-from twotower.data.times import TIME, Times
+from twotower.data.tables import CheckedLog, averaged_columns
 from twotower.errors import DataError
 from twotower.features.schema import Schema
 from twotower.features.side import SideName
+from twotower.features.values import TEXT_TYPES
 from twotower.files import JsonData
 from twotower.files.readers import write_parquet
 from twotower.files.resumable import make_once
@@ -146,12 +145,6 @@ class Log:
             return with_types(path, frame, types)
         return frame.with_columns(as_types(types, self._reading))
 
-    @property
-    def drops(self) -> bool:
-        """True if the schema leaves interactions out: ignored events, rows without an id, or of bad times."""
-        ignores = any(rule.target == "ignored" for rule in self.schema.events.values())
-        return ignores or "drop" in (self.schema.missing, self.schema.bad_times)
-
     def check_unchanged(self, table: str, path: TablePath) -> None:
         """Raise DataError if a file is another one than at first."""
         with table_errors(path):
@@ -195,7 +188,7 @@ def used_columns(schema: Schema) -> list[str]:
 
 
 def write_pieces(
-    source: Log, sides: Sides, times: Times | None, folder: Path, threads: int, progress: JobProgress
+    source: Log, checked: CheckedLog, sides: Sides, folder: Path, threads: int, progress: JobProgress
 ) -> list[Path]:
     """Write the pieces of a log into a folder, those that it lacks, and return their files. Raises DataError."""
     paths = [folder / f"{n:06d}.parquet" for n in range(len(source.pieces))]
@@ -203,7 +196,7 @@ def write_pieces(
 
     def write(n: int) -> None:
         def into(path: Path) -> None:
-            piece = _encoded(source, source.pieces[n], firsts[n], sides, times)
+            piece = _encoded(source, source.pieces[n], firsts[n], checked, sides)
             write_parquet(piece, path, compression="lz4", row_group_size=ROW_GROUP_ROWS)
 
         made = make_once(paths[n], into)
@@ -214,27 +207,28 @@ def write_pieces(
     return paths
 
 
-def _encoded(source: Log, piece: TableShard, first: int, sides: Sides, times: Times | None) -> pl.DataFrame:
+def _encoded(source: Log, piece: TableShard, first: int, checked: CheckedLog, sides: Sides) -> pl.DataFrame:
     """Return a piece, which begins at row `first` of the log, with the columns of a bucket, sorted by user, without
     rows of ids that a side lacks."""
     schema, split = source.schema, source.split
-    columns_read = dict.fromkeys([*used_columns(schema), *([split.column] if split.column else [])])
-    frame = source.read(piece, list(columns_read))
-    frame = frame.with_columns(pl.Series(_ROW, np.arange(first, first + frame.height)))
-    frame = without_missing(without_ignored(frame, schema), [schema.user_id, schema.item_id], schema)
-    frame = times.kept(frame) if times else frame
-    frame = weighted(labelled(frame, schema, some=False), schema)
+    frame = source.read(piece, list(dict.fromkeys([*used_columns(schema), *filter(None, [split.column])])))
+    frame = checked.rows(frame.with_columns(pl.Series(_ROW, np.arange(first, first + frame.height))))
     if source.parts:
         frame = frame.with_columns(pl.lit(source.parts[piece.file.name], pl.Int8).alias(PART))
-    parts = given_parts(frame, split)
-    refuse_missing(frame, schema)
-    if times:
-        frame = times.add(frame)
+    if schema.time:
         _check_order(frame, schema)
-    for key in (schema.user_id, schema.item_id):
-        frame = with_ids(frame, key, "interactions")
-    # An id that the table lacks is one to drop: `settle_sides` has added or refused the others.
-    return bucket_columns(frame, frame[_ROW], sides, schema, parts).sort(USER)
+    frame = frame.with_columns(_plain_type(frame[name]) for name in schema.context_columns())
+    # An id that the table lacks is one to drop: `CheckedLog.sides` has added or refused the others.
+    return bucket_columns(frame, frame[_ROW], sides, schema, given_parts(frame, split)).sort(USER)
+
+
+def _plain_type(column: pl.Series) -> pl.Series:
+    """Return a column with the widest type of its kind, so that those of several files are of one."""
+    if column.dtype.is_integer() and column.dtype != pl.UInt64:
+        return column.cast(pl.Int64)
+    if column.dtype.is_float():
+        return column.cast(pl.Float64)
+    return column.cast(pl.String) if column.dtype in TEXT_TYPES else column
 
 
 def counts_of_users(pieces: list[Path], n_users: int) -> Ints:

@@ -6,9 +6,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from twotower import files
-from twotower.data.prepare.engines import ROW_BYTES, is_ray
 from twotower.engines import open_engine
-from twotower.engines.engine import JobEngine
+from twotower.engines.engine import JobEngine, LocalEngine
 from twotower.errors import ConfigError
 from twotower.files.readers import read_json
 from twotower.files.resumable import make_once
@@ -16,6 +15,8 @@ from twotower.machine import available_cores
 
 SIDE_BLOCK_ROWS = 2**18
 """Users or items that are encoded at once."""
+ROW_BYTES = 150
+"""Memory that an interaction takes while it is sorted or written, in bytes."""
 PIECE_ROW_BYTES = 400
 """Memory that an interaction takes while its ids are looked up, in bytes."""
 
@@ -24,8 +25,8 @@ PIECE_ROW_BYTES = 400
 class PrepareOptions:
     """Options of a preparation. No byte of a prepared dataset depends on them."""
 
-    engine: str = "auto"
-    """Name of the engine that sorts. auto: `local` if the log fits in memory, else `duckdb`."""
+    engine: str = LocalEngine.name
+    """Name or address of the engine of the processes that sort: `local` or `ray`."""
     memory: int = 10**9
     """Bytes for interactions, in addition to the tables of users and items."""
     threads: int = 0
@@ -54,7 +55,7 @@ class PrepareOptions:
 
     def job_engine(self) -> JobEngine:
         """Return what runs the sorting: this process, or Ray. Raises ConfigError if it cannot."""
-        return open_engine(self.engine if is_ray(self.engine) else "local", self.threads)
+        return open_engine(self.engine, self.threads)
 
     def kept(self, path: Path) -> PrepareOptions:
         """Return the options with the numbers of rows of an earlier call, which its files have; write them if it is the

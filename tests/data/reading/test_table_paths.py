@@ -9,8 +9,8 @@ import polars as pl
 import pytest
 
 from twotower.cli.app import run_command
-from twotower.data.readers import read_file
-from twotower.data.text_files import Reading
+from twotower.data.reading.readers import read_file
+from twotower.data.reading.text_files import Reading
 from twotower.errors import DataError
 
 FRAME = pl.DataFrame({"user": ["a", "b"], "item": ["01", "2"]})

@@ -14,7 +14,7 @@ import polars as pl
 import pytest
 from worlds import CHECKERBOARD_SCHEMA, checkerboard
 
-from twotower.data.readers import as_frame
+from twotower.data.reading.readers import as_frame
 from twotower.data.tables import check
 from twotower.errors import DataError
 

@@ -16,13 +16,13 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from twotower.data.column_types import common_types, with_types
 from twotower.data.parts import PART, PartFiles
+from twotower.data.reading.column_types import common_types, with_types
+from twotower.data.reading.table_path import TablePath, table_server
+from twotower.data.reading.table_paths import check_one_kind, part_paths, table_files
+from twotower.data.reading.text_files import Reading, as_types, check_utf8, scan_text, text_types, with_places
 from twotower.data.split import PART_NAMES
-from twotower.data.table_path import TablePath, table_server
-from twotower.data.table_paths import check_one_kind, part_paths, table_files
-from twotower.data.text_files import Reading, as_types, check_utf8, scan_text, text_types, with_places
-from twotower.errors import DataError, first_line
+from twotower.errors import DataError, did_you_mean, first_line
 from twotower.files.object_stores import explain
 from twotower.files.urls import Url
 
@@ -190,6 +190,17 @@ def _read_one(path: TablePath, reading: Reading, wanted: Collection[str] | None 
     if path.is_text and any("\ufffd" in name for name in frame.columns):
         check_utf8(path)
     return frame
+
+
+def need(frame: pl.DataFrame, columns: list[str], what: str, or_else: str = "") -> None:
+    """Raise DataError if the table `what` lacks one of the columns."""
+    for name in columns:
+        if name not in frame.columns:
+            raise DataError(
+                f"{what}: no column '{name}'{did_you_mean(name, frame.columns)} "
+                f"(found: {', '.join(frame.columns[:12])}{', …' if frame.width > 12 else ''}); "
+                f"name it in [schema]{or_else}"
+            )
 
 
 @contextmanager

@@ -9,7 +9,7 @@ import duckdb
 import polars as pl
 from deltalake import DeltaTable, QueryBuilder, write_deltalake
 
-from twotower.data.readers import as_frame
+from twotower.data.reading.readers import as_frame
 
 CLICKS = pl.DataFrame({"user": ["a", "ü", "c"], "item": [1, 2, 3], "liked": [True, False, True]})
 

@@ -13,9 +13,9 @@ from messages import refused
 
 from twotower.config.toml import load_config
 from twotower.data.prepare import write_prepared
-from twotower.data.readers import as_frame, read_file
+from twotower.data.reading.readers import as_frame, read_file
+from twotower.data.reading.table_paths import table_files
 from twotower.data.source import read
-from twotower.data.table_paths import table_files
 from twotower.data.tables import Tables
 from twotower.errors import DataError
 from twotower.files.object_stores import ObjectClient, ObjectError

@@ -19,13 +19,13 @@ from twotower.cli.app import run_command
 from twotower.config.toml import load_config
 from twotower.data.prepare import write_prepared
 from twotower.data.prepare.options import PrepareOptions
-from twotower.data.readers import as_frame, read_file
+from twotower.data.reading.readers import as_frame, read_file
 from twotower.data.source import read
 from twotower.data.tables import Tables
 from twotower.errors import ConfigError, DataError
 from twotower.files.object_stores import ObjectError
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 FRAME = pl.DataFrame({"user": ["01", "2", "01"], "item": [1, 2, 3], "place": ["x", "ü", "z"]})
 
 

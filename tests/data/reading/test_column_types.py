@@ -19,7 +19,7 @@ from twotower.data.buckets import in_user_order
 from twotower.data.config import DataConfig
 from twotower.data.dataset import Dataset, build_dataset
 from twotower.data.prepare.options import PrepareOptions
-from twotower.data.readers import read_file
+from twotower.data.reading.readers import read_file
 from twotower.data.split import SplitConfig
 from twotower.data.tables import check
 from twotower.errors import DataError

@@ -19,12 +19,12 @@ from twotower.data import prepare
 from twotower.data.config import DataConfig, DatasetConfig
 from twotower.data.dataset import Dataset, build_dataset
 from twotower.data.prepare.options import PrepareOptions
-from twotower.data.readers import read_file
+from twotower.data.reading.readers import read_file
+from twotower.data.reading.text_files import Reading
+from twotower.data.reading.text_format import TextFormat
 from twotower.data.source import read
 from twotower.data.split import SplitConfig
 from twotower.data.tables import Tables, check
-from twotower.data.text_files import Reading
-from twotower.data.text_format import TextFormat
 from twotower.errors import ConfigError, DataError
 from twotower.features.categorical import Categorical
 from twotower.features.numeric import Numeric

@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
-from twotower.data.table_path import TablePath
+from twotower.data.reading.table_path import TablePath
 from twotower.errors import ConfigError, DataError
 from twotower.section import Section, first_problem
 

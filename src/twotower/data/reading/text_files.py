@@ -12,8 +12,8 @@ from pathlib import Path
 
 import polars as pl
 
-from twotower.data.table_path import TablePath
-from twotower.data.text_format import SEPARATOR_OF, SEPARATORS, SPACE, TextFormat
+from twotower.data.reading.table_path import TablePath
+from twotower.data.reading.text_format import SEPARATOR_OF, SEPARATORS, SPACE, TextFormat
 from twotower.errors import DataError
 from twotower.features.schema import Schema, is_pattern
 from twotower.features.side import FeatureSide, SideName

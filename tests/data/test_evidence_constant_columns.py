@@ -14,8 +14,8 @@ from hypothesis import settings as examples
 from hypothesis import strategies as st
 
 from twotower.data.config import DataConfig
-from twotower.data.constant_columns import Constancy, _some_rows, contexts_of_items, measure_constancy
 from twotower.data.dataset import Dataset, build_dataset
+from twotower.data.evidence import Constancy, _some_rows, contexts_of_items, measure_constancy
 from twotower.data.prepare import write_prepared
 from twotower.data.split import SplitConfig
 from twotower.data.tables import check

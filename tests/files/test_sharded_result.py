@@ -14,10 +14,10 @@ import pytest
 from object_server import Fault, ObjectServer
 
 from twotower import files
-from twotower.data.sharded_result import ShardedResult, shard_name
 from twotower.errors import RunError
 from twotower.files import places
 from twotower.files.object_stores import ObjectClient, ObjectError
+from twotower.files.sharded_result import ShardedResult, shard_name
 from twotower.files.urls import Url
 
 PLAN: dict[str, Any] = {"format": 2, "side": "item", "model": "m", "table (a.parquet)": [9, 1, 6]}

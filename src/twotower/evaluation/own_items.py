@@ -95,11 +95,11 @@ class HistoryScores:
             raise RunError(f"{len(term.weights):,} weights are not those of the codes of a history '{name}'")
         return cls(term, stored, rows_of_codes(dataset, spec, field.rows), len(dataset.items))
 
-    def of_codes(self, codes: Codes) -> OwnItems:
+    def of_codes(self, codes: Shaped[Codes, "L"]) -> OwnItems:
         """Return the items of one history, the codes (n,), oldest first."""
         return self._of(Ragged(codes.astype(np.int32), np.array([0, len(codes)])))[0]
 
-    def of_users(self, users: Ints) -> list[OwnItems]:
+    def of_users(self, users: Shaped[Ints, "B"]) -> list[OwnItems]:
         """Return the items of the stored histories of some user rows."""
         return self._of(self.stored.take(users))
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from twotower.arrays.ragged import Ragged, offsets_of
-from twotower.data.own_items import HistoryTerm, Recency, own_items
+from twotower.evaluation.own_items import HistoryTerm, Recency, own_items
 
 ROWS = np.array([-1, 2, 0, 1])
 """Item row of each code; code 0 is of no item."""

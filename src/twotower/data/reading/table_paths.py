@@ -14,10 +14,10 @@ from urllib.parse import unquote
 
 import polars as pl
 
-from twotower.data.lakes import DeltaLakeTable, lake_table
 from twotower.data.parts import PartFiles
+from twotower.data.reading.lakes import DeltaLakeTable, lake_table
+from twotower.data.reading.table_path import TABLE_SUFFIXES, FolderColumn, TablePath, ending, table_server
 from twotower.data.split import PART_NAMES
-from twotower.data.table_path import TABLE_SUFFIXES, FolderColumn, TablePath, ending, table_server
 from twotower.errors import ConfigError, DataError
 from twotower.files import check_name
 from twotower.files.object_stores import ObjectClient, ObjectInfo

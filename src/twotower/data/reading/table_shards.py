@@ -13,12 +13,11 @@ from pathlib import Path, PurePath
 
 import polars as pl
 
-from twotower.data.readers import columns_and_rows, table_errors
-from twotower.data.table_path import TablePath
-from twotower.data.table_paths import table_files, takes_in
-from twotower.data.tables import need
-from twotower.data.text_files import Reading, as_types, text_as_parquet, text_types
-from twotower.data.text_format import TextFormat
+from twotower.data.reading.readers import columns_and_rows, need, table_errors
+from twotower.data.reading.table_path import TablePath
+from twotower.data.reading.table_paths import table_files, takes_in
+from twotower.data.reading.text_files import Reading, as_types, text_as_parquet, text_types
+from twotower.data.reading.text_format import TextFormat
 from twotower.errors import DataError, RunError
 from twotower.files.locks import scratch_folder
 from twotower.files.places import JsonObject

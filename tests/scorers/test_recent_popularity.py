@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from twotower.arrays.types import Floats, Ints
-from twotower.data.recent_popularity import PopularityTerms, RecentPopularity
+from twotower.scorers.recent_popularity import PopularityTerms, RecentPopularity
 
 N_ITEMS = 7
 RNG = np.random.default_rng(0)

@@ -274,13 +274,13 @@ def test_fault_G9_runs_and_bundles_of_a_former_format_are_refused_by_name(tmp_pa
         with pytest.raises(RunError, match=rf"config\.toml: format {form}, this version reads 4; train the run again"):
             twotower.load(folder)
     (folder / "config.toml").write_text(text)
-    for form in (5, 7):
+    for form in (5, 8):
         if prepared:
             rewrite(folder / "prepared" / "prepared.json", format=form, twotower="0.1.0")
-            words = rf"format {form}, made by twotower 0\.1\.0, this version reads 6; prepare the tables again"
+            words = rf"format {form}, made by twotower 0\.1\.0, this version reads 7; prepare the tables again"
             with pytest.raises(RunError, match=rf"prepared\.json: {words}"):
                 twotower.load(folder)
-            rewrite(folder / "prepared" / "prepared.json", format=6)
+            rewrite(folder / "prepared" / "prepared.json", format=7)
         rewrite(folder / "model.json", format=form)
         with pytest.raises(RunError, match=rf"model\.json: format {form}, this version reads 6; train the run again"):
             twotower.load(folder)

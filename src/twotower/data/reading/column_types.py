@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 import polars as pl
 
-from twotower.data.table_path import TablePath
+from twotower.data.reading.table_path import TablePath
 from twotower.errors import DataError, first_line
 from twotower.features.values import TEXT_TYPES
 

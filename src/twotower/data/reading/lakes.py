@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 import polars as pl
 
-from twotower.data.table_path import TABLE_SUFFIXES, TablePath, ending, table_server
+from twotower.data.reading.table_path import TABLE_SUFFIXES, TablePath, ending, table_server
 from twotower.errors import DataError, first_line, missing_package
 from twotower.files import places
 from twotower.files.object_stores import ObjectClient, ObjectError, RemoteLimits, explain

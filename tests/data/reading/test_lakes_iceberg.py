@@ -12,8 +12,8 @@ from pyiceberg.catalog.sql import SqlCatalog
 from pyiceberg.table import Table
 from pyiceberg.types import IntegerType
 
-from twotower.data.readers import as_frame, read_file
-from twotower.data.table_paths import table_files
+from twotower.data.reading.readers import as_frame, read_file
+from twotower.data.reading.table_paths import table_files
 from twotower.errors import DataError
 
 CLICKS = pl.DataFrame({"user": ["a", "b", "c"], "item": [1, 2, 3]})
