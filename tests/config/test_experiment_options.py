@@ -207,13 +207,6 @@ ELSEWHERE = {
     "evaluation.repeats",  # scorers/test_repeats.py
     "data.buckets",
     "data.prepared",
-    "train.start.kind",  # scorers/test_start.py
-    "train.start.pair",
-    "train.start.scale",
-    "train.start.unobserved",
-    "train.start.regularization",
-    "train.start.sweeps",
-    "train.start.steps",
     "scorers.kind",  # config/test_scorers.py
     "train.device",
     "train.timeout",
@@ -319,7 +312,7 @@ def test_every_option_of_a_kind_is_covered() -> None:
     of_milvus = {of for of in known if of[:2] == ("index", "milvus")}
     of_branches = {("model.pairs.user.branches", *of) for of in BRANCHES}
     known -= {("data.dataset", kind, "archive") for kind in DATASETS.names}  # in data/datasets
-    known -= {of for of in known if of[0] in ("train.start", "scorers")}  # in scorers
+    known -= {of for of in known if of[0] == "scorers"}  # in scorers
     known -= {("evaluation.metrics", "diversity", "column")}  # in evaluation/test_metrics_beyond_accuracy
     assert known == OF_KINDS.keys() | of_branches | {("index", *of) for of in INDEXES} | of_milvus
 

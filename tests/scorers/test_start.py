@@ -49,7 +49,7 @@ from twotower.onnx.export import export_tower
 from twotower.onnx.tower import OnnxTower
 from twotower.retrieval.request import Request
 from twotower.retrieval.retriever import Retriever
-from twotower.scorers import SCORERS, STARTS, Ials, PairValues, Start, TowerStart, TransitionFactors
+from twotower.scorers import SCORERS, Ials, PairValues, Start, TransitionFactors
 from twotower.scorers.columns import ContentMatrix, shared_out
 from twotower.scorers.positives import PositiveMatrix, PositiveSequences
 from twotower.scorers.slit import decayed_products
@@ -112,8 +112,8 @@ def log_of_tastes(weighted: bool) -> pl.DataFrame:
     return frame.with_columns(w=pl.Series(rng.choice([0.5, 1.0, 2.0], len(frame)))) if weighted else frame
 
 
-def world(of: str, weighted: bool = False, share: bool = False, pooling: dict[str, Any] | None = None) -> Dataset:
-    history = Sequence(name="h", side="user", share_embedding=share, pooling=pooling or POOLING[of])
+def world(of: str, weighted: bool = False, pooling: dict[str, Any] | None = None) -> Dataset:
+    history = Sequence(name="h", side="user", share_embedding=False, pooling=pooling or POOLING[of])
     features: tuple[Feature, ...] = (history, Categorical(name="item_id", side="item"))
     if of in BY_COLUMNS:
         features += Categorical(name="colour", side="item"), MultiHot(name="tags", side="item", separator="|")
@@ -160,12 +160,6 @@ def config(kind: str, pairs: int = 1, train: dict[str, Any] | None = None, **opt
         }
         | (train or {}),
     )
-
-
-def begun(pairs: int = 1, train: dict[str, Any] | None = None, **options: Any) -> Config:
-    """A config whose first pair is trained on from vectors of `ials`."""
-    start = {"kind": "ials"} | EXACT["ials"] | options
-    return config("ials", pairs, {"epochs": 1, "solved": [], "start": [start]} | (train or {}))
 
 
 def of_scorers(*scorers: dict[str, Any]) -> tuple[Dataset, Config]:
@@ -856,31 +850,6 @@ def test_transitions_decay_as_the_pooling_does() -> None:
     np.testing.assert_allclose(found, expected, rtol=2e-3, atol=1e-3)
 
 
-class Halved(TowerStart):
-    """A start of one's own: half of the scores of `ials`."""
-
-    def solve(self, positives: PositiveMatrix, pooling: Pooling, width: int, seed: int) -> PairValues:
-        found = super().solve(positives, pooling, width, seed)
-        return replace(found, targets=tuple(rows / 2 for rows in found.targets))
-
-
-@pytest.mark.parametrize("kind", [*STARTS, Halved])
-def test_scale_multiplies_the_scores_that_training_goes_on_from(kind: type[TowerStart]) -> None:
-    data, factor = world("ials"), 1.5 if kind is Halved else 3.0
-    train = {"epochs": 1, "lr": 0.01, "pairs": "apart", "batch_size": 32}
-    start = Trainer(data, config("ials")).run().model
-    trainer = Trainer(data, begun(2, train, kind=kind.kind, scale=3.0))
-    before = weights(trainer)
-    trainer._begin()
-    first = scores(factors_before(trainer.model, data, TRAIN)) - scores(_second(trainer, data))
-    np.testing.assert_allclose(first, factor * scores(factors_before(start, data, TRAIN)), rtol=1e-3, atol=1e-4)
-    started = weights(trainer)
-    trainer._train_epoch(trainer.objective.sampler.epoch(0))
-    for pair, unlike in (("0", started), ("1", before)):
-        moved = {n: w for n, w in weights(trainer).items() if n.startswith(f"pairs.{pair}.")}
-        assert not any(torch.equal(weight, unlike[name]) for name, weight in moved.items())
-
-
 @pytest.mark.parametrize(
     "negatives",
     [{"full": True}, {"uniform": 3, "cross_batch_memory": 16}, {"uniform": 3, "hard": {"n": 2, "ranks": [2, 8]}}],
@@ -900,27 +869,6 @@ def test_a_pair_that_is_solved_last_costs_no_step(negatives: dict[str, Any], tog
     assert calls == [0] * 2
     moved = {name.split(".")[1] for name, weight in weights(trainer).items() if not torch.equal(weight, before[name])}
     assert moved == {"0"}
-
-
-def _second(trainer: Trainer, data: Dataset) -> Factors:
-    """The vectors of the second of two pairs."""
-    found = factors_before(trainer.model, data, TRAIN)
-    return Factors(found.users[:, WIDTH:].contiguous(), found.items[:, WIDTH:].contiguous())
-
-
-def test_a_start_that_training_only_worsens_is_what_is_kept() -> None:
-    data = world("ials")
-    trainer = Trainer(data, begun(train={"epochs": 2, "lr": 5.0}))
-    result = trainer.run()
-    assert result.metrics["train.best_epoch"] == 0.0
-    assert same(weights(trainer), weights(_started(data)))
-    assert [entry["epoch"] for entry in result.history] == [1, 2]
-
-
-def _started(data: Dataset) -> Trainer:
-    trainer = Trainer(data, config("ials"))
-    trainer.run()
-    return trainer
 
 
 @pytest.mark.parametrize("kind", [kind for kind in FORMS if kind.choices], ids=lambda kind: kind.kind)
@@ -1059,41 +1007,21 @@ def test_fault_B2_a_signal_ends_the_choice_of_values_and_a_later_call_has_the_sa
     assert again.metrics["test.recall@5"] == api.fit(data, data.schema, of).metrics["test.recall@5"]
 
 
-ONE_FIELD_EACH = "its item tower the item's id: set model.pairs.0 = { user = { fields = ['history'], layers = [] }"
-WRONG: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
-    "pooling": ({"pooling": {"kind": "mean"}}, {}, ONE_FIELD_EACH),
-    "shared": ({"share": True}, {}, ONE_FIELD_EACH),
-    "layers": ({}, {"model": {"pairs": [{"user": {"fields": ["h"], "layers": [20]}, "item": {"layers": []}}]}},
-        ONE_FIELD_EACH),
-    "fields": ({}, {"model": {"pairs": [{"user": {"layers": []}, "item": {"layers": []}}]}}, ONE_FIELD_EACH),
-    "cosine": ({}, {"model": {"similarity": "cosine"}}, "is a plain product; set model.similarity = 'dot'"),
-    "pair": ({}, {"train": {"start": [{"kind": "ials", "pair": 1}]}}, "names pair 1, and model.pairs has 1, from 0; "
-        "set pair to at most 0"),
-    "twice": ({}, {"train": {"start": [{"kind": "ials"}, {"kind": "ials"}]}}, "names pair 0 twice"),
-    "nothing": ({}, {"train": {"epochs": 0, "start": []}}, "train.epochs = 0 trains no towers; name a scorer"),
-    "untrained": ({}, {"train": {"epochs": 0}}, "train.epochs = 0 trains no towers, so train.start begins none"),
-    "another": ({}, {"train": {"start": ["ease"]}}, "towers begin from kind 'ials' alone; name 'ease' in scorers"),
-    "width": ({}, {"train": {"start": [{"kind": "ials", "width": 8}]}}, "width is an option of scorers"),
-    "torchrec": ({}, {"train": {"embedding_placement": "torchrec"}}, "'torchrec' has pieces"),
-}  # fmt: skip
+WRONG: dict[str, tuple[dict[str, Any], str]] = {
+    "cosine": ({"model": {"similarity": "cosine"}}, "is a plain product; set model.similarity = 'dot'"),
+    "nothing": ({"train": {"solved": []}}, "train.epochs = 0 trains no towers; name a scorer"),
+    "torchrec": ({"train": {"embedding_placement": "torchrec"}}, "'torchrec' has pieces"),
+}
 
 
 @pytest.mark.parametrize("wrong", WRONG)
 def test_what_cannot_start_is_refused_with_the_way_out(wrong: str) -> None:
-    of_world, sections, message = WRONG[wrong]
-    given = begun().model_dump(mode="json")
+    sections, message = WRONG[wrong]
+    given = config("ials").model_dump(mode="json")
     for section, values in sections.items():
         given[section] |= values
     with pytest.raises((ConfigError, ValueError), match=re.escape(message)):
-        Trainer(world("ials", **of_world), Config.model_validate(given))
-
-
-@pytest.mark.parametrize("interactions", ["all", "negative"])
-def test_no_tower_begins_from_a_history_with_dislikes(interactions: str) -> None:
-    liked = pl.int_range(pl.len()) % 5 > 0
-    with pytest.raises(ConfigError, match=re.escape(ONE_FIELD_EACH)):
-        Trainer(rated(liked, interactions, "ials"), begun())
-    Trainer(rated(liked, of="ials"), begun())
+        Trainer(world("ials"), Config.model_validate(given))
 
 
 @pytest.mark.parametrize("kind", IN_ORDER)
@@ -1128,21 +1056,6 @@ def test_the_size_of_weights_does_not_matter_to_what_follows(kind: str) -> None:
 def test_a_start_comes_back_from_a_config(kind: type[Start]) -> None:
     given = config(kind.kind)
     assert Config.model_validate(given.model_dump(mode="json")) == given
-
-
-def test_values_are_chosen_by_their_pair_alone_beside_one_that_reads_the_context() -> None:
-    log = log_of_tastes(False).with_columns(place=pl.int_range(pl.len()) % 3)
-    schema = Schema(features=(*world("ials").schema.features, Categorical(name="place", side="context")))
-    data = build_dataset(check(None, None, log, schema), schema, SplitConfig(kind="column", column="part"))
-    sections = begun(2, {"pairs": "apart"}, regularization=[0.001, 0.05, 1.0]).model_dump(mode="json")
-    sections["model"]["pairs"][1]["user"] = {"fields": ["place"], "layers": [WIDTH]}
-    beside = Trainer(data, Config.model_validate(sections))
-    alone = Trainer(world("ials"), config("ials", regularization=[0.001, 0.05, 1.0]))
-    (start,), (other,) = beside.recipe.train.start, alone.recipe.train.solved
-    positives = other.positives(data, alone.recipe.model.pairs[0])
-    found, expected = beside._closed_forms.best(0, start, positives), alone._closed_forms.best(0, other, positives)
-    assert found.values == expected.values
-    assert beside.run().history
 
 
 def test_values_that_are_not_finite_of_a_start_without_choices_have_a_way_out() -> None:

@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
-from typing import Annotated, Self
 
 import numpy as np
 import torch
-from pydantic import Field, model_validator
+from pydantic import Field
 from torch import Tensor
 
 from twotower.arrays.types import F32
 from twotower.data.dataset import Dataset
-from twotower.errors import ConfigError, TrainingError
+from twotower.errors import TrainingError
 from twotower.features.schema import Schema
-from twotower.kinds import Written
-from twotower.model.pooling import resolve
 from twotower.model.pooling.pooling import Pooling
 from twotower.model.pooling.ridge import MAX_NUMBERS_PER_PASS, conjugate_gradients
-from twotower.model.two_tower import ModelConfig, PairConfig
+from twotower.model.two_tower import PairConfig
 from twotower.scorers.columns import ContentMatrix, PositivesAndContent, value_columns, with_content
 from twotower.scorers.positives import PositiveMatrix
 from twotower.scorers.start import PairValues, Positive, Start
@@ -107,65 +103,6 @@ class Ials(Start):
             own = (vectors - positives.content.matrix.product(of_values)).where(counts[:, None] > 0, 0.0)
             targets = [own, *torch.split(of_values, [column.rows for column in positives.content.columns])]
         return PairValues(vectors, tuple(targets), penalty, rate)
-
-
-class TowerStart(Ials):
-    """Vectors of `ials` that a pair of towers is trained on from.
-
-    Use it where few epochs are to be enough for ids.
-
-    Its user tower reads one history of positives, with the pooling `ridge` and a table of its own, and its item tower
-    the item's id, both with `layers = []`.
-    """
-
-    kind = "ials"
-
-    width: Annotated[int, Written] = 128
-    columns: Annotated[bool, Written] = False
-    pair: int = Field(0, ge=0, description="Number of the pair of model.pairs that begins so, from 0.")
-    scale: float = Field(
-        1.0, gt=0, description="Factor of the pair's scores before the first step, relative to others and in a softmax."
-    )
-
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        if self.columns or self.width != 128:
-            option = "columns" if self.columns else "width"
-            raise ValueError(f"{option} is an option of scorers; a tower has its own width and fields")
-        return self
-
-    def check(self, dataset: Dataset, model: ModelConfig, pair: int) -> None:
-        towers, own = model.pairs[pair], dataset.schema.id_feature("item")
-        history = next((f for f in dataset.schema.tower("user") if towers.user.fields == (f.name,)), None)
-        spec = history.history if history else None
-        are_plain = all(
-            one.join == "concat"
-            and not (one.layers or one.branches or one.senet.enabled or one.augment or one.field_norm)
-            and not one.output_norm
-            for one in (towers.user, towers.item)
-        )
-        if not (
-            are_plain
-            and own
-            and towers.item.fields == (own.name,)
-            and history
-            and history.pools
-            and resolve(history.pools).kind == self.pools.kind
-            and spec
-            and not (spec.feature or spec.share_embedding)
-            and (spec.interactions == "positive" or (spec.interactions == "all" and dataset.train.labels.all()))
-        ):
-            raise ConfigError(
-                f"train.start begins pair {pair}, whose user tower must then be one sequence of positives "
-                "(interactions = 'positive', pooling = 'ridge', share_embedding = false), its item tower the item's "
-                f"id: set model.pairs.{pair} = {{ user = {{ fields = ['history'], layers = [] }}, item = {{ fields = "
-                "['item_id'], layers = [] } } by their names, without other options"
-            )
-        super().check(dataset, model, pair)
-
-    def solve(self, positives: PositiveMatrix, pooling: Pooling, width: int, seed: int) -> PairValues:
-        found = super().solve(positives, pooling, width, seed)
-        return replace(found, targets=tuple(self.scale * rows for rows in found.targets))
 
 
 def nearest(

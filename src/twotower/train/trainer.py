@@ -168,12 +168,10 @@ class Trainer:
                 raise
 
     def _begin(self) -> None:
-        """Solve `first_starts`. As epoch 0 these values may be the best weights."""
+        """Solve `first_starts`."""
         started, config, closed = time.perf_counter(), self.recipe.train, self._closed_forms
         for pair, start in self.recipe.first_starts.items():
-            form = closed.fill(pair, start)
-            if not config.epochs:
-                self._solved.append((form, None))
+            self._solved.append((closed.fill(pair, start), None))
         self.ema.restart()
         self.progress.seconds += time.perf_counter() - started
         if found := self._measure(0):
