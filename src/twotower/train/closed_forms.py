@@ -5,8 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -18,7 +17,6 @@ from twotower.data.dataset import Dataset
 from twotower.data.pairs import Pairs
 from twotower.distributed import DistributedContext
 from twotower.errors import TrainingError
-from twotower.evaluation.added_scores import SparseScores
 from twotower.evaluation.config import EvaluationConfig
 from twotower.evaluation.factors import Factors
 from twotower.evaluation.metrics.metric import PairMetric
@@ -32,18 +30,13 @@ from twotower.model.pooling.ridge import RidgeLayer
 from twotower.model.two_tower import TwoTower
 from twotower.scorers.choices import Choices
 from twotower.scorers.positives import PositiveMatrix
-from twotower.scorers.scorer import terms_of
 from twotower.scorers.start import PairValues, Start, search
-from twotower.train.cold_items import spread_of_scores
 from twotower.train.factors import gathered_factors
 from twotower.train.recipe import Recipe
 from twotower.train.stopping import at_once
-from twotower.train.tried_starts import TriedStarts
 
 log = logging.getLogger(__name__)
 
-USUAL = 3.0
-"""Root mean square of the scores of a term while values are compared, in standard deviations of a user's scores."""
 MAX_SCORES = 2_000_000_000
 """Scores of users and items of one comparison, some 15 seconds of a processor core for vectors of 128 numbers."""
 MIN_USERS = 1000
@@ -119,15 +112,12 @@ class ClosedForms:
         self, model: TwoTower, dataset: Dataset, recipe: Recipe, users: SideTensors, items: SideTensors,
         context: DistributedContext, measure: Callable[[Factors, EvaluationConfig], Mapping[str, float]],
         score_of: Callable[[Mapping[str, float]], float], check_stop: Callable[[], None],
-        tried: TriedStarts | None = None,
     ) -> None:  # fmt: skip
         """`users` and `items` are the inputs of all rows. `measure` returns metrics of validation, and `score_of` the
-        monitored one, higher is better. `check_stop` raises Interrupted if a rank is to stop. `tried` keeps the scores
-        of values."""
+        monitored one, higher is better. `check_stop` raises Interrupted if a rank is to stop."""
         self.model, self.dataset, self.recipe = model, dataset, recipe
         self.users, self.items, self.context = users, items, context
         self.measure, self.score_of, self.check_stop = measure, score_of, check_stop
-        self._scores = tried or TriedStarts(None, {})
         self._evaluation = evaluation_of_search(recipe.evaluation, len(dataset.items))
 
     def fill(self, pair: int, start: Start) -> ClosedForm:
@@ -166,36 +156,17 @@ class ClosedForms:
         """Return the validation metric of a pair with these values, alone; higher is better, minus infinity for values
         that cannot be solved. Raises what `check_stop` raises."""
         self.check_stop()
-        known = self.context.broadcast(self._scores.score(pair, start) if self.context.is_main else None)
-        if known is not None:
-            return known
         try:
             self._solve(pair, start, positives)
         except TrainingError as e:
             score, line = -math.inf, f"left out of the values that are tried: {str(e).partition(';')[0]}"
         else:
             monitor = self.recipe.train.monitor
-            metrics = self.measure(self._with_term(self._factors(pair)), self._evaluation)
+            metrics = self.measure(self._factors(pair), self._evaluation)
             score, by = self.score_of(metrics), users_told(self._evaluation, monitor, self.dataset.validation)
             line = f"pair {pair} by {start.kind}: {start.describe()}: {monitor} = {metrics[monitor]:.4f}{by}"
-        if self.context.is_main:
-            self._scores.add(pair, start, score)
         log.info(line)
         return score
-
-    @cached_property
-    def _usual(self) -> SparseScores | None:
-        """Scores of a term, to which a closed form is added while its values are compared."""
-        return next((scores for term in terms_of(self.model) if (scores := term.usual(self.dataset))), None)
-
-    def _with_term(self, found: Factors) -> Factors:
-        """Return scores with those of a term, where there is one: the values of a closed form are compared by what it
-        adds to these."""
-        if self._usual is None or not len(self._usual.values):
-            return found
-        size = float(np.sqrt(np.square(self._usual.values, dtype=np.float64).mean())) or 1.0
-        factor = np.float32(USUAL * spread_of_scores(found, self.dataset) / size)
-        return replace(found, added=(replace(self._usual, values=self._usual.values * factor),))
 
     def _positives(self, pair: int, start: Start, dataset: Dataset) -> PositiveMatrix | None:
         """Return the positives that a closed form is solved from, on rank 0."""

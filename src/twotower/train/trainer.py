@@ -257,7 +257,7 @@ class Trainer:
     def _closed_forms(self) -> ClosedForms:
         parts = (self.dataset, self.recipe, self.objective.users, self.objective.items, self.context)
         measures = (self._validation_metrics, self.best.score_of)
-        return ClosedForms(self.model, *parts, *measures, self._check_stop, self.checkpoints.tried)
+        return ClosedForms(self.model, *parts, *measures, self._check_stop)
 
     def _at_once(self) -> AbstractContextManager[None]:
         """Return a block that a signal ends at once, unless there are other ranks, which would wait for this one."""
