@@ -113,7 +113,7 @@ def test_the_vectors_of_values_are_those_of_a_ridge_regression() -> None:
     vectors[:, 3] = 0.0
     found = nearest(content, vectors, weights)
     n = content.matrix.n_columns
-    values = content.vectors(torch.eye(n)).double()
+    values = (content.scales * torch.eye(n)).double()
     rows = content.matrix.product(values.float()).double()
     squares = rows.T @ (weights[:, None] * rows) + PRIOR_ITEMS * torch.eye(n)
     wanted = values @ torch.linalg.solve(squares, rows.T @ (weights[:, None] * vectors).double())

@@ -45,12 +45,13 @@ from twotower.features.text import Text
 from twotower.features.values import UNKNOWN
 from twotower.model.pooling.pooling import Pooling
 from twotower.model.pooling.sum import Sum
+from twotower.model.two_tower import PairConfig
 from twotower.onnx.export import export_tower
 from twotower.onnx.tower import OnnxTower
 from twotower.retrieval.request import Request
 from twotower.retrieval.retriever import Retriever
 from twotower.scorers import SCORERS, Ials, PairValues, Start, TransitionFactors
-from twotower.scorers.columns import ContentMatrix, shared_out
+from twotower.scorers.columns import ColumnFactors, ContentMatrix, PositivesAndContent, _Directions, shared_out
 from twotower.scorers.positives import PositiveMatrix, PositiveSequences
 from twotower.scorers.slit import decayed_products
 from twotower.scorers.start import common_items, search
@@ -228,7 +229,7 @@ def content_of(data: Dataset) -> np.ndarray:
             tags[item, int(tag[1:])] = 1 / len(listed.split("|"))
     for row, bucket in enumerate(np.asarray(data.items.columns["price"])):
         if bucket:
-            prices[order[row]] = [math.exp(-(((bucket - 1 - other) / 1.5) ** 2) / 2) for other in range(4)]
+            prices[order[row], bucket - 1] = 1
     sized = []
     for part in (colours, tags, prices):
         squares = (part**2).sum(1)
@@ -404,7 +405,7 @@ def test_columns_have_one_size_also_where_a_list_repeats_a_value() -> None:
     data = build_dataset(tables, schema, SplitConfig(kind="column", column="part"))
     for column in ("tags", "colour", "price"):
         content = ContentMatrix.of(data, (column,), np.arange(1, ITEMS + 1, dtype=np.int32), ITEMS + 1)
-        items = content.matrix.product(content.vectors(torch.eye(content.matrix.n_columns)))
+        items = content.matrix.product(content.scales * torch.eye(content.matrix.n_columns))
         squares = items.square().sum(1)
         assert float(squares[squares > 0].mean()) == pytest.approx(1.0, rel=1e-5), column
 
@@ -532,11 +533,12 @@ def test_small_columns_have_their_dimensions_and_large_ones_share_the_rest(
     assert shared_out(sizes, width) == rooms
 
 
-def test_values_of_a_column_that_is_too_large_are_random_signs_by_which_equal_ones_are_found() -> None:
-    """A column of 200 values in 60 dimensions beside one of two: the score of the large one is that of the latest
-    item's value."""
-    n, width, rng = 800, 62, np.random.default_rng(3)
-    colours, shapes = rng.permutation(n) % 200, np.arange(n) % 2
+def test_of_a_column_that_is_too_large_the_most_frequent_values_have_directions() -> None:
+    """A column of 200 values in 60 dimensions with one of two: the large one has directions of its 60 most frequent."""
+    n, width = 800, 62
+    rng = np.random.default_rng(3)
+    colours, shapes = np.minimum(rng.geometric(0.02, n), 200) - 1, np.arange(n) % 2
+    colours[:200] = np.arange(200)
     items = pl.DataFrame({"item_id": range(n), "colour": [f"c{c}" for c in colours], "tags": [f"s{x}" for x in shapes]})
     parts = ["train"] * 4 + ["validation", "test"]
     rows = [
@@ -546,19 +548,18 @@ def test_values_of_a_column_that_is_too_large_are_random_signs_by_which_equal_on
     schema = world("columns", pooling={"kind": "decay", "rates": [0.0]}).schema
     schema = schema.model_copy(update={"features": tuple(f for f in schema.features if f.name != "price")})
     data = build_dataset(check(None, items, log, schema), schema, SplitConfig(kind="column", column="part"))
-    sections = config("columns").model_dump(mode="json")
-    sections["model"] |= {"width": width}
-    sections["model"]["pairs"][0]["item"] |= {"fields": ["tags", "colour"]}
-    found = factors_before(Trainer(data, Config.model_validate(sections)).run().model, data, VALIDATION)
-    by_colour = (found.users[:, 2:] @ found.items[:, 2:].T).numpy()
-    ids = data.items.ids.cast(pl.Int64).to_numpy()
-    latest = [ids[data.pairs.item[latest_last(data, user)[-1]]] for user in range(len(data.users))]
-    known = np.asarray(data.items.columns["item_id"]) > 0
-    equal = (colours[ids][None] == colours[latest][:, None])[:, known]
-    by_colour = by_colour[:, known]
-    assert by_colour[equal].min() > 0.5
-    assert by_colour[~equal].std() < 0.2
-    assert equal[np.arange(len(equal)), by_colour.argmax(1)].mean() > 0.98
+    pair = PairConfig.model_validate({"user": {"fields": ["h"]}, "item": {"fields": ["tags", "colour"]}})
+    positives = ColumnFactors().positives(data, pair)
+    assert isinstance(positives, PositivesAndContent)
+    found = _Directions.of(positives, width)
+    assert found.places == [0, 2, width]
+    codes = np.asarray(data.items.columns["colour"])
+    counts = np.bincount(codes[data.train.item], minlength=codes.max() + 1)
+    n_tags = len(found.rows) - len(counts)
+    axes = (found.rows[n_tags:, 2:] - found.rows[n_tags:, 2:].amin(0)).numpy() > 0.5
+    chosen = axes[1:].any(1)
+    assert axes.sum() == chosen.sum() == width - 2
+    assert counts[1:][chosen].min() >= counts[1:][~chosen].max()
 
 
 def test_the_scale_of_slit_holds_under_a_regularization_far_above_the_counts() -> None:
@@ -656,21 +657,6 @@ def test_values_are_compared_by_a_bounded_number_of_scores_and_the_chosen_by_all
     assert (searched, chosen) == ([bounded] * len(searched), None)
     assert len(searched) >= 2
     assert bounded.max_users > 0 == trainer.recipe.evaluation.max_users
-
-
-def test_a_value_that_is_compared_by_a_sample_says_so(caplog: pytest.LogCaptureFixture) -> None:
-    sections, data = config("ials", regularization=[0.01, 0.1]).model_dump(mode="json"), popular_log()
-    for most, monitor, said in (
-        (0, "recall@5", ""), (100, "recall@5", " by 100 of 150 users of validation"), (100, "log_loss", "")
-    ):  # fmt: skip
-        sections["evaluation"]["max_users"] = most
-        sections["train"]["monitor"] = f"validation.{monitor}"
-        caplog.clear()
-        with caplog.at_level(logging.INFO, "twotower"):
-            Trainer(data, Config.model_validate(sections)).run()
-        lines = [line for line in caplog.messages if f"validation.{monitor}" in line and "pair 0 by" in line]
-        assert lines
-        assert all(re.fullmatch(rf".* = [\d.]+{said}", line) for line in lines)
 
 
 def test_a_regularisation_that_removes_the_vectors_is_no_value(caplog: pytest.LogCaptureFixture) -> None:

@@ -101,7 +101,7 @@ class Ials(Start):
             counts = torch.from_numpy(sums * (len(items.values) / sums.sum())).float()
             of_values = nearest(positives.content, vectors, counts / (counts + PRIOR_ITEMS))
             own = (vectors - positives.content.matrix.product(of_values)).where(counts[:, None] > 0, 0.0)
-            targets = [own, *torch.split(of_values, [column.rows for column in positives.content.columns])]
+            targets = [own, *torch.split(of_values, positives.content.sizes)]
         return PairValues(vectors, tuple(targets), penalty, rate)
 
 
@@ -114,18 +114,18 @@ def nearest(
     by_value = content.matrix.transposed()
 
     def to_values(rows: F32[Tensor, "codes E"]) -> F32[Tensor, "values E"]:
-        return content.vectors(by_value.product(weights[:, None] * rows))
+        return content.scales * by_value.product(weights[:, None] * rows)
 
     found, left = torch.zeros(content.matrix.n_columns, vectors.shape[1]), to_values(vectors)
     step, square = left.clone(), left.square().sum(0)
     for _ in range(REGRESSION_STEPS):
-        moved = to_values(content.matrix.product(content.vectors(step))) + PRIOR_ITEMS * step
+        moved = to_values(content.matrix.product(content.scales * step)) + PRIOR_ITEMS * step
         size = (square / (step * moved).sum(0)).where(square > 0, 0.0)
         found += size * step
         left = left - size * moved
         square, before = left.square().sum(0), square
         step = left + (square / before).where(before > 0, 0.0) * step
-    return content.vectors(found)
+    return content.scales * found
 
 
 def _turned(items: F32[Tensor, "C E"], users: F32[Tensor, "R E"]) -> tuple[F32[Tensor, "C E"], F32[Tensor, "R E"]]:

@@ -236,9 +236,13 @@ class Recipe(Section):
     @property
     def is_mixed(self) -> bool:
         """True if the mix adds weighted terms to the scores after the last epoch."""
-        model = self.model
-        adds_popularity = model.bias and not model.stacking and bool(self.train.solved) and not self.train.epochs
-        return bool(self.last_starts or self.terms or adds_popularity)
+        weighted = self.last_starts or self.terms or self.adds_popularity
+        return self.model.cold_item_bias or bool(weighted and not self.model.stacking)
+
+    @property
+    def adds_popularity(self) -> bool:
+        """True if the mix weights popularity where nothing is trained."""
+        return self.model.bias and not self.model.stacking and bool(self.train.solved) and not self.train.epochs
 
     def reads_in_steps(self, side: str, feature: str) -> bool:
         """Return True if a step needs the vectors of a tower that reads a feature. Without epochs there is no step."""
@@ -264,7 +268,7 @@ class Recipe(Section):
     def fitted_last(self) -> str:
         """Words for what is fitted to validation after the last epoch. Empty: nothing."""
         model, pairs = self.model, [str(pair) for pair in self.last_starts]
-        popular = self.is_mixed and not pairs and not self.terms
+        popular = self.adds_popularity and not pairs and not self.terms
         names, fits = (
             ("stacking", "the bias of cold items", "popularity"),
             (model.stacking, model.cold_item_bias, popular),
