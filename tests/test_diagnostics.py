@@ -49,7 +49,7 @@ from twotower.features.side import SIDES
 from twotower.model.towers import Tower
 from twotower.model.two_tower import TwoTower
 from twotower.runs import Run
-from twotower.train.closed_forms import clear_pair
+from twotower.train.closed_forms import scale_pair
 from twotower.train.defaults import with_defaults
 from twotower.train.order import Epoch
 from twotower.train.samplers import PositiveSampler
@@ -564,7 +564,7 @@ def test_a_scorer_that_the_mix_leaves_out_is_no_finding() -> None:
     )
     run = api.fit((None, None, pl.DataFrame({"user_id": user, "item_id": item})), Schema(features=ID_FEATURES), chosen)
     for pair in run.config.last_starts:
-        clear_pair(run.model, pair)
+        scale_pair(run.model, pair, 0.0)
     found = {f.text.split("'")[1]: f for f in diagnose(run) if f.name == "unused_feature"}
     assert not {"__ease", "__ials"} & set(found)
 

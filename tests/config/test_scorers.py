@@ -123,9 +123,7 @@ def test_two_scorers_of_a_kind_are_two_pairs() -> None:
     assert {*added(found)} == {"__ials", "__ease", "__ials_2"}
 
 
-def test_ials_reads_columns_on_request_and_ease_no_negatives() -> None:
-    _, config = parsed({"kind": "ials", "columns": True})
-    assert config.model.pairs[1].item.fields == ("item_id", "brand", "price")
+def test_ease_reads_no_negatives_on_request() -> None:
     found, _ = parsed({"kind": "ease", "unliked": 0}, schema=LABEL)
     assert {*added(found)} == {"__ease"}
 

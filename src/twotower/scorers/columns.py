@@ -108,14 +108,26 @@ class ColumnFactors(Start):
     )
 
     def columns_of(self, schema: Schema) -> tuple[str, ...]:
-        return value_columns(schema)
+        """Return the names of the features of the items whose values have a code each: no id, text, history or
+        statistic."""
+        return tuple(
+            f.name
+            for f in schema.columns("item")
+            if f.source != schema.id_column("item")
+            and not (f.computes or f.searchable)
+            and (f.has_code or (f.pools is not None and resolve(f.pools).length_exponent is not None))
+        )
 
     def histories(self, schema: Schema, name: str) -> list[Sequence]:
         decay = PoolingSpec(kind="decay", rates=[*self.rates])
         return [history_of_positives(name, decay if schema.time else self.pools)]
 
     def positives(self, dataset: Dataset, pair: PairConfig) -> PositiveMatrix:
-        return with_content(super().positives(dataset, pair), dataset, pair.item.fields, self.item_codes(dataset, pair))
+        found = super().positives(dataset, pair)
+        content = ContentMatrix.of(dataset, pair.item.fields, *self.item_codes(dataset, pair))
+        return PositivesAndContent(
+            found.columns, found.offsets, found.values, found.n_columns, found.histories, content=content
+        )
 
     def solve(self, positives: PositiveMatrix, pooling: Pooling, width: int, seed: int) -> PairValues:
         assert isinstance(positives, PositivesAndContent)
@@ -239,28 +251,6 @@ def shared_out(sizes: Listed[int], width: int) -> list[int]:
         rooms[place] = min(sizes[place], left // (len(sizes) - done))
         left -= rooms[place]
     return rooms
-
-
-def with_content(
-    found: PositiveMatrix, dataset: Dataset, names: tuple[str, ...], codes: tuple[Shaped[Codes, "items"], int]
-) -> PositivesAndContent:
-    """Return positives with these columns of the items, given the code of each item and the number of codes."""
-    content = ContentMatrix.of(dataset, names, *codes)
-    return PositivesAndContent(
-        found.columns, found.offsets, found.values, found.n_columns, found.histories, content=content
-    )
-
-
-def value_columns(schema: Schema) -> tuple[str, ...]:
-    """Return the names of the features of the items whose values have a code each: no id, text, history or
-    statistic."""
-    return tuple(
-        f.name
-        for f in schema.columns("item")
-        if f.source != schema.id_column("item")
-        and not (f.computes or f.searchable)
-        and (f.has_code or (f.pools is not None and resolve(f.pools).length_exponent is not None))
-    )
 
 
 def _cells(column: Column, pooling: PoolingSpec) -> tuple[Shaped[Ints, "L"], Shaped[Ints, "L"], Shaped[Floats, "L"]]:

@@ -36,13 +36,12 @@ from twotower.features.field import InputField
 from twotower.features.side import SIDES
 from twotower.features.values import UNKNOWN
 from twotower.machine import peak_memory_mb, physical_memory
-from twotower.model.inputs.side_tensors import SideTensors
 from twotower.model.lowering import MAX_TABLE_BYTES
 from twotower.model.tables import blank_tables, deferred_tables
 from twotower.model.two_tower import TwoTower
 from twotower.train.checkpoint import Checkpoint, Checkpoints, Stateful
 from twotower.train.closed_forms import ClosedForm, ClosedForms, evaluation_of_search, scale_pair
-from twotower.train.defaults import with_defaults, with_precision
+from twotower.train.defaults import settled
 from twotower.train.factors import context_factors, gathered_factors, has_finite_vectors, with_added
 from twotower.train.mix import Mix, climbed, cold_items
 from twotower.train.objective import ContrastiveObjective, PointwiseObjective
@@ -88,7 +87,7 @@ class Trainer:
         self.context = context or DistributedContext()
         self.callback = callback or Callback()
         self.device = device or choose_device(recipe.train.device, self.context.local_rank)
-        recipe = with_precision(with_defaults(recipe, dataset), dataset, self.device, self.context)
+        recipe = settled(recipe, dataset, self.device, self.context)
         self.dataset, self.recipe = dataset, recipe
         self.model, self.torchrec = build_model(recipe, dataset.encoders, self.context, self.device)
         config = recipe.train
@@ -459,9 +458,9 @@ class Trainer:
         )
         return Factors(users, items)
 
-    def _scorer(self, items: SideTensors | None = None) -> Factors | ContextFactors:
-        """Return the vectors of all rows `by_version`, or of these items; with a context, user vectors on demand."""
-        users, items = self.objective.users, items or self.objective.items
+    def _scorer(self) -> Factors | ContextFactors:
+        """Return the vectors of all rows `by_version`; with a context, user vectors on demand."""
+        users, items = self.objective.users, self.objective.items
         added = partial(with_added, model=self.model, dataset=self.dataset, part=VALIDATION)
         if users.has_context:
             return added(context_factors(self.model, users, items, self.dataset))
