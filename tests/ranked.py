@@ -102,14 +102,6 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         "model": {"pairs": [{"user": AUGMENTED, "item": AUGMENTED}]},
     }),
     "beside": ("beside", {"loss": SOFTMAX, "negatives": {"uniform": 9}, "train": EARLIER}),
-    "closed forms": ("histories", {
-        "loss": SOFTMAX,
-        "negatives": {"full": True},
-        "train": {
-            "start": [{"kind": "ials"}], "lr": 0.1, "monitor": "validation.ndcg@5",
-        },
-        "model": histories("one"),
-    }),
     "mix": ("histories", {
         "loss": SOFTMAX,
         "negatives": {"full": True},

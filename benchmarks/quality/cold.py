@@ -22,7 +22,6 @@ from twotower.data.tables import Tables, check
 from twotower.evaluation.bootstrap import bootstrap
 from twotower.features.schema import Schema
 from twotower.features.text import words
-from twotower.train.cold_items import best_biases
 
 K, SEED, SHARE = 20, 2022, 10
 """Cut-off, seed of the split, and one part in SHARE that is withheld."""
@@ -148,7 +147,8 @@ def tf_idf_biased(data: Dataset, withheld: dict[int, Ints]) -> Tensor:
     def every(bias: float) -> float:
         return float(measured(scores + bias * cold, data, VALIDATION, withheld)[f"every, Recall@{K}"].mean())
 
-    return scores + best_biases(every, float(scores.std(1).mean()))[0] * cold
+    biases = np.arange(-2.0, 8.0, 0.125) * float(scores.std(1).mean())
+    return scores + max(biases.tolist(), key=every) * cold
 
 
 def told_popularity(data: Dataset, withheld: dict[int, Ints]) -> Tensor:

@@ -63,7 +63,7 @@ from twotower.scorers import alone
 from twotower.suggestion.roles import RoleColumns
 from twotower.suggestion.suggest import suggest
 from twotower.train.checkpoint import shared_checkpoint
-from twotower.train.defaults import with_defaults, with_precision
+from twotower.train.defaults import settled
 from twotower.train.preconditions import check_times
 from twotower.train.progress import Callback, EpochRecord
 from twotower.train.recipe import Recipe
@@ -178,7 +178,7 @@ def fit(
         log.info(dataset.describe())
         for line in dataset.describe_features():
             log.info(line)
-        config = with_defaults(config.model_copy(update={"split": dataset.split}), dataset)
+        config = config.model_copy(update={"split": dataset.split})
         return _train(dataset, config, context, folder, callback, resume, override)
 
 
@@ -233,7 +233,7 @@ def _train(
         if resume and found is None:
             check_lone_options(dataset.schema, dataset.split)
         earlier = found.fingerprint.get("train.precision") if found else None
-        config = with_precision(config, dataset, device, context, earlier)
+        config = settled(config, dataset, device, context, earlier)
         trainer = Trainer(dataset, config, checkpoints, callback, runs.fingerprint(dataset, config), context, device)
         if folder and place:
             if found:

@@ -164,14 +164,13 @@ INDEXES = {("ivf", "nlist"): 3, ("ivfpq", "nlist"): 3, ("hnsw", "m"): 2, ("hnsw"
 # and checkpoints in train/test_trainer, the timeout of ranks in test_distributed, the placement of tables in
 # train/torchrec, the index of a published model in test_publishing, all of Milvus in index/test_milvus, given parts in
 # data/test_parts, weights in evaluation/test_metrics_weighted, cold candidates in train/negatives/test_mixture, forms
-# of text in data/test_text_format, repeats and starts in scorers, and scorers in config/test_scorers.
+# of text in data/test_text_format, repeats in scorers, and scorers in config/test_scorers.
 ELSEWHERE = {
     "data.dataset.kind", "data.users", "data.items", "data.interactions", "data.train", "data.validation", "data.test",
     "data.format.separator", "data.format.separators", "data.format.decimal", "data.format.encoding",
     "data.format.columns", "data.format.layout", "data.buckets", "data.prepared", "split.column", "split.ordered",
     "split.from_train", "evaluation.weighted", "evaluation.repeats", "negatives.full.cold", "negatives.uniform.cold",
-    "train.start.kind", "train.start.pair", "train.start.scale", "train.start.unobserved",
-    "train.start.regularization", "train.start.sweeps", "train.start.steps", "scorers.kind", "train.device",
+    "scorers.kind", "train.device",
     "train.timeout", "train.embedding_placement", "train.embedding_sharding", "train.checkpoint_seconds",
     "train.checkpoint_steps", "index.kind", "index.min_recall", "index.k", "index.queries",
 }  # fmt: skip
@@ -268,7 +267,7 @@ def test_every_option_of_a_kind_is_covered() -> None:
     of_milvus = {of for of in known if of[:2] == ("index", "milvus")}
     of_branches = {("model.pairs.user.branches", *of) for of in BRANCHES}
     known -= {("data.dataset", kind, "archive") for kind in DATASETS.names}  # in data/datasets
-    known -= {of for of in known if of[0] in ("train.start", "scorers")}  # in scorers
+    known -= {of for of in known if of[0] == "scorers"}  # in scorers
     known -= {("evaluation.metrics", "diversity", "column")}  # in evaluation/test_metrics_beyond_accuracy
     assert known == OF_KINDS.keys() | of_branches | {("index", *of) for of in INDEXES} | of_milvus
 

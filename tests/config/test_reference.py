@@ -22,7 +22,6 @@ from twotower.kinds import Kinds
 from twotower.model.branches import BRANCHES
 from twotower.model.pooling import POOLINGS
 from twotower.model.towers import TowerConfig
-from twotower.scorers.ials import TowerStart
 from twotower.section import Section, Tier
 from twotower.serve.settings import ServeSettings
 from twotower.train.negatives import SOURCES
@@ -96,10 +95,6 @@ def test_the_template_names_every_option() -> None:
         assert key in text
 
 
-OF_SCORERS = {("train.start", "width"), ("train.start", "columns")}
-"""What a start of towers has by its own fields and width."""
-
-
 def leaves(prefix: str, model: type[BaseModel], seen: set[type[BaseModel]]) -> set[tuple[str, str]]:
     """Every (section, key) below a section, found without the code under test. A section's second place is left out."""
     found: set[tuple[str, str]] = set()
@@ -112,8 +107,6 @@ def leaves(prefix: str, model: type[BaseModel], seen: set[type[BaseModel]]) -> s
             found |= leaves("model.pairs.user", TowerConfig, seen)
         elif key in ("branches", "metrics", "scorers"):
             found.add((path, "kind"))
-        elif path == "train.start":
-            found |= {(path, name) for name in ("kind", *TowerStart.model_fields)} - OF_SCORERS
         elif path == "train.solved":  # which no user writes
             continue
         elif key == "sources":

@@ -123,9 +123,7 @@ def test_two_scorers_of_a_kind_are_two_pairs() -> None:
     assert {*added(found)} == {"__ials", "__ease", "__ials_2"}
 
 
-def test_ials_reads_columns_on_request_and_ease_no_negatives() -> None:
-    _, config = parsed({"kind": "ials", "columns": True})
-    assert config.model.pairs[1].item.fields == ("item_id", "brand", "price")
+def test_ease_reads_no_negatives_on_request() -> None:
     found, _ = parsed({"kind": "ease", "unliked": 0}, schema=LABEL)
     assert {*added(found)} == {"__ease"}
 
@@ -137,6 +135,7 @@ def test_ials_reads_columns_on_request_and_ease_no_negatives() -> None:
         (["ials"], {"features": COLUMNS}, "'ials' reads the id of the items"),
         (["slit"], {}, "'slit' reads what follows what, and schema.time is empty"),
         (["repeats"], {"epochs": 0}, "train.epochs = 0 trains no tower"),
+        (["ials"], {"epochs": 0, "model": {"pairs": [{}]}}, "trains no tower, and model.pairs has some"),
         (["repeats", "repeats"], {}, "names 'repeats' twice"),
         (["trending", "trending"], {}, "names 'trending' twice"),
         (["ials"], {"train": {"embedding_placement": "torchrec"}}, "replicated"),
@@ -165,7 +164,7 @@ def test_prepared_data_train_as_tables_do(tmp_path: Path) -> None:
     rows.write_parquet(tmp_path / "rows.parquet")
     config = Config.model_validate(
         {
-            "scorers": [{"kind": "ials", "width": 8}, "repeats"],
+            "scorers": [{"kind": "ease", "width": 64, "regularization": [40.0]}, "repeats"],
             "data": {"interactions": str(tmp_path / "rows.parquet")},
             "split": {"kind": "time"},
             "model": {"similarity": "dot"},

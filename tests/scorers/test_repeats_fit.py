@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
 from typing import Any
 
@@ -228,24 +227,6 @@ def test_terms_that_would_hide_one_another_are_refused() -> None:
     both = [{"kind": "repeats", "history": "taken"}, "trending", "trending"]
     with pytest.raises(ConfigError, match="names 'trending' twice"):
         Trainer(world(), config(scorers=both))
-
-
-def test_known_items_that_stand_for_cold_ones_have_no_score_of_their_own(caplog: pytest.LogCaptureFixture) -> None:
-    """Nobody has taken a cold item before, so a bias that is fitted to stand-ins is above 0, though users take these
-    again."""
-    base = config().model.model_dump() | {"cold_item_bias": True, "bias": False}
-    data = world(kind="user_ratio", test=0.2, validation=0.2)
-    trainer = Trainer(data, config(model=base))
-    with caplog.at_level(logging.INFO):
-        trainer.run()
-    assert "known items that read as cold ones" in caplog.text
-    own = added(trainer)
-    assert own is not None
-    mask = np.arange(N_ITEMS) % 2 == 0
-    left = own.without(mask)
-    assert not left.values[mask[left.items]].any()
-    assert (left.values[~mask[left.items]] == own.values[~mask[own.items]]).all()
-    assert float(trainer.model.cold_items.values[0]) >= 0
 
 
 @pytest.mark.parametrize(

@@ -45,12 +45,13 @@ from twotower.features.text import Text
 from twotower.features.values import UNKNOWN
 from twotower.model.pooling.pooling import Pooling
 from twotower.model.pooling.sum import Sum
+from twotower.model.two_tower import PairConfig
 from twotower.onnx.export import export_tower
 from twotower.onnx.tower import OnnxTower
 from twotower.retrieval.request import Request
 from twotower.retrieval.retriever import Retriever
-from twotower.scorers import SCORERS, STARTS, Ials, PairValues, Start, TowerStart, TransitionFactors
-from twotower.scorers.columns import ContentMatrix, shared_out
+from twotower.scorers import SCORERS, Ials, PairValues, Start, TransitionFactors
+from twotower.scorers.columns import ColumnFactors, ContentMatrix, PositivesAndContent, _Directions, shared_out
 from twotower.scorers.positives import PositiveMatrix, PositiveSequences
 from twotower.scorers.slit import decayed_products
 from twotower.scorers.start import common_items, search
@@ -112,8 +113,8 @@ def log_of_tastes(weighted: bool) -> pl.DataFrame:
     return frame.with_columns(w=pl.Series(rng.choice([0.5, 1.0, 2.0], len(frame)))) if weighted else frame
 
 
-def world(of: str, weighted: bool = False, share: bool = False, pooling: dict[str, Any] | None = None) -> Dataset:
-    history = Sequence(name="h", side="user", share_embedding=share, pooling=pooling or POOLING[of])
+def world(of: str, weighted: bool = False, pooling: dict[str, Any] | None = None) -> Dataset:
+    history = Sequence(name="h", side="user", share_embedding=False, pooling=pooling or POOLING[of])
     features: tuple[Feature, ...] = (history, Categorical(name="item_id", side="item"))
     if of in BY_COLUMNS:
         features += Categorical(name="colour", side="item"), MultiHot(name="tags", side="item", separator="|")
@@ -160,12 +161,6 @@ def config(kind: str, pairs: int = 1, train: dict[str, Any] | None = None, **opt
         }
         | (train or {}),
     )
-
-
-def begun(pairs: int = 1, train: dict[str, Any] | None = None, **options: Any) -> Config:
-    """A config whose first pair is trained on from vectors of `ials`."""
-    start = {"kind": "ials"} | EXACT["ials"] | options
-    return config("ials", pairs, {"epochs": 1, "solved": [], "start": [start]} | (train or {}))
 
 
 def of_scorers(*scorers: dict[str, Any]) -> tuple[Dataset, Config]:
@@ -234,7 +229,7 @@ def content_of(data: Dataset) -> np.ndarray:
             tags[item, int(tag[1:])] = 1 / len(listed.split("|"))
     for row, bucket in enumerate(np.asarray(data.items.columns["price"])):
         if bucket:
-            prices[order[row]] = [math.exp(-(((bucket - 1 - other) / 1.5) ** 2) / 2) for other in range(4)]
+            prices[order[row], bucket - 1] = 1
     sized = []
     for part in (colours, tags, prices):
         squares = (part**2).sum(1)
@@ -410,7 +405,7 @@ def test_columns_have_one_size_also_where_a_list_repeats_a_value() -> None:
     data = build_dataset(tables, schema, SplitConfig(kind="column", column="part"))
     for column in ("tags", "colour", "price"):
         content = ContentMatrix.of(data, (column,), np.arange(1, ITEMS + 1, dtype=np.int32), ITEMS + 1)
-        items = content.matrix.product(content.vectors(torch.eye(content.matrix.n_columns)))
+        items = content.matrix.product(content.scales * torch.eye(content.matrix.n_columns))
         squares = items.square().sum(1)
         assert float(squares[squares > 0].mean()) == pytest.approx(1.0, rel=1e-5), column
 
@@ -538,11 +533,12 @@ def test_small_columns_have_their_dimensions_and_large_ones_share_the_rest(
     assert shared_out(sizes, width) == rooms
 
 
-def test_values_of_a_column_that_is_too_large_are_random_signs_by_which_equal_ones_are_found() -> None:
-    """A column of 200 values in 60 dimensions beside one of two: the score of the large one is that of the latest
-    item's value."""
-    n, width, rng = 800, 62, np.random.default_rng(3)
-    colours, shapes = rng.permutation(n) % 200, np.arange(n) % 2
+def test_of_a_column_that_is_too_large_the_most_frequent_values_have_directions() -> None:
+    """A column of 200 values in 60 dimensions with one of two: the large one has directions of its 60 most frequent."""
+    n, width = 800, 62
+    rng = np.random.default_rng(3)
+    colours, shapes = np.minimum(rng.geometric(0.02, n), 200) - 1, np.arange(n) % 2
+    colours[:200] = np.arange(200)
     items = pl.DataFrame({"item_id": range(n), "colour": [f"c{c}" for c in colours], "tags": [f"s{x}" for x in shapes]})
     parts = ["train"] * 4 + ["validation", "test"]
     rows = [
@@ -552,19 +548,18 @@ def test_values_of_a_column_that_is_too_large_are_random_signs_by_which_equal_on
     schema = world("columns", pooling={"kind": "decay", "rates": [0.0]}).schema
     schema = schema.model_copy(update={"features": tuple(f for f in schema.features if f.name != "price")})
     data = build_dataset(check(None, items, log, schema), schema, SplitConfig(kind="column", column="part"))
-    sections = config("columns").model_dump(mode="json")
-    sections["model"] |= {"width": width}
-    sections["model"]["pairs"][0]["item"] |= {"fields": ["tags", "colour"]}
-    found = factors_before(Trainer(data, Config.model_validate(sections)).run().model, data, VALIDATION)
-    by_colour = (found.users[:, 2:] @ found.items[:, 2:].T).numpy()
-    ids = data.items.ids.cast(pl.Int64).to_numpy()
-    latest = [ids[data.pairs.item[latest_last(data, user)[-1]]] for user in range(len(data.users))]
-    known = np.asarray(data.items.columns["item_id"]) > 0
-    equal = (colours[ids][None] == colours[latest][:, None])[:, known]
-    by_colour = by_colour[:, known]
-    assert by_colour[equal].min() > 0.5
-    assert by_colour[~equal].std() < 0.2
-    assert equal[np.arange(len(equal)), by_colour.argmax(1)].mean() > 0.98
+    pair = PairConfig.model_validate({"user": {"fields": ["h"]}, "item": {"fields": ["tags", "colour"]}})
+    positives = ColumnFactors().positives(data, pair)
+    assert isinstance(positives, PositivesAndContent)
+    found = _Directions.of(positives, width)
+    assert found.places == [0, 2, width]
+    codes = np.asarray(data.items.columns["colour"])
+    counts = np.bincount(codes[data.train.item], minlength=codes.max() + 1)
+    n_tags = len(found.rows) - len(counts)
+    axes = (found.rows[n_tags:, 2:] - found.rows[n_tags:, 2:].amin(0)).numpy() > 0.5
+    chosen = axes[1:].any(1)
+    assert axes.sum() == chosen.sum() == width - 2
+    assert counts[1:][chosen].min() >= counts[1:][~chosen].max()
 
 
 def test_the_scale_of_slit_holds_under_a_regularization_far_above_the_counts() -> None:
@@ -662,21 +657,6 @@ def test_values_are_compared_by_a_bounded_number_of_scores_and_the_chosen_by_all
     assert (searched, chosen) == ([bounded] * len(searched), None)
     assert len(searched) >= 2
     assert bounded.max_users > 0 == trainer.recipe.evaluation.max_users
-
-
-def test_a_value_that_is_compared_by_a_sample_says_so(caplog: pytest.LogCaptureFixture) -> None:
-    sections, data = config("ials", regularization=[0.01, 0.1]).model_dump(mode="json"), popular_log()
-    for most, monitor, said in (
-        (0, "recall@5", ""), (100, "recall@5", " by 100 of 150 users of validation"), (100, "log_loss", "")
-    ):  # fmt: skip
-        sections["evaluation"]["max_users"] = most
-        sections["train"]["monitor"] = f"validation.{monitor}"
-        caplog.clear()
-        with caplog.at_level(logging.INFO, "twotower"):
-            Trainer(data, Config.model_validate(sections)).run()
-        lines = [line for line in caplog.messages if f"validation.{monitor}" in line and "pair 0 by" in line]
-        assert lines
-        assert all(re.fullmatch(rf".* = [\d.]+{said}", line) for line in lines)
 
 
 def test_a_regularisation_that_removes_the_vectors_is_no_value(caplog: pytest.LogCaptureFixture) -> None:
@@ -856,31 +836,6 @@ def test_transitions_decay_as_the_pooling_does() -> None:
     np.testing.assert_allclose(found, expected, rtol=2e-3, atol=1e-3)
 
 
-class Halved(TowerStart):
-    """A start of one's own: half of the scores of `ials`."""
-
-    def solve(self, positives: PositiveMatrix, pooling: Pooling, width: int, seed: int) -> PairValues:
-        found = super().solve(positives, pooling, width, seed)
-        return replace(found, targets=tuple(rows / 2 for rows in found.targets))
-
-
-@pytest.mark.parametrize("kind", [*STARTS, Halved])
-def test_scale_multiplies_the_scores_that_training_goes_on_from(kind: type[TowerStart]) -> None:
-    data, factor = world("ials"), 1.5 if kind is Halved else 3.0
-    train = {"epochs": 1, "lr": 0.01, "pairs": "apart", "batch_size": 32}
-    start = Trainer(data, config("ials")).run().model
-    trainer = Trainer(data, begun(2, train, kind=kind.kind, scale=3.0))
-    before = weights(trainer)
-    trainer._begin()
-    first = scores(factors_before(trainer.model, data, TRAIN)) - scores(_second(trainer, data))
-    np.testing.assert_allclose(first, factor * scores(factors_before(start, data, TRAIN)), rtol=1e-3, atol=1e-4)
-    started = weights(trainer)
-    trainer._train_epoch(trainer.objective.sampler.epoch(0))
-    for pair, unlike in (("0", started), ("1", before)):
-        moved = {n: w for n, w in weights(trainer).items() if n.startswith(f"pairs.{pair}.")}
-        assert not any(torch.equal(weight, unlike[name]) for name, weight in moved.items())
-
-
 @pytest.mark.parametrize(
     "negatives",
     [{"full": True}, {"uniform": 3, "cross_batch_memory": 16}, {"uniform": 3, "hard": {"n": 2, "ranks": [2, 8]}}],
@@ -900,27 +855,6 @@ def test_a_pair_that_is_solved_last_costs_no_step(negatives: dict[str, Any], tog
     assert calls == [0] * 2
     moved = {name.split(".")[1] for name, weight in weights(trainer).items() if not torch.equal(weight, before[name])}
     assert moved == {"0"}
-
-
-def _second(trainer: Trainer, data: Dataset) -> Factors:
-    """The vectors of the second of two pairs."""
-    found = factors_before(trainer.model, data, TRAIN)
-    return Factors(found.users[:, WIDTH:].contiguous(), found.items[:, WIDTH:].contiguous())
-
-
-def test_a_start_that_training_only_worsens_is_what_is_kept() -> None:
-    data = world("ials")
-    trainer = Trainer(data, begun(train={"epochs": 2, "lr": 5.0}))
-    result = trainer.run()
-    assert result.metrics["train.best_epoch"] == 0.0
-    assert same(weights(trainer), weights(_started(data)))
-    assert [entry["epoch"] for entry in result.history] == [1, 2]
-
-
-def _started(data: Dataset) -> Trainer:
-    trainer = Trainer(data, config("ials"))
-    trainer.run()
-    return trainer
 
 
 @pytest.mark.parametrize("kind", [kind for kind in FORMS if kind.choices], ids=lambda kind: kind.kind)
@@ -1059,41 +993,21 @@ def test_fault_B2_a_signal_ends_the_choice_of_values_and_a_later_call_has_the_sa
     assert again.metrics["test.recall@5"] == api.fit(data, data.schema, of).metrics["test.recall@5"]
 
 
-ONE_FIELD_EACH = "its item tower the item's id: set model.pairs.0 = { user = { fields = ['history'], layers = [] }"
-WRONG: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
-    "pooling": ({"pooling": {"kind": "mean"}}, {}, ONE_FIELD_EACH),
-    "shared": ({"share": True}, {}, ONE_FIELD_EACH),
-    "layers": ({}, {"model": {"pairs": [{"user": {"fields": ["h"], "layers": [20]}, "item": {"layers": []}}]}},
-        ONE_FIELD_EACH),
-    "fields": ({}, {"model": {"pairs": [{"user": {"layers": []}, "item": {"layers": []}}]}}, ONE_FIELD_EACH),
-    "cosine": ({}, {"model": {"similarity": "cosine"}}, "is a plain product; set model.similarity = 'dot'"),
-    "pair": ({}, {"train": {"start": [{"kind": "ials", "pair": 1}]}}, "names pair 1, and model.pairs has 1, from 0; "
-        "set pair to at most 0"),
-    "twice": ({}, {"train": {"start": [{"kind": "ials"}, {"kind": "ials"}]}}, "names pair 0 twice"),
-    "nothing": ({}, {"train": {"epochs": 0, "start": []}}, "train.epochs = 0 trains no towers; name a scorer"),
-    "untrained": ({}, {"train": {"epochs": 0}}, "train.epochs = 0 trains no towers, so train.start begins none"),
-    "another": ({}, {"train": {"start": ["ease"]}}, "towers begin from kind 'ials' alone; name 'ease' in scorers"),
-    "width": ({}, {"train": {"start": [{"kind": "ials", "width": 8}]}}, "width is an option of scorers"),
-    "torchrec": ({}, {"train": {"embedding_placement": "torchrec"}}, "'torchrec' has pieces"),
-}  # fmt: skip
+WRONG: dict[str, tuple[dict[str, Any], str]] = {
+    "cosine": ({"model": {"similarity": "cosine"}}, "is a plain product; set model.similarity = 'dot'"),
+    "nothing": ({"train": {"solved": []}}, "train.epochs = 0 trains no towers; name a scorer"),
+    "torchrec": ({"train": {"embedding_placement": "torchrec"}}, "'torchrec' has pieces"),
+}
 
 
 @pytest.mark.parametrize("wrong", WRONG)
 def test_what_cannot_start_is_refused_with_the_way_out(wrong: str) -> None:
-    of_world, sections, message = WRONG[wrong]
-    given = begun().model_dump(mode="json")
+    sections, message = WRONG[wrong]
+    given = config("ials").model_dump(mode="json")
     for section, values in sections.items():
         given[section] |= values
     with pytest.raises((ConfigError, ValueError), match=re.escape(message)):
-        Trainer(world("ials", **of_world), Config.model_validate(given))
-
-
-@pytest.mark.parametrize("interactions", ["all", "negative"])
-def test_no_tower_begins_from_a_history_with_dislikes(interactions: str) -> None:
-    liked = pl.int_range(pl.len()) % 5 > 0
-    with pytest.raises(ConfigError, match=re.escape(ONE_FIELD_EACH)):
-        Trainer(rated(liked, interactions, "ials"), begun())
-    Trainer(rated(liked, of="ials"), begun())
+        Trainer(world("ials"), Config.model_validate(given))
 
 
 @pytest.mark.parametrize("kind", IN_ORDER)
@@ -1128,21 +1042,6 @@ def test_the_size_of_weights_does_not_matter_to_what_follows(kind: str) -> None:
 def test_a_start_comes_back_from_a_config(kind: type[Start]) -> None:
     given = config(kind.kind)
     assert Config.model_validate(given.model_dump(mode="json")) == given
-
-
-def test_values_are_chosen_by_their_pair_alone_beside_one_that_reads_the_context() -> None:
-    log = log_of_tastes(False).with_columns(place=pl.int_range(pl.len()) % 3)
-    schema = Schema(features=(*world("ials").schema.features, Categorical(name="place", side="context")))
-    data = build_dataset(check(None, None, log, schema), schema, SplitConfig(kind="column", column="part"))
-    sections = begun(2, {"pairs": "apart"}, regularization=[0.001, 0.05, 1.0]).model_dump(mode="json")
-    sections["model"]["pairs"][1]["user"] = {"fields": ["place"], "layers": [WIDTH]}
-    beside = Trainer(data, Config.model_validate(sections))
-    alone = Trainer(world("ials"), config("ials", regularization=[0.001, 0.05, 1.0]))
-    (start,), (other,) = beside.recipe.train.start, alone.recipe.train.solved
-    positives = other.positives(data, alone.recipe.model.pairs[0])
-    found, expected = beside._closed_forms.best(0, start, positives), alone._closed_forms.best(0, other, positives)
-    assert found.values == expected.values
-    assert beside.run().history
 
 
 def test_values_that_are_not_finite_of_a_start_without_choices_have_a_way_out() -> None:

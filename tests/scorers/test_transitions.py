@@ -23,7 +23,7 @@ from twotower.evaluation.config import EvaluationConfig
 from twotower.evaluation.part_evaluation import evaluate_model
 from twotower.features.schema import Schema
 from twotower.scorers import alone
-from twotower.scorers.transitions import FREQUENCY, LAG, RATE, SPAN, Transitions, count_transitions
+from twotower.scorers.transitions import FREQUENCY, LAG, RATE, SPAN, Transitions
 
 SCHEMA = Schema(time="at", time_unit="order", features=ID_FEATURES)
 LAST = SplitConfig(kind="last")
@@ -52,19 +52,6 @@ def scores(data: Dataset) -> np.ndarray:
     found = Transitions.of(data, TEST)
     assert found is not None
     return found.catalogue_scores(np.arange(len(data.users))).numpy()
-
-
-@pytest.mark.parametrize("weighted", [False, True])
-def test_counts_in_memory_are_those_of_sorted_transitions(weighted: bool) -> None:
-    rng = np.random.default_rng(0)
-    lengths, n_items = np.array([0, 30, 1, 90, 12]), 7
-    items = rng.integers(0, n_items, lengths.sum())
-    weights = rng.random(len(items)).astype(np.float32) if weighted else None
-    found, expected = (count_transitions(items, lengths, n_items, weights=weights, max_cells=n) for n in (49, 48))
-    for name in ("before", "after", "count"):
-        np.testing.assert_array_equal(getattr(found, name), getattr(expected, name), strict=True)
-    none = np.zeros(0, np.int64)
-    assert len(count_transitions(none, none, n_items).count) == 0
 
 
 def test_transition_counts_equal_a_loop() -> None:

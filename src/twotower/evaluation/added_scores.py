@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
@@ -13,7 +13,7 @@ from torch import Tensor
 from twotower.arrays.pieces import pieces
 from twotower.arrays.ragged import Ragged, offsets_of, run_indices
 from twotower.arrays.sets import pair_keys
-from twotower.arrays.types import Bools, Codes, Float, Floats, Ints, Shaped
+from twotower.arrays.types import Codes, Float, Floats, Ints, Shaped
 from twotower.evaluation.own_items import HistoryTerm, OwnItems, own_items
 
 
@@ -84,10 +84,6 @@ class SparseScores(AddedScores):
             at = np.searchsorted(keys, asked).clip(max=len(keys) - 1)
             found[some] = np.where(keys[at] == asked, self.values[at], np.float32(0))
         return found
-
-    def without(self, items: Shaped[Bools, "I"]) -> SparseScores:
-        """Return the scores with 0 for the items of a mask."""
-        return replace(self, values=np.where(items[self.items], np.float32(0), self.values))
 
     def take(self, users: Shaped[Ints, "u"], items: Shaped[Ints, "i"] | None = None) -> SparseScores:
         lengths = np.diff(self.offsets)[users]

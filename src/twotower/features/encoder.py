@@ -50,11 +50,6 @@ class Encoder(ABC):
     reports: ClassVar[bool] = False
     """True if `report` returns facts; the column is then read again."""
 
-    @property
-    def is_ordered(self) -> bool:
-        """True if codes have the order of their values."""
-        return False
-
     @abstractmethod
     def transform(self, series: pl.Series) -> Column:
         """Return the encoded column, one row a value. Raises DataError for unreadable values."""

@@ -27,10 +27,6 @@ class NumericEncoder(StateEncoder):
     edges: list[float]
     buckets: Count
 
-    @property
-    def is_ordered(self) -> bool:
-        return self.buckets > 0
-
     def transform(self, series: pl.Series) -> Column:
         x = numbers(series)
         missing = ~np.isfinite(x)

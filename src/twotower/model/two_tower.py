@@ -57,7 +57,7 @@ class ModelConfig(Section):
     users and items. It needs a pointwise loss and a validation part.
 
     **Cold items** are items whose id is unknown: without training, or below min_count. Their bias has the best
-    train.monitor on the validation part, or, with too few of them, on known items that read as unknown.
+    train.monitor on the validation part, near the likeliest one; with fewer than 50 positives of them there it is 0.
     """
 
     start_here = ("width",)

@@ -295,7 +295,7 @@ def _best_so_far(folder: Path, config: Config, dataset: Dataset, found: Checkpoi
     warn_of_changes(of_kinds, folder)
     model = _model_of(best.weights, config, dataset.encoders, found.path)
     progress = TrainingProgress.restore(found.progress, found.path)
-    history = _checked_history(progress.history, found.path / STATE, bool(config.train.start))
+    history = _checked_history(progress.history, found.path / STATE, may_be_empty=False)
     running = False
     with suppress(OSError):  # of a folder that may not be written
         running = locks.is_locked(folder / layout.RUN_LOCK)

@@ -11,7 +11,7 @@ from twotower.evaluation.factors import CatalogueScorer
 from twotower.kinds import Kinds
 from twotower.scorers.columns import ColumnFactors
 from twotower.scorers.ease import Ease
-from twotower.scorers.ials import Ials, TowerStart
+from twotower.scorers.ials import Ials
 from twotower.scorers.repeats import Repeats
 from twotower.scorers.scorer import AddedScorer, TermScorer
 from twotower.scorers.slit import Slit
@@ -21,7 +21,6 @@ from twotower.scorers.trending import Trending
 
 __all__ = [
     "SCORERS",
-    "STARTS",
     "AddedScorer",
     "ColumnFactors",
     "Ease",
@@ -31,7 +30,6 @@ __all__ = [
     "Slit",
     "Start",
     "TermScorer",
-    "TowerStart",
     "TransitionFactors",
     "Trending",
     "alone",
@@ -50,8 +48,6 @@ SCORERS: Kinds[AddedScorer] = Kinds(
     families=(Start, TermScorer),
 )
 """Kinds of scorers, by their names in a config."""
-STARTS = Kinds("start", TowerStart, TowerStart)
-"""Kinds of starts of towers, by their names in a config."""
 
 
 def alone(

@@ -12,10 +12,12 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from twotower.arrays.ragged import Ragged, offsets_of
+from twotower.arrays.ragged import offsets_of
 from twotower.arrays.sets import distinct_keys, pair_keys
 from twotower.arrays.types import F32, F64, I64
 from twotower.data.dataset import Dataset
+from twotower.data.pairs import target_mask
+from twotower.data.splits import TRAIN
 from twotower.errors import TrainingError
 from twotower.features.field import PoolingSpec
 from twotower.features.schema import Schema
@@ -78,14 +80,14 @@ class Ease(Start):
         return found
 
     def positives(self, dataset: Dataset, pair: PairConfig) -> PositiveMatrix:
-        """Return the positives, and the negatives of a second history by their weight."""
+        """Return the positives, and of a pair with a second history the negatives by their weight."""
         found = super().positives(dataset, pair)
         if len(pair.user.fields) == 1:
             return found
-        column, n = dataset.users.columns[pair.user.fields[1]], found.n_columns
-        assert isinstance(column, Ragged)
-        known = column.values != UNKNOWN
-        negatives = distinct_keys(pair_keys(column.owners[known], column.values[known], n))
+        (codes, n), pairs = self.item_codes(dataset, pair), dataset.pairs
+        rows = np.flatnonzero((dataset.parts == TRAIN) & target_mask(~pairs.positive, pairs.weight))
+        rows = rows[codes[pairs.item[rows]] != UNKNOWN]
+        negatives = distinct_keys(pair_keys(pairs.user[rows], codes[pairs.item[rows]], n))
         weight = self.unliked * (float(found.values.mean()) if len(found.values) else 1.0)
         keys = np.concatenate([pair_keys(found.owners, found.columns, n), negatives])
         values = np.concatenate([found.values, np.full(len(negatives), weight)])

@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-import polars as pl
 
-from twotower.arrays.pieces import pieces
 from twotower.arrays.types import Codes, Doubles, Floats, Ints, Shaped
 
 if TYPE_CHECKING:
     from twotower.data.dataset import Dataset
 
-READ_HALF_LIVES = 40
-"""Half-lives of rows that are read; one that is older counts less than 1e-12."""
 ALL_ALIKE = 1e18
 """Half-life by which all rows count alike."""
 
@@ -62,9 +57,12 @@ class RecentPopularity:
         """Return log(1 + n), n the count of each item by the positives before each time; those at the time itself do
         not count."""
         places, which = np.unique(self._places(times), return_inverse=True)
-        found = np.empty((len(places), self.n_items), np.float32)
-        for row, counted in zip(found, self._counts(places, half_life), strict=True):
-            np.log1p(counted, out=row, casting="same_kind")
+        found, last, done = np.empty((len(places), self.n_items), np.float32), np.full(self.n_items, -1), 0
+        after = self._after_each(half_life)
+        for row, place in zip(found, places.tolist(), strict=True):
+            last[self.items[done:place]] = np.arange(done, place)
+            row[:] = _logarithms(after, last, place, half_life)
+            done = place
         return found[which]
 
     def of_pairs(
@@ -72,12 +70,10 @@ class RecentPopularity:
     ) -> Shaped[Floats, "n"]:
         """Return log(1 + n) of one item at each time."""
         places, (keys, by_item) = self._places(times), self._by_item
-        last = np.searchsorted(keys, items.astype(np.int64) * (len(keys) + 1) + places) - 1
-        found, known = np.zeros(len(times)), last >= 0
-        known[known] = self.items[by_item[last[known]]] == items[known]
-        last = last[known]
-        found[known] = self._after_each(half_life)[last] * np.exp2((by_item[last] + 1 - places[known]) / half_life)
-        return np.log1p(found).astype(np.float32)
+        at = np.searchsorted(keys, items.astype(np.int64) * (len(keys) + 1) + places) - 1
+        last = np.append(by_item, -1)[at]
+        last[np.append(self.items, -1)[last] != items] = -1
+        return _logarithms(self._after_each(half_life), last, places, half_life)
 
     def scores(self, times: Shaped[Ints, "T"], terms: PopularityTerms) -> Shaped[Floats, "T I"]:
         """Return the score of each item before each time."""
@@ -130,48 +126,32 @@ class RecentPopularity:
         """Return the number of positives before each time."""
         return np.searchsorted(self.times, times, side="left").astype(np.int64)
 
-    def _counts(self, places: Shaped[Ints, "T"], half_life: float) -> Iterator[Shaped[Doubles, "I"]]:
-        """Yield the counts by the first rows, of some rising numbers of rows; each is overwritten by the next."""
-        counts, most = np.zeros(self.n_items), math.ceil(READ_HALF_LIVES * half_life)
-        done = 0
-        for place in places.tolist():
-            first = max(done, place - most)
-            counts *= 0.5 ** ((place - done) / half_life) if first == done else 0.0
-            for some in pieces(place - first):
-                rows = slice(first + some.start, first + some.stop)
-                value = np.exp2((np.arange(rows.start, rows.stop) + (1.0 - place)) / half_life)
-                counts += np.bincount(self.items[rows], self._weighted(value, rows), self.n_items)
-            done = place
-            yield counts
-
-    def _weighted(self, values: Shaped[Doubles, "n"], rows: slice | Ints) -> Shaped[Doubles, "n"]:
-        """Return values of some rows times their weights."""
-        return values if self.weights is None else values * self.weights[rows]
-
     @cached_property
     def _by_item(self) -> tuple[Shaped[Ints, "N"], Shaped[Ints, "N"]]:
         """The rows by item, oldest first, and item * (N + 1) + row of each, which rises."""
         order = np.argsort(self.items, kind="stable")
         return self.items[order].astype(np.int64) * (len(order) + 1) + order, order
 
-    def _after_each(self, half_life: float) -> Shaped[Doubles, "N"]:
-        """Return the count of the item of each row by `_by_item` at that row, which counts 1.
+    def _after_each(self, half_life: float) -> Shaped[Doubles, "_"]:
+        """Return the count of the item of each row at that row, which counts 1 itself, and a 0 at the end.
 
-        Rows of an item are summed in blocks of READ_HALF_LIVES, in which powers of 2 neither overflow nor lose the
-        latest row; of the blocks before one the last alone counts."""
-        keys, rows = self._by_item
-        block = READ_HALF_LIVES * half_life
-        number = np.floor(rows / block)
-        grown = self._weighted(np.exp2((rows - number * block) / half_life), rows)
-        frame = pl.DataFrame({"item": keys // (len(keys) + 1), "block": number, "grown": grown})
-        sums = frame.select(pl.col("grown").cum_sum().over("item", "block"))["grown"].to_numpy()
-        own: Doubles = sums * np.exp2((number * block - rows) / half_life)
-        item = frame["item"].to_numpy()
-        begins = np.flatnonzero(np.r_[True, (item[1:] != item[:-1]) | (number[1:] != number[:-1])][: len(rows)])
-        before = np.repeat(begins, np.diff(np.append(begins, len(rows)))) - 1  # the last row of the block before
-        follows = (item[before] == item) & (
-            number[before] == number - 1
-        )  # a first one, whose place is -1, follows none
-        earlier = before[follows]
-        own[follows] += own[earlier] * np.exp2((rows[earlier] - rows[follows]) / half_life)
-        return own
+        Each sum of twice as many rows of an item is its own and, decayed, that of the last row before these."""
+        _, rows = self._by_item
+        item = self.items[rows]
+        counts = np.ones(len(rows)) if self.weights is None else self.weights[rows].astype(np.float64)
+        gap = 1
+        while (same := item[gap:] == item[:-gap]).any():
+            age = np.maximum(rows[gap:] - rows[:-gap], 0)
+            counts[gap:] += counts[:-gap] * same * np.exp2(-age / half_life)
+            gap *= 2
+        found = np.zeros(len(rows) + 1)
+        found[rows] = counts
+        return found
+
+
+def _logarithms(
+    after: Shaped[Doubles, "_"], last: Shaped[Ints, "n"], places: Shaped[Ints, "n"] | int, half_life: float
+) -> Shaped[Floats, "n"]:
+    """Return log(1 + n) after so many rows, n the counts by `_after_each` of items by their last row, -1 for none."""
+    counts: Doubles = after[last] * np.exp2((last + 1 - places) / half_life)
+    return np.log1p(counts).astype(np.float32)

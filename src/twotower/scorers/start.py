@@ -61,9 +61,6 @@ class PairValues:
     penalty: F32[Tensor, "E E"] | None = None
     rate: float = 0.0
     """Penalties of a pooling `ridge`, with `penalty`."""
-    alternative: tuple[F32[Tensor, "_ F"], ...] = ()
-    """Rows of the fields of the item tower by a second closed form. With it each field and piece of the pooling has a
-    weight of its own, by either. Empty: the pair has one weight."""
     further: tuple[F32[Tensor, "_ E"], ...] = ()
     """Rows of further fields of the user tower, in its order, if it has these."""
 

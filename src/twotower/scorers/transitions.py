@@ -41,9 +41,6 @@ FREQUENCY = 0.2
 away. SPAN, LAG, RATE and FREQUENCY are the best on the validation parts of four logs (`docs/log.md`)."""
 MAX_INTERACTIONS = 1_200_000
 """Training positives above which the baseline is left out: it holds up to `SPAN` transitions of each, up to 1.3 GB."""
-MAX_CELLS = 1 << 24
-"""Pairs of items up to which every pair has a count in memory, 128 MiB, which is faster than to sort the
-transitions."""
 UNIT = 2.0**-16
 """Weights are counted in multiples of this, so that no sum depends on its order."""
 ITERATIONS = 4
@@ -207,28 +204,18 @@ class Transitions(CatalogueScorer):
 
 def count_transitions(
     items: Shaped[Ints, "n"], lengths: Shaped[Ints, "U"], n_items: int, span: int = SPAN, lag: float = LAG,
-    weights: Shaped[Floats, "n"] | None = None, max_cells: int = MAX_CELLS,
+    weights: Shaped[Floats, "n"] | None = None,
 ) -> TransitionCounts:  # fmt: skip
     """Return the transitions within histories, which stand one after another, the oldest item first. A transition of
-    gap g, at most `span`, weighs g^-lag, times the weight of the interaction that follows over the mean weight. Up to
-    `max_cells` pairs of items each has a count in memory; the transitions of more are sorted. The counts are the
-    same."""
+    gap g, at most `span`, weighs g^-lag, times the weight of the interaction that follows over the mean weight."""
     user = np.repeat(np.arange(len(lengths)), lengths)
     counted, mean = [], 1.0 if weights is None else float(weights.mean())
-    whole = np.zeros(n_items**2 if n_items**2 <= max_cells else 0)  # of whole numbers, which float64 adds exactly
     for gap in range(1, min(span, len(items) - 1) + 1):
         same = user[gap:] == user[:-gap]
         keys = pair_keys(items[:-gap][same], items[gap:][same], n_items)
         ones = np.ones(len(keys), np.float32) if weights is None else weights[gap:][same]
         units = np.rint(ones * (gap**-lag / UNIT / mean)).astype(np.int64)
-        if len(whole):
-            np.add.at(whole, keys, units.astype(np.float64))
-            continue
         counted.append(pl.DataFrame({"key": keys, "n": units}).group_by("key").agg(pl.col("n").sum()))
-    if len(whole):
-        cells = np.flatnonzero(whole)
-        before, after = np.divmod(cells, n_items)
-        return TransitionCounts(before, after, whole[cells].astype(np.int64) * np.float32(UNIT))
     every = pl.concat(counted) if counted else pl.DataFrame(schema={"key": pl.Int64, "n": pl.Int64})
     sums = every.group_by("key").agg(pl.col("n").sum()).filter(pl.col("n") > 0).sort("key")
     before, after = np.divmod(sums["key"].to_numpy(), n_items)

@@ -35,7 +35,6 @@ from twotower.files.readers import file_digest, read_json
 from twotower.train.progress import TrainingProgress
 from twotower.train.torchrec.embeddings import TorchRecEmbeddings
 from twotower.train.torchrec.shard import EmbeddingShard
-from twotower.train.tried_starts import TRIED, TriedStarts
 
 log = logging.getLogger(__name__)
 
@@ -104,7 +103,7 @@ def _checkpoint_folders(folder: Path) -> list[Path]:
 
 def remove_leftovers(folder: Path) -> None:
     """Remove incomplete checkpoints of killed processes. The caller holds the run's lock."""
-    files.remove_leftovers(folder, lambda name: name.startswith("step-") or name == TRIED)
+    files.remove_leftovers(folder, lambda name: name.startswith("step-"))
 
 
 class Checkpoints:
@@ -120,8 +119,6 @@ class Checkpoints:
         """Save `parts` by name, one of them "model". `fingerprint` must be equal at a resume."""
         self.folder, self.fingerprint = folder, fingerprint
         self._parts, self._torchrec = parts, torchrec
-        self.tried = TriedStarts(folder, fingerprint)
-        """Values of starts that this training has tried, also before it was stopped."""
         self.last: Path | None = None
         """Latest checkpoint that is written or loaded."""
         self.has_changed = False

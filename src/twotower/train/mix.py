@@ -9,25 +9,24 @@ Behavior"). A normal prior about 0 keeps a weight small where few rows determine
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from twotower.arrays.types import F32, Ints, Shaped
+from twotower.arrays.types import F32, Bools, Ints, Shaped
 from twotower.data.dataset import Dataset
 from twotower.distributed import DistributedContext
 from twotower.evaluation.context_factors import ContextFactors
 from twotower.evaluation.factors import Factors
 from twotower.features.values import UNKNOWN
 from twotower.model.two_tower import TwoTower
-from twotower.scorers.choices import MIN_ROWS, Choices
+from twotower.scorers.choices import MIN_ROWS, Choices, later_items
 from twotower.scorers.logit import FREE, Column
 from twotower.scorers.scorer import TermFit, terms_of
-from twotower.train.closed_forms import ClosedForm
-from twotower.train.cold_items import ColdItems, cold_items
+from twotower.train.closed_forms import ClosedForm, scale_pair
 from twotower.train.recipe import Recipe
 
 log = logging.getLogger(__name__)
@@ -37,6 +36,8 @@ LOG_ODDS = 1.0
 cannot weigh as much as one of many."""
 STANDARD = 3.0
 """Prior standard deviation of the weight of other scores, in standard deviations of these."""
+STEPS, MAX_STEPS = (0.5, 0.25, 0.125), 8
+"""Steps from the likeliest bias of cold items, and the number of each at most."""
 POPULARITY, COLD = "log(1 + count)", "cold items"
 """Names of terms."""
 
@@ -45,19 +46,23 @@ POPULARITY, COLD = "log(1 + count)", "cold items"
 class MixWeights:
     """Weights of everything that is added to the first term."""
 
-    forms: list[list[float]]
-    """Factors of the terms of each closed form."""
+    forms: list[float]
+    """Factors of the closed forms."""
     terms: list[tuple[tuple[float, ...], Mapping[str, float]]]
     """Numbers of each term that no tower computes, chosen in addition to weights, and the weights of its columns."""
     spreads: list[tuple[str, float]]
     """Name of each column, and the standard deviation of its weighted scores in that of the first term."""
     popularity: float = 0.0
+    cold: float | None = None
+    """Bias of cold items; None: too few are taken."""
+    unit: float = 0.0
+    """Standard deviation of the first scores."""
 
     def times(self, share: float) -> MixWeights:
         """Return a share of all weights."""
         return replace(
             self,
-            forms=[[share * factor for factor in factors] for factors in self.forms],
+            forms=[share * factor for factor in self.forms],
             terms=[(chosen, {name: share * weight for name, weight in found.items()}) for chosen, found in self.terms],
             popularity=share * self.popularity,
         )
@@ -83,8 +88,8 @@ class Mix:
 
     def write(self, found: MixWeights, forms: Sequence[ClosedForm]) -> None:
         """Overwrite the terms of the model with weighted ones."""
-        for form, weights in zip(forms, found.forms, strict=True):
-            form.write(self.model, weights)
+        for form, weight in zip(forms, found.forms, strict=True):
+            scale_pair(self.model, form.pair, weight)
         for term, (chosen, of_columns) in zip(terms_of(self.model), found.terms, strict=True):
             term.write(self.dataset, chosen, of_columns)
         if found.popularity:
@@ -92,7 +97,7 @@ class Mix:
 
     def nothing(self, forms: Sequence[ClosedForm]) -> MixWeights:
         """Return the weight 0 of everything."""
-        return MixWeights([[0.0] * len(form.terms) for form in forms], [((), {}) for _ in terms_of(self.model)], [])
+        return MixWeights([0.0] * len(forms), [((), {}) for _ in terms_of(self.model)], [])
 
     def describe(self, found: MixWeights) -> str:
         """Return the weights, and the terms of the model, in words."""
@@ -109,25 +114,53 @@ class Mix:
             fits.append(fit := term.fit(dataset, choices, columns))
             choices, columns = fit.choices, [*columns, *fit.columns]
         columns += [
-            Column(term.name, scores, LOG_ODDS if form.parts else -STANDARD)
+            Column(
+                form.start.kind,
+                choices.products(form.users, form.items),
+                LOG_ODDS if form.start.reads_columns else -STANDARD,
+            )
             for form in forms
-            for term, scores in zip(form.terms, form.scores(choices), strict=True)
         ]
         if has_biases(self.model, dataset) and not config.stacking and not any(term.is_bias for term in terms):
             columns.append(Column(POPULARITY, choices.of_items(log_popularity(dataset)), LOG_ODDS))
         if config.cold_item_bias:
-            items = cold_items(self.model, dataset, self.recipe.train.seed, stand_in=False)
-            if isinstance(items, ColdItems):  # their bias is fitted later
-                columns.append(Column(COLD, choices.of_items(torch.from_numpy(items.which)), -FREE))
+            cold, taken = cold_items(dataset), dataset.validation
+            if (n := int(cold[taken.item[taken.positive]].sum())) >= MIN_ROWS:
+                columns.append(Column(COLD, choices.of_items(torch.from_numpy(cold)), -FREE))
+            else:
+                log.warning(
+                    "model.cold_item_bias fits nothing, and the bias stays 0: items that training lacks have "
+                    f"{n} of the {MIN_ROWS} validation positives that are needed; a split by time gives them more"
+                )
         if not (found := choices.weights(columns)):
             return "no user of validation scores one item above another"
         names, left = [column.name for column in columns[1:]], iter(found.factors)
+        of_names = dict(zip(names, found.factors, strict=True))
         return MixWeights(
             terms=[(fit.chosen, {column.name: next(left) for column in fit.columns}) for fit in fits],
-            forms=[[next(left) for _ in form.terms] for form in forms],
-            popularity=next((f for name, f in zip(names, found.factors, strict=True) if name == POPULARITY), 0.0),
+            forms=[next(left) for _ in forms],
+            popularity=of_names.get(POPULARITY, 0.0),
+            cold=of_names.get(COLD),
+            unit=float(columns[0].scores.std()),
             spreads=[(name, s) for name, s in zip(names, found.spreads, strict=True) if name != COLD and s],
         )
+
+
+def climbed(score: Callable[[float], float], start: float, unit: float) -> float:
+    """Return the number that is reached from a first one by ever smaller steps, of STEPS units, while the score gets
+    better."""
+    for step in STEPS:
+        for _ in range(MAX_STEPS):
+            before, start = start, max((start, start - step * unit, start + step * unit), key=score)
+            if start == before:
+                break
+    return start
+
+
+def cold_items(dataset: Dataset) -> Shaped[Bools, "items"]:
+    """Return True for the items whose id is unknown, and which are there on validation."""
+    cold: Bools = (_codes(dataset) == UNKNOWN) & ~later_items(dataset)
+    return cold
 
 
 def log_popularity(dataset: Dataset) -> F32[Tensor, "items"]:

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from itertools import compress
 from typing import Annotated, Literal
 
-from pydantic import Field, JsonValue, field_validator, model_validator
+from pydantic import Field, model_validator
 
 from twotower.errors import ConfigError, did_you_mean, listed
 from twotower.evaluation.config import EvaluationConfig
 from twotower.features.field import InputField
 from twotower.kinds import Written
 from twotower.model.two_tower import ModelConfig
-from twotower.scorers import SCORERS, STARTS
-from twotower.scorers.ials import TowerStart
+from twotower.scorers import SCORERS
 from twotower.scorers.scorer import AddedScorer, FittedTerm, TermScorer
 from twotower.scorers.start import Start
 from twotower.section import Section
@@ -73,9 +72,6 @@ class TrainConfig(Section):
         "together",
         description="Loss of several model.pairs. together: one loss of the summed score. apart: one loss per pair.",
     )
-    start: tuple[Annotated[TowerStart, STARTS], ...] = Field(
-        (), description="Vectors of a scorer, by its `kind`, that pairs of towers are trained on from."
-    )
     solved: Annotated[tuple[Annotated[Start, SCORERS], ...], Written] = ()
     """Closed forms of the last of `model.pairs`, which a config has in place of its `scorers`."""
     shuffle: bool = Field(
@@ -122,17 +118,6 @@ class TrainConfig(Section):
         60.0, ge=0, description="Seconds between checkpoints. A checkpoint also follows every epoch."
     )
     checkpoint_steps: int = Field(0, ge=0, description="Steps between checkpoints. 0: only by time.")
-
-    @field_validator("start", mode="before")
-    @classmethod
-    def _only_of_towers(cls, given: JsonValue) -> JsonValue:
-        for one in given if isinstance(given, list | tuple) else ():
-            kind = one.get("kind") if isinstance(one, Mapping) else one
-            if isinstance(kind, str) and kind in SCORERS and kind not in STARTS:
-                raise ValueError(
-                    f"towers begin from kind 'ials' alone; name '{kind}' in scorers, such as scorers = ['{kind}']"
-                )
-        return given
 
     @model_validator(mode="after")
     def _check(self) -> TrainConfig:
@@ -211,9 +196,8 @@ class Recipe(Section):
 
     @property
     def first_starts(self) -> dict[int, Start]:
-        """Closed forms that are solved before the first step; without epochs the first one, which others are added
-        to."""
-        return {one.pair: one for one in self.train.start} if self.train.epochs else dict([*self.solved.items()][:1])
+        """Without epochs the first closed form, which others are added to."""
+        return {} if self.train.epochs else dict([*self.solved.items()][:1])
 
     @property
     def last_starts(self) -> dict[int, Start]:
@@ -252,9 +236,13 @@ class Recipe(Section):
     @property
     def is_mixed(self) -> bool:
         """True if the mix adds weighted terms to the scores after the last epoch."""
-        model = self.model
-        adds_popularity = model.bias and not model.stacking and bool(self.train.solved) and not self.train.epochs
-        return bool(self.last_starts or self.terms or adds_popularity)
+        weighted = self.last_starts or self.terms or self.adds_popularity
+        return self.model.cold_item_bias or bool(weighted and not self.model.stacking)
+
+    @property
+    def adds_popularity(self) -> bool:
+        """True if the mix weights popularity where nothing is trained."""
+        return self.model.bias and not self.model.stacking and bool(self.train.solved) and not self.train.epochs
 
     def reads_in_steps(self, side: str, feature: str) -> bool:
         """Return True if a step needs the vectors of a tower that reads a feature. Without epochs there is no step."""
@@ -280,7 +268,7 @@ class Recipe(Section):
     def fitted_last(self) -> str:
         """Words for what is fitted to validation after the last epoch. Empty: nothing."""
         model, pairs = self.model, [str(pair) for pair in self.last_starts]
-        popular = self.is_mixed and not pairs and not self.terms
+        popular = self.adds_popularity and not pairs and not self.terms
         names, fits = (
             ("stacking", "the bias of cold items", "popularity"),
             (model.stacking, model.cold_item_bias, popular),
@@ -293,25 +281,18 @@ class Recipe(Section):
         return [pair for pair in range(len(self.model.pairs)) if pair not in without] if without else None
 
     def _check_starts(self) -> None:
-        """Raise ValueError if starts and pairs contradict each other, or nothing makes a score."""
-        train, pairs = self.train, [start.pair for start in self.train.start]
-        if (train.start or self.scorers or train.solved) and train.embedding_placement == "torchrec":
+        """Raise ValueError if scorers do not go with the tables, or nothing makes a score."""
+        train, has_scorers = self.train, bool(self.scorers or self.train.solved)
+        if has_scorers and train.embedding_placement == "torchrec":
             raise ValueError(
-                "scorers and train.start fill whole tables, and train.embedding_placement = 'torchrec' has pieces; set "
-                "'replicated', or leave them out"
+                "scorers fill whole tables, and train.embedding_placement = 'torchrec' has pieces; set 'replicated', "
+                "or leave them out"
             )
-        if pairs and max(pairs) >= len(self.model.pairs):
+        if not (train.epochs or has_scorers):
             raise ValueError(
-                f"train.start names pair {max(pairs)}, and model.pairs has {len(self.model.pairs)}, from 0; set pair "
-                f"to at most {len(self.model.pairs) - 1}"
+                "train.epochs = 0 trains no towers; name a scorer, such as scorers = ['ials'], or set train.epochs to "
+                "1 or more"
             )
-        if twice := {pair for pair in pairs if pairs.count(pair) > 1}:
-            raise ValueError(f"train.start names pair {min(twice)} twice; give each start a pair of its own")
-        if not train.epochs and (train.start or not (self.scorers or train.solved)):
-            raise ValueError(
-                "train.epochs = 0 trains no towers" + ", so train.start begins none" * bool(train.start)
-                + "; name a scorer, such as scorers = ['ials'], or set train.epochs to 1 or more"
-            )  # fmt: skip
 
     def _check_apart(self) -> None:
         """Raise ValueError if the model's score is not the sum of the pairs' scores."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -27,12 +27,9 @@ PRIOR_DEVIATION = 0.5
 """Standard deviation of a weight about its present value before any label is seen, so that few labels move it
 little."""
 ITERATIONS = 100
-MIN_WEIGHT = 1e-3
-"""Weight below which a term is as good as left out."""
 
 
-@dataclass(frozen=True)
-class _Baseline:
+class _Baseline(NamedTuple):
     """A term of the score that training rows give: a number for each row of a side, 0 of an unknown id."""
 
     name: str
@@ -40,8 +37,7 @@ class _Baseline:
     values: Shaped[Doubles, "n"]
 
 
-@dataclass(frozen=True)
-class _Fit:
+class _Fit(NamedTuple):
     """Weights of the model's terms, the global bias, and the priors of both sides by the code of an id."""
 
     weights: list[float]
@@ -98,11 +94,6 @@ def _fit(
     names = [f"pair {n}" for n in range(len(model.pairs))] + ["user biases", "item biases"] * has_bias
     names += [b.name for b in baselines]
     log.info("weights by validation: " + ", ".join(f"{name} {w:.2f}" for name, w in zip(names, found, strict=True)))
-    if max(found) < MIN_WEIGHT:
-        log.warning(
-            "model.stacking finds no term of the score that tells the labels of the validation part apart: all "
-            "weights are as good as 0"
-        )
     priors, n = dict[SideName, Shaped[Floats, "codes"]](), len(present)
     for side in SIDES if has_bias else ():
         prior = priors[side] = np.zeros(len(model.prior(side).values), np.float32)
@@ -131,7 +122,7 @@ def _baselines(model: TwoTower, dataset: Dataset) -> list[_Baseline]:
         found.append(_Baseline("means of users", "user", (means.users[:, 0].double().numpy() - share) / slope))
     if codes["item"] is not None:
         found.append(_Baseline("means of items", "item", means.items[:, 1].double().numpy() / slope))
-    return [replace(b, values=np.where(codes[b.side] == UNKNOWN, 0.0, b.values)) for b in found]
+    return [b._replace(values=np.where(codes[b.side] == UNKNOWN, 0.0, b.values)) for b in found]
 
 
 def _codes(model: TwoTower, dataset: Dataset, side: SideName) -> Shaped[Codes, "n"] | None:

@@ -12,8 +12,8 @@ import signal
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
+from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -34,17 +34,16 @@ from twotower.evaluation.version_factors import VersionFactors
 from twotower.features.encoders import Encoders
 from twotower.features.field import InputField
 from twotower.features.side import SIDES
+from twotower.features.values import UNKNOWN
 from twotower.machine import peak_memory_mb, physical_memory
-from twotower.model.inputs.side_tensors import SideTensors
 from twotower.model.lowering import MAX_TABLE_BYTES
 from twotower.model.tables import blank_tables, deferred_tables
 from twotower.model.two_tower import TwoTower
 from twotower.train.checkpoint import Checkpoint, Checkpoints, Stateful
-from twotower.train.closed_forms import ClosedForm, ClosedForms, clear_pair, evaluation_of_search
-from twotower.train.cold_items import fit_cold_item_bias
-from twotower.train.defaults import with_defaults, with_precision
+from twotower.train.closed_forms import ClosedForm, ClosedForms, evaluation_of_search, scale_pair
+from twotower.train.defaults import settled
 from twotower.train.factors import context_factors, gathered_factors, has_finite_vectors, with_added
-from twotower.train.mix import Mix
+from twotower.train.mix import Mix, climbed, cold_items
 from twotower.train.objective import ContrastiveObjective, PointwiseObjective
 from twotower.train.order import Epoch
 from twotower.train.progress import Callback, EpochRecord, TrainingProgress
@@ -88,7 +87,7 @@ class Trainer:
         self.context = context or DistributedContext()
         self.callback = callback or Callback()
         self.device = device or choose_device(recipe.train.device, self.context.local_rank)
-        recipe = with_precision(with_defaults(recipe, dataset), dataset, self.device, self.context)
+        recipe = settled(recipe, dataset, self.device, self.context)
         self.dataset, self.recipe = dataset, recipe
         self.model, self.torchrec = build_model(recipe, dataset.encoders, self.context, self.device)
         config = recipe.train
@@ -100,10 +99,10 @@ class Trainer:
             PointwiseObjective(loss, *parts) if loss.pointwise else ContrastiveObjective(loss, *parts)
         )
         self._measured_pairs = recipe.pairs_of_epochs
-        self._solved = list[tuple[ClosedForm, list[float] | None]]()
-        """Closed forms that no step trains, and the weights of their terms; None for those that are not weighted."""
+        self._solved = list[tuple[ClosedForm, float]]()
+        """Closed forms, and their weights."""
         for pair in recipe.last_starts:
-            clear_pair(self.model, pair)  # until it has its values
+            scale_pair(self.model, pair, 0.0)  # until it has its values
         steps = self.objective.steps_per_epoch
         self.optimizer = ModelOptimizer(self.model, config, steps, self.device, self.context, self.torchrec)
         self.weights = Weights(self.model, self.context, sharded=self.torchrec is not None)
@@ -168,12 +167,10 @@ class Trainer:
                 raise
 
     def _begin(self) -> None:
-        """Solve `first_starts`. As epoch 0 these values may be the best weights."""
+        """Solve `first_starts`."""
         started, config, closed = time.perf_counter(), self.recipe.train, self._closed_forms
         for pair, start in self.recipe.first_starts.items():
-            form = closed.fill(pair, start)
-            if not config.epochs:
-                self._solved.append((form, None))
+            self._solved.append((closed.fill(pair, start), 1.0))
         self.ema.restart()
         self.progress.seconds += time.perf_counter() - started
         if found := self._measure(0):
@@ -182,47 +179,48 @@ class Trainer:
             )
 
     def _fit_last(self) -> None:
-        """Fit what the last epoch leaves open: the mix, stacking and the bias of cold items."""
-        recipe, model = self.recipe, self.model
-        started = time.perf_counter()
-        if recipe.is_mixed and len(self.dataset.validation):
-            self._mix()
-        elif recipe.is_fitted_last:
-            self.callback.on_phase("fits to validation", recipe)
-        if recipe.model.stacking:
-            stack(model, self._validation_scores, self.dataset, self.context)
-        if recipe.model.cold_item_bias:
-            fit_cold_item_bias(model, self.dataset, self._scorer, self._score, self.context, recipe.train.seed)
+        """Fit what the last epoch leaves open: closed forms, stacking and the mix."""
+        recipe, started = self.recipe, time.perf_counter()
+        if not (recipe.is_fitted_last and len(self.dataset.validation)):
+            return
+        forms = self._solve_last()
+        self.callback.on_phase("fits to validation", recipe)
+        if recipe.model.stacking:  # which has the weights of the pairs
+            self._solved += [(form, 1.0) for form in forms]
+            self._measured_pairs, forms = None, []
+            stack(self.model, self._validation_scores, self.dataset, self.context)
+        if recipe.is_mixed:
+            self._mix(forms)
         self.progress.seconds += time.perf_counter() - started
 
-    def _mix(self) -> None:
-        """Solve `last_starts`, and add them and the other terms to the present scores by the weights of the mix, or by
-        the share of these weights, down to nothing, whose monitored metric of validation is the best."""
-        recipe, closed, forms = self.recipe, self._closed_forms, list[ClosedForm]()
-        first = None if recipe.model.stacking else self._scorer()  # without the values of the last pairs
-        if recipe.last_starts:
-            self.callback.on_phase("closed forms after the epochs", recipe)
-        for pair, start in recipe.last_starts.items():
+    def _solve_last(self) -> list[ClosedForm]:
+        """Solve `last_starts`; one that has no values adds nothing, with a line in the log."""
+        closed, forms = self._closed_forms, list[ClosedForm]()
+        if self.recipe.last_starts:
+            self.callback.on_phase("closed forms after the epochs", self.recipe)
+        for pair, start in self.recipe.last_starts.items():
             self._check_stop()
             try:
                 forms.append(closed.fill(pair, start))
             except TrainingError as e:
                 log.warning(f"{e} (it adds nothing)")
-                clear_pair(self.model, pair)
-        if recipe.model.stacking:  # which has the weights of the pairs
-            self._solved += [(form, None) for form in forms]
-            self._measured_pairs, forms = None, []
-        self.callback.on_phase("fits to validation", recipe)
+                scale_pair(self.model, pair, 0.0)
+        return forms
+
+    def _mix(self, forms: list[ClosedForm]) -> None:
+        """Add closed forms and other terms to the present scores by the weights of the mix, or by the share of these
+        weights, down to nothing, whose monitored metric of validation is the best."""
         self._check_stop()
-        mix = Mix(self.model, self.dataset, recipe, self.context)
-        first, self._measured_pairs = first or self._scorer(), None
+        recipe, mix = self.recipe, Mix(self.model, self.dataset, self.recipe, self.context)
+        first, self._measured_pairs = self._scorer(), None
         some = evaluation_of_search(recipe.evaluation, len(self.dataset.items))
-        before, state, found = self._score(first, some), self.weights.copy(), mix.fit(first, forms)
-        scores = {0.0: before}
+        before, state = self._score(first, some), self.weights.copy()
+        found = mix.fit(first, forms)
+        scores, weights = {0.0: before}, found or mix.nothing(forms)
 
         def write(share: float) -> None:
             self.weights.load_state(state)
-            mix.write(found.times(share) if found else mix.nothing(forms), forms)
+            mix.write(weights.times(share), forms)
 
         for share in SHARES if found else ():
             self._check_stop()
@@ -235,8 +233,28 @@ class Trainer:
                 f"mix, in standard deviations of the first scores: {mix.describe(found)}; the share {best:g} of these "
                 f"weights is best: {recipe.train.monitor} = {abs(scores[best]):.4f}, without them {abs(before):.4f}"
             )
-        weights = found.times(best).forms if found else [[0.0] * len(form.terms) for form in forms]
-        self._solved += zip(forms, weights, strict=True)
+        self._solved += zip(forms, weights.times(best).forms, strict=True)
+        if weights.cold is not None:
+            self._raise_cold_items(weights.cold, weights.unit)
+
+    def _raise_cold_items(self, likeliest: float, unit: float) -> None:
+        """Give cold items the bias near the likeliest one whose monitored metric of validation is the best."""
+        found, items, cold = self._scorer(), self.dataset.items.by_version(), cold_items(self.dataset)
+        raised = torch.from_numpy(cold if items.owners is None else cold[items.owners]).to(found.items)
+
+        @cache
+        def score(bias: float) -> float:
+            vectors = found.items.clone()
+            vectors[:, -1] += bias * raised
+            return self._score(replace(found, items=vectors))
+
+        bias = climbed(score, likeliest, unit)
+        with torch.no_grad():
+            self.model.cold_items.values[UNKNOWN] = bias
+        log.info(
+            f"bias of cold items: {bias:.2f}, the standard deviation of the first scores is {unit:.2f}; "
+            f"{self.recipe.train.monitor} = {abs(score(bias)):.4f}, without the bias {abs(score(0.0)):.4f}"
+        )
 
     def _solve_again(self) -> dict[str, float]:
         """Solve the pairs that no step reads on all of train, if validation is a part of it.
@@ -250,16 +268,16 @@ class Trainer:
             f"closed forms are solved again on all {len(whole.train):,} training rows, with the chosen values and "
             "weights"
         )
-        for form, weights in self._solved:
-            if weights is None or any(weights):
-                self._closed_forms.solve_again(form, whole, weights)
+        for form, weight in self._solved:
+            if weight:
+                self._closed_forms.solve_again(form, whole, weight)
         return validated
 
     @property
     def _closed_forms(self) -> ClosedForms:
         parts = (self.dataset, self.recipe, self.objective.users, self.objective.items, self.context)
         measures = (self._validation_metrics, self.best.score_of)
-        return ClosedForms(self.model, *parts, *measures, self._check_stop, self.checkpoints.tried)
+        return ClosedForms(self.model, *parts, *measures, self._check_stop)
 
     def _at_once(self) -> AbstractContextManager[None]:
         """Return a block that a signal ends at once, unless there are other ranks, which would wait for this one."""
@@ -440,9 +458,9 @@ class Trainer:
         )
         return Factors(users, items)
 
-    def _scorer(self, items: SideTensors | None = None) -> Factors | ContextFactors:
-        """Return the vectors of all rows `by_version`, or of these items; with a context, user vectors on demand."""
-        users, items = self.objective.users, items or self.objective.items
+    def _scorer(self) -> Factors | ContextFactors:
+        """Return the vectors of all rows `by_version`; with a context, user vectors on demand."""
+        users, items = self.objective.users, self.objective.items
         added = partial(with_added, model=self.model, dataset=self.dataset, part=VALIDATION)
         if users.has_context:
             return added(context_factors(self.model, users, items, self.dataset))

@@ -1,9 +1,9 @@
-"""The bias of cold items is the one under which validation finds most, and nothing else of the model changes."""
+"""The bias of cold items is the one under which what users of validation took is most likely, and nothing else of the
+model changes."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,15 +22,13 @@ from twotower.data.split import SplitConfig
 from twotower.data.splits import TEST, TRAIN, VALIDATION
 from twotower.data.tables import check
 from twotower.errors import ConfigError
-from twotower.evaluation.factors import Factors, Scorer
+from twotower.evaluation.factors import Factors
 from twotower.features.categorical import Categorical
 from twotower.features.schema import Schema
 from twotower.features.sequence import Sequence
 from twotower.features.values import UNKNOWN
-from twotower.model.inputs.side_tensors import SideTensors
-from twotower.train.cold_items import best_biases, fit_cold_item_bias
 from twotower.train.factors import factors_before
-from twotower.train.mix import Mix
+from twotower.train.mix import Mix, climbed, cold_items
 from twotower.train.trainer import Trainer
 
 N_USERS, N_ITEMS, N_TAGS = 160, 60, 4
@@ -42,6 +40,12 @@ SCHEMA = Schema(
         Categorical(name="tag", side="item"),
     ),
 )
+
+
+@pytest.mark.parametrize(("at", "found"), [(1.1, 1.125), (-0.4, -0.375), (4.3, 4.25), (0.0, 0.0)])
+def test_a_climb_ends_where_the_score_is_highest(at: float, found: float) -> None:
+    assert climbed(lambda bias: -abs(bias - at), 0.5, 1.0) == pytest.approx(found)
+    assert climbed(lambda bias: -abs(bias - at * 40), 20.0, 40.0) == pytest.approx(found * 40)
 
 
 def log_of_tags() -> tuple[pl.DataFrame, pl.DataFrame]:
@@ -76,24 +80,6 @@ def config(fitted: bool = True, **model: Any) -> Config:
         evaluation={"k": [5]},
         split={"kind": "column", "column": "part"},
     )  # fmt: skip
-
-
-def hill(at: float) -> Callable[[float], float]:
-    return lambda bias: -abs(bias - at)
-
-
-@pytest.mark.parametrize(
-    ("at", "found"), [(1.1, 1.125), (-0.4, -0.375), (9.3, 9.25), (6.2, 6.25), (-5.0, -5.0), (0.0, 0.0)]
-)
-def test_the_bias_is_where_the_score_is_highest(at: float, found: float) -> None:
-    assert best_biases(hill(at), 1.0)[0] == pytest.approx(found)
-    assert best_biases(hill(at * 40), 40.0)[0] == pytest.approx(found * 40), "steps are of the spread of the scores"
-
-
-def test_of_biases_that_are_equally_good_the_smallest_is_taken() -> None:
-    assert best_biases(lambda bias: 1.0, 2.0)[0] == 0.0
-    assert best_biases(lambda bias: float(bias >= 0.5), 1.0)[0] == 0.5
-    assert best_biases(lambda bias: -float(bias > -0.5), 1.0)[0] == 0.0 - 0.5
 
 
 @pytest.mark.parametrize("bias", [True, False])
@@ -182,58 +168,6 @@ def test_cold_items_change_no_weight_of_known_ones_if_they_have_a_bias(fitted: b
     assert (found.popularity == pytest.approx(0.7, abs=0.1)) == fitted
 
 
-def test_without_cold_positives_known_items_stand_for_cold_ones(caplog: pytest.LogCaptureFixture) -> None:
-    data = world()
-    cold, drawn = (data.item_counts == 0)[data.pairs.item], np.random.default_rng(1).random(len(data.pairs))
-    parts = np.where((drawn < 0.4) & (data.parts == TRAIN), VALIDATION, data.parts)
-    without = replace(data, parts=np.where(cold, TEST, parts))
-    trainer = Trainer(without, config())
-    with caplog.at_level(logging.INFO, "twotower"):
-        trainer.run()
-    assert "by 4 known items that read as cold ones" in caplog.text
-    codes = np.asarray(without.items.columns["item_id"])
-    known = np.random.default_rng(1).permutation(np.unique(codes[codes != UNKNOWN]))
-    stand_ins = np.isin(codes, known[:4])
-    read = replace(without.items, columns=without.items.columns | {"item_id": np.where(stand_ins, UNKNOWN, codes)})
-    trainer.model.cold_items.values, bias = (
-        torch.nn.Parameter(torch.zeros(len(known) + 1)),
-        trainer.model.cold_items.values[UNKNOWN].item(),
-    )
-    found = trainer._scorer(SideTensors(read, without.encoders.fields("item")))
-
-    def score(value: float) -> float:
-        vectors = found.items.clone()
-        vectors[torch.from_numpy(stand_ins), -1] += value
-        return trainer._score(replace(found, items=vectors))
-
-    assert bias != 0
-    assert score(bias) >= max(score(0.0), score(bias + 1), score(bias - 1))
-
-
-def test_items_that_nobody_takes_get_no_bias_that_costs_validation(caplog: pytest.LogCaptureFixture) -> None:
-    """The table has as many items again, of the same tags, without a row."""
-    items, actions = log_of_tags()
-    warm = actions.filter(pl.col("item_id") % 5 != 0)
-    drawn = np.random.default_rng(1).random(warm.height)
-    part = np.where((drawn < 0.4) & (warm["part"] == "train").to_numpy(), "validation", warm["part"].to_numpy())
-    more = items.with_columns(pl.col("item_id") + N_ITEMS)
-    tables = check(None, pl.concat([items, more]), warm.with_columns(part=pl.Series(part)), SCHEMA)
-    data = build_dataset(tables, SCHEMA, SplitConfig(kind="column", column="part"))
-    trainer = Trainer(data, config())
-    with caplog.at_level(logging.INFO, "twotower"):
-        trainer.run()
-    value = trainer.model.cold_items.values
-    with_bias = trainer._score(trainer._scorer())
-    bias = float(value[UNKNOWN])
-    with torch.no_grad():
-        value[UNKNOWN] = 0.0
-    without = trainer._score(trainer._scorer())
-    assert with_bias >= 0.99 * without
-    assert any("hardly anybody takes the items" in line for line in caplog.messages)
-    (told,) = (line for line in caplog.messages if line.startswith("bias of cold items") and "monitored" in line)
-    assert told.startswith(f"bias of cold items: {bias:.2f},")
-
-
 @pytest.mark.parametrize(
     ("kind", "are_there"),
     [("column", False), ("files", False), ("time", False), ("last", False), ("user_ratio", False), ("random", True),
@@ -252,28 +186,8 @@ def test_items_of_the_test_part_alone_are_there_on_validation_if_the_split_is_in
     data = replace(
         data, split=SplitConfig.model_validate({"kind": kind} | ({"column": "part"} if kind == "column" else {}))
     )
-    trainer, scored = Trainer(data, config()), list[torch.Tensor]()
-
-    def score(scorer: Scorer) -> float:
-        assert isinstance(scorer, Factors)
-        scored.append(scorer.items[:, -1].clone())
-        return 0.0
-
-    fit_cold_item_bias(trainer.model, data, trainer._scorer, score, trainer.context, 1)
-    raised = set(np.flatnonzero((scored[0] - scored[1]).numpy()).tolist())
+    raised = set(np.flatnonzero(cold_items(data)).tolist())
     assert raised == {*range(0, N_ITEMS, 5), N_ITEMS + 1} | ({N_ITEMS} if are_there else set())
-
-
-def test_items_that_their_histories_tell_from_cold_ones_are_no_stand_ins(caplog: pytest.LogCaptureFixture) -> None:
-    items, actions = log_of_tags()
-    schema = Schema(title="", features=(*SCHEMA.features, Sequence(name="users", side="item", share_embedding=False)))
-    split = SplitConfig(kind="column", column="part")
-    warm = actions.with_columns(part=pl.when(pl.col("item_id") % 5 == 0).then(pl.lit("test")).otherwise("part"))
-    trainer = Trainer(build_dataset(check(None, items, warm, schema), schema, split), config())
-    with caplog.at_level(logging.WARNING, "twotower"):
-        trainer.run()
-    (line,) = (line for line in caplog.messages if line.startswith("model.cold_item_bias fits nothing, "))
-    assert line.endswith("and histories or statistics of the items tell known ones from them")
 
 
 def test_too_few_cold_positives_change_nothing_and_are_told(caplog: pytest.LogCaptureFixture) -> None:
@@ -285,8 +199,8 @@ def test_too_few_cold_positives_change_nothing_and_are_told(caplog: pytest.LogCa
     with caplog.at_level(logging.WARNING, "twotower"):
         trainer.run()
     assert (
-        "the bias stays 0: cold items have 49 of the 50 validation positives that are needed, and known items that "
-        "read so have 0" in caplog.text
+        "the bias stays 0: items that training lacks have 49 of the 50 validation positives that are needed"
+        in caplog.text
     )
     assert not trainer.model.cold_items.values.any()
 
