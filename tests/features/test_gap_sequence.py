@@ -15,6 +15,7 @@ from pydantic import ValidationError
 from service_client import clients
 
 import twotower
+from twotower.arrays.ragged import Values
 from twotower.data.dataset import build_dataset
 from twotower.data.split import SplitConfig
 from twotower.data.tables import check
@@ -135,7 +136,7 @@ def test_days_since_previous_sees_the_times_of_events(tmp_path: Path) -> None:
     schema = schema.model_copy(update={"features": (*schema.features, DaysSincePrevious(name="days"))})
     run = twotower.fit(shopping("gap"), schema, shop_settings(train={"epochs": 1}), folder=tmp_path / "run")
     twotower.publish(run, tmp_path / "store")
-    values = twotower.retriever(tmp_path / "store").user_inputs.context
+    retriever = twotower.retriever(tmp_path / "store")
     last = int(shopping("gap")[2].filter(pl.col("user_id") == 0)["at"].max())  # type: ignore[arg-type]
     asked = [
         Request("0", context={"at": last + 10 * DAY}, events=events)
@@ -146,7 +147,10 @@ def test_days_since_previous_sees_the_times_of_events(tmp_path: Path) -> None:
             [Event("1", time=last + 11.0 * DAY)],
         )
     ]
-    found = [int(values.read(request, run.dataset.users.ids.to_list().index(0))[0]["days"][0]) for request in asked]  # type: ignore[arg-type]
+    found = list[int]()
+    for request in asked:
+        retriever.user_inputs.context.read(retriever.query(request), values := dict[str, Values]())
+        found.append(int(values["days"][0]))
     assert found[0] == found[1] == found[3] != found[2]
 
 
