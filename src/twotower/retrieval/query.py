@@ -22,9 +22,9 @@ class Query(NamedTuple):
     request: Request
     user: UserRow | None = None
     """None: no user id, or an unknown one."""
-    history: abc.Sequence[ReadEvent] | None = None
+    history: Sequence[ReadEvent] | None = None
     """Events in place of the stored history, oldest first."""
-    added: abc.Sequence[ReadEvent] = ()
+    added: Sequence[ReadEvent] = ()
     """Recent events that the stored history lacks, and the events of the request, oldest first."""
     n_recent: int = 0
     """Number of recent events that the stored history lacks."""

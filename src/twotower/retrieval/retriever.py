@@ -83,6 +83,8 @@ class Retriever:
                 self.history_scores = loaded.history_scores
                 self.catalogue = Catalogue(self.index, self.item_ids, self.titles, bundle.id)
                 self.user_inputs = UserInputs(self.dataset, loaded.columns)
+                self.reads_context = bool(self.schema.side("context"))
+                """True if the user tower reads features of the context."""
                 self.queries = QueryReader(self.dataset, self.user_ids, self.item_ids)
                 self.filters = CatalogueFilters(
                     self.dataset.items.frame, self.item_ids, self.schema, self.dataset.interacted_items
@@ -110,11 +112,6 @@ class Retriever:
     def context_columns(self) -> list[str]:
         """Columns allowed in the `context` of a request."""
         return self.user_inputs.context.columns
-
-    @property
-    def reads_context(self) -> bool:
-        """True if the user tower reads features of the context."""
-        return bool(self.schema.side("context"))
 
     def usual_method(self, request: Request | Query) -> Method:
         """Return the method of a request without one: 2 (online user tower) if it has more than a user id or the tower

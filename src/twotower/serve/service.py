@@ -247,10 +247,10 @@ class Service:
 
     def _counted(self, answer: Answer, retriever: Retriever, recent_events: int = 0) -> replies.ItemsReply:
         """Return the reply of an answer, and add it to the metrics."""
+        columns = [*retriever.user_columns, *retriever.context_columns] if answer.unknown else ()
         self.metrics.count_answer(
-            answer.bundle_id, answer.method, answer.source, answer.unknown,
-            [*retriever.user_columns, *retriever.context_columns], answer.truncated,
-        )  # fmt: skip
+            answer.bundle_id, answer.method, answer.source, answer.unknown, columns, answer.truncated
+        )
         return replies.ItemsReply.of(answer, recent_events)
 
     # ---- parts of an answer
