@@ -237,7 +237,7 @@ class _Past(NamedTuple):
         return both.where(np.argsort(both.times, kind="stable"))
 
 
-@dataclass(frozen=True)
+@dataclass
 class HistoryCodes:
     """Reads the codes of a user history for a request: the stored or given history, extended by events."""
 
@@ -254,6 +254,9 @@ class HistoryCodes:
     """(n,) code of the type of each interaction. None: the history does not read it."""
     interaction_times: Ints | None = None
     """(n,) microseconds since 1970 of each interaction. None: the log has no times, or only an order."""
+
+    def __post_init__(self) -> None:
+        self._holds = self.history.holds(False), self.history.holds(True)
 
     def read(self, query: Query) -> Codes:
         """Return the codes (n,), oldest first."""
@@ -292,7 +295,7 @@ class HistoryCodes:
 
     def _of(self, events: Sequence[ReadEvent]) -> _Past:
         """Return the events of known items that belong to the history."""
-        kept = [event for event in events if event.row >= 0 and self.history.holds(event.liked)]
+        kept = [event for event in events if event.row >= 0 and self._holds[event.liked]]
         items = np.array([event.row for event in kept], np.int64)
         types = [event.code for event in kept] if self.interaction_types is not None else []
         times = [event.time for event in kept] if self.interaction_times is not None else []

@@ -264,17 +264,13 @@ class Service:
             started = time.perf_counter()
             state = await self.event_store.fetch(self.bundles.event_bundles(retriever), body.user_id)
             self.metrics.stages["events"].observe(time.perf_counter() - started)
-        request = Request(
-            body.user_id, body.features, None if body.history is None else schemas.item_events(body.history),
-            schemas.item_events(body.events), body.context,
-        )  # fmt: skip
-        query = retriever.query(request, state.events)
+        query = retriever.query(body.request(), state.events)
         if query.source == "popular" and body.user_id is not None and self.settings.unknown_user == "404":
             raise Problem("unknown-user", f"user '{body.user_id}' is not among the bundle's users")
         method: Method = body.method or retriever.usual_method(query)
         if query.source == "cold_start":
             method = 2  # an unknown user has no precomputed vector
-        adds = request.features or query.history is not None or retriever.reads_context
+        adds = body.features or query.history is not None or retriever.reads_context
         cacheable = query.n_recent > 0 and not adds and all(event.is_recent for event in query.added)
         return ResolvedRequest(query, method, state, cacheable)
 

@@ -14,7 +14,7 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
 from fastapi.routing import APIRoute
-from pydantic import JsonValue, ValidationError
+from pydantic import JsonValue
 from starlette.types import Receive, Scope, Send
 
 from twotower.serve import replies, schemas
@@ -46,12 +46,25 @@ class JsonRoute(APIRoute):
         if len(takes.body_params) != 1 or takes.query_params or takes.path_params or scope["method"] != "POST":
             await super().handle(scope, receive, send)
             return
-        request, (body,) = JsonRequest(scope, receive), takes.body_params
-        given: dict[str, object] = {body.name: parsed_body(await request.body(), body.field_info.annotation)}
+        request = JsonRequest(scope, receive)
+        given = {takes.body_params[0].name: self._parsed(await request.body())}
         if takes.request_param_name:
             given[takes.request_param_name] = request
         response: Response = await self.endpoint(**given)
         await response(scope, receive, send)
+
+    def _parsed(self, data: bytes) -> object:
+        """Return the body of a request. Raises RequestValidationError as FastAPI does."""
+        if not data:
+            raise RequestValidationError([{"type": "missing", "loc": ("body",), "msg": "Field required"}])
+        try:
+            body, errors = self.dependant.body_params[0].validate(orjson.loads(data), loc=("body",))
+        except orjson.JSONDecodeError as e:
+            cause = {"type": "json_invalid", "loc": ("body", e.pos), "ctx": {"error": e.msg}}
+            raise RequestValidationError([cause]) from e
+        if errors:
+            raise RequestValidationError(errors)
+        return body
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[None, None, Response]]:
         handle = super().get_route_handler()
@@ -60,19 +73,6 @@ class JsonRoute(APIRoute):
             return await handle(JsonRequest(request.scope, request.receive))
 
         return with_orjson
-
-
-def parsed_body(data: bytes, model: type[schemas.RequestModel]) -> schemas.RequestModel:
-    """Return the body of a request. Raises RequestValidationError as FastAPI does."""
-    if not data:
-        raise RequestValidationError([{"type": "missing", "loc": ("body",), "msg": "Field required"}])
-    try:
-        return model.model_validate(orjson.loads(data))
-    except orjson.JSONDecodeError as e:
-        raise RequestValidationError([{"type": "json_invalid", "loc": ("body", e.pos), "ctx": {"error": e.msg}}]) from e
-    except ValidationError as e:
-        found = e.errors(include_url=False)
-        raise RequestValidationError([error | {"loc": ("body", *error["loc"])} for error in found]) from e
 
 
 def accept_any_id(app: FastAPI) -> None:
