@@ -14,6 +14,7 @@ import pytest
 from context_worlds import HOUR, hourly, hourly_schema, hourly_settings, right_item
 
 from twotower import api
+from twotower.arrays.ragged import Values
 from twotower.cli.app import run_command
 from twotower.cli.flags import read_context
 from twotower.data.dataset import build_dataset
@@ -24,6 +25,7 @@ from twotower.features.categorical import Categorical
 from twotower.features.hour_of_day import HourOfDay
 from twotower.features.numeric import Numeric
 from twotower.features.text import Text
+from twotower.retrieval.query import Query
 from twotower.retrieval.request import Json, Request
 from twotower.retrieval.user_inputs import ContextValues
 
@@ -110,6 +112,7 @@ def test_text_is_read_as_the_type_of_its_column() -> None:
     values = ContextValues(build_dataset(check(users, items, actions, schema), schema, SplitConfig()))
     typed: dict[str, Json] = {"price": 1.5, "on": True, "app": "2.10", "hour": 3, "at": 1_700_002_800}
     texts = read_context([f"{name}={str(value).lower()}" for name, value in typed.items()])
-    found, expected = (values.read(Request("1", context=c), None) for c in (texts, typed))
-    assert expected[1] == found[1] == []
-    assert {n: v.tolist() for n, v in found[0].items()} == {n: v.tolist() for n, v in expected[0].items()}
+    found, expected = dict[str, Values](), dict[str, Values]()
+    assert values.read(Query(Request("1", context=texts)), found) == []
+    assert values.read(Query(Request("1", context=typed)), expected) == []
+    assert {n: v.tolist() for n, v in found.items()} == {n: v.tolist() for n, v in expected.items()}

@@ -14,7 +14,7 @@ from hypothesis import settings as examples
 from hypothesis import strategies as st
 from version_worlds import CHANGING_SCHEMA, changing
 
-from twotower.arrays.ragged import Column, Ragged
+from twotower.arrays.ragged import Column, Ragged, Values
 from twotower.arrays.types import UserRow
 from twotower.data import memmap
 from twotower.data.config import DataConfig
@@ -35,6 +35,7 @@ from twotower.features.numeric import Numeric
 from twotower.features.schema import Schema
 from twotower.features.text import Text
 from twotower.features.vector import Vector
+from twotower.retrieval.query import Query
 from twotower.retrieval.request import Request
 from twotower.retrieval.user_inputs import ContextValues
 
@@ -178,7 +179,7 @@ def test_interactions_of_one_time_have_the_days_that_a_request_has(split: Any, t
     values, known = ContextValues(memory), memory.users.ids.to_list()
     for (user, _, time), (_, code) in by_interaction(memory).items():
         asked = Request(str(user), context={"at": time // 1_000_000})
-        assert values.read(asked, UserRow(known.index(user)))[0]["gap"].tolist() == [code]
+        assert read(values, asked, UserRow(known.index(user)))[0]["gap"].tolist() == [code]
     assert by_interaction(disk) == by_interaction(memory)
 
 
@@ -305,6 +306,12 @@ def test_damaged_prepared_context_is_refused(tmp_path: Path) -> None:
         memmap.MemmapDataset.open(folder)
 
 
+def read(values: ContextValues, request: Request, user: UserRow | None = None) -> tuple[dict[str, Values], list[str]]:
+    """The values of a request by feature, and the unknown ones."""
+    found = dict[str, Values]()
+    return found, values.read(Query(request, user), found)
+
+
 def values_of(actions: pl.DataFrame, *features: Feature) -> ContextValues:
     users, items, _ = hourly(actions.height)
     schema = hourly_schema(*features)
@@ -315,11 +322,11 @@ def test_a_time_of_a_request_with_the_day_and_the_month_in_either_order_is_refus
     actions = hourly(200)[2].with_columns(at=pl.Series([f"{1 + n % 28:02}/03/2024 10:00" for n in range(200)]))
     values = values_of(actions, HourOfDay(name="clock"))
     for at in ("13/04/2024 10:00", "04/04/2024 10:00", "2024-04-03 10:00"):
-        assert values.read(Request("1", context={"at": at}), None)[0]["clock"].tolist() == [11]
+        assert read(values, Request("1", context={"at": at}))[0]["clock"].tolist() == [11]
     with pytest.raises(
         DataError, match=r"'at' is '03/04/2024 10:00', a day and a month in either order; give year, mon"
     ):
-        values.read(Request("1", context={"at": "03/04/2024 10:00"}), None)
+        read(values, Request("1", context={"at": "03/04/2024 10:00"}))
 
 
 def test_a_null_that_a_feature_refuses_is_one_of_the_request() -> None:
@@ -327,7 +334,7 @@ def test_a_null_that_a_feature_refuses_is_one_of_the_request() -> None:
     with pytest.raises(
         DataError, match=r"^request: context 'device' is null, and its feature has missing = 'error'; give"
     ):
-        values.read(Request("1", context={"device": None}), None)
+        read(values, Request("1", context={"device": None}))
 
 
 def test_a_moment_that_training_lacks_is_unknown_and_told(tmp_path: Path) -> None:
@@ -341,9 +348,9 @@ def test_a_moment_that_training_lacks_is_unknown_and_told(tmp_path: Path) -> Non
         assert flat(data, "hour_of")[data.part_indices(0)].all()
         assert not flat(data, "hour_of")[data.part_indices(2)].any(), "the hours after 7 are those of no training row"
     values = ContextValues(memory)
-    told, unknown = values.read(Request("1", context={"at": "2023-11-15 00:10"}), None)
+    told, unknown = read(values, Request("1", context={"at": "2023-11-15 00:10"}))
     assert [told[f.name].tolist() for f in features] == [[1], [3], [0]]
     assert unknown == [], "no interaction before is no unknown value"
-    told, unknown = values.read(Request("1", context={"at": "2023-12-16 12:00"}), UserRow(int(memory.pairs.user[0])))
+    told, unknown = read(values, Request("1", context={"at": "2023-12-16 12:00"}), UserRow(int(memory.pairs.user[0])))
     assert [told[f.name].tolist() for f in features] == [[0], [0], [0]]
     assert unknown == ["hour_of", "day", "since"]

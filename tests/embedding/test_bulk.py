@@ -169,7 +169,7 @@ def test_the_command_makes_the_same_bytes(run: Run, table: Path, whole: Path, tm
     code, said = ended(start(run, table, tmp_path / "out"))
     assert code == 0, said
     same(tmp_path / "out", whole)
-    assert len(re.findall(r"items embedded, [\d,]+ a second, shard \d of 6", said)) == SHARDS
+    assert len(re.findall(r"items embedded, .* a second.*, shard \d of 6", said)) == SHARDS
     assert "417 items in 6 shards have vectors" in said
 
 

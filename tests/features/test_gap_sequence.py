@@ -14,6 +14,7 @@ from pydantic import ValidationError
 from service_client import clients
 
 import twotower
+from twotower.arrays.ragged import Values
 from twotower.data.dataset import build_dataset
 from twotower.data.split import SplitConfig
 from twotower.data.tables import check
@@ -105,6 +106,50 @@ def test_requests_tell_times_in_python_and_over_http(run: Run) -> None:
             client.post("/v1/events", {"user_id": "3", "events": visit(gap)})
             assert client.post("/v1/recommend", body).json()["items"] == reply["items"]
             client.ask("DELETE", "/v1/events/3")
+
+
+def test_an_event_that_replaces_a_stored_one_changes_the_gap_after_it(tmp_path: Path) -> None:
+    """With `duplicates = "last"`, as training on the longer log would."""
+    frames = shopping("gap")
+    schema = shop_schema(GAPS, duplicates="last")
+    run = twotower.fit(
+        frames, schema, shop_settings(train={"epochs": 1}, evaluation={"repeats": "exclude"}), folder=tmp_path / "run"
+    )
+    twotower.publish(run, tmp_path / "store")
+    retriever = twotower.retriever(tmp_path / "store")
+    stored = column(run.dataset, "user", "history")
+    assert stored.source is not None
+    source = stored.source[slice(*stored.offsets[:2])]
+    items, times = run.dataset.pairs.item[source], run.dataset.times[source] / 1e6  # type: ignore[index]
+    now = float(times[-1]) + 5
+    asked = Request("0", events=[Event(str(items[1]), time=now)])
+    whole = [(str(i), float(t)) for i, t in zip(items, times, strict=True) if i != items[1]] + [(str(items[1]), now)]
+    expected = Request("0", history=[Event(i, time=t) for i, t in whole])
+    found, wanted = (retriever.embed_request(r, 2).vector for r in (asked, expected))
+    np.testing.assert_allclose(found, wanted, atol=1e-5)
+
+
+def test_days_since_previous_sees_the_times_of_events(tmp_path: Path) -> None:
+    schema = shop_schema(GAPS)
+    schema = schema.model_copy(update={"features": (*schema.features, DaysSincePrevious(name="days"))})
+    run = twotower.fit(shopping("gap"), schema, shop_settings(train={"epochs": 1}), folder=tmp_path / "run")
+    twotower.publish(run, tmp_path / "store")
+    retriever = twotower.retriever(tmp_path / "store")
+    last = int(shopping("gap")[2].filter(pl.col("user_id") == 0)["at"].max())  # type: ignore[arg-type]
+    asked = [
+        Request("0", context={"at": last + 10 * DAY}, events=events)
+        for events in (
+            [],
+            [("1", True)],
+            [Event("1", time=last + 10.0 * DAY - 60)],
+            [Event("1", time=last + 11.0 * DAY)],
+        )
+    ]
+    found = list[int]()
+    for request in asked:
+        retriever.user_inputs.context.read(retriever.query(request), values := dict[str, Values]())
+        found.append(int(values["days"][0]))
+    assert found[0] == found[1] == found[3] != found[2]
 
 
 @pytest.mark.parametrize(("options", "words"), [({"time": ""}, "needs times; name their column"),

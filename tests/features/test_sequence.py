@@ -16,10 +16,12 @@ from worlds import EVERYTHING_SCHEMA, everything, settings
 
 import twotower
 from twotower.arrays.ragged import Ragged
+from twotower.arrays.types import ItemRow, UserRow
 from twotower.config.experiment import Config
 from twotower.data import prepare
 from twotower.data.config import DataConfig
 from twotower.data.dataset import Dataset, build_dataset
+from twotower.data.ids import ItemIds, UserIds
 from twotower.data.split import SplitConfig
 from twotower.data.splits import TRAIN
 from twotower.data.tables import check
@@ -27,6 +29,7 @@ from twotower.features.categorical import Categorical
 from twotower.features.numeric import Numeric
 from twotower.features.schema import Schema
 from twotower.features.sequence import Sequence
+from twotower.retrieval.query import QueryReader
 from twotower.retrieval.request import Request
 from twotower.retrieval.user_inputs import UserInputs
 
@@ -170,18 +173,8 @@ def inputs(of: Dataset) -> UserInputs:
 
 def read(of: Dataset, name: str, request: Request) -> list[int]:
     """The codes that a request gives a sequence."""
-    users = {str(u): row for row, u in enumerate(of.users.ids.to_list())}
-    items = {str(i): row for row, i in enumerate(of.items.ids.to_list())}
-    named = {event.item for event in request.all_events}
-
-    class Rows:
-        user = users.get(str(request.user_id))
-        items: dict[str, int]
-
-    rows = Rows()
-    rows.items = {i: items.get(i, -1) for i in named}
-    found, _ = inputs(of)._histories[name].read(request, rows)  # type: ignore[arg-type]
-    return list(map(int, found))
+    queries = QueryReader(of, UserIds(of.users.ids, UserRow), ItemIds(of.items.ids, ItemRow))
+    return list(map(int, inputs(of).history(name, queries.read(request))))
 
 
 @pytest.mark.parametrize(

@@ -11,12 +11,12 @@ from hypothesis import given
 from hypothesis import settings as examples
 from hypothesis import strategies as st
 
-from twotower.arrays.types import UserRow
+from twotower.arrays.types import ItemRow, UserRow
 from twotower.data.dataset import Dataset, build_dataset
 from twotower.data.split import SplitConfig
 from twotower.data.tables import check
 from twotower.features.schema import Schema
-from twotower.retrieval.event import Event, StoredEvents
+from twotower.retrieval.event import NO_TIME, Event, ReadEvent, StoredEvents
 
 Row = tuple[str, int, bool, str]
 """Item, seconds since 1970, label, and part of an interaction."""
@@ -48,8 +48,15 @@ def dataset(rows: list[Row], duplicates: str = "keep", **options: Any) -> Datase
 
 def missing(data: Dataset, events: list[Event]) -> list[Event]:
     items = data.items.ids.to_list()
-    rows = [items.index(event.item) if event.item in items else -1 for event in events]
-    return StoredEvents(data).missing(UserRow(data.users.ids.to_list().index("u")), events, rows)
+    read = [
+        ReadEvent(
+            e.item, ItemRow(items.index(e.item) if e.item in items else -1), e.liked, place,
+            NO_TIME if e.time is None else round(e.time * 1e6), True,
+        )
+        for place, e in enumerate(events)
+    ]  # fmt: skip
+    found = StoredEvents(data).missing(UserRow(data.users.ids.to_list().index("u")), read)
+    return [events[event.code] for event in found]
 
 
 def at(item: str, seconds: float, liked: bool = True) -> Event:

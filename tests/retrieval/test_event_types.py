@@ -81,7 +81,6 @@ def test_a_request_with_an_ignored_event_is_the_request_without_it(retriever: Re
         assert vectors[0].source == vectors[1].source
         np.testing.assert_array_equal(vectors[0].vector, vectors[1].vector)
         np.testing.assert_array_equal(explain(retriever, told).vector, explain(retriever, plain).vector)
-        assert told.has_details, "only the bundle knows what it ignores"
 
 
 def test_an_event_that_counts_still_does(retriever: Retriever) -> None:

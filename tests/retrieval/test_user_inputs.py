@@ -150,7 +150,7 @@ def by_the_table(retriever: Retriever, request: Request, unknown: list[str]) -> 
 
 
 def by_the_tower(retriever: Retriever, request: Request, unknown: list[str]) -> dict[str, Any]:
-    given = retriever.user_inputs.read(request, retriever.rows_of(request))
+    given = retriever.user_inputs.read(retriever.query(request))
     unknown += given.unknown
     return given.feed
 

@@ -15,6 +15,8 @@ from twotower.arrays.types import Ints, ItemId, ItemRow, UserId, UserRow
 
 Text = TypeVar("Text", bound=str)
 Row = TypeVar("Row", bound=int)
+CACHED_ROWS = 16_384
+"""Largest number of ids whose rows are cached."""
 
 
 class TextColumn(abc.Sequence[Text]):
@@ -67,16 +69,11 @@ class IdColumn(TextColumn[Text], Generic[Text, Row]):
         self._rows_of_shared_hashes: dict[Text, Row] = {self[row]: row for row in shared.tolist()}
 
     def row(self, external_id: Text) -> Row | None:
-        """Return the row of an id, None for an unknown one. The latest results are cached."""
+        """Return the row of an id, None for an unknown one."""
         row = self._cached_rows.get(external_id)
         if row is None:
             row = self.rows([external_id])[0]
-            if row < 0:
-                return None
-            if len(self._cached_rows) >= 16_384:
-                self._cached_rows.clear()
-            self._cached_rows[external_id] = row
-        return row
+        return None if row < 0 else row
 
     def find(self, texts: pl.Series) -> Ints:
         """Return the row of each text (n,) of a column, -1 for unknown ones, as an array: for many ids at once."""
@@ -91,8 +88,21 @@ class IdColumn(TextColumn[Text], Generic[Text, Row]):
         return rows
 
     def rows(self, ids: abc.Sequence[Text]) -> list[Row]:
-        """Return the row of each id, -1 for unknown ones."""
-        if not len(ids) or not len(self):
+        """Return the row of each id, -1 for unknown ones. The latest results for known ids are cached."""
+        cached = self._cached_rows
+        rows = [cached.get(i) for i in ids]
+        if missing := [i for i, row in zip(ids, rows, strict=True) if row is None]:
+            found = self._look_up(missing)
+            if len(cached) + len(missing) > CACHED_ROWS:
+                cached.clear()
+            if len(missing) <= CACHED_ROWS:
+                cached.update((i, row) for i, row in zip(missing, found, strict=True) if row >= 0)
+            left = iter(found)
+            return [next(left) if row is None else row for row in rows]
+        return [row for row in rows if row is not None]
+
+    def _look_up(self, ids: abc.Sequence[Text]) -> list[Row]:
+        if not len(self):
             return [self._unknown] * len(ids)
         try:
             texts = pl.Series(ids, dtype=pl.String)

@@ -3,29 +3,24 @@
 from __future__ import annotations
 
 import logging
-import math
 from collections import abc
 from functools import partial
 from pathlib import Path
 
 import polars as pl
 
-from twotower.data.reading.table_paths import absolute, result_place, table_source
-from twotower.data.reading.table_shards import ShardedTable, TableShard, check_apart
+from twotower.data.reading.sharded_job import Rows, ShardedJob
+from twotower.data.reading.table_shards import ShardedTable, TableShard
 from twotower.data.reading.text_files import Reading
 from twotower.data.reading.text_format import TextFormat
 from twotower.embedding.folder import EMBEDDINGS_FORMAT, LIST_FILE
 from twotower.embedding.vectors import Precision, TableVectors
-from twotower.engines import open_engine
-from twotower.errors import ConfigError
 from twotower.features.side import SideName
 from twotower.files.places import JsonObject
-from twotower.files.sharded_result import MadeShard, ShardedResult, shard_name
+from twotower.files.sharded_result import MadeShard, ShardedResult
 from twotower.kinds import foreign_modules
-from twotower.progress import JobProgress
 from twotower.runs import Run
 from twotower.runs.shared import RunCopy, check_share, run_digests
-from twotower.version import __version__
 
 log = logging.getLogger(__name__)
 
@@ -68,18 +63,13 @@ def embed(
     it, or if a vector is not finite; ConfigError for an unusable argument, or users of a model with a context feature
     without a default; Unavailable if the engine is lost.
     """
-    table_at, place, chosen = table_source(source), result_place(out), open_engine(engine, threads)
-    check_share(share, chosen)
-    if shard_rows < 1:
-        raise ConfigError(f"shards of {shard_rows} rows: expected at least 1")
-    check_apart(table_at, place / shard_name(0), f"{side}s")
-    if chosen.is_remote:
-        table_at, place = absolute(table_at), absolute(place)
+    job = ShardedJob(source, out, f"{side}s", engine, threads, shard_rows)
+    check_share(share, job.engine)
     vectors, form = TableVectors(run, side, precision), TextFormat.of_table(separator, columns, decimal=decimal)
     reading = Reading.of(vectors.schema, side).of_table(form)
-    table = ShardedTable(table_at, reading, form, vectors.known.frame.schema)
+    table = ShardedTable(job.source, reading, form, vectors.known.frame.schema)
     own = vectors.schema.table_id(side)
-    table.select([own if own in table.names else vectors.key, *vectors.columns[1:]], f"{side}s")
+    table.select([own if own in table.names else vectors.key, *vectors.columns[1:]], job.rows)
     for missed in run.vector_gaps(side, table.names):
         log.warning(missed)
     model, schema = run_digests(run)
@@ -87,45 +77,26 @@ def embed(
         "format": EMBEDDINGS_FORMAT, "side": side, "model": model, "schema": schema, "precision": precision,
         "shard_rows": shard_rows, "separator, decimal, columns": form.given, **table.states(),
     }  # fmt: skip
-    result, shards = ShardedResult(place, "vectors", LIST_FILE, plan), table.shards(shard_rows)
-    copy = RunCopy.of(run, share) if chosen.is_remote else None
-    load = (lambda: TableVectors(copy.load(), side, precision)) if copy else (lambda: vectors)
-    made, progress = list[MadeShard](), JobProgress(log, f"{side}s embedded", seconds=math.inf)
+    copy = RunCopy.of(run, share) if job.engine.is_remote else None
 
-    def add(shard: MadeShard) -> None:
-        made.append(shard)
-        if shard.is_new:
-            progress.advance(shard.facts["rows"])
-            log.info(f"{progress.line()}, shard {shard.number + 1} of {len(shards)}")
-
-    with result.writing(overwrite):
-        modules = foreign_modules(run.config, run.dataset.schema)
-        chosen.run(partial(_job, load, result, table, batch_rows), shards, add, modules)
-        table.check_unchanged()
-        made.sort()
-        result.finish(made, {
-            "twotower": __version__, "metric": run.model.metric, "rows": table.rows,
-            "width": made[0].facts["width"],
+    def about(made: list[MadeShard]) -> JsonObject:
+        return {
+            "metric": run.model.metric, "rows": table.rows, "width": made[0].facts["width"],
             "shards": [{"file": shard.file, "rows": shard.facts["rows"]} for shard in made],
-        })  # fmt: skip
-    log.info(f"{table.rows:,} {side}s in {len(shards):,} shard{'s' * (len(shards) > 1)} have vectors: {place}")
+        }  # fmt: skip
+
+    made = job.run(
+        ShardedResult(job.place, "vectors", LIST_FILE, plan), table,
+        (lambda: TableVectors(copy.load(), side, precision)) if copy else (lambda: vectors),
+        partial(_embedded, table, batch_rows), about, "embedded", overwrite,
+        foreign_modules(run.config, run.dataset.schema), seconds=0.0,
+    )  # fmt: skip
+    log.info(f"{table.rows:,} {side}s in {len(made):,} shard{'s' * (len(made) > 1)} have vectors: {job.place}")
     return table.rows
 
 
-def _job(
-    load: abc.Callable[[], TableVectors], result: ShardedResult, table: ShardedTable, batch_rows: int
-) -> abc.Callable[[TableShard], MadeShard]:
-    """Return the function that makes a shard. Raises RunError if this process sees another folder or run than the
-    call."""
-    result.look()
-    vectors = load()
-
-    def make(shard: TableShard) -> MadeShard:
-        def rows() -> tuple[pl.DataFrame, JsonObject]:
-            (given,) = table.slices(shard, shard.rows)
-            frame = pl.concat(map(vectors, given.iter_slices(batch_rows)))
-            return frame, {"rows": len(frame), "width": len(frame["vector"][0])}
-
-        return result.make(shard.number, rows)
-
-    return make
+def _embedded(table: ShardedTable, batch_rows: int, vectors: TableVectors, shard: TableShard) -> Rows:
+    """Return the ids and vectors of a shard."""
+    (given,) = table.slices(shard, shard.rows)
+    frame = pl.concat(map(vectors, given.iter_slices(batch_rows)))
+    return frame, {"rows": len(frame), "width": len(frame["vector"][0])}

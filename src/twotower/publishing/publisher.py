@@ -190,9 +190,7 @@ def _write_terms(run: Run, folder: Path) -> HistoryTermFacts | None:
 
 def _check_unchanged(run: Run, folder: Path, digest: str) -> None:
     """Raise RunError if the files differ from the run in memory: one of them was trained further, or again."""
-    copied = runs.load_model(folder, digest, run.config, run.dataset.encoders)
-    pairs = zip(copied.parameters(), run.model.parameters(), strict=True)
-    same = all(a.detach().numpy().tobytes() == b.detach().cpu().numpy().tobytes() for a, b in pairs)
+    same = runs.holds_weights(folder, digest, run.model)
     encoders = Encoders.load(run.dataset.schema, folder)
     measured = read_json(folder / layout.METRICS)  # the same weights may be another run, of other data
     if not same or encoders.digest != run.dataset.encoders.digest or measured != run.metrics:

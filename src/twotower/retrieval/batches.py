@@ -24,7 +24,7 @@ import polars as pl
 from twotower.arrays.pieces import pieces
 from twotower.arrays.ragged import Column, Ragged, run_indices
 from twotower.arrays.sets import distinct_keys, pair_keys
-from twotower.arrays.types import Bools, Floats, Ints
+from twotower.arrays.types import Bools, Floats, Ints, UserRow
 from twotower.data.context import default_context
 from twotower.data.pairs import GroupedPairs, Pairs
 from twotower.data.reading.readers import TableLike, as_frame
@@ -36,7 +36,8 @@ from twotower.index.vector_store import MAX_NORM, norms
 from twotower.model.inputs.gather import Feed, context_feed, feed, stack_feeds
 from twotower.progress import JobProgress
 from twotower.retrieval.loaded_bundle import LoadedBundle
-from twotower.retrieval.request import Json, Method, Request, RequestRows, UnknownId, check_method, checked_k
+from twotower.retrieval.query import Query
+from twotower.retrieval.request import Json, Method, Request, UnknownId, check_method, checked_k
 
 if TYPE_CHECKING:
     from twotower.retrieval.retriever import Retriever
@@ -71,8 +72,8 @@ class UserBatch:
     """Ids (B,) of the type of the table."""
     rows: Ints
     """User rows (B,), -1 for unknown users."""
-    details: Mapping[int, tuple[Request, RequestRows]]
-    """Requests of the users with features, a history, events or a context, by their place in the batch."""
+    details: Mapping[int, Query]
+    """Queries of the users with features, a history, events or a context, by their place in the batch."""
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -84,12 +85,10 @@ class UserBatch:
         mask[[*self.details]] = True
         return mask
 
-    def request(self, place: int, retriever: Retriever) -> tuple[Request, RequestRows]:
-        """Return the request of a row."""
-        if place in self.details:
-            return self.details[place]
-        request = Request(str(self.ids[place]))
-        return request, retriever.rows_of(request)
+    def query(self, place: int) -> Query:
+        """Return the query of a row."""
+        row = int(self.rows[place])
+        return self.details.get(place) or Query(Request(str(self.ids[place])), UserRow(row) if row >= 0 else None)
 
     @property
     def sources(self) -> pl.Series:
@@ -130,10 +129,8 @@ def read_columns(retriever: Retriever, names: Sequence[str], method: Method) -> 
     return [found, *(name for name in names if name in readable)]
 
 
-def _details(
-    retriever: Retriever, ids: pl.Series, frame: pl.DataFrame
-) -> Iterator[tuple[int, tuple[Request, RequestRows]]]:
-    """Yield place and request of each row with a value besides its id."""
+def _details(retriever: Retriever, ids: pl.Series, frame: pl.DataFrame) -> Iterator[tuple[int, Query]]:
+    """Yield place and query of each row with a value besides its id."""
     for name in EVENT_COLUMNS:
         if name in frame.columns and not isinstance(frame.schema[name], pl.List | pl.Array | pl.Null):
             raise DataError(f"users: column '{name}' holds {frame.schema[name]}, expected lists of item ids")
@@ -146,9 +143,9 @@ def _details(
         body["context"] = {name: given[name] for name in retriever.context_columns if name in given}
         body["features"] = {name: given[name] for name in retriever.user_columns if name in given}
         with naming_user(ids[place]):
-            request = retriever.effective_request(Request.parse({"user_id": ids[place]} | body))
-            if request.has_details:
-                yield place, (request, retriever.rows_of(request))
+            query = retriever.query(Request.parse({"user_id": ids[place]} | body))
+            if query.has_details:
+                yield place, query
 
 
 def with_seconds(events: pl.Series) -> pl.Series:
@@ -205,8 +202,7 @@ class BatchRecommender:
         self.keep_seen = retriever.keeps_seen(keep_seen)
         self._ban = ban
         self._allowed = retriever.filters.allowed(allow, where)
-        banned = retriever.filters.excluded_of_users(ban, np.zeros(1, np.int64), keep_seen=True)[0]
-        self._popular = retriever.popularity.top(self.k, banned, self._allowed)[0]
+        self._popular = retriever.popularity.top(self.k, retriever.filters.banned(ban), self._allowed)[0]
 
     def answers(self, frame: pl.DataFrame) -> Iterator[BatchAnswer]:
         """Yield the answers to the users of a frame, at least one block. Raises DataError, Unavailable."""
@@ -249,7 +245,7 @@ class BatchRecommender:
         detailed = users.is_detailed[places]
         plain = iter(filters.excluded_of_users(self._ban, users.rows[places[~detailed]], self.keep_seen))
         return [
-            filters.excluded(self._ban, users.details[place][1], self.keep_seen) if given else next(plain)
+            filters.excluded(self._ban, users.details[place], self.keep_seen) if given else next(plain)
             for place, given in zip(places.tolist(), detailed.tolist(), strict=True)
         ]
 
@@ -263,7 +259,7 @@ class BatchRecommender:
         return [
             next(plain)
             if place not in users.details  # type: ignore[misc]
-            else self._retriever.own_items(*users.details[place], self._method)
+            else self._retriever.own_items(users.details[place], self._method)
             for place in places.tolist()
         ]
 
@@ -350,9 +346,8 @@ def _embed(retriever: Retriever, users: UserBatch, places: Ints, method: Method)
     vectors[~detailed] = embed_users_in_blocks(retriever, rows[~detailed])
     feeds = []
     for place in places[detailed].tolist():
-        request, found = users.request(place, retriever)
-        with naming_user(str(request.user_id)):
-            feeds.append(retriever.user_inputs.read(request, found).feed)
+        with naming_user(str(users.ids[place])):
+            feeds.append(retriever.user_inputs.read(users.query(place)).feed)
     vectors[detailed] = embed_feeds(retriever.loaded, feeds)
     usable = norms(vectors) < MAX_NORM
     if not usable.all():

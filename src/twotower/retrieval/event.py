@@ -6,23 +6,19 @@ import math
 from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import replace
 from functools import cached_property
 from itertools import product
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
-from twotower.arrays.types import Ints, UserRow
+from twotower.arrays.types import Ints, ItemRow, UserRow
 from twotower.data.dataset import Dataset
 from twotower.data.reading.times import MICROSECONDS, plausible_range
 from twotower.data.splits import TEST, TRAIN
 from twotower.errors import DataError, did_you_mean
-from twotower.features.schema import OTHER_EVENTS, EventRule, Schema
+from twotower.features.schema import OTHER_EVENTS, Schema
 from twotower.features.values import UNKNOWN
-
-if TYPE_CHECKING:
-    from twotower.retrieval.request import Request
 
 EVENT_KEYS = ("id", "liked", "event", "time")
 """Keys of an event in JSON."""
@@ -89,17 +85,36 @@ def checked_event(item: str, liked: bool | None = None, type: str | None = None,
     return Event(item, True if liked is None else liked, type, time)
 
 
-def in_time_order(events: Sequence[EventLike]) -> Sequence[EventLike]:
+NO_TIME = -1
+"""Time of an event without a time."""
+
+
+class ReadEvent(NamedTuple):
+    """Event of a query, as a bundle reads it."""
+
+    item: str
+    """Item id."""
+    row: ItemRow
+    """Item row, -1 for an item outside the bundle."""
+    liked: bool
+    code: int
+    """Code of the type, 0 for an unknown type."""
+    time: int
+    """Microseconds since 1970, NO_TIME for an unknown time."""
+    is_recent: bool
+    """True for an event of an earlier call to a service."""
+
+
+def in_time_order(events: list[ReadEvent]) -> list[ReadEvent]:
     """Return the events sorted by time (stable) if each has one, else in the given order."""
-    times = [time for event in events if (time := Event(*event).time) is not None]
-    if len(times) < len(events):
+    if len(events) < 2 or any(event.time == NO_TIME for event in events):
         return events
-    return [event for _, event in sorted(zip(times, events, strict=True), key=lambda timed: timed[0])]
+    return sorted(events, key=lambda event: event.time)
 
 
-def last_of_each(events: Sequence[Event]) -> list[Event]:
+def last_of_each(events: Sequence[ReadEvent]) -> list[ReadEvent]:
     """Return the last event of each item, in the given order."""
-    last: dict[str, Event] = {}
+    last: dict[str, ReadEvent] = {}
     for event in events:
         last.pop(event.item, None)
         last[event.item] = event
@@ -110,8 +125,7 @@ class EventTypes:
     """Reads the types of events: an event of an ignored type is dropped, others are liked or not and have a code."""
 
     def __init__(self, schema: Schema) -> None:
-        self._rules = schema.events
-        self._ignores = any(rule.target == "ignored" for rule in schema.events.values())
+        self._rules, self._other = schema.events, schema.events.get(OTHER_EVENTS)
         self._codes = {name: code for code, name in enumerate(schema.event_types, 1)}
         self.names = [name for name in schema.events if name != OTHER_EVENTS]
         """Types that the schema names."""
@@ -120,29 +134,21 @@ class EventTypes:
         """Return the code of an event's type, 0 for an unknown type."""
         return UNKNOWN if event.type is None else self._codes.get(event.type, UNKNOWN)
 
-    def without_ignored(self, request: Request) -> Request:
-        """Return a request without events of ignored types, whose rows training leaves out of the log."""
-        if not self._ignores or not any(map(self._is_ignored, request.all_events)):
-            return request
-        history = None if request.history is None else self._counted(request.history)
-        return replace(request, history=history, events=self._counted(request.events))
-
-    def read(self, given: Sequence[EventInput], stored: bool = False) -> list[Event]:
-        """Return the events without ignored ones; the rule of a type sets `liked`.
+    def read(self, given: Sequence[Event], stored: int = 0) -> list[Event | None]:
+        """Return each event with `liked` by the rule of its type, None for an ignored one.
 
         A type that only the rule for all other types covers becomes None, which has the same code. Raises DataError for
-        a type without a rule, unless the event was `stored`, perhaps under another bundle: then its type becomes
-        None."""
-        read = list[Event]()
-        for event in [as_event(event) for event in given]:
-            rule = self._rule(event)
-            if rule is not None:
-                if rule.target != "ignored":
-                    known = event.type if event.type in self._rules else None
-                    read.append(event._replace(liked=rule.positive, type=known))
-            elif event.type is None:
+        a type without a rule, except in the first events, which a service has `stored`, perhaps under another bundle:
+        then the type becomes None."""
+        read = list[Event | None]()
+        for place, event in enumerate(given):
+            if event.type is None:
                 read.append(event)
-            elif stored:
+            elif (rule := self._rules.get(event.type, self._other)) is not None:
+                known = event.type if event.type in self._rules else None
+                ignored = rule.target == "ignored"
+                read.append(None if ignored else event._replace(liked=rule.positive, type=known))
+            elif place < stored:
                 read.append(event._replace(type=None))
             elif not self._rules:
                 raise DataError(
@@ -155,18 +161,6 @@ class EventTypes:
                     f"{', '.join(self.names)})"
                 )
         return read
-
-    def _rule(self, event: Event) -> EventRule | None:
-        """Return the rule of an event's type, None if there is no rule or no type."""
-        return None if event.type is None else self._rules.get(event.type, self._rules.get(OTHER_EVENTS))
-
-    def _is_ignored(self, event: Event) -> bool:
-        rule = self._rule(event)
-        return rule is not None and rule.target == "ignored"
-
-    def _counted(self, given: Sequence[EventInput]) -> list[Event]:
-        """Return the events of types that are not ignored."""
-        return [event for event in map(as_event, given) if not self._is_ignored(event)]
 
 
 _Stored = tuple[int, bool]
@@ -189,56 +183,51 @@ class StoredEvents:
         found = int(np.gcd.reduce(times[:: max(1, len(times) // SAMPLED_TIMES)].astype(np.int64)))
         return min(found, COARSEST_TIMES) or 1
 
-    def missing(self, user: UserRow, events: Sequence[Event], items: Sequence[int]) -> list[Event]:
-        """Return the events, of the item rows `items`, that are not in the stored histories.
+    def missing(self, user: UserRow, events: Sequence[ReadEvent]) -> list[ReadEvent]:
+        """Return the events that are not in the stored histories.
 
         Each stored interaction matches one event of its item: times agree within the unit of the log's times and
         CLOCK_TOLERANCE, and an event with the same `liked` matches first. If the log keeps only the last interaction of
         a user with an item, it matches all events before it. An event without a time is missing, and so is every event
         if the log has no times."""
-        if not self.has_times:
+        timed = [place for place, event in enumerate(events) if event.time != NO_TIME]
+        if not self.has_times or not timed:
             return [*events]
-        timed = [place for place, event in enumerate(events) if event.time is not None]
-        left = sorted(timed, key=lambda place: _time(events[place]))
-        between = None
-        if left and self._dataset.schema.duplicates == "keep":
-            reach = self.unit + CLOCK_TOLERANCE
-            between = _time(events[left[0]]) - reach, _time(events[left[-1]]) + reach
-        stored = self._stored(user, items, between)
+        left = sorted(timed, key=lambda place: events[place].time)
         if self._dataset.schema.duplicates == "keep":
+            reach = self.unit + CLOCK_TOLERANCE
+            stored = self._stored(user, events, (events[left[0]].time - reach, events[left[-1]].time + reach))
             for slack, alike in product((0, CLOCK_TOLERANCE), (True, False)):
-                left = [p for p in left if not self._take(stored[items[p]], events[p], slack, alike)]
+                left = [p for p in left if not self._take(stored[events[p].row], events[p], slack, alike)]
         else:
-            left = [place for place in left if not self._is_replaced(stored[items[place]], events[place])]
-        missing = {*left} | {*range(len(events))} - {*timed}
-        return [event for place, event in enumerate(events) if place in missing]
+            stored = self._stored(user, events)
+            left = [place for place in left if not self._is_replaced(stored[events[place].row], events[place])]
+        found = {*timed} - {*left}
+        return [event for place, event in enumerate(events) if place not in found]
 
-    def _take(self, of_item: list[_Stored], event: Event, slack: int, alike: bool) -> bool:
+    def _take(self, of_item: list[_Stored], event: ReadEvent, slack: int, alike: bool) -> bool:
         """Remove the first interaction at an event's time, within the log's unit and `slack`, with the same `liked` if
         `alike`. Return False if no interaction matches."""
-        when = _time(event)
-        place = bisect_left(of_item, (when - self.unit - slack + 1, False))
-        while place < len(of_item) and of_item[place][0] <= when + slack:
+        place = bisect_left(of_item, (event.time - self.unit - slack + 1, False))
+        while place < len(of_item) and of_item[place][0] <= event.time + slack:
             if of_item[place][1] == event.liked or not alike:
                 del of_item[place]
                 return True
             place += 1
         return False
 
-    def _is_replaced(self, of_item: list[_Stored], event: Event) -> bool:
+    def _is_replaced(self, of_item: list[_Stored], event: ReadEvent) -> bool:
         """Return True if an interaction with the item of an event is the event or a later one."""
-        when = _time(event)
-        return any(when <= at or (liked == event.liked and self._agree(when, at)) for at, liked in of_item)
+        begin, end = event.time - self.unit - CLOCK_TOLERANCE, event.time + CLOCK_TOLERANCE
+        return any(event.time <= at or (liked == event.liked and begin < at <= end) for at, liked in of_item)
 
-    def _agree(self, when: int, at: int) -> bool:
-        """Return True if the times of an event and an interaction agree."""
-        return at - CLOCK_TOLERANCE <= when < at + self.unit + CLOCK_TOLERANCE
-
-    def _stored(self, user: UserRow, items: Sequence[int], between: tuple[int, int] | None) -> dict[int, list[_Stored]]:
-        """Return a user's interactions in the histories with some items, between two times, by item row, oldest
-        first."""
+    def _stored(
+        self, user: UserRow, events: Sequence[ReadEvent], between: tuple[int, int] | None = None
+    ) -> dict[int, list[_Stored]]:
+        """Return a user's interactions in the histories with the items of some events, between two times, by item row,
+        oldest first."""
         data, found = self._dataset, defaultdict[int, list[_Stored]](list)
-        known, rows = np.array([row for row in items if row >= 0], np.int64), history_rows(data, user)
+        known, rows = np.array([event.row for event in events if event.row >= 0], np.int64), history_rows(data, user)
         assert data.times is not None
         rows = rows[np.isin(data.pairs.item[rows], known)]
         if between is not None:
@@ -258,9 +247,3 @@ def history_rows(dataset: Dataset, user: UserRow) -> Ints:
     parts = dataset.parts[rows]
     rows = rows[parts != TEST] if dataset.time_ordered else rows[parts == TRAIN]
     return rows if dataset.times is None else rows[np.argsort(dataset.times[rows], kind="stable")]
-
-
-def _time(event: Event) -> int:
-    """Return the time of an event in microseconds."""
-    assert event.time is not None
-    return round(event.time * MICROSECONDS)

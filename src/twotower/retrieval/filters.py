@@ -22,7 +22,7 @@ from twotower.data.given_values import TRUTHS, UNREADABLE
 from twotower.data.ids import ItemIds
 from twotower.errors import DataError, did_you_mean
 from twotower.features.schema import Schema
-from twotower.retrieval.request import RequestRows
+from twotower.retrieval.query import Query
 
 Condition = tuple[str, str]
 """Column of the items, and the value that it equals or, for a column of lists, contains."""
@@ -81,21 +81,24 @@ class CatalogueFilters:
         rows = self._matching(tuple((column, str(value)) for column, value in where.items()))
         return rows if allowed is None else _intersection(rows, allowed)
 
-    def excluded(self, ban: abc.Sequence[str], rows: RequestRows, keep_seen: bool) -> Ints:
-        """Return the rows of banned items and, unless `keep_seen`, of the items in the request and its user's
-        history."""
-        if isinstance(ban, str):
-            raise DataError(_NOT_A_LIST)
-        excluded = self._known(ban) if len(ban) else _NO_ROWS
-        if not keep_seen and rows.items:
-            excluded = np.concatenate([excluded, rows.known_items])
-        if not keep_seen and rows.user is not None:
-            excluded = np.concatenate([excluded, self._seen.row(rows.user)])
+    def excluded(self, ban: abc.Sequence[str], query: Query, keep_seen: bool) -> Ints:
+        """Return the rows of banned items and, unless `keep_seen`, of the items of a query and its user's history."""
+        excluded = self.banned(ban)
+        if not keep_seen and query.events:
+            excluded = np.concatenate([excluded, query.known_items])
+        if not keep_seen and query.user is not None:
+            excluded = np.concatenate([excluded, self._seen.row(query.user)])
         return excluded
 
+    def banned(self, ban: abc.Sequence[str]) -> Ints:
+        """Return the rows of banned items. Raises DataError for a text."""
+        if isinstance(ban, str):
+            raise DataError(_NOT_A_LIST)
+        return self._known(ban) if len(ban) else _NO_ROWS
+
     def excluded_of_users(self, ban: abc.Sequence[str], users: Ints, keep_seen: bool) -> list[Ints]:
-        """Return `excluded` of each of the user rows (n,), for requests without items."""
-        banned = self.excluded(ban, RequestRows(None, {}), keep_seen)
+        """Return `excluded` of each of the user rows (n,), for queries without events."""
+        banned = self.banned(ban)
         if keep_seen:
             return [banned] * len(users)
         seen = self._seen.take(users)

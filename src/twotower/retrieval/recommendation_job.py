@@ -18,25 +18,23 @@ import polars as pl
 
 from twotower.data.reading.column_types import common_types, with_types
 from twotower.data.reading.readers import table_errors
-from twotower.data.reading.table_paths import absolute, result_place, table_source
-from twotower.data.reading.table_shards import ShardedTable, TableShard, check_apart
+from twotower.data.reading.sharded_job import Rows, ShardedJob
+from twotower.data.reading.table_shards import ShardedTable, TableShard
 from twotower.data.reading.text_files import Reading
 from twotower.data.reading.text_format import TextFormat
-from twotower.engines import open_engine
-from twotower.errors import ConfigError, DataError
+from twotower.errors import DataError
 from twotower.files import places
 from twotower.files.places import JsonObject
-from twotower.files.sharded_result import MadeShard, ShardedResult, shard_name
+from twotower.files.sharded_result import MadeShard, ShardedResult
 from twotower.files.urls import Url, is_url
 from twotower.kinds import foreign_modules
 from twotower.machine import default_threads
-from twotower.progress import JobProgress, Summary
+from twotower.progress import Summary
 from twotower.retrieval import SHARD_USERS
 from twotower.retrieval.batches import BatchRecommender, UnknownUsers, UserBatch, read_columns
 from twotower.retrieval.request import Method
 from twotower.retrieval.retriever import Retriever
 from twotower.store.store import Store
-from twotower.version import __version__
 
 log = logging.getLogger(__name__)
 
@@ -87,47 +85,50 @@ def recommend_users(
     recommendations of another bundle, table or options, or if another call writes it; ConfigError for an unusable
     argument; Unavailable.
     """
-    if shard_rows < 1:
-        raise ConfigError(f"`shard_rows` is {shard_rows}, expected at least 1")
-    if threads < 0:
-        raise ConfigError(f"`threads` is {threads}, expected at least 0")
-    chosen = open_engine(engine, threads)
-    table_at, place = table_source(users), result_place(out)
+    job = ShardedJob(users, out, "users", engine, threads, shard_rows)
     form = TextFormat.of_table(separator, columns, decimal=decimal)
-    check_apart(table_at, place / shard_name(0), "users")
-    if chosen.is_remote:
-        table_at, place = absolute(table_at), absolute(place)
+    if job.engine.is_remote:
         store = store if is_url(store) else Path(store).absolute()
     bundle = Store(store).current()
     with bundle.lease():
         retriever = Retriever(bundle, threads or default_threads())
-        make = partial(
+        options = partial(
             BatchRecommender, k=k, method=method, unknown=unknown, ban=tuple(ban), where=dict(where or {}),
             keep_seen=keep_seen,
         )  # fmt: skip
-        recommender = make(retriever)
-        table = UserTable(table_at, retriever, method, answers_unknown=method == 2 or unknown == "popular", form=form)
+        recommender = options(retriever)
+        table = UserTable(job.source, retriever, method, answers_unknown=method == 2 or unknown == "popular", form=form)
         log.info(f"bundle {bundle.id}: {table.rows:,} users, read by {', '.join(table.columns)}")
         if table.odd_id is not None:
             theirs = retriever.dataset.users.ids.dtype
             log.info(
                 f"the id '{table.odd_id}' is no {theirs}, as those of the bundle are; the answers have {table.id_type}"
             )
-        shard_rows = min(shard_rows, max(1, SHARD_MAX_ITEMS // recommender.k))
-        shards = table.shards(shard_rows)
+        job.shard_rows = min(shard_rows, max(1, SHARD_MAX_ITEMS // recommender.k))
         plan: JsonObject = {
             "format": RECOMMENDATIONS_FORMAT, "bundle": bundle.id, "k": recommender.k, "method": int(method),
             "unknown": unknown, "keep_seen": recommender.keep_seen,
             "where": {name: str(value) for name, value in sorted((where or {}).items())},
-            "ban": sorted({str(item) for item in ban}), "columns": table.columns, "shard_rows": shard_rows,
+            "ban": sorted({str(item) for item in ban}), "columns": table.columns, "shard_rows": job.shard_rows,
             "separator, decimal, columns": form.given, **table.states(),
         }  # fmt: skip
-        result = ShardedResult(place, "recommendations", LIST_FILE, plan)
-        call = _Call(result, table)
-        with result.writing(overwrite):
-            load = partial(_load, store, bundle.id, make) if chosen.is_remote else lambda: recommender
-            chosen.run(partial(_job, load, result, table), shards, call.add, foreign_modules(retriever.schema))
-            return call.finish(retriever)
+        result = ShardedResult(job.place, "recommendations", LIST_FILE, plan)
+        load = partial(_load, store, bundle.id, options) if job.engine.is_remote else lambda: recommender
+        counted = JsonObject()
+
+        def about(made: list[MadeShard]) -> JsonObject:
+            counted.update(_counts(made, table.rows))
+            before = places.read_json(job.place / LIST_FILE) or {}
+            is_counted = all(before.get(key) == value for key, value in counted.items())
+            is_counted = is_counted and type(before.get("repeated")) is int
+            counted["repeated"] = before["repeated"] if is_counted else _count_repeated(table, retriever)
+            return counted
+
+        job.run(
+            result, table, load, partial(_answered, table), about, "answered", overwrite,
+            foreign_modules(retriever.schema),
+        )  # fmt: skip
+    return _summary(counted, job.place)
 
 
 def _load(store: Path | str, bundle: str, make: abc.Callable[[Retriever], BatchRecommender]) -> BatchRecommender:
@@ -135,82 +136,51 @@ def _load(store: Path | str, bundle: str, make: abc.Callable[[Retriever], BatchR
     return make(Retriever(Store(store).open(bundle), default_threads()))
 
 
-def _job(
-    load: abc.Callable[[], BatchRecommender], result: ShardedResult, table: UserTable
-) -> abc.Callable[[TableShard], MadeShard]:
-    """Return the function that makes a shard in this process. Raises RunError if it sees another folder than the
-    call."""
-    result.look()
-    recommender = load()
-
-    def make(shard: TableShard) -> MadeShard:
-        def rows() -> tuple[pl.DataFrame, JsonObject]:
-            answers = list(recommender.answers(table.read(shard)))
-            frame = pl.concat([answer.frame for answer in answers])
-            sources = sum((answer.sources for answer in answers), Counter[str]())
-            return frame.with_columns(pl.col("user_id").cast(table.id_type)), {
-                "users": shard.rows, "rows": frame.height, "sources": dict(sorted(sources.items())),
-                "unknown": sum(answer.unknown for answer in answers), "empty": sum(answer.empty for answer in answers),
-            }  # fmt: skip
-
-        return result.make(shard.number, rows)
-
-    return make
+def _answered(table: UserTable, recommender: BatchRecommender, shard: TableShard) -> Rows:
+    """Return the answers to the users of a shard."""
+    answers = list(recommender.answers(table.read(shard)))
+    frame = pl.concat([answer.frame for answer in answers])
+    sources = sum((answer.sources for answer in answers), Counter[str]())
+    return frame.with_columns(pl.col("user_id").cast(table.id_type)), {
+        "users": shard.rows, "rows": frame.height, "sources": dict(sorted(sources.items())),
+        "unknown": sum(answer.unknown for answer in answers), "empty": sum(answer.empty for answer in answers),
+    }  # fmt: skip
 
 
-class _Call:
-    """Collects the shards of a call, and writes their list."""
+def _counts(made: list[MadeShard], users: int) -> JsonObject:
+    """Return the content of the list about the shards, without the number of repeated ids."""
+    facts = [shard.facts for shard in made]
+    sources = sum((Counter[str](each["sources"]) for each in facts), Counter[str]())
+    return {
+        "users": users, "rows": sum(each["rows"] for each in facts), "sources": dict(sorted(sources.items())),
+        "unknown_left_out": sum(each["unknown"] for each in facts),
+        "without_items": sum(each["empty"] for each in facts),
+        "shards": [{"file": m.file, "users": m.facts["users"], "rows": m.facts["rows"]} for m in made],
+    }  # fmt: skip
 
-    def __init__(self, result: ShardedResult, table: UserTable) -> None:
-        self._result, self._table, self._made = result, table, list[MadeShard]()
-        self._progress = JobProgress(log, "users answered", table.rows)
 
-    def add(self, made: MadeShard) -> None:
-        """Count a finished shard."""
-        self._made.append(made)
-        count = self._progress.advance if made.is_new else self._progress.skip
-        count(made.facts["users"])
+def _count_repeated(table: UserTable, retriever: Retriever) -> int:
+    """Return the number of rows whose user is in the bundle and in an earlier row."""
+    seen, known = np.zeros(len(retriever.user_ids), np.bool_), 0
+    for ids in table.id_slices(ID_SLICE):
+        rows = UserBatch.read(retriever, ids.to_frame(), 1).rows
+        rows = rows[rows >= 0]
+        seen[rows] = True
+        known += len(rows)
+    return known - int(seen.sum())
 
-    def finish(self, retriever: Retriever) -> int:
-        """Write the list of shards, log its counts, and return the number of users with an answer."""
-        before, facts = places.read_json(self._result.place / LIST_FILE) or {}, self._counts()
-        is_counted = (
-            all(before.get(key) == value for key, value in facts.items()) and type(before.get("repeated")) is int
-        )
-        facts["repeated"] = before["repeated"] if is_counted else self._count_repeated(retriever)
-        self._table.check_unchanged()
-        self._result.finish(self._made, {"twotower": __version__} | facts)
-        summary = Summary("users", facts["users"])
-        summary.drop("unknown to the bundle", facts["unknown_left_out"])
-        log.info(str(summary))
-        notes = [f"{n:,} by {source}" for source, n in facts["sources"].items()]
-        for n, words in ((facts["without_items"], "without an item left"), (facts["repeated"], "repeat an id")):
-            notes += [f"{n:,} {words}"] if n else []
-        log.info(f"answers: {', '.join(notes) or 'none'}")
-        log.info(f"{facts['rows']:,} recommendations in {len(self._made):,} shards: {self._result.place}")
-        return summary.kept
 
-    def _counts(self) -> JsonObject:
-        """Return the content of the list about the shards, without the number of repeated ids."""
-        self._made.sort()
-        all_facts = [made.facts for made in self._made]
-        sources = sum((Counter[str](facts["sources"]) for facts in all_facts), Counter[str]())
-        return {
-            "users": self._table.rows, "rows": sum(facts["rows"] for facts in all_facts),
-            "sources": dict(sorted(sources.items())), "unknown_left_out": sum(facts["unknown"] for facts in all_facts),
-            "without_items": sum(facts["empty"] for facts in all_facts),
-            "shards": [{"file": m.file, "users": m.facts["users"], "rows": m.facts["rows"]} for m in self._made],
-        }  # fmt: skip
-
-    def _count_repeated(self, retriever: Retriever) -> int:
-        """Return the number of rows whose user is in the bundle and in an earlier row."""
-        seen, known = np.zeros(len(retriever.user_ids), np.bool_), 0
-        for ids in self._table.id_slices(ID_SLICE):
-            rows = UserBatch.read(retriever, ids.to_frame(), 1).rows
-            rows = rows[rows >= 0]
-            seen[rows] = True
-            known += len(rows)
-        return known - int(seen.sum())
+def _summary(counted: JsonObject, place: Path | Url) -> int:
+    """Log the counts of a call, and return the number of users with an answer."""
+    summary = Summary("users", counted["users"])
+    summary.drop("unknown to the bundle", counted["unknown_left_out"])
+    log.info(str(summary))
+    notes = [f"{n:,} by {source}" for source, n in counted["sources"].items()]
+    for n, words in ((counted["without_items"], "without an item left"), (counted["repeated"], "repeat an id")):
+        notes += [f"{n:,} {words}"] if n else []
+    log.info(f"answers: {', '.join(notes) or 'none'}")
+    log.info(f"{counted['rows']:,} recommendations in {len(counted['shards']):,} shards: {place}")
+    return summary.kept
 
 
 class UserTable(ShardedTable):

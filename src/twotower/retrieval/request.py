@@ -7,19 +7,18 @@ from collections import abc
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from html import escape
-from typing import Literal, NamedTuple
+from typing import Literal
 from uuid import UUID
 
 import numpy as np
 import polars as pl
 
-from twotower.arrays.types import Ints, ItemId, ItemRow, UserId, UserRow
-from twotower.data.ids import ItemIds, UserIds
+from twotower.arrays.types import ItemId
 from twotower.errors import DataError, did_you_mean
 from twotower.escaping import representation
 from twotower.features.schema import Schema
 from twotower.features.text import words
-from twotower.retrieval.event import EVENT_KEYS, Event, EventInput, EventLike, as_event, checked_event, in_time_order
+from twotower.retrieval.event import EVENT_KEYS, Event, EventInput, as_event, checked_event
 
 Json = str | float | None | abc.Sequence["Json"] | Mapping[str, "Json"]
 """Parsed JSON. The value of a feature is a text, a number, or a list of texts or numbers."""
@@ -32,46 +31,43 @@ class UnknownId(DataError):
     """A user or an item is not in the bundle."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, init=False)
 class Request:
     """The user of a recommendation: an id, which the bundle may not know, features, interactions, and the context.
 
-    `features` replace the stored ones. `history` replaces the stored one; `recent` and `events` extend it. `context`
-    has the columns of the interactions that the model reads. Method 1 (precomputed user vectors) takes no `features`
-    and no `context`, and uses `history`, `recent` and `events` only to exclude items. Method 2 (online user tower)
-    computes the vector from all fields.
+    `features` replace the stored ones. `history` replaces the stored one; `events` extend it. `context` has the columns
+    of the interactions that the model reads. Method 1 (precomputed user vectors) takes no `features` and no `context`,
+    and uses `history` and `events` only to exclude items. Method 2 (online user tower) computes the vector from all
+    fields.
     """
 
-    user_id: str | None = None
-    features: Mapping[str, Json] = field(default_factory=dict)
-    history: abc.Sequence[EventInput] | None = None
-    """Interactions, oldest first, each an item id or an event; sorted by time if each has one."""
-    events: abc.Sequence[EventInput] = ()
-    """Interactions since the history, oldest first; sorted by time if each has one."""
-    context: Mapping[str, Json] = field(default_factory=dict)
+    user_id: str | None
+    features: Mapping[str, Json]
+    history: abc.Sequence[Event] | None
+    """Interactions, oldest first, read in the order of their times if each has one."""
+    events: abc.Sequence[Event]
+    """Interactions since the history, oldest first, read in the order of their times if each has one."""
+    context: Mapping[str, Json]
     """Values at the time of the request, by column."""
-    recent: abc.Sequence[Event] = ()
-    """Interactions of earlier calls to a service, oldest first, sorted into the stored history by their times."""
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "user_id", _user_id(self.user_id))
-        if self.history is not None:
-            object.__setattr__(self, "history", _events(self.history))
-        object.__setattr__(self, "events", _events(self.events))
+    def __init__(
+        self, user_id: str | int | np.integer | UUID | None = None, features: Mapping[str, Json] | None = None,
+        history: abc.Sequence[EventInput] | None = None, events: abc.Sequence[EventInput] = (),
+        context: Mapping[str, Json] | None = None,
+    ) -> None:  # fmt: skip
+        """Take ids as text or numbers; an event may be an item id alone. Raises DataError for a value that is no id or
+        event."""
+        if isinstance(user_id, bool) or not isinstance(user_id, str | int | np.integer | UUID | None):
+            raise DataError(f"request: user_id is {user_id!r:.80}, expected text or a whole number")
+        fields = self.__dict__
+        fields["user_id"] = None if user_id is None else str(user_id)
+        fields["features"] = {} if features is None else features
+        fields["history"] = None if history is None else _events(history)
+        fields["events"] = _events(events)
+        fields["context"] = {} if context is None else context
 
     def __repr__(self) -> str:
         return representation(type(self), ", ".join(f"{key}={value!r}" for key, value in vars(self).items()))
-
-    @property
-    def all_events(self) -> list[Event]:
-        """The interactions of `history`, `recent` and `events`, oldest first."""
-        later = in_time_order([*self.recent, *map(as_event, self.events)])
-        return [as_event(event) for event in (*(self.history or ()), *later)]
-
-    @property
-    def has_details(self) -> bool:
-        """True if the request has more than a user id."""
-        return bool(self.features or self.recent or self.events or self.context) or self.history is not None
 
     @classmethod
     def parse(cls, body: Json) -> Request:
@@ -87,9 +83,6 @@ class Request:
         for key in body:
             if key not in known:
                 raise DataError(f"request: unknown key '{key}'{did_you_mean(key, known)} (allowed: {', '.join(known)})")
-        user_id = body.get("user_id")
-        if not isinstance(user_id, str | int | None):
-            raise DataError(f"request: user_id is {user_id!r:.80}, expected text or a whole number")
         objects: dict[str, Mapping[str, Json]] = {}
         for name in ("features", "context"):
             value = body.get(name)
@@ -102,24 +95,17 @@ class Request:
                 if not isinstance(value, list):
                     raise DataError(f"request: {name} is {value!r:.80}, expected a list")
                 lists[name] = [_event(e) for e in value]
-        return cls(
-            _user_id(user_id), objects["features"], lists.get("history"),
-            lists.get("events", []), objects["context"],
-        )  # fmt: skip
+        user_id = body.get("user_id")
+        if not isinstance(user_id, str | int | None):
+            raise DataError(f"request: user_id is {user_id!r:.80}, expected text or a whole number")
+        return cls(user_id, objects["features"], lists.get("history"), lists.get("events", ()), objects["context"])
 
 
-def _user_id(given: str | int | np.integer | UUID | None) -> str | None:
-    """Return a user id as text. Raises DataError for a value that is no id, such as 3.0."""
-    if isinstance(given, bool) or not isinstance(given, str | int | np.integer | UUID | None):
-        raise DataError(f"request: user_id is {given!r:.80}, expected text or a whole number")
-    return None if given is None else str(given)
-
-
-def _events(given: abc.Sequence[EventInput]) -> abc.Sequence[EventLike]:
-    """Return the events that a caller gives, sorted by time if each has one. Raises DataError."""
+def _events(given: abc.Sequence[EventInput]) -> list[Event]:
+    """Return the events that a caller gives. Raises DataError."""
     if isinstance(given, str | bytes | Mapping) or not isinstance(given, abc.Iterable):
         raise DataError(f"request: a history is {given!r:.80}, expected a list of item ids or events")
-    return in_time_order([as_event(event) for event in given])
+    return [as_event(event) for event in given]
 
 
 def _event(event: Json) -> Event:
@@ -179,25 +165,6 @@ class Answer:
     def to_json(self) -> str:
         """Return the answer as JSON."""
         return json.dumps(asdict(self), ensure_ascii=False, allow_nan=False)
-
-
-class RequestRows(NamedTuple):
-    """Row of a request's user (None: unknown), and of each item of its events by id (-1: unknown)."""
-
-    user: UserRow | None
-    items: dict[str, ItemRow]
-
-    @classmethod
-    def of(cls, request: Request, users: UserIds, items: ItemIds) -> RequestRows:
-        """Look up the ids of a request."""
-        named = [event.item for event in request.all_events]
-        user = None if request.user_id is None else users.row(UserId(request.user_id))
-        return cls(user, dict(zip(named, items.rows([ItemId(str(i)) for i in named]), strict=True)))
-
-    @property
-    def known_items(self) -> Ints:
-        """Rows of the items in the bundle."""
-        return np.array([row for row in self.items.values() if row >= 0], np.int64)
 
 
 def checked_k(k: int) -> int:

@@ -30,15 +30,15 @@ from twotower.index.vector_store import MAX_NORM
 from twotower.onnx.tower import INSPECT_SECONDS, GateInfo, InspectionLimits
 from twotower.retrieval.batches import UnknownUsers, recommend_batch
 from twotower.retrieval.catalogue import Catalogue, Neighbours, Popularity
-from twotower.retrieval.event import Event, StoredEvents, history_rows
+from twotower.retrieval.event import Event, history_rows
 from twotower.retrieval.filters import CatalogueFilters
 from twotower.retrieval.loaded_bundle import LoadedBundle, naming_damage
+from twotower.retrieval.query import Query, QueryReader
 from twotower.retrieval.request import (
     Answer,
     Json,
     Method,
     Request,
-    RequestRows,
     Source,
     UnknownId,
     check_method,
@@ -83,7 +83,9 @@ class Retriever:
                 self.history_scores = loaded.history_scores
                 self.catalogue = Catalogue(self.index, self.item_ids, self.titles, bundle.id)
                 self.user_inputs = UserInputs(self.dataset, loaded.columns)
-                self.stored_events = StoredEvents(self.dataset)
+                self.reads_context = bool(self.schema.side("context"))
+                """True if the user tower reads features of the context."""
+                self.queries = QueryReader(self.dataset, self.user_ids, self.item_ids)
                 self.filters = CatalogueFilters(
                     self.dataset.items.frame, self.item_ids, self.schema, self.dataset.interacted_items
                 )
@@ -111,15 +113,10 @@ class Retriever:
         """Columns allowed in the `context` of a request."""
         return self.user_inputs.context.columns
 
-    @property
-    def reads_context(self) -> bool:
-        """True if the user tower reads features of the context."""
-        return bool(self.schema.side("context"))
-
-    def usual_method(self, request: Request) -> Method:
+    def usual_method(self, request: Request | Query) -> Method:
         """Return the method of a request without one: 2 (online user tower) if it has more than a user id or the tower
         reads a context, else 1 (precomputed user vectors)."""
-        return 2 if self.effective_request(request).has_details or self.reads_context else 1
+        return 2 if self.query(request).has_details or self.reads_context else 1
 
     @property
     def item_columns(self) -> list[str]:
@@ -139,24 +136,17 @@ class Retriever:
         distinct = [ItemId(i) for i in dict.fromkeys(items)]
         return [i for i, row in zip(distinct, self.item_ids.rows(distinct), strict=True) if row < 0]
 
-    def effective_request(self, request: Request) -> Request:
-        """Return a request without events of types that the schema ignores."""
-        return self.user_inputs.event_types.without_ignored(request)
+    def query(self, request: Request | Query, recent: abc.Sequence[Event] = ()) -> Query:
+        """Return a request as this bundle reads it, with the `recent` events of its user, oldest first; a query as it
+        is. Recent events are sorted into the stored history by their times, unless the request replaces it.
 
-    def unstored_events(self, user_id: str, recent: abc.Sequence[Event]) -> list[Event]:
-        """Return the recent events of a user that are not in the bundle's histories."""
-        user = self.user_ids.row(UserId(user_id)) if recent else None
-        if user is None:
-            return [*recent]
-        items = self.item_ids.rows([ItemId(event.item) for event in recent])
-        return self.stored_events.missing(user, recent, items)
-
-    def rows_of(self, request: Request) -> RequestRows:
-        """Return the rows of the user and the items of a request."""
-        return RequestRows.of(request, self.user_ids, self.item_ids)
+        Raises DataError for a type of an event without a rule, unless the event is recent."""
+        if isinstance(request, Query):
+            return request
+        return self.queries.read(request, recent)
 
     def recommend(
-        self, request: Request, k: int = 10, method: Method = 1, *, allow: abc.Sequence[str] | None = None,
+        self, request: Request | Query, k: int = 10, method: Method = 1, *, allow: abc.Sequence[str] | None = None,
         ban: abc.Sequence[str] = (), where: Mapping[str, str] | None = None, keep_seen: bool | None = None,
         vector: Floats | None = None, fallback: bool = False,
     ) -> Answer:  # fmt: skip
@@ -174,31 +164,29 @@ class Retriever:
         started = time.perf_counter()
         k = checked_k(k)
         check_method(method)
-        request = self.effective_request(request)
-        user = self.rows_of(request)
-        excluded = self.filters.excluded(ban, user, self.keeps_seen(keep_seen))
+        query = self.query(request)
+        excluded = self.filters.excluded(ban, query, self.keeps_seen(keep_seen))
         allowed = self.filters.allowed(allow, where)
-        source: Source = "fallback" if fallback else _source(request, user)
+        source: Source = "fallback" if fallback else query.source
         unknown: list[str] = []
         if fallback or (vector is None and source == "popular"):
             ranked = self.popularity.top(k, excluded, allowed)
         else:
             if vector is None:
-                vector, _, unknown = self._embed(request, user, method)
+                vector, _, unknown = self.embed_request(query, method)
             elif source == "popular":
                 source = "cold_start"
-            own = self.own_items(request, user, method)
-            ranked = self.catalogue.rank(vector, k, excluded, allowed, own)
+            ranked = self.catalogue.rank(vector, k, excluded, allowed, self.own_items(query, method))
         return self.catalogue.answer(ranked, k, started, method, source, unknown)
 
-    def own_items(self, request: Request, user: RequestRows, method: Method) -> OwnItems | None:
-        """Return what the history of a request, by method 1 the stored one, adds to the scores of its items. None: the
+    def own_items(self, query: Query, method: Method) -> OwnItems | None:
+        """Return what the history of a query, by method 1 the stored one, adds to the scores of its items. None: the
         model has no such term."""
         if (own := self.history_scores) is None:
             return None
-        if method == 1 and user.user is not None:
-            request, user = Request(request.user_id), RequestRows(user.user, {})
-        return own.of_codes(self.user_inputs.history(own.term.history, request, user))
+        if query.user is not None and (method == 1 or not query.has_details):
+            return own.of_users(np.array([query.user]))[0]
+        return own.of_codes(self.user_inputs.history(own.term.history, query))
 
     def recommend_frame(
         self, users: TableLike, k: int = 100, method: Method = 1, *, unknown: UnknownUsers = "popular",
@@ -211,30 +199,26 @@ class Retriever:
             self, users, k, method, unknown=unknown, allow=allow, ban=ban, where=where, keep_seen=keep_seen
         )
 
-    def embed_request(self, request: Request, method: Method = 2) -> UserVector:
+    def embed_request(self, request: Request | Query, method: Method = 2) -> UserVector:
         """Return the vector that `recommend` searches with.
 
         For a user without data (source "popular") `recommend` does not search; the vector is the tower's for empty
         inputs. Raises DataError as `recommend` does.
         """
         check_method(method)
-        request = self.effective_request(request)
-        return self._embed(request, self.rows_of(request), method)
-
-    def _embed(self, request: Request, user: RequestRows, method: Method) -> UserVector:
-        source = _source(request, user)
-        if method == 2 or user.user is None:
-            given = self.user_inputs.read(request, user)
+        query = self.query(request)
+        if method == 2 or query.user is None:
+            given = self.user_inputs.read(query)
             vector = self.loaded.tower(given.feed)
             check_vector(vector)
-            return UserVector(vector, source, given.unknown)
-        for what, values in (("features", request.features), ("context", request.context)):
+            return UserVector(vector, query.source, given.unknown)
+        for what, values in (("features", query.request.features), ("context", query.request.context)):
             if values:
                 raise DataError(
-                    f"request: method 1 (precomputed user vectors) takes no {what}, and user '{request.user_id}' has "
-                    f"some; use method 2, or leave the {what} out"
+                    f"request: method 1 (precomputed user vectors) takes no {what}, and user "
+                    f"'{query.request.user_id}' has some; use method 2, or leave the {what} out"
                 )
-        return UserVector(self.loaded.stored_vectors(slice(user.user, user.user + 1)), source, [])
+        return UserVector(self.loaded.stored_vectors(slice(query.user, query.user + 1)), query.source, [])
 
     def search(
         self, text: str, k: int = 10, feature: str = "", *, context: Mapping[str, Json] | None = None,
@@ -282,12 +266,6 @@ def check_vector(vector: Floats) -> None:
         raise DataError("request: the user tower's vector is not finite; use smaller numbers in the features")
 
 
-def _source(request: Request, user: RequestRows) -> Source:
-    if user.user is not None:
-        return "model"
-    return "cold_start" if request.has_details else "popular"
-
-
 @dataclass(frozen=True)
 class Explanation:
     """The vector that an answer was searched with, and the SENet gates of the user tower."""
@@ -297,19 +275,15 @@ class Explanation:
     """Each gate with its weights (fields,)."""
 
 
-def explain(retriever: Retriever, request: Request, method: Method = 2) -> Explanation:
+def explain(retriever: Retriever, request: Request | Query, method: Method = 2) -> Explanation:
     """Explain the answer that `recommend` gives to a request. Raises DataError as `recommend` does."""
-    check_method(method)
-    request = retriever.effective_request(request)
-    rows = retriever.rows_of(request)
-    if method == 1 and rows.user is not None and retriever.loaded.user_vectors is None:
-        raise retriever.loaded.no_vectors()
-    tower = retriever.loaded.tower
-    vector, weights = tower.explain(retriever.user_inputs.read(request, rows).feed)
-    if method == 1 and rows.user is not None:
-        vector = retriever.embed_request(request, 1).vector
+    query, tower = retriever.query(request), retriever.loaded.tower
+    stored = retriever.embed_request(query, method).vector if method == 1 and query.user is not None else None
+    vector, weights = tower.explain(retriever.user_inputs.read(query).feed)
     check_vector(vector)
-    return Explanation(vector, [(gate, w[0]) for gate, w in zip(tower.gates, weights, strict=True)])
+    return Explanation(
+        vector if stored is None else stored, [(gate, w[0]) for gate, w in zip(tower.gates, weights, strict=True)]
+    )
 
 
 class HistoryItem(NamedTuple):

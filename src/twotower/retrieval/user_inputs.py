@@ -12,7 +12,7 @@ import numpy as np
 import polars as pl
 
 from twotower.arrays.ragged import Column, Ragged, Values, row_of
-from twotower.arrays.types import Bools, Codes, Ints, UserRow
+from twotower.arrays.types import Bools, Codes, Ints
 from twotower.data.dataset import Dataset
 from twotower.data.given_values import GivenValues
 from twotower.data.reading.times import MICROSECONDS, TIME, Times
@@ -20,8 +20,9 @@ from twotower.errors import DataError, did_you_mean
 from twotower.features.feature import HistoryFacts, HistorySpec
 from twotower.features.values import is_unknown
 from twotower.model.inputs.gather import Feed, FeedFields, OneRow
-from twotower.retrieval.event import Event, EventTypes, as_event, in_time_order, last_of_each
-from twotower.retrieval.request import Json, Request, RequestRows
+from twotower.retrieval.event import NO_TIME, ReadEvent
+from twotower.retrieval.query import Query
+from twotower.retrieval.request import Json
 
 
 class UserInput(NamedTuple):
@@ -33,7 +34,7 @@ class UserInput(NamedTuple):
 
 
 class UserInputs:
-    """Reads requests as inputs of the user tower."""
+    """Makes the inputs of the user tower for queries."""
 
     def __init__(self, dataset: Dataset, columns: dict[str, Column]) -> None:
         """Take a dataset, and the encoded features of its users, `columns`, with the histories that the tower reads."""
@@ -42,13 +43,12 @@ class UserInputs:
         self._feed = FeedFields(encoders.fields("user"))
         self._values = GivenValues(encoders, schema.columns("user"), dataset.users.frame)
         self.context = ContextValues(dataset)
-        self.event_types = EventTypes(schema)
         pairs, frame, last_only = dataset.pairs, dataset.items.frame, schema.duplicates == "last"
-        none = np.zeros(frame.height, np.int32)
+        none, times = np.zeros(frame.height, np.int32), None if schema.time_unit == "order" else dataset.times
         self._histories = {
             h.name: HistoryCodes(
                 h, column, pairs.item, none if h.codes else encoders.history_codes(h, frame), last_only,
-                self.event_types, pairs.event, None if schema.time_unit == "order" else dataset.times,
+                pairs.event if h.codes else None, times,
             )
             for h in schema.histories("user")
             if isinstance(column := columns[h.name], Ragged)
@@ -59,35 +59,34 @@ class UserInputs:
         """Columns allowed in the `features` of a request."""
         return [name for name in self._values.types if name != self._key]
 
-    def history(self, name: str, request: Request, rows: RequestRows) -> Codes:
-        """Return the codes (n,) of a history for a request, oldest first. Raises DataError for unknown event types."""
-        return self._histories[name].read(request, rows)[0]
+    def history(self, name: str, query: Query) -> Codes:
+        """Return the codes (n,) of a history for a query, oldest first."""
+        return self._histories[name].read(query)
 
-    def read(self, request: Request, rows: RequestRows) -> UserInput:
-        """Return the input for a request. Raises DataError for features or types of events that do not fit."""
-        self.event_types.read(request.all_events)
-        features = dict(request.features)
-        if request.user_id is not None and rows.user is None:
+    def read(self, query: Query) -> UserInput:
+        """Return the input for a query. Raises DataError for features or a context that do not fit."""
+        request = query.request
+        features: dict[str, Json] = {**request.features}
+        if request.user_id is not None and query.user is None:
             features.setdefault(self._key, request.user_id)
         given = {name: column for name in features if (column := self._column(name, features[name])) is not None}
-        values, unknown = dict[str, Values](), dict[str, None]()
+        values, unknown = dict[str, Values](), list[str]()
         for f in self._features:
             if f.history:
-                values[f.name], items = self._histories[f.name].read(request, rows)
-                unknown |= dict.fromkeys(items)
+                values[f.name] = self._histories[f.name].read(query)
                 continue
             if f.source in given:
                 values[f.name] = self._values.encode(f, given[f.source])
-            elif rows.user is not None:
-                values[f.name] = row_of(self._columns[f.name], rows.user)
+            elif query.user is not None:
+                values[f.name] = row_of(self._columns[f.name], query.user)
             else:
                 values[f.name] = self._values.missing(f)
             if f.source in request.features and is_unknown(values[f.name]):
-                unknown[f.name] = None
-        of_context, unknown_context = self.context.read(request, rows.user)
-        values |= of_context
-        unknown |= dict.fromkeys(unknown_context)
-        return UserInput(self._feed(OneRow(values)), list(unknown))
+                unknown.append(f.name)
+        unknown += self.context.read(query, values)
+        if self._histories:
+            unknown += query.unknown_items
+        return UserInput(self._feed(OneRow(values)), list(dict.fromkeys(unknown)))
 
     def _column(self, name: str, value: Json) -> pl.Series | None:
         """Return a value as a column of one row; None for a user id that no feature reads, or of another type."""
@@ -134,16 +133,17 @@ class ContextValues:
                 found[f.source] = f.defaults if f.defaults is not None else (known or [None])[0]
         return found
 
-    def read(self, request: Request, user: UserRow | None) -> tuple[dict[str, Values], list[str]]:
-        """Return the encoded context features by name, and the names of those with unknown values.
+    def read(self, query: Query, values: dict[str, Values]) -> list[str]:
+        """Add the encoded context features of a query by name, and return the names of those with unknown values.
 
         Raises DataError for a missing or unknown column, or a value of another type."""
-        for name in request.context:
+        context = query.request.context
+        for name in context:
             if name not in self.columns:
                 allowed = ", ".join(sorted(self.columns)) or "none; the model reads no context"
                 raise DataError(f"request: no context '{name}'{did_you_mean(name, self.columns)} (allowed: {allowed})")
-        values, unknown = dict[str, Values](), list[str]()
-        moment = self._moment(request, user) if self._time else None
+        unknown = list[str]()
+        moment = self._moment(query) if self._time else None
         for f in self._features:
             if f.reads_time:
                 assert moment is not None
@@ -151,12 +151,12 @@ class ContextValues:
                 values[f.name] = self._values.encode(f, column)
                 if is_unknown(values[f.name]) and not column.null_count():
                     unknown.append(f.name)
-            elif f.source in request.context:
-                if f.refuses_missing and request.context[f.source] is None:
+            elif f.source in context:
+                if f.refuses_missing and context[f.source] is None:
                     raise DataError(
                         f"request: context '{f.source}' is null, and its feature has missing = 'error'; give a value"
                     )
-                values[f.name] = self._values.encode(f, self._column(f.source, request.context[f.source]))
+                values[f.name] = self._values.encode(f, self._column(f.source, context[f.source]))
                 if is_unknown(values[f.name]):
                     unknown.append(f.name)
             elif f.name in self._defaults:
@@ -166,7 +166,7 @@ class ContextValues:
                     f"request: context lacks '{f.source}' (needed: {', '.join(self.required)}); give it, or declare a "
                     "default for the feature and train again"
                 )
-        return values, unknown
+        return unknown
 
     def _column(self, name: str, value: Json) -> pl.Series:
         column = self._values.column(name, value)
@@ -174,19 +174,18 @@ class ContextValues:
             raise DataError(f"request: context '{name}' is {value!r}, expected {self._values.expected(name)}")
         return column
 
-    def _moment(self, request: Request, user: UserRow | None) -> tuple[np.ndarray, np.ndarray]:
-        """Return the time (1,) of the request (default: now), and the time (1,) of the user's last interaction before
-        it, -1 for none, in microseconds since 1970. Stored interactions and events with a time count."""
-        given = self._time in request.context
-        now = self._parsed(request.context[self._time]) if given else int(clock.time() * MICROSECONDS)
-        last = -1
-        if user is not None:
+    def _moment(self, query: Query) -> tuple[np.ndarray, np.ndarray]:
+        """Return the time (1,) of the query (default: now), and the time (1,) of the user's last interaction before it,
+        -1 for none, in microseconds since 1970. Stored interactions and events with a time count."""
+        context = query.request.context
+        now = self._parsed(context[self._time]) if self._time in context else int(clock.time() * MICROSECONDS)
+        last = max((event.time for event in query.events if event.time < now), default=NO_TIME)
+        if query.user is not None:
             data, seen = self._dataset, self._dataset.interacted_items
             assert seen.source is not None
             assert data.times is not None
-            times = data.times[seen.source[seen.offsets[user] : seen.offsets[user + 1]]]
-            last = int(times[times < now].max(initial=-1))
-        last = max([last, *(time for event in request.all_events if (time := _microseconds(event)) < now)])
+            times = data.times[seen.source[seen.offsets[query.user] : seen.offsets[query.user + 1]]]
+            last = int(times[times < now].max(initial=last))
         return np.array([now]), np.array([last])
 
     def _parsed(self, value: Json) -> int:
@@ -203,10 +202,6 @@ class ContextValues:
             if times.is_ambiguous:
                 expected = "a day and a month in either order; give year, month and day, such as 2024-04-03 10:00"
             raise DataError(f"request: context '{self._time}' is {value!r}, {expected}") from None
-
-
-NO_TIME = -1
-"""Time of an event without a time."""
 
 
 class _Past(NamedTuple):
@@ -242,7 +237,7 @@ class _Past(NamedTuple):
         return both.where(np.argsort(both.times, kind="stable"))
 
 
-@dataclass(frozen=True)
+@dataclass
 class HistoryCodes:
     """Reads the codes of a user history for a request: the stored or given history, extended by events."""
 
@@ -255,44 +250,29 @@ class HistoryCodes:
     """(items,) code of each item row; zeros if a rule makes the codes."""
     last_only: bool
     """True if only the last interaction of a user with an item counts, as in training."""
-    event_types: EventTypes
     interaction_types: Codes | None = None
-    """(n,) code of the type of each interaction. None: no history reads it."""
+    """(n,) code of the type of each interaction. None: the history does not read it."""
     interaction_times: Ints | None = None
     """(n,) microseconds since 1970 of each interaction. None: the log has no times, or only an order."""
 
-    def read(self, request: Request, rows: RequestRows) -> tuple[Codes, list[str]]:
-        """Return the codes (n,), oldest first, and the ids of unknown items. Raises DataError for unknown types."""
-        unknown: list[str] = []
-        if request.history is not None:
-            history = self.event_types.read(request.history)
-            past, unknown = self._events(last_of_each(history) if self.last_only else history, rows)
-        else:
-            past = self._stored(rows.user)
-        if request.recent or request.events:
-            earlier, later = self._split(request, past)
+    def __post_init__(self) -> None:
+        self._holds = self.history.holds(False), self.history.holds(True)
+
+    def read(self, query: Query) -> Codes:
+        """Return the codes (n,), oldest first."""
+        past = self._stored(query.user) if query.history is None else self._of(query.history)
+        if query.added:
+            added, last = query.added, NO_TIME
+            if query.history is None and len(past.times):
+                last = int(past.times[-1])
             if self.last_only:
-                again = {event.item for event in later}
-                earlier, later = last_of_each([e for e in earlier if e.item not in again]), last_of_each(later)
-                known = [row for event in (*earlier, *later) if (row := rows.items[event.item]) >= 0]
-                past = past.where(~np.isin(past.items, known))
-            among, unknown_among = self._events(earlier, rows)
-            more, unknown_events = self._events(later, rows)
-            past, unknown = past.mixed_with(among).followed_by(more), [*unknown, *unknown_among, *unknown_events]
-        return self._coded(past), unknown
-
-    def _split(self, request: Request, past: _Past) -> tuple[list[Event], list[Event]]:
-        """Return the recent events before the last stored interaction, by time, and all other events of a request."""
-        recent, last = self.event_types.read(request.recent), NO_TIME
-        if request.history is None and self.interaction_times is not None and len(past.times):
-            last = int(past.times[-1])
-        earlier = [event for event in recent if event.time is not None and _microseconds(event) < last]
-        others = [event for event in recent if event.time is None or _microseconds(event) >= last]
-        later = in_time_order([*others, *self.event_types.read(request.events)])
-        return earlier, [as_event(event) for event in later]
-
-    def _coded(self, past: _Past) -> Codes:
-        """Return the codes of the latest interactions, up to the length of the history."""
+                past = past.where(~np.isin(past.items, [event.row for event in added if event.row >= 0]))
+            # Recent events before the last stored interaction are sorted into the history.
+            among = [event.is_recent and NO_TIME < event.time < last for event in added]
+            if any(among):
+                past = past.mixed_with(self._of([event for event, early in zip(added, among, strict=True) if early]))
+                added = [event for event, early in zip(added, among, strict=True) if not early]
+            past = past.followed_by(self._of(added))
         latest = -self.history.max_length  # 0: all
         if self.history.codes is None:
             return past.codes[latest:]
@@ -307,28 +287,16 @@ class HistoryCodes:
         part = slice(*self.stored.offsets[user : user + 2])
         assert self.stored.source is not None, "a stored history names its interactions"
         source = self.stored.source[part]
-        if self.history.codes is not None and self.interaction_types is not None:
+        if self.interaction_types is not None:
             types = self.interaction_types[source]
         if self.interaction_times is not None:
             times = self.interaction_times[source]
         return _Past(self.interaction_items[source], self.stored.values[part], types, times)
 
-    def _events(self, events: Sequence[Event], rows: RequestRows) -> tuple[_Past, list[str]]:
-        """Return the events that belong to the history, and the ids of unknown items."""
-        kept, unknown, row_of_item = list[Event](), list[str](), rows.items
-        for event in events:
-            if row_of_item[event.item] < 0:
-                unknown.append(event.item)
-            elif self.history.holds(event.liked):
-                kept.append(event)
-        items = np.array([row_of_item[event.item] for event in kept], np.int64)
-        types, times = np.zeros(0, np.int32), np.zeros(0, np.int64)
-        if self.history.codes is not None and self.interaction_types is not None:
-            types = np.array([self.event_types.code(event) for event in kept], np.int32)
-        if self.interaction_times is not None:
-            times = np.array([_microseconds(event) for event in kept], np.int64)
-        return _Past(items, self.item_codes[items], types, times), unknown
-
-
-def _microseconds(event: Event) -> int:
-    return NO_TIME if event.time is None else round(event.time * MICROSECONDS)
+    def _of(self, events: Sequence[ReadEvent]) -> _Past:
+        """Return the events of known items that belong to the history."""
+        kept = [event for event in events if event.row >= 0 and self._holds[event.liked]]
+        items = np.array([event.row for event in kept], np.int64)
+        types = [event.code for event in kept] if self.interaction_types is not None else []
+        times = [event.time for event in kept] if self.interaction_times is not None else []
+        return _Past(items, self.item_codes[items], np.array(types, np.int32), np.array(times, np.int64))

@@ -382,10 +382,27 @@ def _digests(folder: Path) -> tuple[str, JsonValue]:
 
 def load_model(folder: Path, digest: str, config: Config, encoders: Encoders) -> TwoTower:
     """Load the model from `folder`. Raises RunError if the weights do not fit the config or have another SHA-256."""
+    return _model_of(_weights(folder, digest), config, encoders, folder / layout.WEIGHTS)
+
+
+def holds_weights(folder: Path, digest: str, model: TwoTower) -> bool:
+    """Return True if the weights in `folder` are those of a model, bit by bit. Raises RunError if they have another
+    SHA-256."""
+    stored = {name: _bits(weights) for name, weights in load_tensors(_weights(folder, digest)).items()}
+    return stored == {name: _bits(weights) for name, weights in model.named_parameters()}
+
+
+def _weights(folder: Path, digest: str) -> bytes:
     data = read_checked(folder / layout.WEIGHTS, Path.read_bytes)
     if hashlib.sha256(data).hexdigest() != digest:
         raise RunError(f"{folder / layout.WEIGHTS}: damaged, or of another run (checksum)")
-    return _model_of(data, config, encoders, folder / layout.WEIGHTS)
+    return data
+
+
+def _bits(weights: Shaped[Tensor, "*_"]) -> tuple[tuple[int, ...], bytes]:
+    """Return the shape and the SHA-256 of some weights."""
+    array = weights.detach().cpu().contiguous().numpy()
+    return array.shape, hashlib.sha256(array.data).digest()
 
 
 def _model_of(

@@ -16,8 +16,9 @@ from twotower.arrays.types import Doubles, Floats, Ints, ItemId
 from twotower.data.ids import UserIds
 from twotower.features.feature import Feature
 from twotower.features.values import canonical_ids
-from twotower.retrieval.event import Event
-from twotower.retrieval.request import MAX_K, Answer, Json, Request
+from twotower.retrieval.event import Event, ReadEvent
+from twotower.retrieval.query import Query
+from twotower.retrieval.request import MAX_K, Answer, Json
 from twotower.retrieval.retriever import Retriever, explain, stored_features, stored_history, stored_items
 from twotower.serve import schemas
 from twotower.serve.admission import ClientSlots, release_current_permit
@@ -112,28 +113,25 @@ class Console:
         self._service.check_limits(body)
         resolved = await self._service.resolve(body, retriever)
         answer, _ = await self._service.answer_or_fallback(body, resolved, retriever)
-        request = resolved.request
-        events = retriever.user_inputs.event_types.read(request.all_events)
-        user_id = request.user_id if resolved.known_user else None
-        history = _history(retriever, user_id) if user_id is not None and request.history is None else []
-        history += _titled(events, retriever)
-        seen = set(stored_items(retriever, user_id) if user_id is not None else ()) | {
-            event.item for event in request.all_events
-        }
+        query = resolved.query
+        user_id = query.request.user_id if query.user is not None else None
+        history = _history(retriever, user_id) if user_id is not None and query.history is None else []
+        history += _titled(query.events, retriever)
+        seen = {*(stored_items(retriever, user_id) if user_id is not None else ()), *(e.item for e in query.events)}
         explained = None
         if answer.source not in ("popular", "fallback"):
-            explained = explain(retriever, request, resolved.method)
+            explained = explain(retriever, query, resolved.method)
         excluded: Sequence[JsonObject] = []
         if answer.source != "fallback":
             vector = explained.vector if explained else None
             excluded = await self._service.run_search(
-                retriever, lambda: _excluded_items(body, request, retriever, answer, vector, seen)
+                retriever, lambda: _excluded_items(body, query, retriever, answer, vector, seen)
             )
         allowed = retriever.filters.allowed(body.allow, body.where or None)
         seen_rows = [] if retriever.keeps_seen(body.keep_seen) else retriever.item_ids.rows([ItemId(i) for i in seen])
         gates = explained.gates if explained else []
         return {
-            "reply": ItemsReply.of(answer, len(request.recent)),
+            "reply": ItemsReply.of(answer, query.n_recent),
             "history": history[-SHOWN_EVENTS:],
             "filtered": {  # items that each filter excludes or, for `where`, leaves; and the best of those excluded
                 "seen": sum(row >= 0 for row in seen_rows),
@@ -194,7 +192,7 @@ def _history(retriever: Retriever, user_id: str) -> list[JsonObject]:
     return [entry._asdict() for entry in stored_history(retriever, user_id, SHOWN_EVENTS)]
 
 
-def _titled(events: Sequence[Event], retriever: Retriever) -> list[JsonObject]:
+def _titled(events: Sequence[Event | ReadEvent], retriever: Retriever) -> list[JsonObject]:
     """Return events with the titles of their items; of an unknown item, its id."""
     rows = retriever.item_ids.rows([ItemId(event.item) for event in events])
     return [
@@ -205,7 +203,7 @@ def _titled(events: Sequence[Event], retriever: Retriever) -> list[JsonObject]:
 
 def _excluded_items(
     body: schemas.RecommendRequest,
-    request: Request,
+    query: Query,
     retriever: Retriever,
     answer: Answer,
     vector: Floats | None,
@@ -217,7 +215,7 @@ def _excluded_items(
     if not excluded or not k:
         return []
     ranked = retriever.recommend(
-        request, k, answer.method, vector=vector, allow=body.allow, where=body.where or None, keep_seen=True
+        query, k, answer.method, vector=vector, allow=body.allow, where=body.where or None, keep_seen=True
     ).items
     answered = {i.id for i in answer.items}
     last = max((position for position, i in enumerate(ranked) if i.id in answered), default=len(ranked))

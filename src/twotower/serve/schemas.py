@@ -22,6 +22,7 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from twotower.retrieval.event import Event, checked_event
+from twotower.retrieval.request import Request
 
 MAX_ID_LENGTH = 512
 """Characters of an id, a column name or a filter value."""
@@ -145,6 +146,14 @@ class UserRequest(RequestModel):
         True,
         description="Add the user's recent events (POST /v1/events) that the stored history lacks.",
     )
+
+    def request(self) -> Request:
+        """Return the request for a retriever. Raises DataError for an event with a type and `liked`, or an implausible
+        time."""
+        history = self.history or []
+        read = item_events([*history, *self.events])
+        told = None if self.history is None else read[: len(history)]
+        return Request(self.user_id, self.features, told, read[len(history) :], self.context)
 
 
 class ItemFilter(RequestModel):

@@ -6,13 +6,14 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Coroutine
-from dataclasses import dataclass, replace
-from typing import TypeVar
+from dataclasses import replace
+from typing import NamedTuple, TypeVar
 
 from fastapi import Request as HttpRequest
 
 from twotower.arrays.types import Floats
 from twotower.errors import DataError, Unavailable
+from twotower.retrieval.query import Query
 from twotower.retrieval.request import Answer, Method, Request
 from twotower.retrieval.retriever import Retriever
 from twotower.serve import replies, schemas
@@ -30,14 +31,11 @@ MAX_BATCHES, MAX_BATCHES_PER_CLIENT = 8, 4
 T = TypeVar("T")
 
 
-@dataclass(frozen=True)
-class ResolvedRequest:
-    """A request for the retriever, with the user's recent events and the method that answers it."""
+class ResolvedRequest(NamedTuple):
+    """A request as the retriever reads it, with the user's recent events and the method that answers it."""
 
-    request: Request
+    query: Query
     method: Method
-    known_user: bool
-    """True if the user is one of the bundle's."""
     state: UserState
     cacheable: bool
     """True if the request adds nothing but recent events: its user vector may be saved for the next request."""
@@ -107,7 +105,7 @@ class Service:
             await self._save(
                 self.event_store.save_vector(retriever.bundle.id, body.user_id, resolved.state.events, vector)
             )
-        return self._counted(answer, retriever, len(resolved.request.recent))
+        return self._counted(answer, retriever, resolved.query.n_recent)
 
     async def recommend_batch(self, body: schemas.BatchRequest, request: HttpRequest) -> replies.BatchReply:
         """Answer several requests.
@@ -137,7 +135,7 @@ class Service:
         retriever = self.bundles.current
         resolved = await self.resolve(body, retriever)
         started = time.perf_counter()
-        vector, source, unknown = retriever.embed_request(resolved.request, resolved.method)
+        vector, source, unknown = retriever.embed_request(resolved.query, resolved.method)
         spent = (time.perf_counter() - started) * 1e3
         return replies.VectorReply(
             vector=vector[0].tolist(),
@@ -147,7 +145,7 @@ class Service:
             source=source,
             milliseconds=round(spent, 3),
             unknown=unknown,
-            recent_events=len(resolved.request.recent),
+            recent_events=resolved.query.n_recent,
         )
 
     async def search(self, body: schemas.SearchRequest) -> replies.ItemsReply:
@@ -166,7 +164,7 @@ class Service:
         try:
             answer = await self.run_search(retriever, search)
         except Unavailable as e:
-            answer = self.without_index(e, retriever, Request(), 2, body)
+            answer = self.without_index(e, retriever, Query(Request()), 2, body)
         return self._counted(answer, retriever)
 
     async def similar(self, item_id: schemas.PathOrQueryId, k: schemas.ItemCount = 10) -> replies.ItemsReply:
@@ -190,7 +188,8 @@ class Service:
                 "event_store = redis://HOST:PORT/DB, or workers = 1",
             )
         retriever = self.bundles.current
-        events = retriever.user_inputs.event_types.read(schemas.item_events(body.events))
+        read = retriever.queries.event_types.read(schemas.item_events(body.events))
+        events = [event for event in read if event is not None]
         count, shared = await self.event_store.add(self.bundles.event_bundles(retriever), body.user_id, events)
         self.metrics.event_memory.set(self._in_process.size)
         return replies.EventsReply(count, shared and self.event_store.shared)
@@ -222,7 +221,7 @@ class Service:
             context=dict(retriever.user_inputs.context.examples()),
             methods=[1, 2] if retriever.schema.precomputes else [2],
             history=bool(retriever.schema.histories("user")),
-            events=retriever.user_inputs.event_types.names,
+            events=retriever.queries.event_types.names,
             keep_seen=manifest.keep_seen,
             search=[f.name for f in retriever.schema.searchable()],
             limits={"k": s.max_k, "list": s.max_list, "batch": s.max_batch, "body": s.max_body},
@@ -247,10 +246,10 @@ class Service:
 
     def _counted(self, answer: Answer, retriever: Retriever, recent_events: int = 0) -> replies.ItemsReply:
         """Return the reply of an answer, and add it to the metrics."""
+        columns = [*retriever.user_columns, *retriever.context_columns] if answer.unknown else ()
         self.metrics.count_answer(
-            answer.bundle_id, answer.method, answer.source, answer.unknown,
-            [*retriever.user_columns, *retriever.context_columns], answer.truncated,
-        )  # fmt: skip
+            answer.bundle_id, answer.method, answer.source, answer.unknown, columns, answer.truncated
+        )
         return replies.ItemsReply.of(answer, recent_events)
 
     # ---- parts of an answer
@@ -264,28 +263,15 @@ class Service:
             started = time.perf_counter()
             state = await self.event_store.fetch(self.bundles.event_bundles(retriever), body.user_id)
             self.metrics.stages["events"].observe(time.perf_counter() - started)
-        effective = retriever.effective_request(
-            Request(
-                body.user_id,
-                body.features,
-                None if body.history is None else schemas.item_events(body.history),
-                schemas.item_events(body.events),
-                body.context,
-            )
-        )
-        recent = retriever.user_inputs.event_types.read(state.events, stored=True)
-        if body.user_id is not None and effective.history is None:
-            recent = retriever.unstored_events(body.user_id, recent)
-        request = replace(effective, recent=recent)
-        known = body.user_id is not None and retriever.has_user(body.user_id)
-        if body.user_id is not None and not (known or request.has_details) and self.settings.unknown_user == "404":
+        query = retriever.query(body.request(), state.events)
+        if query.source == "popular" and body.user_id is not None and self.settings.unknown_user == "404":
             raise Problem("unknown-user", f"user '{body.user_id}' is not among the bundle's users")
-        method: Method = body.method or retriever.usual_method(request)
-        if not known and request.has_details:
+        method: Method = body.method or retriever.usual_method(query)
+        if query.source == "cold_start":
             method = 2  # an unknown user has no precomputed vector
-        adds = effective.features or effective.events or effective.history is not None or retriever.reads_context
-        cacheable = bool(recent) and not adds
-        return ResolvedRequest(request, method, known, state, cacheable)
+        adds = body.features or query.history is not None or retriever.reads_context
+        cacheable = query.n_recent > 0 and not adds and all(event.is_recent for event in query.added)
+        return ResolvedRequest(query, method, state, cacheable)
 
     async def run_search(self, retriever: Retriever, work: Callable[[], T]) -> T:
         """Run a search at once, or in a thread if the index is remote. Raises Unavailable and the errors of `work`."""
@@ -300,23 +286,17 @@ class Service:
         try:
             return await self.run_search(retriever, lambda: self.answer(body, resolved, retriever))
         except Unavailable as e:
-            found = self.without_index(e, retriever, resolved.request, resolved.method, body, body.keep_seen)
-            return found, None
+            return self.without_index(e, retriever, resolved.query, resolved.method, body, body.keep_seen), None
 
     def without_index(
-        self,
-        error: Unavailable,
-        retriever: Retriever,
-        request: Request,
-        method: Method,
-        items: schemas.ItemFilter,
+        self, error: Unavailable, retriever: Retriever, query: Query, method: Method, items: schemas.ItemFilter,
         keep_seen: bool | None = None,
-    ) -> Answer:
+    ) -> Answer:  # fmt: skip
         """Return popular items; or raise Problem "index-unavailable", if the settings say so."""
         if self.settings.index_down == "503":
             raise index_problem() from error
         return retriever.recommend(
-            request, items.k, method, allow=items.allow, ban=items.ban, where=items.where or None, keep_seen=keep_seen,
+            query, items.k, method, allow=items.allow, ban=items.ban, where=items.where or None, keep_seen=keep_seen,
             fallback=True,
         )  # fmt: skip
 
@@ -324,37 +304,26 @@ class Service:
         self, body: schemas.RecommendRequest, resolved: ResolvedRequest, retriever: Retriever
     ) -> tuple[Answer, Floats | None]:
         """Search, and return the answer and the vector (1, D) that the user tower computed; None if it was not run."""
-        vector = resolved.state.vector if resolved.cacheable and resolved.method == 2 else None
+        query, method, state, cacheable = resolved
+        vector = state.vector if cacheable and method == 2 else None
         if vector is not None and vector.shape != (1, retriever.index.width):
             vector = None  # written by another program
-        computed = None
-        unknown: list[str] = []
+        computed, unknown = None, query.unknown_items if vector is not None else []
         started = time.perf_counter()
-        if resolved.method == 2 and vector is None and (resolved.known_user or resolved.request.has_details):
-            vector, _, unknown = retriever.embed_request(resolved.request, 2)
+        if method == 2 and vector is None and query.source != "popular":
+            vector, _, unknown = retriever.embed_request(query, 2)
             computed = vector
             self.metrics.stages["tower"].observe(time.perf_counter() - started)
         searching = time.perf_counter()
         answer = retriever.recommend(
-            resolved.request,
-            body.k,
-            resolved.method,
-            allow=body.allow,
-            ban=body.ban,
-            where=body.where or None,
-            keep_seen=body.keep_seen,
+            query, body.k, method, allow=body.allow, ban=body.ban, where=body.where or None, keep_seen=body.keep_seen,
             vector=vector,
-        )
+        )  # fmt: skip
         ended = time.perf_counter()
         self.metrics.stages["search"].observe(ended - searching)
-        if vector is not None:  # the search saw a vector, not the features and items it was computed from
-            unknown = (
-                unknown
-                if computed is not None
-                else retriever.unknown_items(e.item for e in resolved.request.all_events)
-            )
-            answer = replace(answer, unknown=unknown)
-        return replace(answer, milliseconds=round((ended - started) * 1e3, 3)), computed
+        # The search saw a vector, not the features and items it was computed from.
+        answer = replace(answer, unknown=unknown, milliseconds=round((ended - started) * 1e3, 3))
+        return answer, computed
 
     async def _save(self, work: Coroutine[None, None, None]) -> None:
         """Wait for `work` if it stays in this process; otherwise run it while the reply is sent."""
