@@ -11,7 +11,7 @@ import numpy as np
 from twotower.arrays.types import Ints, ItemId, UserId, UserRow
 from twotower.data.dataset import Dataset
 from twotower.data.ids import ItemIds, UserIds
-from twotower.data.times import MICROSECONDS
+from twotower.data.reading.times import MICROSECONDS
 from twotower.retrieval.event import NO_TIME, Event, EventTypes, ReadEvent, StoredEvents, in_time_order, last_of_each
 from twotower.retrieval.request import Request, Source
 
