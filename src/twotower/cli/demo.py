@@ -200,8 +200,8 @@ def _train(question: Question, dataset: MovieLens, raw: Tables, folder: Path, ca
 
     small = question.small if raw.interactions.height < SMALL_ROWS else ()
     own = Path(__file__).with_name("demo.toml")
-    settings = read_recipe(question.recipe) if question.recipe else tomllib.loads(own.read_text(encoding="utf-8"))
-    settings = override_settings(settings, (*question.overrides, *small))
+    recipe = read_recipe(question.recipe) if question.recipe else tomllib.loads(own.read_text(encoding="utf-8"))
+    settings = override_settings(recipe, (*question.overrides, *small))
     schema, config = parse_config({**settings, "data": {"dataset": dataset.model_dump()}})
     assert schema is not None
     tables = check(raw.users, raw.items, raw.interactions, schema)
