@@ -330,7 +330,6 @@ def test_a_mean_of_the_label_leaves_inputs_out(
 ) -> None:
     tables, run = with_inputs
     train, column = run.dataset.train, run.dataset.schema.statistics()[0].source
-    assert train.weight is not None
     found = run.dataset.items.frame[column].to_list()
     for row, share in enumerate(found):
         mine = (train.item == row) & (train.weight > 0)

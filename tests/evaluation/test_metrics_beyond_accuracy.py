@@ -31,7 +31,7 @@ METRICS = ["novelty", {"kind": "diversity", "column": "tags"}, "arp", "gini"]
 
 def shown(best: list[list[int]], items: RankedItems) -> Rankings:
     rows = np.array(best)
-    return Rankings(rows, rows < 0, np.ones(len(rows), np.int64), items)
+    return Rankings.alike(rows, rows < 0, np.ones(len(rows), np.int64), items)
 
 
 def test_novelty_and_popularity_by_hand() -> None:

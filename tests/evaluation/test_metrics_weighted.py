@@ -15,6 +15,7 @@ from scored import random_factors
 from worlds import CHECKERBOARD_SCHEMA, checkerboard, settings
 
 from twotower import api
+from twotower.arrays.pieces import ones
 from twotower.data.dataset import Dataset, build_dataset
 from twotower.data.split import SplitConfig
 from twotower.data.splits import TEST
@@ -53,7 +54,6 @@ def weighted() -> Dataset:
 @pytest.fixture(scope="module")
 def repeated(weighted: Dataset) -> Dataset:
     """The same rows of weight 1, each as often as it weighs."""
-    assert weighted.pairs.weight is not None
     assert weighted.times is not None
     rows = np.repeat(np.arange(len(weighted.pairs)), weighted.pairs.weight.astype(int))
     pairs = replace(weighted.pairs.take(rows), weight=np.ones(len(rows), np.float32))
@@ -97,8 +97,10 @@ def test_weights_matter_where_rows_are_counted(weighted: Dataset) -> None:
 
 @pytest.mark.parametrize("by_weight", [True, False])
 def test_weights_of_1_change_no_metric(weighted: Dataset, by_weight: bool) -> None:
-    ones = np.ones(len(weighted.pairs), np.float32)
-    plain, of_ones = (replace(weighted, pairs=replace(weighted.pairs, weight=w)) for w in (None, ones))
+    n = len(weighted.pairs)
+    plain, of_ones = (
+        replace(weighted, pairs=replace(weighted.pairs, weight=w)) for w in (ones(n), np.ones(n, np.float32))
+    )
     config = CONFIG.model_copy(update={"weighted": by_weight})
     one = evaluation(of_ones, config).metrics()
     other = evaluation(plain, CONFIG.model_copy(update={"weighted": False})).metrics()
@@ -112,15 +114,14 @@ def test_items_of_a_slice_are_weighed_too(weighted: Dataset, repeated: Dataset) 
     rows = np.arange(16) % 3 == 0
     found = []
     for e in (one, other):
-        targets = e.queries.count_targets(rows)
-        sliced = e.rankings.with_targets(rows, targets, e.queries.target_weights(e.rankings.best, rows))
+        sliced = e.queries.among(e.rankings, rows, weighted=True)
+        sliced = sliced.of_users(sliced.n_targets > 0)
         found.append({m.name: float(m.values(sliced.at(5)).mean()) for m in CONFIG.metric_set.of_users})
     assert found[0] == pytest.approx(found[1], rel=1e-6)
 
 
 def test_weighted_rankings_are_those_of_loops(weighted: Dataset) -> None:
     e, weight = evaluation(weighted), weighted.pairs.weight
-    assert weight is not None
     seen = {
         (u, i) for u, i, p in zip(weighted.pairs.user, weighted.pairs.item, weighted.parts, strict=True) if p != TEST
     }
@@ -177,7 +178,7 @@ def test_a_group_of_great_weight_changes_no_other_group(heavy: float, piece: int
     weights = (rng.random(400) + 0.1).astype(np.float32)
     weights[group < 3] *= heavy
     weights[(group == 5) & positive] *= heavy
-    users, areas, sizes = auc_by_group(scores, positive, group, piece, weights)
+    users, areas, sizes = auc_by_group(scores, positive, group, weights, piece)
     assert {0, 5, 39} <= set(users.tolist())
     for user, area, size in zip(users.tolist(), areas, sizes, strict=True):
         mine = (group == user) & (weights > 0)
@@ -191,7 +192,6 @@ def test_a_group_of_great_weight_changes_no_other_group(heavy: float, piece: int
 def test_runs_of_other_weights_are_not_compared(weighted: Dataset) -> None:
     sections: dict[str, dict[str, object]] = {"evaluation": {"weighted": True}}
     one = scored(weighted, random_factors(weighted), **sections)
-    assert weighted.pairs.weight is not None
     doubled = replace(weighted, pairs=replace(weighted.pairs, weight=weighted.pairs.weight * 2))
     with pytest.raises(RunError, match=r"A and B weigh \d+ of 128 test pairs differently; train both with the same"):
         compare_runs(one, scored(doubled, random_factors(weighted), **sections), resamples=5)

@@ -13,6 +13,7 @@ import torch
 from worlds import ID_FEATURES, settings
 
 from twotower import api
+from twotower.arrays.pieces import ones
 from twotower.data.dataset import Dataset, build_dataset
 from twotower.data.split import SplitConfig
 from twotower.data.splits import TEST
@@ -23,6 +24,7 @@ from twotower.evaluation.config import EvaluationConfig
 from twotower.evaluation.part_evaluation import evaluate_model
 from twotower.features.schema import Schema
 from twotower.scorers import alone
+from twotower.scorers.positives import PositiveSequences
 from twotower.scorers.transitions import FREQUENCY, LAG, RATE, SPAN, Transitions, count_transitions
 
 SCHEMA = Schema(time="at", time_unit="order", features=ID_FEATURES)
@@ -59,12 +61,13 @@ def test_counts_in_memory_are_those_of_sorted_transitions(weighted: bool) -> Non
     rng = np.random.default_rng(0)
     lengths, n_items = np.array([0, 30, 1, 90, 12]), 7
     items = rng.integers(0, n_items, lengths.sum())
-    weights = rng.random(len(items)).astype(np.float32) if weighted else None
-    found, expected = (count_transitions(items, lengths, n_items, weights=weights, max_cells=n) for n in (49, 48))
+    weights = rng.random(len(items)).astype(np.float32) if weighted else ones(len(items))
+    histories = PositiveSequences(items.astype(np.int32), lengths, weights)
+    found, expected = (count_transitions(histories, n_items, max_cells=n) for n in (49, 48))
     for name in ("before", "after", "count"):
         np.testing.assert_array_equal(getattr(found, name), getattr(expected, name), strict=True)
-    none = np.zeros(0, np.int64)
-    assert len(count_transitions(none, none, n_items).count) == 0
+    none = PositiveSequences(np.zeros(0, np.int32), np.zeros(0, np.int64), ones(0))
+    assert len(count_transitions(none, n_items).count) == 0
 
 
 def test_transition_counts_equal_a_loop() -> None:

@@ -10,13 +10,14 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
-from candidate_worlds import world
+from candidate_worlds import batch_of, world
 from context_worlds import HOUR, flat, hourly, hourly_schema
 from mykinds.losses import Focal
 from taken import equal, rows_of, tensors
 from torch import Tensor
 from worlds import EVERYTHING_SCHEMA, everything, settings
 
+from twotower.arrays.pieces import ones
 from twotower.arrays.sets import DistinctRows
 from twotower.config.experiment import Config
 from twotower.data.dataset import Dataset, build_dataset
@@ -78,7 +79,7 @@ def likes(board: Dataset, repeated: bool) -> Dataset:
     weight = np.ones(len(data.pairs), np.float32)
     if not repeated:
         weight[: len(TIMES)] = TIMES
-    return replace(data, pairs=replace(data.pairs, weight=None if repeated else weight))
+    return replace(data, pairs=replace(data.pairs, weight=ones(len(weight)) if repeated else weight))
 
 
 def drawn(data: Dataset, source: NegativeSource) -> tuple[Candidates, Tensor, Tensor, Tensor]:
@@ -90,15 +91,14 @@ def drawn(data: Dataset, source: NegativeSource) -> tuple[Candidates, Tensor, Te
     sampler.begin_epoch(lambda: Factors(users, items), 1)
     pairs = data.pairs.take(data.pairs.target)
     if source.remembered:
-        sampler.remember(torch.tensor([3, 4]), items[[3, 4]], None if pairs.weight is None else torch.tensor([2.0, 1]))
-        if pairs.weight is None:
-            sampler.remember(torch.tensor([3]), items[[3]])
-    c = sampler(pairs.user, pairs.item, 0, weights=pairs.weight)
+        remembered = torch.tensor([3, 4] if pairs.weighted else [3, 4, 3])
+        weights = torch.tensor([2.0, 1] if pairs.weighted else [1.0, 1, 1])
+        sampler.remember(remembered, items[remembered], weights)
+    c = sampler(batch_of(pairs.user, pairs.item, np.array(pairs.weight)), 0)
     vectors = items[torch.from_numpy(c.items)]
     if c.memory_vectors is not None:
         vectors = torch.cat([vectors, c.memory_vectors])
-    weights = torch.ones(len(pairs)) if pairs.weight is None else torch.from_numpy(pairs.weight)
-    return c, weights, users[torch.from_numpy(pairs.user.astype(np.int64))], vectors
+    return c, c.weights, users[torch.from_numpy(pairs.user.astype(np.int64))], vectors
 
 
 @pytest.mark.parametrize("loss", CONTRASTIVE, ids=repr)
@@ -109,13 +109,13 @@ def test_weight_2_is_the_positive_twice_and_weight_0_no_target_with_every_loss_a
     c, weights, users, items = drawn(likes(board, False), source)
     assert len(weights) == 7, "weight 0 is no target"
     twice = torch.repeat_interleave(torch.arange(7), weights.long())
-    whole = contrastive_loss(users.requires_grad_(), items, c, loss, 30, weights=weights)
-    rows = contrastive_loss(users[twice], items, c.take(twice), loss, 30)
+    whole = contrastive_loss(users.requires_grad_(), items, c, loss, 30)
+    rows = contrastive_loss(users[twice], items, replace(c.take(twice), weights=torch.ones(11)), loss, 30)
     assert whole.item() == pytest.approx(rows.item(), rel=1e-6)
     one, other = (torch.autograd.grad(value, users, retain_graph=True)[0] for value in (whole, rows))
     torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
     halves = [
-        contrastive_loss(users[p], items, c.take(torch.arange(7)[p]), loss, 30, total_weight=11.0, weights=weights[p])
+        contrastive_loss(users[p], items, c.take(torch.arange(7)[p]), loss, 30, total_weight=11.0)
         for p in (slice(0, 3), slice(3, 7))
     ]
     assert float(sum(h.detach() for h in halves)) == pytest.approx(whole.item(), rel=1e-6)
@@ -145,8 +145,10 @@ def test_a_mimic_loss_is_the_weighted_mean() -> None:
         torch.tensor([2.0, 0, 1, 3, 1, 0, 1]),
     )
     twice = torch.repeat_interleave(torch.arange(7), weights.long())
-    assert mimic(a, v, weights=weights).item() == pytest.approx(mimic(a[twice], v[twice]).item(), rel=1e-6)
-    assert mimic(a, v, weights=torch.zeros(7)).item() == 0
+    assert mimic(a, v, weights).item() == pytest.approx(
+        mimic(a[twice], v[twice], torch.ones(len(twice))).item(), rel=1e-6
+    )
+    assert mimic(a, v, torch.zeros(7)).item() == 0
 
 
 def test_drawn_pairs_weigh_what_their_positive_weighs_and_keep_their_share(board: Dataset) -> None:

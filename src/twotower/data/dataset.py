@@ -21,7 +21,7 @@ from twotower.data.bucket_columns import arrays_of, bucket_columns, context_of
 from twotower.data.context import context_frame
 from twotower.data.fitted import Fitted, ReadAll
 from twotower.data.interaction_columns import EVENT, PART, TIME, USER, Columns
-from twotower.data.pairs import GroupedPairs, Pairs, counts, weight_sums
+from twotower.data.pairs import GroupedPairs, Pairs, counts
 from twotower.data.parts import check_gap, dropped_line, given_parts, tell_of_repeats
 from twotower.data.side import Side
 from twotower.data.split import PART_NAMES, SplitConfig
@@ -252,10 +252,7 @@ class Dataset:
     @cached_property
     def item_positive_counts(self) -> Numbers:
         """(items,) number of training positives of each item; with weights the sums of theirs."""
-        train = self.train
-        if train.weight is not None:
-            return weight_sums(train.item, len(self.items), train.weight, train.positive)
-        return counts(train.item, len(self.items), train.positive)
+        return self.train.sums("item", len(self.items), self.train.positive)
 
     @cached_property
     def user_counts(self) -> Ints:
@@ -270,8 +267,7 @@ class Dataset:
     @cached_property
     def item_weights(self) -> Numbers:
         """(items,) sum of the weights of the training interactions of each item; without weights their number."""
-        weight = self.train.weight
-        return self.item_counts if weight is None else weight_sums(self.train.item, len(self.items), weight)
+        return self.train.sums("item", len(self.items))
 
     @cached_property
     def item_user_counts(self) -> Ints:

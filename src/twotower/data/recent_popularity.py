@@ -45,8 +45,8 @@ class RecentPopularity:
 
     items: Shaped[Codes | Ints, "N"]
     times: Shaped[Ints, "N"]
-    weights: Shaped[Floats, "N"] | None
-    """Numbers of rows that each stands for; None: 1."""
+    weights: Shaped[Floats, "N"]
+    """Numbers of rows that each stands for."""
     n_items: int
 
     @classmethod
@@ -54,9 +54,8 @@ class RecentPopularity:
         """Return the positives before a part, of a dataset with times."""
         assert dataset.times is not None
         rows = dataset.sort_by_time((dataset.parts < part) & dataset.pairs.target)
-        weight = dataset.pairs.weight
-        weights = None if weight is None else weight[rows]
-        return cls(dataset.pairs.item[rows], dataset.times[rows], weights, len(dataset.items))
+        pairs = dataset.pairs.take(rows)
+        return cls(pairs.item, dataset.times[rows], pairs.weight, len(dataset.items))
 
     def at(self, times: Shaped[Ints, "T"], half_life: float) -> Shaped[Floats, "T I"]:
         """Return log(1 + n), n the count of each item by the positives before each time; those at the time itself do
@@ -122,7 +121,7 @@ class RecentPopularity:
         """The row of the first positive of each item; their number for an item without one. One of the weight 0 is
         none."""
         first, rows = np.full(self.n_items, len(self.items)), np.arange(len(self.items))
-        counts = slice(None) if self.weights is None else self.weights > 0
+        counts = self.weights > 0
         np.minimum.at(first, self.items[counts], rows[counts])
         return first
 
@@ -140,13 +139,9 @@ class RecentPopularity:
             for some in pieces(place - first):
                 rows = slice(first + some.start, first + some.stop)
                 value = np.exp2((np.arange(rows.start, rows.stop) + (1.0 - place)) / half_life)
-                counts += np.bincount(self.items[rows], self._weighted(value, rows), self.n_items)
+                counts += np.bincount(self.items[rows], value * self.weights[rows], self.n_items)
             done = place
             yield counts
-
-    def _weighted(self, values: Shaped[Doubles, "n"], rows: slice | Ints) -> Shaped[Doubles, "n"]:
-        """Return values of some rows times their weights."""
-        return values if self.weights is None else values * self.weights[rows]
 
     @cached_property
     def _by_item(self) -> tuple[Shaped[Ints, "N"], Shaped[Ints, "N"]]:
@@ -162,7 +157,7 @@ class RecentPopularity:
         keys, rows = self._by_item
         block = READ_HALF_LIVES * half_life
         number = np.floor(rows / block)
-        grown = self._weighted(np.exp2((rows - number * block) / half_life), rows)
+        grown = np.exp2((rows - number * block) / half_life) * self.weights[rows]
         frame = pl.DataFrame({"item": keys // (len(keys) + 1), "block": number, "grown": grown})
         sums = frame.select(pl.col("grown").cum_sum().over("item", "block"))["grown"].to_numpy()
         own: Doubles = sums * np.exp2((number * block - rows) / half_life)

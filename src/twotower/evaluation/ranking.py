@@ -19,7 +19,7 @@ from twotower.data.pairs import GroupedPairs, counts
 from twotower.evaluation.config import EvaluationConfig, Repeats
 from twotower.evaluation.factors import CatalogueScorer
 from twotower.evaluation.metrics.auc import ordered_codes
-from twotower.evaluation.metrics.measured import TargetWeights
+from twotower.evaluation.metrics.measured import RankedItems, Rankings, TargetWeights
 from twotower.progress import JobProgress, Summary
 
 log = logging.getLogger(__name__)
@@ -213,13 +213,24 @@ class EvaluationQueries:
             hit[part] = np.where(found & (best[part] >= 0), np.append(weights, 0.0)[places], 0.0)
         return TargetWeights(hit, total, heaviest)
 
+    def rankings(self, best: Shaped[Ints, "Q K"], items: RankedItems, weighted: bool) -> Rankings:
+        """Return the rankings with these best items, with the weights of their targets if `weighted`."""
+        found = Rankings.alike(best, self.hits(best), self.n_targets, items)
+        return replace(found, weights=self.target_weights(best)) if weighted else found
+
+    def among(self, rankings: Rankings, items: Shaped[Bools, "I"], weighted: bool) -> Rankings:
+        """Return rankings of the queries as if the targets in a mask of items were the only ones; a user may have
+        none."""
+        best = rankings.best
+        found = Rankings.alike(best, rankings.hit & items[best], self.count_targets(items), rankings.items)
+        return replace(found, weights=self.target_weights(best, items)) if weighted else found
+
     def _weighted_targets(self, part: slice) -> tuple[Shaped[Ints, "n"], Shaped[Doubles, "n"]]:
         """Return the places of the targets of a block in its flat scores, each once and rising, and their weights."""
         pairs = self.pairs.take(self.groups[part])
         target = pairs.target
         keys, place = np.unique(pair_keys(pairs.user, pairs.item, self.n_items)[target], return_inverse=True)
-        weights = np.ones(len(place)) if pairs.weight is None else pairs.weight[target]
-        sums: Doubles = np.bincount(place, weights, len(keys)).astype(np.float64)
+        sums: Doubles = np.bincount(place, pairs.weight[target], len(keys)).astype(np.float64)
         left = is_in_sorted(np.sort(np.concatenate(self._seen_cells(self.users[part]))), keys) == self.only_seen
         return keys[left], sums[left]
 

@@ -217,13 +217,13 @@ class _Past(NamedTuple):
     codes: Codes
     """Codes of the items."""
     types: Codes
-    """Codes of the types; empty if the history does not read them."""
+    """Codes of the types."""
     times: Ints
     """Microseconds since 1970; empty if the log has no times."""
 
     def where(self, kept: Bools | Ints) -> _Past:
         return _Past(
-            self.items[kept], self.codes[kept], self.types[kept] if len(self.types) else self.types,
+            self.items[kept], self.codes[kept], self.types[kept],
             self.times[kept] if len(self.times) else self.times,
         )  # fmt: skip
 
@@ -256,8 +256,8 @@ class HistoryCodes:
     last_only: bool
     """True if only the last interaction of a user with an item counts, as in training."""
     event_types: EventTypes
-    interaction_types: Codes | None = None
-    """(n,) code of the type of each interaction. None: no history reads it."""
+    interaction_types: Codes
+    """(n,) code of the type of each interaction; zeros if no history reads it."""
     interaction_times: Ints | None = None
     """(n,) microseconds since 1970 of each interaction. None: the log has no times, or only an order."""
 
@@ -307,8 +307,7 @@ class HistoryCodes:
         part = slice(*self.stored.offsets[user : user + 2])
         assert self.stored.source is not None, "a stored history names its interactions"
         source = self.stored.source[part]
-        if self.history.codes is not None and self.interaction_types is not None:
-            types = self.interaction_types[source]
+        types = self.interaction_types[source]
         if self.interaction_times is not None:
             times = self.interaction_times[source]
         return _Past(self.interaction_items[source], self.stored.values[part], types, times)
@@ -323,8 +322,7 @@ class HistoryCodes:
                 kept.append(event)
         items = np.array([row_of_item[event.item] for event in kept], np.int64)
         types, times = np.zeros(0, np.int32), np.zeros(0, np.int64)
-        if self.history.codes is not None and self.interaction_types is not None:
-            types = np.array([self.event_types.code(event) for event in kept], np.int32)
+        types = np.array([self.event_types.code(event) for event in kept], np.int32)
         if self.interaction_times is not None:
             times = np.array([_microseconds(event) for event in kept], np.int64)
         return _Past(items, self.item_codes[items], types, times), unknown

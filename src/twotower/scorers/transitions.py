@@ -14,6 +14,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from twotower.arrays.pieces import ones
 from twotower.arrays.ragged import Ragged, offsets_of
 from twotower.arrays.sets import pair_keys
 from twotower.arrays.types import F32, Codes, Floats, Ints, Shaped
@@ -25,7 +26,7 @@ from twotower.evaluation.factors import CatalogueScorer
 from twotower.features.field import PoolingSpec
 from twotower.model.pooling.pooling import Pooling
 from twotower.scorers.ease import leading, scaled_values
-from twotower.scorers.positives import PositiveMatrix
+from twotower.scorers.positives import PositiveMatrix, PositiveSequences
 from twotower.scorers.start import PairValues, Start
 
 log = logging.getLogger(__name__)
@@ -144,9 +145,7 @@ class TransitionFactors(Start):
                 f"scorer transitions: {n:,} positives have more than max_transitions = {self.max_transitions:,} within "
                 f"a span of {self.span}, so gaps up to {span} are counted"
             )
-        return count_transitions(
-            histories.codes.astype(np.int64), histories.lengths, positives.n_columns, span, self.lag, histories.weights
-        )
+        return count_transitions(histories, positives.n_columns, span, self.lag)
 
 
 def _square(counts: TransitionCounts, values: Shaped[Floats, "T"], n: int) -> F32[Tensor, "n n"]:
@@ -182,8 +181,8 @@ class Transitions(CatalogueScorer):
                 f"no baseline of transitions: {n:,} training positives, and it is for at most {max_interactions:,}"
             )
             return None
-        items = dataset.pairs.item[histories.values].astype(np.int64)
-        table = _table(items, histories.lengths, len(dataset.items))
+        items = dataset.pairs.item[histories.values]
+        table = _table(PositiveSequences(items, histories.lengths, ones(len(items))), len(dataset.items))
         known = dataset.sort_by_time((dataset.parts < part) & dataset.pairs.target)
         before = Ragged.from_pairs(dataset.pairs.user[known], dataset.pairs.item[known], len(dataset.users))
         at = before.offsets[1:, None] - np.arange(1, SPAN + 1)
@@ -206,21 +205,19 @@ class Transitions(CatalogueScorer):
 
 
 def count_transitions(
-    items: Shaped[Ints, "n"], lengths: Shaped[Ints, "U"], n_items: int, span: int = SPAN, lag: float = LAG,
-    weights: Shaped[Floats, "n"] | None = None, max_cells: int = MAX_CELLS,
-) -> TransitionCounts:  # fmt: skip
-    """Return the transitions within histories, which stand one after another, the oldest item first. A transition of
-    gap g, at most `span`, weighs g^-lag, times the weight of the interaction that follows over the mean weight. Up to
-    `max_cells` pairs of items each has a count in memory; the transitions of more are sorted. The counts are the
-    same."""
-    user = np.repeat(np.arange(len(lengths)), lengths)
-    counted, mean = [], 1.0 if weights is None else float(weights.mean())
+    histories: PositiveSequences, n_items: int, span: int = SPAN, lag: float = LAG, max_cells: int = MAX_CELLS
+) -> TransitionCounts:
+    """Return the transitions within histories. A transition of gap g, at most `span`, weighs g^-lag, times the weight
+    of the interaction that follows over the mean weight. Up to `max_cells` pairs of items each has a count in memory;
+    the transitions of more are sorted. The counts are the same."""
+    items, weights = histories.codes.astype(np.int64), histories.weights
+    user = np.repeat(np.arange(len(histories.lengths)), histories.lengths)
+    counted, mean = [], float(weights.sum(dtype=np.float64)) / max(1, len(items))
     whole = np.zeros(n_items**2 if n_items**2 <= max_cells else 0)  # of whole numbers, which float64 adds exactly
     for gap in range(1, min(span, len(items) - 1) + 1):
         same = user[gap:] == user[:-gap]
         keys = pair_keys(items[:-gap][same], items[gap:][same], n_items)
-        ones = np.ones(len(keys), np.float32) if weights is None else weights[gap:][same]
-        units = np.rint(ones * (gap**-lag / UNIT / mean)).astype(np.int64)
+        units = np.rint(weights[gap:][same] * (gap**-lag / UNIT / mean)).astype(np.int64)
         if len(whole):
             np.add.at(whole, keys, units.astype(np.float64))
             continue
@@ -235,10 +232,9 @@ def count_transitions(
     return TransitionCounts(before, after, sums["n"].to_numpy() * np.float32(UNIT))
 
 
-def _table(items: Shaped[Ints, "n"], lengths: Shaped[Ints, "U"], n_items: int) -> F32[Tensor, "I I"]:
-    """Return the sparse table of the transitions within histories, which stand one after another, the oldest item
-    first."""
-    found = count_transitions(items, lengths, n_items)
+def _table(histories: PositiveSequences, n_items: int) -> F32[Tensor, "I I"]:
+    """Return the sparse table of the transitions within histories."""
+    found = count_transitions(histories, n_items)
     values, places = found.logarithms(FREQUENCY), torch.from_numpy(np.stack([found.before, found.after]))
     return torch.sparse_coo_tensor(
         places,

@@ -104,7 +104,7 @@ def check_recipe(dataset: Dataset, recipe: Recipe, context: DistributedContext) 
         metric.check(dataset)
     for column in recipe.evaluation.slices:
         UserSlices.of(dataset.users.frame, column)
-    if recipe.evaluation.weighted and dataset.pairs.weight is None:
+    if recipe.evaluation.weighted and not dataset.pairs.weighted:
         raise ConfigError(
             "evaluation.weighted = true needs weights, and the schema has none; name a column in schema.weight, or "
             "give types in schema.events weights other than 1"
@@ -166,7 +166,7 @@ def _check_learnable(dataset: Dataset, recipe: Recipe) -> None:
         )
     for source in recipe.negatives.sources:
         source.check(dataset)
-    if dataset.pairs.weight is not None and not recipe.loss.pointwise:
+    if dataset.pairs.weighted and not recipe.loss.pointwise:
         _check_scale(dataset)
     pairs, monitor = dataset.validation, recipe.train.monitor
     if not len(pairs):

@@ -106,7 +106,7 @@ def test_a_contrastive_loss_is_that_of_each_positive_among_the_candidates_of_its
     epoch = objective.sampler.epoch(0)
     found = objective(epoch, 1, 1).loss
     whole, ends, own = objective.examples(epoch, 1)
-    drawn = objective.candidates(whole.user, whole.item, 1, None, ends, own)
+    drawn = objective.candidates(whole, 1, False, ends, own)
     left_out = objective._left_out(whole.source, drawn.interactions)
     losses, moved = [], 0
     for b, source_index in enumerate(whole.source.tolist()):
@@ -126,7 +126,7 @@ def test_blocks_of_logits_do_not_change_the_loss() -> None:
     trainer = begun(**ADDED)
     objective = contrastive(trainer)
     whole, ends, own = objective.examples(objective.sampler.epoch(0), 0)
-    drawn = objective.candidates(whole.user, whole.item, 0, None, ends, own)
+    drawn = objective.candidates(whole, 0, False, ends, own)
     versions = objective._versions(drawn, whole)
     assert versions is not None
     assert versions.several
@@ -163,7 +163,7 @@ def test_the_versions_of_all_candidates_are_those_that_a_search_finds() -> None:
     trainer = begun(**ADDED)
     objective = contrastive(trainer)
     whole, ends, own = objective.examples(objective.sampler.epoch(0), 0)
-    drawn = objective.candidates(whole.user, whole.item, 0, None, ends, own)
+    drawn = objective.candidates(whole, 0, False, ends, own)
     versions = objective._versions(drawn, whole)
     assert versions is not None
     seen = versions.seen_at(objective._times(whole.source))
@@ -177,7 +177,7 @@ def test_every_version_that_a_time_of_the_batch_sees_is_embedded_once_and_no_oth
     trainer = begun(**ADDED)
     objective = contrastive(trainer)
     whole, ends, own = objective.examples(objective.sampler.epoch(0), 0)
-    drawn = objective.candidates(whole.user, whole.item, 0, None, ends, own)
+    drawn = objective.candidates(whole, 0, False, ends, own)
     versions = objective._versions(drawn, whole)
     assert versions is not None
     times = [time_of(i) for i in whole.source.tolist()]

@@ -28,6 +28,7 @@ class Candidates:
     log_q: F32[Tensor, "C"]  # log of the expected number of draws of the column's item
     per_positive: I64[Tensor, "B H"]  # into `items`, -1 for none
     exclusions: Exclusions | None
+    weights: F32[Tensor, "B"]
     memory_vectors: Float[Tensor, "M D"] | None = None
     # per-positive negatives that score within this margin of the positive are left out; None: none
     margins: F32[Tensor, "H"] | None = None
@@ -44,7 +45,10 @@ class Candidates:
 
     def take(self, rows: I64[Tensor, "b"]) -> Candidates:
         exclusions = None if self.exclusions is None else self.exclusions.take(rows)
-        return replace(self, positive=self.positive[rows], per_positive=self.per_positive[rows], exclusions=exclusions)
+        return replace(
+            self, positive=self.positive[rows], per_positive=self.per_positive[rows], exclusions=exclusions,
+            weights=self.weights[rows],
+        )  # fmt: skip
 
 
 @dataclass(frozen=True)

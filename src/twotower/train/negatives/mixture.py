@@ -6,7 +6,7 @@ item i among all N training positives, for a batch of B positives and M remember
 
     log q_i = log( (B in_batch + M) n_i / N + uniform / items + popularity n_i^alpha / sum_j n_j^alpha )
 
-With weights n_i, N, B and M are sums of the positives' weights: a positive of weight 2 counts as two draws.
+n_i, N, B and M are sums of the positives' weights: a positive of weight 2 counts as two draws.
 
 Draws depend on (seed, step) only, so a resumed run draws the same.
 """
@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from twotower.arrays.pieces import pieces
+from twotower.arrays.pieces import ones, pieces
 from twotower.arrays.ragged import Column, Ragged, run_indices
 from twotower.arrays.sets import DistinctRows, PairSet, distinct_keys, find_in_sorted, is_in_sorted, pair_keys
 from twotower.arrays.types import F32, I64, Array, Bools, Codes, Doubles, Float, Floats, Ints, Shaped
@@ -31,6 +31,7 @@ from twotower.train.negatives.candidates import Candidates, ColumnFinder, Exclus
 from twotower.train.negatives.config import NegativesConfig
 from twotower.train.negatives.source import NegativeSampler, Positives
 from twotower.train.negatives.source_tally import SourceDraws
+from twotower.train.order import Examples
 
 BLOCK_PAIRS = 2**15
 """Drawn pairs that are compared with positives at a time."""
@@ -66,9 +67,7 @@ class CandidateSampler:
         for sampler in self.samplers.values():
             sampler.begin_epoch(present, epoch)
 
-    def remember(
-        self, items: I64[Tensor, "B"], vectors: Float[Tensor, "B D"], weights: F32[Tensor, "B"] | None = None
-    ) -> None:
+    def remember(self, items: I64[Tensor, "B"], vectors: Float[Tensor, "B D"], weights: F32[Tensor, "B"]) -> None:
         for sampler in self._shared.values():
             sampler.remember(items, vectors, weights)
 
@@ -84,34 +83,30 @@ class CandidateSampler:
         return logarithm
 
     def __call__(
-        self, user: Shaped[Codes, "B"], item: Shaped[Codes, "B"], step: int, rows: Shaped[Ints, "B"] | None = None,
-        ends: Shaped[Ints, "S"] | None = None, own: slice = slice(None), weights: Shaped[Floats, "B"] | None = None,
-        interactions: Shaped[Ints, "B"] | None = None, by_source: bool = False,
+        self, batch: Examples, step: int, later: bool = False, ends: Shaped[Ints, "S"] | None = None,
+        own: slice = slice(None), by_source: bool = False,
     ) -> Candidates:  # fmt: skip
-        """Draw the candidates of the positives `own` of a batch of aligned user and item rows.
+        """Draw the candidates of the positives `own` of a batch. A positive that is a candidate counts as many draws as
+        it weighs.
 
-        - `rows`: indices of the positives; if set, a negative that is an interaction must be later than its positive.
+        - `later`: a negative that is an interaction must be later than its positive.
         - `ends`: ends of the batch's shards, whose draws do not depend on each other.
-        - `weights`: numbers of draws that positives count as, if they are candidates.
-        - `interactions`: indices of the positives, which masks in a context need.
         - `by_source`: return the source of each candidate, too.
         """
-        rng = self._rng(step)
+        rng, user, item = self._rng(step), batch.user, batch.item
         own = slice(*own.indices(len(user))[:2])
         drawn = [sampler.draw(item, rng) for sampler in self._shared.values()]
         items, index = self._distinct(np.concatenate([item, *drawn]).astype(np.int32))
         shared, positive = len(items), index[: len(item)]
-        times = None
-        if weights is not None:
-            each = zip(self._shared.values(), drawn, strict=True)
-            times = np.concatenate([np.zeros(0), *(weights if s.draws_positives else np.ones(len(d)) for s, d in each)])
+        each = zip(self._shared.values(), drawn, strict=True)
+        times = np.concatenate([np.zeros(0), *(batch.weight if s.draws_positives else ones(len(d)) for s, d in each)])
         counts = np.bincount(index[len(item) :], times, minlength=shared).astype(np.float32)
         memories = [s.memory for s in self._shared.values() if s.memory is not None]
         memory_items = torch.cat([torch.zeros(0, dtype=torch.int64, device=self._device), *(m.items for m in memories)])
         remembered = np.concatenate([np.zeros(0, np.float32), *(m.draws.cpu().numpy() for m in memories)])
         # Numbers of candidates, without weights.
         others = len(index) - len(item) + len(memory_items) + sum(s.easy for s in self._per_positive.values())
-        drawn_apart = self._draw_by_shard(Positives(user, item, rows, others, interactions), step, ends, own, rng)
+        drawn_apart = self._draw_by_shard(Positives(user, item, batch.source, later, others), step, ends, own, rng)
         items, per_positive = _append_items(items, drawn_apart.items)
         columns = np.concatenate([items[:shared], memory_items.cpu().numpy()])
         counts = np.concatenate([counts, remembered])
@@ -122,13 +117,11 @@ class CandidateSampler:
             memory_vectors=torch.cat([m.vectors for m in memories]) if memories else None,
             positive=self._tensor(positive[own]),
             counts=self._tensor(counts),
-            log_q=self._tensor(self.log_q(columns, len(user) if weights is None else float(weights.sum()))),
+            log_q=self._tensor(self.log_q(columns, float(batch.weight.sum()))),
             per_positive=self._tensor(per_positive),
             margins=self._tensor(drawn_apart.margins) if np.isfinite(drawn_apart.margins).any() else None,
-            exclusions=self._exclusions(
-                user[own], item[own], columns, len(memory_items) > 0,
-                None if interactions is None else interactions[own],
-            ),
+            exclusions=self._exclusions(user[own], item[own], columns, len(memory_items) > 0, batch.source[own]),
+            weights=self._tensor(batch.weight[own]),
             interactions=drawn_apart.interactions,
             batch_positive=self._tensor(positive),
             draws=self._draws(index[len(item) :], times, [len(d) for d in drawn], shared, drawn_apart.sources)
@@ -137,7 +130,7 @@ class CandidateSampler:
         )  # fmt: skip
 
     def _draws(
-        self, index: Shaped[Ints, "n"], times: Shaped[Doubles, "n"] | None, lengths: list[int], shared: int,
+        self, index: Shaped[Ints, "n"], times: Shaped[Doubles, "n"], lengths: list[int], shared: int,
         own: Shaped[Ints, "H"],
     ) -> SourceDraws:  # fmt: skip
         """Return the sources of the candidates: n draws of columns `index`, source by source, with the weights `times`,
@@ -148,7 +141,7 @@ class CandidateSampler:
         counts = np.zeros((len(self.samplers), shared + n_memory[-1]), np.float32)
         for n, (end, length) in enumerate(zip(np.cumsum(lengths), lengths, strict=True)):
             part = slice(end - length, end)
-            counts[n, :shared] = np.bincount(index[part], None if times is None else times[part], minlength=shared)
+            counts[n, :shared] = np.bincount(index[part], times[part], minlength=shared)
             counts[n, shared + n_memory[n] : shared + n_memory[n + 1]] = remembered[n]
         return SourceDraws(list(self.samplers), self._tensor(counts), self._tensor(own + len(self._shared)))
 
@@ -160,7 +153,7 @@ class CandidateSampler:
 
     def _exclusions(
         self, user: Shaped[Codes, "B"], item: Shaped[Codes, "B"], columns: Shaped[Ints, "C"], repeats: bool,
-        interactions: Shaped[Ints, "B"] | None,
+        interactions: Shaped[Ints, "B"],
     ) -> Exclusions | None:  # fmt: skip
         """Return the columns that each row leaves out.
 
@@ -168,7 +161,6 @@ class CandidateSampler:
         positive, if a column may hold it again (`repeats`).
         """
         if self._config.mask_positives and self._in_context is not None:
-            assert interactions is not None
             group = np.arange(len(user))
             items, lengths = self._in_context(user, interactions)
         elif self._config.mask_positives:
@@ -224,7 +216,6 @@ class CandidateSampler:
         """Return a mask of the items that are positives of a row's user, in the same context if the schema has one."""
         if self._in_context is None:
             return self._positives.contains(positives.user[:, None].astype(np.int64), items)
-        assert positives.interactions is not None
         found, lengths = self._in_context(positives.user, positives.interactions)
         rows, n_items = np.arange(len(items)), self._distinct.n
         return is_in_sorted(
