@@ -22,7 +22,7 @@ def world(board: Dataset, rows: list[tuple[int, int, bool]]) -> Dataset:
     """Training interactions (user, item, liked) of 40 users and 30 items."""
     user, item, liked = (np.array([r[i] for r in rows]) for i in range(3))
     pairs = Pairs(user.astype(np.int32), item.astype(np.int32), liked.astype(bool))
-    return replace(board, pairs=pairs, parts=np.full(len(rows), TRAIN, np.int8))
+    return replace(board, pairs=pairs, parts=np.full(len(rows), TRAIN, np.int8), times=np.arange(len(rows)))
 
 
 def liked_of(data: Dataset) -> dict[int, set[int]]:

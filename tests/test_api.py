@@ -294,7 +294,6 @@ def test_recent_lists_liked_training_items_latest_first() -> None:
     data = done.dataset
     row = data.users.ids.to_list().index("u5")
     mine = (data.pairs.user == row) & data.pairs.positive & (data.parts == 0)
-    assert data.times is not None
     order = np.argsort(-data.times[mine])
     assert titles == [f"Item {data.items.ids[int(i)][1:]}" for i in data.pairs.item[mine][order]]
 

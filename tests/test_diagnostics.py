@@ -423,7 +423,6 @@ def test_a_pair_in_two_parts(sound: Run) -> None:
     rows = np.concatenate([np.arange(len(data.parts)), again])
     pairs = Pairs(data.pairs.user[rows], data.pairs.item[rows], data.pairs.positive[rows])
     parts = np.concatenate([data.parts, np.full(len(again), TRAIN, np.int8)])
-    assert data.times is not None
     found = diagnose(replace(sound, dataset=replace(data, pairs=pairs, parts=parts, times=data.times[rows])))
     assert errors(found) == {"shared_pairs"}
     assert "60 of 240 test pairs are in the train part too" in named(found, "shared_pairs").text
@@ -766,8 +765,6 @@ def test_the_training_of_much_data_is_repeated_for_a_sample_of_its_users(data: D
     for name in ("user", "item", "positive"):
         assert getattr(few.pairs, name).tolist() == getattr(data.pairs, name)[keep].tolist()
     assert few.parts.tolist() == data.parts[keep].tolist()
-    assert few.times is not None
-    assert data.times is not None
     assert few.times.tolist() == data.times[keep].tolist()
     for sections in ({"negatives": {"random": 2}}, {"train": RANKED, "loss": {"kind": "softmax"}}):
         run = trained(data, **sections)

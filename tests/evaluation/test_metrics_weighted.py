@@ -54,7 +54,6 @@ def weighted() -> Dataset:
 @pytest.fixture(scope="module")
 def repeated(weighted: Dataset) -> Dataset:
     """The same rows of weight 1, each as often as it weighs."""
-    assert weighted.times is not None
     rows = np.repeat(np.arange(len(weighted.pairs)), weighted.pairs.weight.astype(int))
     pairs = replace(weighted.pairs.take(rows), weight=np.ones(len(rows), np.float32))
     return replace(weighted, pairs=pairs, parts=weighted.parts[rows], times=weighted.times[rows])

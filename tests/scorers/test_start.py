@@ -279,7 +279,6 @@ def transition_scores(data: Dataset, histories: np.ndarray, width: int = ITEMS) 
 
 def latest_last(data: Dataset, user: int) -> np.ndarray:
     """Rows of the user's positives of the train part, the oldest first."""
-    assert data.times is not None
     mine = np.flatnonzero((data.pairs.user == user) & (data.parts == TRAIN))
     ordered: np.ndarray = mine[np.argsort(data.times[mine])]
     return ordered
@@ -846,7 +845,6 @@ def test_transitions_decay_as_the_pooling_does() -> None:
     data = world("transitions", pooling={"kind": "decay", "rates": [0.5]})
     trained = Trainer(data, config("transitions", train={"history_scope": "causal"})).run()
     weights = np.zeros((len(data.users), len(data.items)))
-    assert data.times is not None
     for user in range(len(data.users)):
         mine = np.flatnonzero((data.pairs.user == user) & (data.parts == TRAIN))
         for age, row in enumerate(mine[np.argsort(-data.times[mine])]):

@@ -72,7 +72,6 @@ def test_counts_in_memory_are_those_of_sorted_transitions(weighted: bool) -> Non
 
 def test_transition_counts_equal_a_loop() -> None:
     data = built(walks(length=25, n_items=61))
-    assert data.times is not None
     order = np.argsort(data.times, kind="stable")
     counted: dict[tuple[int, int], float] = defaultdict(float)
     users = {u: [n for n in order if data.pairs.user[n] == u] for u in range(len(data.users))}

@@ -25,8 +25,8 @@ from twotower.data.split import SplitConfig
 from twotower.data.splits import TEST, VALIDATION
 from twotower.data.tables import check
 from twotower.errors import ConfigError, Interrupted, RunError
-from twotower.evaluation.context_factors import ContextFactors
 from twotower.evaluation.factors import Factors
+from twotower.evaluation.moments import ContextFactors
 from twotower.features.categorical import Categorical
 from twotower.features.day_of_week import DayOfWeek
 from twotower.features.values import UNKNOWN

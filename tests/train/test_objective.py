@@ -31,7 +31,7 @@ from twotower.model.inputs.code_layout import Inputs
 from twotower.model.inputs.side_tensors import SideTensors
 from twotower.train.contrastive import contrastive_loss
 from twotower.train.losses import LOSSES
-from twotower.train.losses.loss import Columns, ContrastiveLoss, PointwiseLoss
+from twotower.train.losses.loss import ContrastiveLoss, PointwiseLoss
 from twotower.train.negatives import SOURCES
 from twotower.train.negatives.attribute import AttributeNegatives
 from twotower.train.negatives.candidates import Candidates
@@ -56,18 +56,6 @@ TIMES = np.array([2, 1, 3, 1, 0, 2, 1, 1])
 """Weights of the positives of a batch."""
 ROWS = np.repeat(np.arange(len(TIMES)), TIMES)
 """The same batch, with each positive as a row as often as it weighs."""
-
-
-@pytest.mark.parametrize("loss", CONTRASTIVE, ids=repr)
-def test_a_block_with_weights_is_the_weighted_sum_of_its_rows_and_the_gradient(loss: ContrastiveLoss) -> None:
-    rng = torch.Generator().manual_seed(1)
-    logits, positive = torch.randn(9, 7, generator=rng), torch.randint(0, 7, (9, 1), generator=rng)
-    columns, weights = Columns(torch.tensor([1.0, 2, 0, 1, 1, 0.5, 3]), 40), torch.rand(9, 1, generator=rng) * 3
-    leaf = logits.clone().requires_grad_()
-    value = (loss.rows(leaf, positive, columns) * weights[:, 0]).sum()
-    (gradient,) = torch.autograd.grad(value, leaf)
-    torch.testing.assert_close(loss.block(logits, positive, columns, weights), value.detach(), rtol=1e-6, atol=1e-5)
-    torch.testing.assert_close(logits, gradient, rtol=1e-5, atol=1e-6)
 
 
 def likes(board: Dataset, repeated: bool) -> Dataset:
@@ -184,7 +172,6 @@ def test_a_batch_with_weights_has_the_loss_and_gradients_of_repeated_rows(
     times = rng.integers(0, 3, len(data.pairs))
     weighted = replace(data, pairs=replace(data.pairs, weight=times.astype(np.float32)))
     rows = np.repeat(np.arange(len(times)), times)
-    assert data.times is not None
     repeated = replace(data, pairs=data.pairs.take(rows), parts=data.parts[rows], times=data.times[rows])
     one, other = (loss_and_gradients(d, loss) for d in (weighted, repeated))
     assert one.pop("loss").item() == pytest.approx(other.pop("loss").item(), rel=1e-6)
@@ -249,7 +236,6 @@ def history_by_loop(data: Dataset, side: SideName, feature: Sequence, row: int, 
     own, other = data.pairs.user, data.pairs.item
     if side == "item":
         own, other = other, own
-    assert data.times is not None
     kept = []
     for i in np.argsort(data.times, kind="stable").tolist():
         right = feature.interactions == "all" or data.pairs.positive[i] == (feature.interactions == "positive")
@@ -276,7 +262,7 @@ def test_a_batch_has_no_target_in_any_history_and_every_other_item_is_still_ther
     for start in (0, 128):
         part = slice(start, start + 64)
         user, item, source = epoch.all.user[part], epoch.all.item[part], epoch.all.source[part]
-        batch = batcher(user, item, epoch.all.label[part], epoch.all.weight[part], source)
+        batch = batcher(user, item, epoch.all.label[part], epoch.all.weight[part], source, source)
         targets = set(zip(user[source >= 0].tolist(), item[source >= 0].tolist(), strict=True))
         gone = set(source[source >= 0].tolist())
         assert 0 < len(gone) < 64
@@ -304,12 +290,13 @@ def test_random_negatives_leave_nothing_out(everything_data: Dataset) -> None:
     pairs = data.train
     n = 30
     ones = np.ones(n, np.float32)
-    batch = Batcher(users, items)(pairs.user[:n], pairs.item[:n], ones, ones, np.full(n, -1, np.int64))
+    none = np.full(n, -1, np.int64)
+    batch = Batcher(users, items)(pairs.user[:n], pairs.item[:n], ones, ones, none, none)
     distinct = DistinctRows(users.n)(pairs.user[:n])[0], DistinctRows(items.n)(pairs.item[:n])[0]
     assert equal(batch.users, users.take(distinct[0]))
     assert equal(batch.items, items.take(distinct[1]))
     own = np.flatnonzero(data.parts == TRAIN)[:n]
-    real = Batcher(users, items)(pairs.user[:n], pairs.item[:n], ones, ones, own)
+    real = Batcher(users, items)(pairs.user[:n], pairs.item[:n], ones, ones, own, own)
     assert not equal(real.users, batch.users)
     assert not equal(real.items, batch.items)
 
@@ -322,7 +309,7 @@ def test_a_batch_names_each_row_once_and_its_pairs_by_index(everything_data: Dat
         x[part] for x in (epoch.all.user, epoch.all.item, epoch.all.label, epoch.all.weight)
     ]
     batch = Batcher(tensors(data, "user"), tensors(data, "item"))(
-        arrays[0], arrays[1], arrays[2], arrays[3], epoch.all.source[part]
+        arrays[0], arrays[1], arrays[2], arrays[3], epoch.all.source[part], epoch.all.source[part]
     )
     assert len(batch) == 200
     assert batch.label.tolist() == arrays[2].tolist()

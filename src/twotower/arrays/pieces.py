@@ -11,7 +11,7 @@ from typing import TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from twotower.arrays.types import Bools, Doubles, Floats
+from twotower.arrays.types import Bools, Doubles, Floats, Ints
 from twotower.errors import RunError
 
 Scalar = TypeVar("Scalar", bound=np.generic)
@@ -59,6 +59,14 @@ def is_constant(values: npt.NDArray[np.generic]) -> bool:
     """Return True for an array of n times the same number in memory, as `ones` returns it, and maybe for an empty
     one."""
     return values.strides == (0,)
+
+
+def row_numbers(n: int) -> Ints:
+    """Return 0..n-1 as a temporary array."""
+    out: Ints = temporary_array(n, np.int64)
+    for part in pieces(n):
+        out[part] = np.arange(part.start, part.stop)
+    return out
 
 
 def gathered(

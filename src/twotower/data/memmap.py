@@ -24,6 +24,7 @@ import polars as pl
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from twotower import files
+from twotower.arrays.pieces import row_numbers
 from twotower.arrays.ragged import Column, Ragged
 from twotower.arrays.types import Ints, Numbers
 from twotower.data.dataset import Dataset
@@ -168,7 +169,7 @@ class MemmapDataset(Dataset):
             sides["item"],
             Pairs.of({name: arrays.numbers(name) for name in plain}),
             arrays["part"],
-            arrays["time"] if schema.time else None,
+            arrays["time"] if schema.time else row_numbers(facts.rows),
             facts.split,
             folder,
             facts=facts,
@@ -230,8 +231,8 @@ class MemmapDataset(Dataset):
     def grouped_by_user(self) -> bool:
         return True
 
-    def times_of(self, part: int) -> Ints | None:
-        return None if self.times is None else self.times[self._slice(part)]
+    def times_of(self, part: int) -> Ints:
+        return self.times[self._slice(part)]
 
     def part_indices(self, part: int) -> Ints:
         found = self._slice(part)

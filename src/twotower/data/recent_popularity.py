@@ -52,7 +52,6 @@ class RecentPopularity:
     @classmethod
     def before(cls, dataset: Dataset, part: int) -> RecentPopularity:
         """Return the positives before a part, of a dataset with times."""
-        assert dataset.times is not None
         rows = dataset.sort_by_time((dataset.parts < part) & dataset.pairs.target)
         pairs = dataset.pairs.take(rows)
         return cls(pairs.item, dataset.times[rows], pairs.weight, len(dataset.items))

@@ -32,7 +32,7 @@ def save_tables(dataset: Dataset, folder: Path) -> None:
     encoders.json is written first: it distinguishes the tables of a run from tables of a user."""
     dataset.encoders.save(folder)
     pairs = pl.DataFrame(dataset.pairs.arrays | {"part": dataset.parts})
-    if dataset.times is not None:
+    if dataset.schema.time:
         pairs = pairs.with_columns(time=dataset.times)
     pairs = pairs.with_columns(dataset.context_frame.rename(lambda name: CONTEXT_PREFIX + name))
     frames = {layout.table(side): dataset.side(side).frame for side in SIDES} | {layout.INTERACTIONS: pairs}

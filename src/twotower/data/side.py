@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import polars as pl
 
 from twotower.arrays.ragged import Column
-from twotower.arrays.types import Ints
+from twotower.arrays.types import Ints, WholeNumbers
 from twotower.data.versions import Versions
 
 
@@ -30,6 +31,22 @@ class Side:
     @property
     def ids(self) -> pl.Series:
         return self.frame[self.id_column]
+
+    @property
+    def versioned(self) -> bool:
+        """True if rows have versions."""
+        return self.versions is not None
+
+    def at(self, rows: WholeNumbers, times: Ints) -> Ints:
+        """Return the row of `by_version` (n,) that holds for each of some rows (n,) at its time (n,)."""
+        return rows.astype(np.int64) if self.versions is None else self.versions.at(rows, times)
+
+    def frame_at(self, times: Ints) -> pl.DataFrame:
+        """Return the table with the version that holds for each row at its time (n,); columns that versions lack are
+        those of the newest rows."""
+        assert self.versions is not None
+        held = self.versions.frame[self.versions.at(np.arange(len(self)), times)]
+        return held.with_columns(self.frame[name] for name in self.frame.columns if name not in held.columns)
 
     def by_version(self) -> Side:
         """Return the side with a row for each version; the same side if it has none."""

@@ -284,9 +284,8 @@ def _with_interactions_of(data: Dataset, users: Ints) -> Dataset:
     chosen[users] = True
     rows = [part.start + np.flatnonzero(chosen[data.pairs.user[part]]) for part in pieces(len(data.pairs))]
     keep = np.concatenate(rows)
-    times = None if data.times is None else data.times[keep]
     pairs, parts = data.pairs.take(keep), data.parts[keep]
-    return Dataset(data.schema, data.encoders, data.users, data.items, pairs, parts, times, data.split)
+    return Dataset(data.schema, data.encoders, data.users, data.items, pairs, parts, data.times[keep], data.split)
 
 
 def sample(rows: Ints, n: int) -> Ints:

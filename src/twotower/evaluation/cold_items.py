@@ -38,7 +38,7 @@ def among_cold_items(evaluation: PartEvaluation, factors: CatalogueScorer) -> Me
     items alone, for the users with a target among them. Empty without such a user."""
     config, queries, k = evaluation.config, evaluation.queries, evaluation.config.k[0]
     rows = evaluation.dataset.item_counts == 0
-    queries = queries.where(queries.count_targets(rows) > 0)
+    queries = queries.take(queries.count_targets(rows) > 0)
     if not len(queries.users):
         return {}
     rankings = queries.rankings(queries.top_k(SomeItems(factors, rows), k), evaluation.rankings.items, config.weighted)

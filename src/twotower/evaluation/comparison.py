@@ -174,7 +174,7 @@ def _of_rankings(
     queries, out = data.queries, ByUser()
     if of and of.side == "user":
         kept = of.rows[queries.users]
-        queries, best = queries.where(kept), best[kept]
+        queries, best = queries.take(kept), best[kept]
     users = queries.users
     rankings = queries.rankings(best, data.items, data.weighted)
     if of and of.side == "item":

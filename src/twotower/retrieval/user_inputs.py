@@ -6,6 +6,7 @@ import time as clock
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import date
+from itertools import compress
 from typing import NamedTuple
 
 import numpy as np
@@ -45,10 +46,11 @@ class UserInputs:
         self.event_types = EventTypes(schema)
         pairs, frame, last_only = dataset.pairs, dataset.items.frame, schema.duplicates == "last"
         none = np.zeros(frame.height, np.int32)
+        times = dataset.times if schema.has_moments else np.broadcast_to(np.int64(NO_TIME), len(pairs))
         self._histories = {
             h.name: HistoryCodes(
                 h, column, pairs.item, none if h.codes else encoders.history_codes(h, frame), last_only,
-                self.event_types, pairs.event, None if schema.time_unit == "order" else dataset.times,
+                self.event_types, pairs.event, times,
             )
             for h in schema.histories("user")
             if isinstance(column := columns[h.name], Ragged)
@@ -183,7 +185,6 @@ class ContextValues:
         if user is not None:
             data, seen = self._dataset, self._dataset.interacted_items
             assert seen.source is not None
-            assert data.times is not None
             times = data.times[seen.source[seen.offsets[user] : seen.offsets[user + 1]]]
             last = int(times[times < now].max(initial=-1))
         last = max([last, *(time for event in request.all_events if (time := _microseconds(event)) < now)])
@@ -219,20 +220,13 @@ class _Past(NamedTuple):
     types: Codes
     """Codes of the types."""
     times: Ints
-    """Microseconds since 1970; empty if the log has no times."""
+    """Microseconds since 1970, or NO_TIME."""
 
     def where(self, kept: Bools | Ints) -> _Past:
-        return _Past(
-            self.items[kept], self.codes[kept], self.types[kept],
-            self.times[kept] if len(self.times) else self.times,
-        )  # fmt: skip
+        return _Past(*(column[kept] for column in self))
 
     def followed_by(self, more: _Past) -> _Past:
-        join = np.concatenate
-        return _Past(
-            join([self.items, more.items]), join([self.codes, more.codes]), join([self.types, more.types]),
-            join([self.times, more.times]),
-        )  # fmt: skip
+        return _Past(*map(np.concatenate, zip(self, more, strict=True)))
 
     def mixed_with(self, more: _Past) -> _Past:
         """Return these interactions and `more`, sorted by time; at equal times these are first."""
@@ -258,8 +252,8 @@ class HistoryCodes:
     event_types: EventTypes
     interaction_types: Codes
     """(n,) code of the type of each interaction; zeros if no history reads it."""
-    interaction_times: Ints | None = None
-    """(n,) microseconds since 1970 of each interaction. None: the log has no times, or only an order."""
+    interaction_times: Ints
+    """(n,) microseconds since 1970 of each interaction; NO_TIME if the log has no times, or only an order."""
 
     def read(self, request: Request, rows: RequestRows) -> tuple[Codes, list[str]]:
         """Return the codes (n,), oldest first, and the ids of unknown items. Raises DataError for unknown types."""
@@ -283,13 +277,12 @@ class HistoryCodes:
 
     def _split(self, request: Request, past: _Past) -> tuple[list[Event], list[Event]]:
         """Return the recent events before the last stored interaction, by time, and all other events of a request."""
-        recent, last = self.event_types.read(request.recent), NO_TIME
-        if request.history is None and self.interaction_times is not None and len(past.times):
-            last = int(past.times[-1])
-        earlier = [event for event in recent if event.time is not None and _microseconds(event) < last]
-        others = [event for event in recent if event.time is None or _microseconds(event) >= last]
+        recent = self.event_types.read(request.recent)
+        last = int(past.times[-1]) if request.history is None and len(past.times) else NO_TIME
+        precedes = [NO_TIME != _microseconds(event) < last for event in recent]
+        others = [event for event, before in zip(recent, precedes, strict=True) if not before]
         later = in_time_order([*others, *self.event_types.read(request.events)])
-        return earlier, [as_event(event) for event in later]
+        return [*compress(recent, precedes)], [as_event(event) for event in later]
 
     def _coded(self, past: _Past) -> Codes:
         """Return the codes of the latest interactions, up to the length of the history."""
@@ -301,15 +294,13 @@ class HistoryCodes:
 
     def _stored(self, user: int | None) -> _Past:
         """Return the interactions of a user's stored history."""
-        none, types, times = np.zeros(0, np.int32), np.zeros(0, np.int32), np.zeros(0, np.int64)
         if user is None:
-            return _Past(none, none, types, times)
+            none = np.zeros(0, np.int32)
+            return _Past(none, none, none, np.zeros(0, np.int64))
         part = slice(*self.stored.offsets[user : user + 2])
         assert self.stored.source is not None, "a stored history names its interactions"
         source = self.stored.source[part]
-        types = self.interaction_types[source]
-        if self.interaction_times is not None:
-            times = self.interaction_times[source]
+        types, times = self.interaction_types[source], self.interaction_times[source]
         return _Past(self.interaction_items[source], self.stored.values[part], types, times)
 
     def _events(self, events: Sequence[Event], rows: RequestRows) -> tuple[_Past, list[str]]:
@@ -321,10 +312,8 @@ class HistoryCodes:
             elif self.history.holds(event.liked):
                 kept.append(event)
         items = np.array([row_of_item[event.item] for event in kept], np.int64)
-        types, times = np.zeros(0, np.int32), np.zeros(0, np.int64)
         types = np.array([self.event_types.code(event) for event in kept], np.int32)
-        if self.interaction_times is not None:
-            times = np.array([_microseconds(event) for event in kept], np.int64)
+        times = np.array([_microseconds(event) for event in kept], np.int64)
         return _Past(items, self.item_codes[items], types, times), unknown
 
 

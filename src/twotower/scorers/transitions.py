@@ -247,7 +247,7 @@ def _table(histories: PositiveSequences, n_items: int) -> F32[Tensor, "I I"]:
 
 def _follow(dataset: Dataset, part: int) -> bool:
     """Return True if no row of `part` is earlier than one of its user in an earlier part."""
-    if dataset.times is None:
+    if not dataset.schema.time:
         return False
     latest = np.full(len(dataset.users), np.iinfo(np.int64).min)
     before = dataset.parts < part

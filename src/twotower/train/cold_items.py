@@ -15,9 +15,8 @@ from twotower.data.dataset import Dataset
 from twotower.data.splits import VALIDATION
 from twotower.distributed import DistributedContext
 from twotower.evaluation.added_scores import SparseScores
-from twotower.evaluation.context_factors import ContextFactors
 from twotower.evaluation.factors import Factors, Scorer
-from twotower.evaluation.version_factors import VersionFactors
+from twotower.evaluation.moments import ContextFactors, VersionFactors
 from twotower.features.values import UNKNOWN
 from twotower.model.inputs.side_tensors import SideTensors
 from twotower.model.two_tower import TwoTower

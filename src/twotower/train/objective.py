@@ -27,12 +27,13 @@ from twotower.data.dataset import Dataset
 from twotower.distributed import DistributedContext
 from twotower.evaluation.factors import Factors
 from twotower.model.inputs.code_layout import Inputs
+from twotower.model.inputs.gather import NO_ROWS
 from twotower.model.inputs.side_tensors import SideTensors
 from twotower.model.two_tower import TwoTower
 from twotower.train.checkpoint import Stateful, join_states, load_states
 from twotower.train.contrastive import contrastive_loss
 from twotower.train.losses.loss import ContrastiveLoss, Loss, PointwiseLoss
-from twotower.train.negatives.candidates import Candidates, CandidateVersions
+from twotower.train.negatives.candidates import CandidateVersions
 from twotower.train.negatives.mixture import CandidateSampler
 from twotower.train.negatives.source_tally import SourceTally
 from twotower.train.order import Epoch, Examples
@@ -78,21 +79,20 @@ class Batcher:
 
     def __call__(
         self, user: Shaped[WholeNumbers, "B"], item: Shaped[WholeNumbers, "B"], label: Shaped[Floats, "B"],
-        weight: Shaped[Floats, "B"], source: Shaped[Ints, "n"], moments: Shaped[Ints, "B"] | None = None,
+        weight: Shaped[Floats, "B"], source: Shaped[Ints, "n"], moments: Shaped[Ints, "B"],
     ) -> Batch:  # fmt: skip
         """Return B labelled pairs, the whole batch or one rank's part of it.
 
         `source` holds the interaction indices of the whole batch, negative for drawn pairs. `moments` holds the indices
-        of the B pairs, which a tower that reads the context needs; a drawn pair ~i has the context of interaction i.
+        of the B pairs; a drawn pair ~i has the context of interaction i.
         """
         if self.users.has_context:
-            assert moments is not None
             interactions, first, user_index = np.unique(
                 np.maximum(moments, ~moments), return_index=True, return_inverse=True
             )
             users = user[first].astype(np.int64)
         else:
-            interactions = None
+            interactions = NO_ROWS
             users, user_index = self._distinct_users(user)
         items, item_index = self._distinct_items(item)
         left_out = source[source >= 0] if self.users.has_sequences or self.items.has_sequences else None
@@ -334,8 +334,8 @@ class ContrastiveObjective(Objective[ContrastiveLoss]):
         drawn = self.candidates(whole, step, later, ends, own_part, tally is not None)
         if tally is not None:
             tally.begin(self.candidates.samplers)
-        versions = self._versions(drawn, whole)
-        every, shared = (drawn.items, drawn.shared) if versions is None else (versions.rows, versions.shared)
+        versions = CandidateVersions(drawn, self.dataset.items, self.dataset.times[whole.source], self.device)
+        every, shared = versions.rows, versions.shared
         part = context.partition(shared)
         sizes = context.partition_sizes(shared)
         rows = np.concatenate([every[part], every[shared:]])
@@ -355,8 +355,8 @@ class ContrastiveObjective(Objective[ContrastiveLoss]):
 
         items = gather(items)
         seen, positive = None, drawn.positive
-        if versions is not None and versions.several:
-            seen = versions.seen_at(self._times(own.source))
+        if versions.several:
+            seen = versions.seen_at(self.dataset.times[own.source])
             positive = seen.find(positive[:, None])[:, 0]
         mimic_loss = torch.zeros((), device=self.device)
         if self.loss.mimic:
@@ -386,16 +386,6 @@ class ContrastiveObjective(Objective[ContrastiveLoss]):
             vectors = items.index_select(0, drawn.batch_positive)
             self.candidates.remember(latest, vectors, torch.from_numpy(whole.weight).to(self.device))
         return BatchLoss(len(whole), loss, mimic_loss)
-
-    def _versions(self, drawn: Candidates, whole: Examples) -> CandidateVersions | None:
-        """Return the versions of the candidates at the times of the batch; None if items have none."""
-        versions = self.dataset.items.versions
-        return None if versions is None else CandidateVersions(drawn, versions, self._times(whole.source), self.device)
-
-    def _times(self, source: Shaped[Ints, "n"]) -> Shaped[Ints, "n"]:
-        assert self.dataset.times is not None
-        times: Ints = self.dataset.times[source]
-        return times
 
     def _left_out(self, source: Shaped[Ints, "B"], drawn: Shaped[Ints, "n"]) -> Shaped[Ints, "m"]:
         """Return the interactions that no history may hold: those of the batch and those `drawn` as negatives."""

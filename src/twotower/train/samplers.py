@@ -84,8 +84,8 @@ class PairSampler:
     """Labelled pairs of every epoch, for pointwise losses: the training interactions, and pairs that sources draw anew.
 
     A source draws n pairs for each positive of a user that it has items for. A drawn pair weighs w times its positive's
-    weight. With w = s / (1 - sum of shares) * dislikes / pairs, both summed by weight, the source has the share s of the
-    weight of all negatives. Without dislikes w is 1. A pair whose item is one of the user's positives in the same
+    weight. With w = s / (1 - sum of shares) * dislikes / pairs, both summed by weight, the source has the share s of
+    the weight of all negatives. Without dislikes w is 1. A pair whose item is one of the user's positives in the same
     context has weight 0.
     """
 
@@ -96,7 +96,7 @@ class PairSampler:
         """Count the pairs of each shard. Raises ConfigError if there are more `shards` than interactions."""
         self._seed, self._shuffle, self._sizes = seed, shuffle, sizes or ShuffleSizes()
         self._pairs = dataset.pairs
-        self._in_context = ContextPositives(dataset) if dataset.schema.side("context") else None
+        self._masks = [ContextPositives(dataset)] if dataset.schema.side("context") else []
         self._shards = Shards(dataset, dataset.train_indices, shards)
         sources = config.pairs
         self._draws = [(source.build_pairs(dataset), source.n) for source in sources]
@@ -160,9 +160,9 @@ class PairSampler:
         drawn = [draws.draw(u.astype(np.int64), rng) for (draws, _), u in zip(self._draws, users, strict=True)]
         weights = np.repeat(np.array(self.weights, np.float32), list(map(len, users)))
         weights *= np.concatenate([np.zeros(0, np.float32), *(self._pairs.weight[of] for of in positives)])
-        if self._in_context is not None:  # a source does not read the context
+        for mask in self._masks:  # a source does not read the context
             drawn_for, items = (np.concatenate([np.zeros(0, np.int64), *parts]) for parts in (positives, drawn))
-            weights *= ~self._in_context.include(drawn_for, items)
+            weights *= ~mask.include(drawn_for, items)
         return Examples(
             user=np.concatenate([self._pairs.user[source], *users]),
             item=np.concatenate([self._pairs.item[source], *drawn]),

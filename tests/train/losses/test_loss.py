@@ -101,13 +101,13 @@ def block(seed: int, rows: int = 20, n: int = 15) -> tuple[Tensor, Tensor, Colum
 @contrastive
 @pytest.mark.parametrize("seed", range(4))
 def test_a_block_overwrites_logits_with_the_gradient_of_its_rows(loss: ContrastiveLoss, seed: int) -> None:
+    """Of their weighted sum; seed 0 has weights of 1."""
     logits, positive, columns = block(seed)
+    weights = 1 + torch.rand(20, 1, generator=torch.Generator().manual_seed(seed)) * min(seed, 1)
     leaf = logits.clone().requires_grad_()
-    value = loss.rows(leaf, positive, columns).sum()
+    value = (loss.rows(leaf, positive, columns) * weights[:, 0]).sum()
     (gradient,) = torch.autograd.grad(value, leaf)
-    torch.testing.assert_close(
-        loss.block(logits, positive, columns, torch.ones_like(positive).float()), value.detach(), rtol=1e-5, atol=1e-5
-    )
+    torch.testing.assert_close(loss.block(logits, positive, columns, weights), value.detach(), rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(logits, gradient, rtol=1e-4, atol=1e-6)
 
 

@@ -208,7 +208,6 @@ def test_sources_of_elsewhere_draw_after_the_registered_ones_by_name(everything_
 
 
 def test_the_example_draws_what_was_liked_lately_and_needs_a_time(everything_data: Dataset) -> None:
-    assert everything_data.times is not None
     recent = Recent(n=200, share=0.2)
     rows = everything_data.positive_indices
     times = everything_data.times[rows]
@@ -216,4 +215,4 @@ def test_the_example_draws_what_was_liked_lately_and_needs_a_time(everything_dat
     drawn = recent.build(everything_data, 0, CPU).draw(np.zeros(1, np.int32), np.random.default_rng(0))
     assert set(drawn.tolist()) <= latest
     with pytest.raises(ConfigError, match=r"mykinds\.negatives:Recent needs a time"):
-        recent.check(replace(everything_data, times=None))
+        recent.check(replace(everything_data, schema=everything_data.schema.model_copy(update={"time": ""})))

@@ -47,11 +47,10 @@ class CandidateSampler:
         self._config, self._seed, self._device = config, seed, device
         self._shared = {s.kind: s.build(dataset, seed, device) for s in config.shared}
         self._per_positive = {s.kind: s.build(dataset, seed, device) for s in config.per_positive}
-        self._positives = PairSet(dataset.positive_items, len(dataset.items))
-        self._distinct, self._distinct_users = DistinctRows(len(dataset.items)), DistinctRows(len(dataset.users))
+        self._known = (ContextPositives if dataset.schema.side("context") else UserPositives)(dataset)
+        self._distinct = DistinctRows(len(dataset.items))
         self._find_columns = ColumnFinder(len(dataset.items))
         self._pairs = dataset.pairs
-        self._in_context = ContextPositives(dataset) if dataset.schema.side("context") else None
 
     @property
     def samplers(self) -> dict[str, NegativeSampler]:
@@ -160,13 +159,8 @@ class CandidateSampler:
         With `mask_positives` these are the user's positives, or those in the same context. Otherwise it is the
         positive, if a column may hold it again (`repeats`).
         """
-        if self._config.mask_positives and self._in_context is not None:
-            group = np.arange(len(user))
-            items, lengths = self._in_context(user, interactions)
-        elif self._config.mask_positives:
-            groups, group = self._distinct_users(user)
-            indices, lengths = self._positives.items.indices(groups)
-            items = self._positives.items.values[indices].astype(np.int64)
+        if self._config.mask_positives:
+            group, items, lengths = self._known.by_group(user, interactions)
         elif repeats:
             groups, group = self._distinct(item)
             items, lengths = groups, np.ones(len(groups), np.int64)
@@ -209,18 +203,8 @@ class CandidateSampler:
         items = np.concatenate(drawn, 1)
         items[items == item[:, None]] = -1
         if items.shape[1] and self._config.mask_positives:
-            items[self._is_positive(positives, items)] = -1
+            items[self._known.contain(positives.user, positives.interactions, items)] = -1
         return _PerPositive(items, np.concatenate(margins), np.concatenate(interactions), np.concatenate(sources))
-
-    def _is_positive(self, positives: Positives, items: Shaped[Ints, "B H"]) -> Shaped[Bools, "B H"]:
-        """Return a mask of the items that are positives of a row's user, in the same context if the schema has one."""
-        if self._in_context is None:
-            return self._positives.contains(positives.user[:, None].astype(np.int64), items)
-        found, lengths = self._in_context(positives.user, positives.interactions)
-        rows, n_items = np.arange(len(items)), self._distinct.n
-        return is_in_sorted(
-            pair_keys(np.repeat(rows, lengths), found, n_items), pair_keys(rows[:, None], items, n_items)
-        )
 
 
 class _PerPositive(NamedTuple):
@@ -243,6 +227,28 @@ def _append_items(items: Shaped[Ints, "I"], rows: Shaped[Ints, "B H"]) -> tuple[
     new = (place < 0) & (distinct >= 0)
     place[new] = len(items) + np.arange(new.sum())
     return np.concatenate([items, distinct[new]]), place[index.reshape(rows.shape)]
+
+
+class UserPositives:
+    """The distinct training positives of users, by which candidates are masked."""
+
+    def __init__(self, dataset: Dataset) -> None:
+        self._positives = PairSet(dataset.positive_items, len(dataset.items))
+        self._distinct = DistinctRows(len(dataset.users))
+
+    def by_group(
+        self, users: Shaped[Codes, "B"], interactions: Shaped[Ints, "B"]
+    ) -> tuple[Shaped[Ints, "B"], Shaped[Ints, "L"], Shaped[Ints, "G"]]:
+        """Return the group of each interaction, the items of the groups, one after another, and their numbers."""
+        groups, group = self._distinct(users)
+        indices, lengths = self._positives.items.indices(groups)
+        return group, self._positives.items.values[indices].astype(np.int64), lengths
+
+    def contain(
+        self, users: Shaped[Codes, "B"], interactions: Shaped[Ints, "B"], items: Shaped[Ints, "B H"]
+    ) -> Shaped[Bools, "B H"]:
+        """Return a mask of items that are positives of the interaction's user."""
+        return self._positives.contains(users[:, None].astype(np.int64), items)
 
 
 class ContextPositives:
@@ -268,15 +274,27 @@ class ContextPositives:
         found, items = np.divmod(distinct_keys(pair_keys(owner, self._items[rows], self._n_items)), self._n_items)
         return items, np.bincount(found, minlength=len(users))
 
+    def by_group(
+        self, users: Shaped[Codes, "B"], interactions: Shaped[Ints, "B"]
+    ) -> tuple[Shaped[Ints, "B"], Shaped[Ints, "L"], Shaped[Ints, "B"]]:
+        """As `UserPositives`; each interaction is a group."""
+        return np.arange(len(users)), *self(users, interactions)
+
+    def contain(
+        self, users: Shaped[Codes, "B"], interactions: Shaped[Ints, "B"], items: Shaped[Ints, "B H"]
+    ) -> Shaped[Bools, "B H"]:
+        """Return a mask of items that are positives of the interaction's user in its context."""
+        positives, lengths = self(users, interactions)
+        at = np.arange(len(users))
+        members = pair_keys(np.repeat(at, lengths), positives, self._n_items)
+        return is_in_sorted(members, pair_keys(at[:, None], items, self._n_items))
+
     def include(self, interactions: Shaped[Ints, "n"], items: Shaped[Ints, "n"]) -> Shaped[Bools, "n"]:
         """Return a mask of items that are positives of the interaction's user in its context."""
         found = np.empty(len(items), np.bool_)
         for block in pieces(len(items), BLOCK_PAIRS):
             rows = interactions[block]
-            positives, lengths = self(self._users[rows], rows)
-            at = np.arange(len(rows))
-            members = pair_keys(np.repeat(at, lengths), positives, self._n_items)
-            found[block] = is_in_sorted(members, pair_keys(at, items[block], self._n_items))
+            found[block] = self.contain(self._users[rows], rows, items[block][:, None])[:, 0]
         return found
 
 
