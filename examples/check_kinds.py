@@ -32,7 +32,7 @@ def check_loss(loss: ContrastiveLoss) -> None:
     leaf = logits.clone().requires_grad_()
     value = loss.rows(leaf, positive, columns).sum()
     (gradient,) = torch.autograd.grad(value, leaf)
-    torch.testing.assert_close(loss.block(logits, positive, columns), value.detach())
+    torch.testing.assert_close(loss.block(logits, positive, columns, torch.ones(20, 1)), value.detach())
     torch.testing.assert_close(logits, gradient)
     assert bool((gradient.gather(1, positive) < 0).all())
     assert bool((gradient.scatter(1, positive, 0.0) >= 0).all())

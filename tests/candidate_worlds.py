@@ -7,11 +7,12 @@ from dataclasses import replace
 import numpy as np
 from hypothesis import strategies as st
 
-from twotower.arrays.types import Codes
+from twotower.arrays.types import Codes, Floats, Ints
 from twotower.data.dataset import Dataset
 from twotower.data.pairs import Pairs
 from twotower.data.splits import TRAIN
 from twotower.train.negatives.candidates import Candidates
+from twotower.train.order import Examples
 
 ROW = st.tuples(st.integers(0, 7), st.integers(0, 29), st.booleans())
 """A training interaction (user, item, liked)."""
@@ -21,7 +22,7 @@ def world(board: Dataset, rows: list[tuple[int, int, bool]]) -> Dataset:
     """Training interactions (user, item, liked) of 40 users and 30 items."""
     user, item, liked = (np.array([r[i] for r in rows]) for i in range(3))
     pairs = Pairs(user.astype(np.int32), item.astype(np.int32), liked.astype(bool))
-    return replace(board, pairs=pairs, parts=np.full(len(rows), TRAIN, np.int8))
+    return replace(board, pairs=pairs, parts=np.full(len(rows), TRAIN, np.int8), times=np.arange(len(rows)))
 
 
 def liked_of(data: Dataset) -> dict[int, set[int]]:
@@ -39,6 +40,15 @@ def columns_of(c: Candidates) -> list[int]:
 
 def own_items(c: Candidates) -> list[list[int]]:
     return [[int(c.items[p]) for p in row if p >= 0] for row in c.per_positive.tolist()]
+
+
+def batch_of(user: Codes, item: Codes, weight: Floats | None = None, source: Ints | None = None) -> Examples:
+    """A batch of positives, of the weight 1 unless it is given."""
+    n = len(user)
+    return Examples(
+        user, item, np.ones(n, np.float32), np.ones(n, np.float32) if weight is None else weight,
+        np.arange(n) if source is None else source,
+    )  # fmt: skip
 
 
 def positives(data: Dataset, n: int = 10**9, seed: int = 0) -> tuple[Codes, Codes]:

@@ -45,7 +45,7 @@ from twotower.features.schema import EventRule, Schema
 from twotower.features.sequence import Sequence
 from twotower.features.side import SIDES
 from twotower.index import build_index
-from twotower.model.inputs.gather import context_feed, feed
+from twotower.model.inputs.gather import feed
 from twotower.onnx.export import export_tower
 from twotower.onnx.tower import OnnxTower
 from twotower.serve.routes import create_app
@@ -226,7 +226,7 @@ def training(name: str) -> Arrays:
             columns = data.side_before(side, 2).columns
             rows = np.arange(min(len(vectors), 32))
             if data.context and side == "user":  # of the first interactions
-                inputs = context_feed(fields, columns, rows, data.context, rows)
+                inputs = feed(fields, columns, rows, data.context, rows)
             else:
                 inputs = feed(fields, columns, rows)
             found[f"onnx {side}"] = OnnxTower(path)(inputs)

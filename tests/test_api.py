@@ -215,7 +215,6 @@ def test_recent_lists_liked_training_items_latest_first() -> None:
     data = done.dataset
     row = data.users.ids.to_list().index("u5")
     mine = (data.pairs.user == row) & data.pairs.positive & (data.parts == 0)
-    assert data.times is not None
     order = np.argsort(-data.times[mine])
     assert titles == [f"Item {data.items.ids[int(i)][1:]}" for i in data.pairs.item[mine][order]]
 
@@ -251,7 +250,6 @@ def test_a_mean_of_the_label_leaves_inputs_out(
 ) -> None:
     tables, run = with_inputs
     train, column = run.dataset.train, run.dataset.schema.statistics()[0].source
-    assert train.weight is not None
     found = run.dataset.items.frame[column].to_list()
     for row, share in enumerate(found):
         mine = (train.item == row) & (train.weight > 0)

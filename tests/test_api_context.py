@@ -19,7 +19,7 @@ from twotower.data.splits import TEST
 from twotower.embedding.bulk import embed
 from twotower.embedding.folder import EmbeddingsFolder
 from twotower.errors import ConfigError, DataError, RunError
-from twotower.evaluation.context_factors import ContextFactors
+from twotower.evaluation.moments import ContextFactors
 from twotower.evaluation.part_evaluation import evaluate_part
 from twotower.features.categorical import Categorical
 from twotower.features.hour_of_day import HourOfDay

@@ -388,7 +388,6 @@ def test_a_pair_in_two_parts(sound: Run) -> None:
     rows = np.concatenate([np.arange(len(data.parts)), again])
     pairs = Pairs(data.pairs.user[rows], data.pairs.item[rows], data.pairs.positive[rows])
     parts = np.concatenate([data.parts, np.full(len(again), TRAIN, np.int8)])
-    assert data.times is not None
     found = diagnose(replace(sound, dataset=replace(data, pairs=pairs, parts=parts, times=data.times[rows])))
     assert errors(found) == {"shared_pairs"}
     assert "60 of 240 test pairs are in the train part too" in named(found, "shared_pairs").text

@@ -170,7 +170,6 @@ def test_the_log_of_the_tutorial_trains(tmp_path: Path) -> None:
     schema, config = parse_config({k: v for k, v in given.items() if k != "data"} | {"evaluation": added["evaluation"]})
     assert schema is not None
     run = fit((shop / "customers.csv", shop / "products.csv", tmp_path / "clicks.csv"), schema, config)
-    assert run.dataset.pairs.weight is not None
     assert np.unique(run.dataset.pairs.weight).tolist() == pytest.approx([0, 0.2, 1, 3])
     assert 0 <= run.metrics["test.recall@10"] <= 1
 

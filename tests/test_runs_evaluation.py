@@ -109,7 +109,7 @@ def test_some_queries_in_contexts_are_ranked_as_among_all(tmp_path: Path) -> Non
     best = queries.top_k(run.factors_during(), 5)
     assert len(best) > 16
     for rows in (slice(0, 8), slice(8, 16), slice(16, len(best))):
-        assert np.array_equal(queries.some(rows).top_k(run.factors_during(), 5), best[rows])
+        assert np.array_equal(queries.take(rows).top_k(run.factors_during(), 5), best[rows])
     assert ranked_by(PickledEngine(), run) == api.evaluate(run)
 
 

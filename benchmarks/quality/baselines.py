@@ -15,10 +15,12 @@ from torch import Tensor
 from benchmarks.lib.machine import Numbers
 from benchmarks.lib.report import Report, declared
 from benchmarks.quality.films import Films, Part
+from twotower.arrays.pieces import ones
 from twotower.arrays.types import Floats, Ints
 from twotower.evaluation.bootstrap import bootstrap
 from twotower.evaluation.factors import CatalogueScorer, Factors
 from twotower.scorers.ease import ease_weights
+from twotower.scorers.positives import PositiveSequences
 from twotower.scorers.transitions import TransitionCounts, count_transitions
 
 Candidate = tuple[dict[str, Any], Callable[[Part], Ints]]
@@ -114,7 +116,8 @@ def counted(films: Films, span: int, lag: float) -> TransitionCounts:
     """Return the transitions of the train part."""
     user, at = films.history("validation")
     lengths = np.bincount(user, minlength=len(films.user_ids))
-    return count_transitions(films.values[at], lengths, len(films.item_ids), span, lag)
+    histories = PositiveSequences(films.values[at].astype(np.int32), lengths, ones(len(at)))
+    return count_transitions(histories, len(films.item_ids), span, lag)
 
 
 def shares(films: Films, span: int, lags: list[float], columns: list[float], recent: list[float]) -> Candidates:

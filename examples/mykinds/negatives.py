@@ -38,12 +38,11 @@ class Recent(SharedSource):
 
     def check(self, dataset: Dataset) -> None:
         """Refuse interactions without a time."""
-        if dataset.times is None:
+        if not dataset.schema.time:
             raise ConfigError(f"negatives.{self.kind} needs a time; name its column in schema.time")
 
     def build(self, dataset: Dataset, seed: int, device: torch.device) -> SharedSampler:
         """Return draws by the number of the latest positives."""
-        assert dataset.times is not None
         rows = dataset.positive_indices
         times = dataset.times[rows]
         latest = rows[times >= np.quantile(times, 1 - self.share)]

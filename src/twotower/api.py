@@ -327,9 +327,7 @@ def recent_titles(trained: Run, user_id: str | int, n: int = 5) -> list[str]:
     """Return the titles of the user's last `n` positives in the train part, latest first."""
     dataset = trained.dataset
     of_user = dataset.pairs.user == _user_row(dataset, user_id)
-    keep = np.flatnonzero((dataset.parts == TRAIN) & dataset.pairs.target & of_user)
-    if dataset.times is not None:
-        keep = keep[np.argsort(dataset.times[keep], kind="stable")]
+    keep = dataset.sort_by_time((dataset.parts == TRAIN) & dataset.pairs.target & of_user)
     titles = dataset.titles()
     return [titles[i] for i in dataset.pairs.item[keep[::-1][:n]]]
 

@@ -78,7 +78,6 @@ def rows_of(column: Column) -> list[Any]:
 
 def by_interaction(data: Dataset) -> dict[tuple[Any, ...], tuple[Any, ...]]:
     """Part and encoded context of each interaction, by user, item and time."""
-    assert data.times is not None
     context = [rows_of(data.context[f.name]) for f in data.schema.side("context")]
     users, items = data.users.ids.to_list(), data.items.ids.to_list()
     keys = zip(data.pairs.user.tolist(), data.pairs.item.tolist(), data.times.tolist(), strict=True)
@@ -155,7 +154,6 @@ def test_the_gap_is_that_to_an_interaction_whose_pair_comes_again(tmp_path: Path
     schema = Schema(time="at", duplicates="keep", features=(*ids, gap))
     memory = build_dataset(check(users, items, actions, schema), schema, SplitConfig())
     for data in (memory, prepare(tmp_path, (users, items, actions), schema, SplitConfig())):
-        assert data.times is not None
         order = np.lexsort((data.times, data.pairs.user))
         assert flat(data, "gap")[order].tolist() == [0, 2, 3] * n, "none, a day, nine days"
 

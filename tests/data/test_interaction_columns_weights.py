@@ -42,7 +42,6 @@ def weighted_tables() -> tuple[pl.DataFrame, pl.DataFrame, pl.DataFrame]:
 
 
 def rows(data: Dataset) -> list[tuple[Any, ...]]:
-    assert data.pairs.weight is not None
     assert data.pairs.weight.dtype == np.float32
     columns = (*data.pairs.arrays.values(), data.parts)
     return sorted(zip(*(column.tolist() for column in columns), strict=True))
@@ -130,7 +129,6 @@ def test_weight_0_is_a_history_and_no_target_and_popularity_goes_by_weight() -> 
          "w": [0.0, 5, 1, 2.5, 1, 0, 1, 1, 1]}
     )  # fmt: skip
     data = build_dataset(check(users, items, log, schema), schema, SplitConfig(kind="last"))
-    assert data.train.weight is not None
     assert data.train.weight.tolist() == [0, 2.5, 1]
     assert data.item_positive_counts.tolist() == [1, 2.5, 0]
     assert Popularity(data.item_positive_counts).rows.tolist() == [1, 0, 2]

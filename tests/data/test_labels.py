@@ -237,7 +237,6 @@ def rows(data: Dataset) -> list[tuple[Any, ...]]:
 def test_prepared_events_are_those_of_memory_and_of_a_label_with_weights(tmp_path: Path, kind: str) -> None:
     frames, split = typed_tables(), SplitConfig(kind=kind)
     memory = in_memory(*frames, SCHEMA, split)
-    assert memory.pairs.weight is not None
     data = shards(tmp_path / "in", SCHEMA, *frames)
     disk = prepare.write_prepared(data, SCHEMA, split, tmp_path / "out", SMALL)
     assert rows(disk) == rows(memory)

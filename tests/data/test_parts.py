@@ -185,7 +185,6 @@ def test_without_a_validation_part_rows_of_train_validate_as_the_test_part_follo
     assert (given[validates] == TRAIN).all()
     assert (data.parts[~validates] == given[~validates]).all()
     times, users = data.times, data.pairs.user
-    assert times is not None
     if kind == "time":
         assert times[validates].min() > times[train].max()
     elif kind == "last":
@@ -212,7 +211,6 @@ def test_the_last_positive_validates_with_the_rows_that_follow_it() -> None:
         check(*shopping("type"), schema), schema, SplitConfig(kind="column", column="part", ordered=True)
     )
     assert data.split.from_train == "last"
-    assert data.times is not None
     for user in range(0, len(data.users), 9):
         own, validates = data.pairs.user == user, data.parts == VALIDATION
         assert np.count_nonzero(data.pairs.target[own & validates]) == 1

@@ -58,7 +58,6 @@ def test_each_interaction_reads_the_features_of_its_own_time(data: Dataset, side
     given = changing()[SIDES.index(side)]
     key, column = data.schema.id_column(side), {"user": "age", "item": "picture"}[side]
     rows = data.pairs.user if side == "user" else data.pairs.item
-    assert data.times is not None
     found = data.input_rows(side, rows, np.arange(len(rows)))
     early = 0
     frame = versions_of(data, side).frame

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scored import naive_auc, ranked_items
 
+from twotower.arrays.pieces import ones
 from twotower.arrays.types import Bools, Codes, Doubles, Ints, Numbers
 from twotower.evaluation.config import MetricSet
 from twotower.evaluation.metrics.auc import auc, auc_by_group, ordered_codes
@@ -34,16 +35,16 @@ def arrays(rows: list[tuple[int, bool, int]]) -> tuple[npt.NDArray[Any], npt.NDA
 
 
 def gauc(scores: Numbers, positive: Bools, users: Codes) -> float:
-    return Gauc().value(ScoredPairs(scores, positive, users))
+    return Gauc().value(ScoredPairs(scores, positive, users, ones(len(scores))))
 
 
 def log_loss(logits: Numbers, positive: Bools) -> float:
-    return LogLoss().value(ScoredPairs(logits, positive, np.zeros(len(logits), np.int32)))
+    return LogLoss().value(ScoredPairs(logits, positive, np.zeros(len(logits), np.int32), ones(len(logits))))
 
 
 def ranking_metrics(hit: Bools, n_targets: Ints, k: int) -> dict[str, Doubles]:
     """The metrics of single users at a cut-off, by name."""
-    rankings = Rankings(np.zeros(hit.shape, np.int64), hit, n_targets, ranked_items(np.zeros(1, np.int64))).at(k)
+    rankings = Rankings.alike(np.zeros(hit.shape, np.int64), hit, n_targets, ranked_items(np.zeros(1, np.int64))).at(k)
     return {m.name: m.values(rankings) for m in MetricSet().of_users}
 
 
@@ -120,9 +121,9 @@ def test_scores_of_any_size_and_both_zeros_are_ordered_as_numbers(
 @given(ROWS, st.integers(1, 5))
 def test_an_auc_read_in_small_pieces_has_the_same_bits(rows: list[tuple[int, bool, int]], piece: int) -> None:
     scores, positive, group = arrays(rows)
-    whole, pieces = auc_by_group(scores, positive, group), auc_by_group(scores, positive, group, piece)
+    whole, pieces = auc_by_group(scores, positive, group), auc_by_group(scores, positive, group, piece=piece)
     assert [x.tolist() for x in whole] == [x.tolist() for x in pieces]
-    assert auc(scores, positive, piece) == pytest.approx(auc(scores, positive), abs=0, nan_ok=True)
+    assert auc(scores, positive, piece=piece) == pytest.approx(auc(scores, positive), abs=0, nan_ok=True)
     codes = ordered_codes(scores)
     assert auc(codes, positive) == pytest.approx(auc(scores, positive), abs=0, nan_ok=True)
 

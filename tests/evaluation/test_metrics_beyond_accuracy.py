@@ -28,7 +28,7 @@ from twotower.evaluation.metrics.novelty import Novelty
 
 def shown(best: list[list[int]], items: RankedItems) -> Rankings:
     rows = np.array(best)
-    return Rankings(rows, rows < 0, np.ones(len(rows), np.int64), items)
+    return Rankings.alike(rows, rows < 0, np.ones(len(rows), np.int64), items)
 
 
 def test_novelty_and_popularity_by_hand() -> None:

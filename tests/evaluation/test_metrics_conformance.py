@@ -13,6 +13,7 @@ from scored import ranked_items
 from worlds import CHECKERBOARD_SCHEMA, checkerboard, settings
 
 from twotower import api
+from twotower.arrays.pieces import ones
 from twotower.arrays.types import Bools, Ints
 from twotower.evaluation.comparison import Comparison
 from twotower.evaluation.config import EvaluationConfig, MetricSet
@@ -38,14 +39,15 @@ def name_of(metric: Metric) -> str:
 
 def scored(seed: int = 0) -> ScoredPairs:
     rng = np.random.default_rng(seed)
-    return ScoredPairs(rng.standard_normal(300).astype(np.float32), rng.random(300) < 0.4, rng.integers(0, 9, 300))
+    scores, positive = rng.standard_normal(300).astype(np.float32), rng.random(300) < 0.4
+    return ScoredPairs(scores, positive, rng.integers(0, 9, 300), ones(300))
 
 
 def rankings(hit: Bools, n_targets: Ints | None = None, seed: int = 0) -> Rankings:
     rng = np.random.default_rng(seed)
     best = rng.permuted(np.tile(np.arange(N_ITEMS), (len(hit), 1)), axis=1)[:, : hit.shape[1]]
     items = ranked_items(rng.multinomial(200, np.full(N_ITEMS, 1 / N_ITEMS)), n_users=200)
-    return Rankings(best, hit, np.full(len(hit), hit.shape[1]) if n_targets is None else n_targets, items)
+    return Rankings.alike(best, hit, np.full(len(hit), hit.shape[1]) if n_targets is None else n_targets, items)
 
 
 def sign(metric: Metric) -> int:
@@ -65,9 +67,7 @@ def test_a_metric_has_a_family_a_name_and_a_documentation(metric: Metric) -> Non
 @pytest.mark.parametrize("metric", PAIRS, ids=name_of)
 def test_pairs_in_order_are_better_than_pairs_in_the_wrong_order(metric: PairMetric) -> None:
     some = scored()
-    right, wrong = (
-        ScoredPairs(s.astype(np.float32), some.positive, some.users) for s in (some.positive, ~some.positive)
-    )
+    right, wrong = (replace(some, scores=s.astype(np.float32)) for s in (some.positive, ~some.positive))
     values = [sign(metric) * metric.value(pairs) for pairs in (wrong, some, right)]
     assert values == sorted(values)
     assert values[0] < values[2]
@@ -76,7 +76,7 @@ def test_pairs_in_order_are_better_than_pairs_in_the_wrong_order(metric: PairMet
 @pytest.mark.parametrize("metric", PAIRS, ids=name_of)
 def test_no_pairs_have_no_value_and_their_order_does_not_matter(metric: PairMetric) -> None:
     some, order = scored(), np.random.default_rng(1).permutation(300)
-    mixed = ScoredPairs(some.scores[order], some.positive[order], some.users[order])
+    mixed = ScoredPairs(some.scores[order], some.positive[order], some.users[order], ones(300))
     assert metric.value(mixed) == pytest.approx(metric.value(some))
     assert math.isnan(metric.value(some.where(np.zeros(300, bool))))
 
@@ -110,7 +110,7 @@ def test_a_user_has_one_finite_value_whoever_stands_beside(metric: RankingMetric
     values = metric.values(all_of_them)
     assert values.shape == (6,)
     assert np.isfinite(values).all()
-    alone = Rankings(all_of_them.best[2:3], hit[2:3], all_of_them.n_targets[2:3], all_of_them.items)
+    alone = all_of_them.of_users(np.arange(6) == 2)
     assert metric.values(alone).tolist() == pytest.approx([values[2]])
     assert metric.values(all_of_them.at(3)).tolist() == metric.values(rankings(hit).at(3).at(4)).tolist()
     assert metric.values(rankings(hit[:0])).shape == (0,)
@@ -124,17 +124,17 @@ def test_rankings_of_many_items_and_of_one_lie_between_0_and_1(metric: Catalogue
         np.zeros((N_ITEMS, 1), bool),
         np.ones(N_ITEMS, np.int64),
     )
-    spread, single = (Rankings(best, hit, one, items) for best in (each, np.zeros_like(each)))
+    spread, single = (Rankings.alike(best, hit, one, items) for best in (each, np.zeros_like(each)))
     low, high = sorted([metric.value(spread), metric.value(single)])
     assert 0 <= low < high <= 1
     assert sign(metric) * metric.value(spread) > sign(metric) * metric.value(single)
-    padded = Rankings(np.concatenate([each, np.full_like(each, -1)], 1), np.zeros((N_ITEMS, 2), bool), one, items)
+    padded = Rankings.alike(np.concatenate([each, np.full_like(each, -1)], 1), np.zeros((N_ITEMS, 2), bool), one, items)
     assert metric.value(padded) == metric.value(spread)
 
 
 def test_metrics_of_elsewhere_by_hand() -> None:
     best = np.array([[0, 1], [2, -1]])
-    shown = Rankings(best, best < 0, np.array([1, 1]), ranked_items(np.array([9, 2, 1, 0, 0])))
+    shown = Rankings.alike(best, best < 0, np.array([1, 1]), ranked_items(np.array([9, 2, 1, 0, 0])))
     # A fifth of the five items, the first, is the head.
     assert TailShare().values(shown).tolist() == [1 / 2, 1]
     # Three items have a third of the three places each.

@@ -52,8 +52,6 @@ def weighted() -> Dataset:
 @pytest.fixture(scope="module")
 def repeated(weighted: Dataset) -> Dataset:
     """The same rows of weight 1, each as often as it weighs."""
-    assert weighted.pairs.weight is not None
-    assert weighted.times is not None
     rows = np.repeat(np.arange(len(weighted.pairs)), weighted.pairs.weight.astype(int))
     pairs = replace(weighted.pairs.take(rows), weight=np.ones(len(rows), np.float32))
     return replace(weighted, pairs=pairs, parts=weighted.parts[rows], times=weighted.times[rows])
@@ -96,7 +94,6 @@ def test_weights_matter_where_rows_are_counted(weighted: Dataset) -> None:
 
 def test_weighted_rankings_are_those_of_loops(weighted: Dataset) -> None:
     e, weight = evaluation(weighted), weighted.pairs.weight
-    assert weight is not None
     seen = {
         (u, i) for u, i, p in zip(weighted.pairs.user, weighted.pairs.item, weighted.parts, strict=True) if p != TEST
     }
@@ -153,7 +150,7 @@ def test_a_group_of_great_weight_changes_no_other_group(heavy: float, piece: int
     weights = (rng.random(400) + 0.1).astype(np.float32)
     weights[group < 3] *= heavy
     weights[(group == 5) & positive] *= heavy
-    users, areas, sizes = auc_by_group(scores, positive, group, piece, weights)
+    users, areas, sizes = auc_by_group(scores, positive, group, weights, piece)
     assert {0, 5, 39} <= set(users.tolist())
     for user, area, size in zip(users.tolist(), areas, sizes, strict=True):
         mine = (group == user) & (weights > 0)

@@ -31,7 +31,8 @@ def codes(seconds: list[float], first: list[bool] | None = None, **options: Any)
     """The codes of interactions at some times."""
     times = np.array([round(s * 1e6) for s in seconds], np.int64)
     mask = np.arange(len(times)) == 0 if first is None else np.array(first)
-    found: list[int] = GapSequence(name="g", side="user", **options).codes(HistoryFacts(mask, times=times)).tolist()
+    facts = HistoryFacts(mask, np.zeros(len(times), np.int32), times)
+    found: list[int] = GapSequence(name="g", side="user", **options).codes(facts).tolist()
     return found
 
 

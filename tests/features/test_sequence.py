@@ -87,7 +87,6 @@ def codes(of: Dataset, side: Any, name: str) -> npt.NDArray[Any]:
 def test_a_sequence_holds_the_feature_of_each_item(sequence: str, feature: str) -> None:
     """As the sequence of ids holds its id: the same interactions in the same order."""
     of = data()
-    assert of.times is not None
     for user in range(0, len(of.users), 5):
         own = np.flatnonzero((of.pairs.user == user) & (of.parts == TRAIN))
         own = own[np.argsort(of.times[own], kind="stable")]
@@ -98,7 +97,6 @@ def test_a_sequence_holds_the_feature_of_each_item(sequence: str, feature: str) 
 
 def test_labels_lengths_and_the_side_of_items_go_with_a_feature() -> None:
     of = data()
-    assert of.times is not None
     liked, cities = column(of, "user", "liked_brands"), column(of, "item", "cities")
     order = np.argsort(of.times, kind="stable")
     train = order[of.parts[order] == TRAIN]

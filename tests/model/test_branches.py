@@ -320,13 +320,13 @@ def test_augment_needs_a_feature_that_tells_the_ids_apart(hashed: bool) -> None:
 def test_mimicry_is_the_mean_squared_distance_and_the_imitated_gets_no_gradient() -> None:
     a = torch.tensor([[1.0, 2.0], [0.0, -1.0]], requires_grad=True)
     v = torch.tensor([[0.0, 2.0], [3.0, 1.0]], requires_grad=True)
-    loss = mimic(a, v)
+    loss = mimic(a, v, torch.ones(2))
     assert loss.item() == pytest.approx((1 + 0 + 9 + 4) / 2)
     torch.autograd.backward(loss)
     assert a.grad is not None
     assert torch.equal(a.grad, 2 * (a - v).detach() / 2)
     assert v.grad is None
-    assert mimic(a[:0], v[:0]).item() == 0
+    assert mimic(a[:0], v[:0], torch.ones(0)).item() == 0
 
 
 @pytest.mark.parametrize("similarity", ["cosine", "dot"])

@@ -12,6 +12,7 @@ import torch
 from compared import comparison_data
 from worlds import CHECKERBOARD_SCHEMA, checkerboard, settings
 
+from twotower.arrays.pieces import ones
 from twotower.config.experiment import Config
 from twotower.data.dataset import Dataset, build_dataset
 from twotower.data.splits import TEST
@@ -222,7 +223,9 @@ def test_the_resampled_auc_is_the_auc_of_the_drawn_users(board: Dataset) -> None
     q = comparison_data(board, np.unique(board.test.user).astype(np.int64))
     scores = np.round(noise(board).scores(board.test), 1)  # with ties
     counts = next(iter(bootstrap_counts(q.n_users, 20, 4)))
-    resampled = Auc().resampled(ScoredPairs(scores, q.pairs.positive, q.pairs.user), [counts[:7], counts[7:]])
+    resampled = Auc().resampled(
+        ScoredPairs(scores, q.pairs.positive, q.pairs.user, ones(len(scores))), [counts[:7], counts[7:]]
+    )
     assert resampled is not None
     for found, drawn in zip(resampled, counts, strict=True):
         rows = np.repeat(np.arange(len(scores)), drawn[q.pairs.user].astype(int))

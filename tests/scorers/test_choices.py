@@ -149,7 +149,6 @@ def test_closed_forms_have_the_version_after_training_and_scores_that_of_the_tim
     choices = Choices.of(data, 0, "exclude")
     assert choices is not None
     found = Factors(*(torch.arange(3.0 * n)[:, None] for n in (n_users, N_ITEMS)))
-    assert data.times is not None
     is_second = data.times[choices.interactions] >= 1_600_000_600 * 1_000_000
     assert 0 < is_second.sum() < len(is_second)
     for scores, version in (

@@ -57,7 +57,6 @@ def test_own_counts_equal_a_loop(weighted: bool) -> None:
     schema = KEPT.model_copy(update={"weight": "w"}) if weighted else KEPT
     data = build_dataset(check(None, None, actions.with_columns(w=weight), schema), schema, BY_TIME)
     times = data.times
-    assert times is not None
     users = np.arange(len(data.users))[::-1].copy()
     expected = []
     for user in users.tolist():

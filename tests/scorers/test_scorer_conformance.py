@@ -134,7 +134,6 @@ def test_a_new_user_is_served_from_its_own_history(made: Made) -> None:
     user = str(made.run.dataset.users.ids[row])
     known = made.run.dataset.parts < TEST
     mine = np.flatnonzero(known & (made.run.dataset.pairs.user == row))
-    assert made.run.dataset.times is not None
     mine = mine[np.argsort(made.run.dataset.times[mine])]
     history = made.run.dataset.items.ids.gather(made.run.dataset.pairs.item[mine]).cast(pl.String).to_list()
     features = {"group": made.run.dataset.users.frame["group"][row]}

@@ -179,7 +179,7 @@ def matrix(data: Dataset) -> np.ndarray:
     """X (users, items) of the train part, in float64."""
     x = np.zeros((len(data.users), len(data.items)))
     pairs = data.pairs.take(data.parts == TRAIN)
-    x[pairs.user, pairs.item] = 1.0 if pairs.weight is None else pairs.weight
+    x[pairs.user, pairs.item] = pairs.weight
     return x
 
 
@@ -249,7 +249,7 @@ def transition_table(data: Dataset) -> tuple[np.ndarray, np.ndarray]:
     """Logarithms of counts of transitions between items (items, items), by a loop over every pair of positives of a
     user, and the sums of rows of counts."""
     counts = np.zeros((len(data.items), len(data.items)))
-    weights = np.ones(len(data.parts)) if data.pairs.weight is None else data.pairs.weight
+    weights = data.pairs.weight
     mean = weights[data.parts == TRAIN].mean()
     for user in range(len(data.users)):
         mine = latest_last(data, user)
@@ -274,7 +274,6 @@ def transition_scores(data: Dataset, histories: np.ndarray, width: int = ITEMS) 
 
 def latest_last(data: Dataset, user: int) -> np.ndarray:
     """Rows of the user's positives of the train part, the oldest first."""
-    assert data.times is not None
     mine = np.flatnonzero((data.pairs.user == user) & (data.parts == TRAIN))
     ordered: np.ndarray = mine[np.argsort(data.times[mine])]
     return ordered
@@ -300,7 +299,7 @@ def slit_scores(data: Dataset, histories: np.ndarray, width: int = ITEMS, ridge:
             items = data.pairs.item[mine]
             x.append(decayed(items[:place], n))
             y.append(np.eye(n)[items[place]])
-            positive = 1.0 if data.pairs.weight is None else data.pairs.weight[mine[place]]
+            positive = float(data.pairs.weight[mine[place]])
             w.append(positive * sum(0.5**age for age in range(place)) ** 2)
     rows, targets, weights = np.array(x), np.array(y), np.array(w)
     products = (rows * weights[:, None]).T @ targets
@@ -326,7 +325,7 @@ def columns_scores(data: Dataset, histories: np.ndarray, ridge: float = 0.2) -> 
                 items = data.pairs.item[mine]
                 before.append(decayed(items[:place], len(f)) @ f)
                 after.append(f[items[place]])
-                weights.append(1.0 if data.pairs.weight is None else data.pairs.weight[mine[place]])
+                weights.append(float(data.pairs.weight[mine[place]]))
         k = part.shape[1]
         moments = np.cov(np.array(before).T, np.array(after).T, aweights=weights, ddof=0)
         a, b, c = moments[:k, :k], moments[:k, k:], moments[k:, k:]
@@ -826,7 +825,6 @@ def test_transitions_decay_as_the_pooling_does() -> None:
     data = world("transitions", pooling={"kind": "decay", "rates": [0.5]})
     trained = Trainer(data, config("transitions", train={"history_scope": "causal"})).run()
     weights = np.zeros((len(data.users), len(data.items)))
-    assert data.times is not None
     for user in range(len(data.users)):
         mine = np.flatnonzero((data.pairs.user == user) & (data.parts == TRAIN))
         for age, row in enumerate(mine[np.argsort(-data.times[mine])]):
@@ -1030,7 +1028,6 @@ def test_what_follows_of_users_with_one_positive_each_is_refused(kind: str) -> N
 @pytest.mark.parametrize("kind", ["columns", "transitions"])
 def test_the_size_of_weights_does_not_matter_to_what_follows(kind: str) -> None:
     data = world(kind, weighted=True)
-    assert data.pairs.weight is not None
     small = replace(data, pairs=replace(data.pairs, weight=data.pairs.weight * np.float32(1e-5)))
     part = VALIDATION if kind == "columns" else TRAIN
     found = [scores(factors_before(Trainer(d, config(kind)).run().model, d, part)) for d in (data, small)]

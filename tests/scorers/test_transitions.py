@@ -56,7 +56,6 @@ def scores(data: Dataset) -> np.ndarray:
 
 def test_transition_counts_equal_a_loop() -> None:
     data = built(walks(length=25, n_items=61))
-    assert data.times is not None
     order = np.argsort(data.times, kind="stable")
     counted: dict[tuple[int, int], float] = defaultdict(float)
     users = {u: [n for n in order if data.pairs.user[n] == u] for u in range(len(data.users))}

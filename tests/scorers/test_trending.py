@@ -17,14 +17,15 @@ from waves import N_ITEMS, SCHEMA, trending, waves, world
 from worlds import settings
 
 from twotower import api, runs
+from twotower.arrays.pieces import ones
 from twotower.config.experiment import Config
 from twotower.data.dataset import Dataset, build_dataset
 from twotower.data.split import SplitConfig
 from twotower.data.splits import TEST, VALIDATION
 from twotower.data.tables import check
 from twotower.errors import ConfigError, Interrupted, RunError
-from twotower.evaluation.context_factors import ContextFactors
 from twotower.evaluation.factors import Factors
+from twotower.evaluation.moments import ContextFactors
 from twotower.features.categorical import Categorical
 from twotower.features.day_of_week import DayOfWeek
 from twotower.features.values import UNKNOWN
@@ -256,7 +257,7 @@ def drawn(terms: PopularityTerms, n: int = 4000, rows: int = 2000) -> tuple[Data
     odds[np.arange(n)[:, None] < np.where(item % 2, rng.integers(0, n, N_ITEMS), 0)] = -np.inf
     taken = (odds + rng.gumbel(size=odds.shape)).argmax(1)
     times, asked = 1_500_000_000 + 2 * np.arange(n), 1_500_000_001 + 2 * rng.integers(100, n, rows)
-    known = RecentPopularity(taken, times, None, N_ITEMS)
+    known = RecentPopularity(taken, times, ones(n), N_ITEMS)
     users, items = (rng.normal(size=(k, 3)).astype(np.float32) for k in (n + rows, N_ITEMS))
     logits = users[n:] @ items.T + known.scores(asked, terms)
     if not terms.new:

@@ -25,7 +25,6 @@ HELD = np.random.default_rng(3).random(N_ITEMS).astype(np.float32)
 def dense() -> np.ndarray:
     """Scores of test users and all items, one user after another."""
     data = world()
-    assert data.times is not None
     known = RecentPopularity.before(data, TEST)
     asked = asked_times(data, TEST)
     return np.stack([known.scores(np.array([time]), TERMS)[0] - HELD for time in asked])
@@ -37,7 +36,6 @@ def scores() -> RecentScores:
 
 def test_the_log_of_a_part_is_what_comes_before_it() -> None:
     data = world()
-    assert data.times is not None
     for part in (VALIDATION, TEST):
         known = RecentPopularity.before(data, part)
         assert len(known.items) == (data.parts < part).sum()
@@ -54,7 +52,6 @@ def test_the_catalogue_of_a_user_has_the_time_of_its_first_pair(dense: np.ndarra
 
 def test_an_interaction_has_its_own_time() -> None:
     data, rows = world(), np.array([5, 900, 77])
-    assert data.times is not None
     wanted = RecentPopularity.before(data, TEST).scores(data.times[rows], TERMS) - HELD
     found = scores().added_to(torch.zeros(3, N_ITEMS), data.pairs.user[rows].astype(np.int64), rows)
     np.testing.assert_allclose(found.numpy(), wanted, atol=1e-5)

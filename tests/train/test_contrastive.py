@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from candidate_worlds import world
+from candidate_worlds import batch_of, world
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
@@ -87,6 +87,7 @@ def contrastive_case(
         )
         if excluded
         else None,
+        weights=torch.ones(rows),
     )
     vectors = torch.Generator().manual_seed(seed)
     return ContrastiveCase(
@@ -244,7 +245,7 @@ def test_the_full_sampler_gives_the_cross_entropy_over_the_catalogue(everything_
     user, item = data.train.user[liked], data.train.item[liked]
     rng = torch.Generator().manual_seed(0)
     users, items = torch.randn(50, 6, generator=rng), torch.randn(len(data.items), 6, generator=rng)
-    drawn = sampler(user, item, 3)
+    drawn = sampler(batch_of(user, item), 3)
     assert drawn.items.tolist() == list(range(40))
     logits = users @ items.T
     if mask:
@@ -290,7 +291,7 @@ def test_with_the_correction_the_mean_gradient_is_that_of_the_full_softmax_and_w
         # A batch of the training positives, so that in-batch candidates come by popularity.
         batch = shuffled.choice(len(data.train), 60, replace=False)
         user, item = data.train.user[batch], data.train.item[batch]
-        drawn = sampler(user, item, step)
+        drawn = sampler(batch_of(user, item), step)
         users = vectors[0].clone().requires_grad_()
         rows, items = users[torch.from_numpy(user).long()], vectors[1]
         full = cross_entropy(rows @ items.T, torch.from_numpy(item).long())

@@ -15,6 +15,7 @@ from closed_form_worlds import GROUPS, ITEMS, courses, groups
 from waves import trending
 from worlds import settings
 
+from twotower.arrays.pieces import ones
 from twotower.config.experiment import Config
 from twotower.data.dataset import Dataset, build_dataset
 from twotower.data.split import SplitConfig
@@ -348,7 +349,7 @@ def taken(terms: PopularityTerms, has_new: bool = True, untaken: int = 0) -> tup
         items = np.maximum(items, untaken)
     users = rng.permutation(np.repeat(np.arange(USERS), ROWS))
     asked = rng.integers(n // 4, n, USERS) if has_new else rng.integers(ITEMS + 1, n, USERS)
-    popular = RecentPopularity(items.astype(np.int32), 2 * at, None, ITEMS).scores(2 * asked - 1, terms)
+    popular = RecentPopularity(items.astype(np.int32), 2 * at, ones(n), ITEMS).scores(2 * asked - 1, terms)
     of_items = found.items.clone()
     for part, weight in zip(PARTS, WEIGHTS, strict=True):
         of_items[:, part] *= weight

@@ -10,13 +10,14 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
-from candidate_worlds import world
+from candidate_worlds import batch_of, world
 from context_worlds import HOUR, flat, hourly, hourly_schema
 from mykinds.losses import Focal
 from taken import equal, rows_of, tensors
 from torch import Tensor
 from worlds import EVERYTHING_SCHEMA, everything, settings
 
+from twotower.arrays.pieces import ones
 from twotower.arrays.sets import DistinctRows
 from twotower.config.experiment import Config
 from twotower.data.dataset import Dataset, build_dataset
@@ -30,7 +31,7 @@ from twotower.model.inputs.code_layout import Inputs
 from twotower.model.inputs.side_tensors import SideTensors
 from twotower.train.contrastive import contrastive_loss
 from twotower.train.losses import LOSSES
-from twotower.train.losses.loss import Columns, ContrastiveLoss, PointwiseLoss
+from twotower.train.losses.loss import ContrastiveLoss, PointwiseLoss
 from twotower.train.negatives import SOURCES
 from twotower.train.negatives.attribute import AttributeNegatives
 from twotower.train.negatives.candidates import Candidates
@@ -57,18 +58,6 @@ ROWS = np.repeat(np.arange(len(TIMES)), TIMES)
 """The same batch, with each positive as a row as often as it weighs."""
 
 
-@pytest.mark.parametrize("loss", CONTRASTIVE, ids=repr)
-def test_a_block_with_weights_is_the_weighted_sum_of_its_rows_and_the_gradient(loss: ContrastiveLoss) -> None:
-    rng = torch.Generator().manual_seed(1)
-    logits, positive = torch.randn(9, 7, generator=rng), torch.randint(0, 7, (9, 1), generator=rng)
-    columns, weights = Columns(torch.tensor([1.0, 2, 0, 1, 1, 0.5, 3]), 40), torch.rand(9, 1, generator=rng) * 3
-    leaf = logits.clone().requires_grad_()
-    value = (loss.rows(leaf, positive, columns) * weights[:, 0]).sum()
-    (gradient,) = torch.autograd.grad(value, leaf)
-    torch.testing.assert_close(loss.block(logits, positive, columns, weights), value.detach(), rtol=1e-6, atol=1e-5)
-    torch.testing.assert_close(logits, gradient, rtol=1e-5, atol=1e-6)
-
-
 def likes(board: Dataset, repeated: bool) -> Dataset:
     """Positives of eight users with their weights, or each as a row as often as it weighs; and three dislikes."""
     liked = [(user, item, True) for user, item in zip(range(8), [3, 4, 3, 5, 6, 7, 8, 3], strict=True)]
@@ -78,7 +67,7 @@ def likes(board: Dataset, repeated: bool) -> Dataset:
     weight = np.ones(len(data.pairs), np.float32)
     if not repeated:
         weight[: len(TIMES)] = TIMES
-    return replace(data, pairs=replace(data.pairs, weight=None if repeated else weight))
+    return replace(data, pairs=replace(data.pairs, weight=ones(len(weight)) if repeated else weight))
 
 
 def drawn(data: Dataset, source: NegativeSource) -> tuple[Candidates, Tensor, Tensor, Tensor]:
@@ -90,15 +79,14 @@ def drawn(data: Dataset, source: NegativeSource) -> tuple[Candidates, Tensor, Te
     sampler.begin_epoch(lambda: Factors(users, items), 1)
     pairs = data.pairs.take(data.pairs.target)
     if source.remembered:
-        sampler.remember(torch.tensor([3, 4]), items[[3, 4]], None if pairs.weight is None else torch.tensor([2.0, 1]))
-        if pairs.weight is None:
-            sampler.remember(torch.tensor([3]), items[[3]])
-    c = sampler(pairs.user, pairs.item, 0, weights=pairs.weight)
+        remembered = torch.tensor([3, 4] if pairs.weighted else [3, 4, 3])
+        weights = torch.tensor([2.0, 1] if pairs.weighted else [1.0, 1, 1])
+        sampler.remember(remembered, items[remembered], weights)
+    c = sampler(batch_of(pairs.user, pairs.item, np.array(pairs.weight)), 0)
     vectors = items[torch.from_numpy(c.items)]
     if c.memory_vectors is not None:
         vectors = torch.cat([vectors, c.memory_vectors])
-    weights = torch.ones(len(pairs)) if pairs.weight is None else torch.from_numpy(pairs.weight)
-    return c, weights, users[torch.from_numpy(pairs.user.astype(np.int64))], vectors
+    return c, c.weights, users[torch.from_numpy(pairs.user.astype(np.int64))], vectors
 
 
 @pytest.mark.parametrize("loss", CONTRASTIVE, ids=repr)
@@ -109,13 +97,13 @@ def test_weight_2_is_the_positive_twice_and_weight_0_no_target_with_every_loss_a
     c, weights, users, items = drawn(likes(board, False), source)
     assert len(weights) == 7, "weight 0 is no target"
     twice = torch.repeat_interleave(torch.arange(7), weights.long())
-    whole = contrastive_loss(users.requires_grad_(), items, c, loss, 30, weights=weights)
-    rows = contrastive_loss(users[twice], items, c.take(twice), loss, 30)
+    whole = contrastive_loss(users.requires_grad_(), items, c, loss, 30)
+    rows = contrastive_loss(users[twice], items, replace(c.take(twice), weights=torch.ones(11)), loss, 30)
     assert whole.item() == pytest.approx(rows.item(), rel=1e-6)
     one, other = (torch.autograd.grad(value, users, retain_graph=True)[0] for value in (whole, rows))
     torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
     halves = [
-        contrastive_loss(users[p], items, c.take(torch.arange(7)[p]), loss, 30, total_weight=11.0, weights=weights[p])
+        contrastive_loss(users[p], items, c.take(torch.arange(7)[p]), loss, 30, total_weight=11.0)
         for p in (slice(0, 3), slice(3, 7))
     ]
     assert float(sum(h.detach() for h in halves)) == pytest.approx(whole.item(), rel=1e-6)
@@ -145,8 +133,10 @@ def test_a_mimic_loss_is_the_weighted_mean() -> None:
         torch.tensor([2.0, 0, 1, 3, 1, 0, 1]),
     )
     twice = torch.repeat_interleave(torch.arange(7), weights.long())
-    assert mimic(a, v, weights=weights).item() == pytest.approx(mimic(a[twice], v[twice]).item(), rel=1e-6)
-    assert mimic(a, v, weights=torch.zeros(7)).item() == 0
+    assert mimic(a, v, weights).item() == pytest.approx(
+        mimic(a[twice], v[twice], torch.ones(len(twice))).item(), rel=1e-6
+    )
+    assert mimic(a, v, torch.zeros(7)).item() == 0
 
 
 def test_drawn_pairs_weigh_what_their_positive_weighs_and_keep_their_share(board: Dataset) -> None:
@@ -182,7 +172,6 @@ def test_a_batch_with_weights_has_the_loss_and_gradients_of_repeated_rows(
     times = rng.integers(0, 3, len(data.pairs))
     weighted = replace(data, pairs=replace(data.pairs, weight=times.astype(np.float32)))
     rows = np.repeat(np.arange(len(times)), times)
-    assert data.times is not None
     repeated = replace(data, pairs=data.pairs.take(rows), parts=data.parts[rows], times=data.times[rows])
     one, other = (loss_and_gradients(d, loss) for d in (weighted, repeated))
     assert one.pop("loss").item() == pytest.approx(other.pop("loss").item(), rel=1e-6)
@@ -247,7 +236,6 @@ def history_by_loop(data: Dataset, side: SideName, feature: Sequence, row: int, 
     own, other = data.pairs.user, data.pairs.item
     if side == "item":
         own, other = other, own
-    assert data.times is not None
     kept = []
     for i in np.argsort(data.times, kind="stable").tolist():
         right = feature.interactions == "all" or data.pairs.positive[i] == (feature.interactions == "positive")
@@ -274,7 +262,7 @@ def test_a_batch_has_no_target_in_any_history_and_every_other_item_is_still_ther
     for start in (0, 128):
         part = slice(start, start + 64)
         user, item, source = epoch.all.user[part], epoch.all.item[part], epoch.all.source[part]
-        batch = batcher(user, item, epoch.all.label[part], epoch.all.weight[part], source)
+        batch = batcher(user, item, epoch.all.label[part], epoch.all.weight[part], source, source)
         targets = set(zip(user[source >= 0].tolist(), item[source >= 0].tolist(), strict=True))
         gone = set(source[source >= 0].tolist())
         assert 0 < len(gone) < 64
@@ -302,12 +290,13 @@ def test_random_negatives_leave_nothing_out(everything_data: Dataset) -> None:
     pairs = data.train
     n = 30
     ones = np.ones(n, np.float32)
-    batch = Batcher(users, items)(pairs.user[:n], pairs.item[:n], ones, ones, np.full(n, -1, np.int64))
+    none = np.full(n, -1, np.int64)
+    batch = Batcher(users, items)(pairs.user[:n], pairs.item[:n], ones, ones, none, none)
     distinct = DistinctRows(users.n)(pairs.user[:n])[0], DistinctRows(items.n)(pairs.item[:n])[0]
     assert equal(batch.users, users.take(distinct[0]))
     assert equal(batch.items, items.take(distinct[1]))
     own = np.flatnonzero(data.parts == TRAIN)[:n]
-    real = Batcher(users, items)(pairs.user[:n], pairs.item[:n], ones, ones, own)
+    real = Batcher(users, items)(pairs.user[:n], pairs.item[:n], ones, ones, own, own)
     assert not equal(real.users, batch.users)
     assert not equal(real.items, batch.items)
 
@@ -320,7 +309,7 @@ def test_a_batch_names_each_row_once_and_its_pairs_by_index(everything_data: Dat
         x[part] for x in (epoch.all.user, epoch.all.item, epoch.all.label, epoch.all.weight)
     ]
     batch = Batcher(tensors(data, "user"), tensors(data, "item"))(
-        arrays[0], arrays[1], arrays[2], arrays[3], epoch.all.source[part]
+        arrays[0], arrays[1], arrays[2], arrays[3], epoch.all.source[part], epoch.all.source[part]
     )
     assert len(batch) == 200
     assert batch.label.tolist() == arrays[2].tolist()

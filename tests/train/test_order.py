@@ -125,7 +125,6 @@ def test_positives_come_in_runs_of_users_or_in_windows(everything_data: Dataset,
         assert (np.diff(epoch.all.user) != 0).sum() + 1 == len(np.unique(epoch.all.user)), (
             "a user's positives are together"
         )
-        assert data.times is not None
         together = np.diff(epoch.all.user) == 0
         assert (np.diff(data.times[epoch.all.source])[together] >= 0).all(), "oldest first"
 

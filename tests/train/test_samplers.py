@@ -173,7 +173,6 @@ def test_an_epoch_is_every_training_positive_once(everything_data: Dataset, by_u
     wanted = np.flatnonzero((data.parts == TRAIN) & data.pairs.positive)
     epochs = [source.epoch(n) for n in range(2)]
     assert len(source) == len(wanted)
-    assert data.times is not None
     for epoch in epochs:
         assert np.array_equal(np.sort(epoch.all.source), wanted)
         assert np.array_equal(epoch.all.user, data.pairs.user[epoch.all.source])

@@ -11,7 +11,7 @@ from typing import TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from twotower.arrays.types import Bools, Doubles
+from twotower.arrays.types import Bools, Doubles, Floats, Ints
 from twotower.errors import RunError
 
 Scalar = TypeVar("Scalar", bound=np.generic)
@@ -50,10 +50,31 @@ def temporary_array(
         ) from e
 
 
+def ones(n: int) -> Floats:
+    """Return (n,) ones that take no memory: each is the same number."""
+    return np.broadcast_to(np.float32(1), n)
+
+
+def is_constant(values: npt.NDArray[np.generic]) -> bool:
+    """Return True for an array of n times the same number in memory, as `ones` returns it, and maybe for an empty
+    one."""
+    return values.strides == (0,)
+
+
+def row_numbers(n: int) -> Ints:
+    """Return 0..n-1 as a temporary array."""
+    out: Ints = temporary_array(n, np.int64)
+    for part in pieces(n):
+        out[part] = np.arange(part.start, part.stop)
+    return out
+
+
 def gathered(
     values: npt.NDArray[Scalar], rows: npt.NDArray[np.integer], memory_bytes: int = MEMORY_BYTES
 ) -> npt.NDArray[Scalar]:
-    """Return the values at `rows` (n,) as a temporary array."""
+    """Return the values at `rows` (n,) as a temporary array; those of `is_constant` stay such."""
+    if is_constant(values) and len(values):
+        return np.broadcast_to(values[0], len(rows))
     out: npt.NDArray[Scalar] = temporary_array(len(rows), values.dtype.type, memory_bytes)
     for part in pieces(len(rows)):
         out[part] = values[rows[part]]
@@ -61,7 +82,9 @@ def gathered(
 
 
 def selected(values: npt.NDArray[Scalar], keep: Bools, memory_bytes: int = MEMORY_BYTES) -> npt.NDArray[Scalar]:
-    """Return the values (n,) in the mask `keep` as a temporary array."""
+    """Return the values (n,) in the mask `keep` as a temporary array; those of `is_constant` stay such."""
+    if is_constant(values):
+        return values[: np.count_nonzero(keep)]
     out: npt.NDArray[Scalar] = temporary_array(int(np.count_nonzero(keep)), values.dtype.type, memory_bytes)
     end = 0
     for part in pieces(len(values)):

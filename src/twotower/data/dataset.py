@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
+from twotower.arrays.pieces import row_numbers
 from twotower.arrays.ragged import Column, Ragged, offsets_of
 from twotower.arrays.sets import distinct_keys, pair_keys
 from twotower.arrays.types import Bools, Codes, Ints, Numbers, WholeNumbers
@@ -21,7 +22,7 @@ from twotower.data.bucket_columns import arrays_of, bucket_columns, context_of
 from twotower.data.context import context_frame
 from twotower.data.fitted import Fitted, ReadAll
 from twotower.data.interaction_columns import EVENT, PART, TIME, USER, Columns
-from twotower.data.pairs import GroupedPairs, Pairs, counts, positive_sums, weight_sums
+from twotower.data.pairs import GroupedPairs, Pairs, counts
 from twotower.data.parts import check_gap, dropped_line, given_parts, tell_of_repeats
 from twotower.data.side import Side
 from twotower.data.split import PART_NAMES, SplitConfig
@@ -53,7 +54,9 @@ class Dataset:
     items: Side
     pairs: Pairs
     parts: Parts
-    times: Ints | None  # microseconds since 1970; with time_unit "order" numbers that grow with time
+    times: Ints
+    """Microseconds since 1970; with time_unit "order" numbers that grow with time; of a log without times the numbers
+    of the rows."""
     split: SplitConfig = field(default_factory=SplitConfig)
     context_frame: pl.DataFrame = field(default_factory=pl.DataFrame, kw_only=True)
     """Columns of the interactions that features of the context read, as they are in the log; of prepared data one
@@ -159,30 +162,22 @@ class Dataset:
     @property
     def has_versions(self) -> bool:
         """True if users or items have versions."""
-        return self.users.versions is not None or self.items.versions is not None
+        return self.users.versioned or self.items.versioned
 
     def input_rows(self, side: SideName, rows: WholeNumbers, interactions: Ints) -> WholeNumbers:
         """Return the rows (n,) of `side(side).by_version()` that hold for some rows (n,) at the times of interactions
         (n,), by index or its complement; the rows themselves without versions."""
-        versions = self.side(side).versions
-        if versions is None:
-            return rows
-        assert self.times is not None
-        return versions.at(rows, self.times[np.maximum(interactions, ~interactions)])
+        found = self.side(side)
+        return found.at(rows, self.times[np.maximum(interactions, ~interactions)]) if found.versioned else rows
 
-    def rows_after_training(self, side: SideName) -> Ints | None:
-        """Return the rows of `side(side).by_version()` that hold at the latest training interaction; None without
-        versions."""
-        versions, n = self.side(side).versions, len(self.side(side))
-        if versions is None:
-            return None
-        times = self.times_of(TRAIN)
-        assert times is not None
-        return versions.at(np.arange(n), np.broadcast_to(times.max(), n))
+    def rows_after_training(self, side: SideName) -> Ints:
+        """Return the row of `side(side).by_version()` of each row that holds at the latest training interaction."""
+        found = self.side(side)
+        return found.at(np.arange(len(found)), np.broadcast_to(self.times_of(TRAIN).max(), len(found)))
 
-    def times_of(self, part: int) -> Ints | None:
-        """Return the times of the pairs of a part, as `part` has them; None without times."""
-        return None if self.times is None else self.times[self.of_part(part)]
+    def times_of(self, part: int) -> Ints:
+        """Return the times of the pairs of a part, as `part` has them."""
+        return self.times[self.of_part(part)]
 
     def side_before(self, side: SideName, part: int) -> Side:
         """Return one side with the sequences that are known before `part`.
@@ -207,14 +202,14 @@ class Dataset:
             codes = self.side(read).codes(history, self.encoders)
             return codes[self.input_rows(read, other[at], at)]  # the features of an interaction are those of its time
 
-        found = self.pairs.arrays | ({} if self.times is None else {TIME: self.times})
+        found = self.pairs.arrays | {TIME: self.times}
         return history_of(history, own[keep], keep, len(self.side(history.side)), codes_of, found)
 
     def sort_by_time(self, among: Bools) -> Ints:
         """Return the indices of the interactions in the mask `among` (n,), oldest first; ties keep the table's
         order."""
         keep = np.flatnonzero(among)
-        return keep if self.times is None else keep[np.argsort(self.times[keep], kind="stable")]
+        return keep[np.argsort(self.times[keep], kind="stable")]
 
     # Views of the train part for training; a `MemmapDataset` has those of BY_USER on disk.
 
@@ -260,7 +255,7 @@ class Dataset:
     @cached_property
     def item_positive_counts(self) -> Numbers:
         """(items,) number of training positives of each item; with weights the sums of theirs."""
-        return positive_sums(self.train, len(self.items))
+        return self.train.sums("item", len(self.items), self.train.positive)
 
     @cached_property
     def user_counts(self) -> Ints:
@@ -275,8 +270,7 @@ class Dataset:
     @cached_property
     def item_weights(self) -> Numbers:
         """(items,) sum of the weights of the training interactions of each item; without weights their number."""
-        weight = self.train.weight
-        return self.item_counts if weight is None else weight_sums(self.train.item, len(self.items), weight)
+        return self.train.sums("item", len(self.items))
 
     @cached_property
     def item_user_counts(self) -> Ints:
@@ -290,7 +284,7 @@ class Dataset:
         """Digest of the interactions, columns, encoders and schema, by which a resumed training knows its data again:
         16 hexadecimal digits."""
         digest, columns = hashlib.sha256(), list[Column | npt.NDArray[Any]]([*self.pairs.arrays.values(), self.parts])
-        columns += [] if self.times is None else [self.times]
+        columns += [self.times] if self.schema.time else []
         for side in (self.users, self.items):
             columns += side.columns.values()
             if side.versions is not None:
@@ -385,7 +379,7 @@ def assemble_dataset(
 ) -> Dataset:
     """Return the dataset of tables whose interactions are rows already, with fitted encoders; only the sides in
     `encode` get columns. `versions` are those of the sides that have some, without columns. `context` has the columns
-    of the interactions that features of the context read."""
+    of the interactions that features of the context read. Without `times` the order is that of the rows."""
     schema = encoders.schema
     train = parts == TRAIN
     if not pairs.target[train].any():
@@ -393,6 +387,7 @@ def assemble_dataset(
     tables: dict[SideName, pl.DataFrame] = {"user": users, "item": items}
     sides = {s: _encoded_side(encoders, s, t, s in encode, (versions or {}).get(s)) for s, t in tables.items()}
     columns = pl.DataFrame() if context is None else context
+    times = row_numbers(len(parts)) if times is None else times
     dataset = Dataset(schema, encoders, sides["user"], sides["item"], pairs, parts, times, split, context_frame=columns)
     for history in schema.histories(*encode):
         dataset.side(history.side).columns[history.name] = dataset.history(history, train)

@@ -25,6 +25,7 @@ import polars as pl
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from twotower import files
+from twotower.arrays.pieces import row_numbers
 from twotower.arrays.ragged import Column, Ragged
 from twotower.data.bucket_columns import context_of
 from twotower.data.dataset import BY_USER, Dataset, assemble_dataset
@@ -169,7 +170,7 @@ class MemmapDataset(Dataset):
             sides["item"],
             Pairs.of({name: arrays.numbers(name) for name in plain}),
             arrays["part"],
-            arrays["time"] if schema.time else None,
+            arrays["time"] if schema.time else row_numbers(facts.rows),
             facts.split,
             folder,
             facts=facts,
@@ -299,7 +300,7 @@ def save_tables(dataset: Dataset, folder: Path) -> None:
     encoders.json is written first: it distinguishes the tables of a run from tables of a user."""
     dataset.encoders.save(folder)
     pairs = pl.DataFrame(dataset.pairs.arrays | {"part": dataset.parts})
-    if dataset.times is not None:
+    if dataset.schema.time:
         pairs = pairs.with_columns(time=dataset.times)
     pairs = pairs.with_columns(dataset.context_frame.rename(lambda name: CONTEXT_PREFIX + name))
     frames = {layout.table(side): dataset.side(side).frame for side in SIDES} | {layout.INTERACTIONS: pairs}

@@ -3,29 +3,37 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 
 import numpy as np
 import numpy.typing as npt
 
-from twotower.arrays.pieces import PIECE_ROWS, pieces, selected, temporary_array
+from twotower.arrays.pieces import PIECE_ROWS, is_constant, pieces, selected, temporary_array
 from twotower.arrays.ragged import run_indices, stable_order
 from twotower.arrays.types import Bools, Codes, Doubles, Floats, Ints, Numbers
 from twotower.data.interaction_columns import Columns
+from twotower.features.side import SideName
+
+_ONE_NUMBER = ("weight", "event")
+"""Columns that one number may stand for."""
 
 
 @dataclass(frozen=True)
 class Pairs:
-    """Aligned (n,) arrays: user row, item row, whether the user liked the item, and weights and types of events if the
-    schema names them."""
+    """Aligned (n,) arrays: user row, item row, whether the user liked the item, weight and type of event."""
 
     user: Codes
     item: Codes
     positive: Bools
-    weight: Floats | None = None
-    """Weights, finite and at least 0. None: all are 1."""
-    event: Codes | None = None
-    """Code of the type of each event, 0 for one that the schema does not name. None: no history reads them."""
+    weight: Floats = field(default_factory=lambda: np.ones((), np.float32))
+    """Weights, finite and at least 0; ones if the log has none. One number stands for all."""
+    event: Codes = field(default_factory=lambda: np.zeros((), np.int32))
+    """Code of the type of each event, 0 for one that the schema does not name; zeros if no history reads them."""
+
+    def __post_init__(self) -> None:
+        for name in _ONE_NUMBER:
+            if not (column := getattr(self, name)).ndim:
+                object.__setattr__(self, name, np.broadcast_to(column, len(self.user)))
 
     def __len__(self) -> int:
         return len(self.user)
@@ -33,12 +41,28 @@ class Pairs:
     @property
     def target(self) -> Bools:
         """True for a positive of a weight above 0: one that models learn and are measured by."""
-        return target_mask(self.positive, self.weight)
+        return target_mask(self.positive, self.weight if self.weighted else None)
+
+    @property
+    def weighted(self) -> bool:
+        """True if the log has weights."""
+        return not is_constant(self.weight)
 
     @property
     def labels(self) -> Bools:
         """Labels of the pairs of a weight above 0, those that count; with weights a temporary array."""
-        return self.positive if self.weight is None else selected(self.positive, self.weight > 0)
+        return selected(self.positive, self.weight > 0) if self.weighted else self.positive
+
+    @property
+    def counted(self) -> Pairs:
+        """The pairs of a weight above 0."""
+        return self.take(self.weight > 0) if self.weighted else self
+
+    def sums(self, side: SideName, n: int, where: Bools | None = None) -> Numbers:
+        """Return (n,) the sum of the weights of the pairs of each row of a side, of all or of those in a mask; whole
+        numbers if the log has no weights."""
+        rows = self.user if side == "user" else self.item
+        return weight_sums(rows, n, self.weight, where) if self.weighted else counts(rows, n, where)
 
     @classmethod
     def columns(cls) -> tuple[str, ...]:
@@ -52,9 +76,9 @@ class Pairs:
 
     @property
     def arrays(self) -> Columns:
-        """Columns by name, without those that are None."""
+        """Columns by name, without weights and events that are all one number."""
         found: Columns = {name: getattr(self, name) for name in self.columns()}
-        return {name: column for name, column in found.items() if column is not None}
+        return {name: c for name, c in found.items() if name not in _ONE_NUMBER or not is_constant(c)}
 
     def take(self, keep: npt.NDArray[np.bool_ | np.integer] | slice) -> Pairs:
         """Return the pairs at `keep`, a mask, indices or a slice."""
@@ -63,7 +87,8 @@ class Pairs:
     @classmethod
     def concatenated(cls, parts: Sequence[Pairs]) -> Pairs:
         """Return the pairs of all parts, one part after the other."""
-        return cls(**{name: np.concatenate([p.arrays[name] for p in parts]) for name in parts[0].arrays})
+        names = dict.fromkeys(name for p in parts for name in p.arrays)
+        return cls(**{name: np.concatenate([getattr(p, name) for p in parts]) for name in names})
 
     def renumbered(self, user: Ints, item: Ints) -> Pairs:
         """Return the pairs with rows mapped by `user` (n_users,) and `item` (n_items,), without pairs that map to
@@ -146,13 +171,6 @@ def weight_sums(values: npt.NDArray[np.integer], n: int, weight: Floats, where: 
         keep = slice(None) if where is None else where[part]
         np.add.at(sums, values[part][keep], weight[part][keep])
     return sums
-
-
-def positive_sums(pairs: Pairs, n_items: int) -> Numbers:
-    """Return (items,) the number of positives of each item; with weights the sums of theirs."""
-    if pairs.weight is None:
-        return counts(pairs.item, n_items, pairs.positive)
-    return weight_sums(pairs.item, n_items, pairs.weight, pairs.positive)
 
 
 def counts(values: npt.NDArray[np.integer], n: int, where: Bools | None = None) -> Ints:

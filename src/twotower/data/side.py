@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 
+import numpy as np
 import polars as pl
 
 from twotower.arrays.ragged import Column
-from twotower.arrays.types import Codes, Ints
+from twotower.arrays.types import Codes, Ints, WholeNumbers
 from twotower.data.versions import Versions
 from twotower.features.encoders import Encoders
 from twotower.features.feature import HistorySpec
@@ -43,6 +44,22 @@ class Side:
     @cached_property
     def _codes(self) -> dict[str, Codes]:
         return {}
+
+    @property
+    def versioned(self) -> bool:
+        """True if rows have versions."""
+        return self.versions is not None
+
+    def at(self, rows: WholeNumbers, times: Ints) -> Ints:
+        """Return the row of `by_version` (n,) that holds for each of some rows (n,) at its time (n,)."""
+        return rows.astype(np.int64) if self.versions is None else self.versions.at(rows, times)
+
+    def frame_at(self, times: Ints) -> pl.DataFrame:
+        """Return the table with the version that holds for each row at its time (n,); columns that versions lack are
+        those of the newest rows."""
+        assert self.versions is not None
+        held = self.versions.frame[self.versions.at(np.arange(len(self)), times)]
+        return held.with_columns(self.frame[name] for name in self.frame.columns if name not in held.columns)
 
     def by_version(self) -> Side:
         """Return the side with a row for each version; the same side if it has none."""

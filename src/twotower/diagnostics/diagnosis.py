@@ -158,18 +158,18 @@ class DiagnosisContext:
         size = config.train.batch_size
         epoch = PositiveSampler(self.sampled, config.train.seed, config.train.shuffle, by_user).epoch(0)
         some = epoch.take(0, slice(0, size + config.negatives.remembered))
-        user, item = some.user[:size], some.item[:size]
+        batch, earlier = some[:size], some[size:]
         sampler = CandidateSampler(self.sampled, config.negatives, config.train.seed)
         if self.finite:
             sampler.begin_epoch(lambda: self.factors, 1)
-        earlier = torch.from_numpy(some.item[size:].astype(np.int64))
         if len(earlier):
-            sampler.remember(earlier, torch.zeros(len(earlier), 1))
-        drawn = sampler(user, item, 0)
+            items, weights = (torch.from_numpy(a) for a in (earlier.item.astype(np.int64), earlier.weight))
+            sampler.remember(items, torch.zeros(len(earlier), 1), weights)
+        drawn = sampler(batch, 0)
         columns = max(1, len(drawn.log_q) + drawn.per_positive.shape[1])
-        rows = sample(np.arange(len(user)), max(1, min(MAX_BATCH_POSITIVES, MAX_BATCH_CELLS // columns)))
+        rows = sample(np.arange(len(batch)), max(1, min(MAX_BATCH_POSITIVES, MAX_BATCH_CELLS // columns)))
         drawn = drawn.take(torch.from_numpy(rows))
-        return Pairs(user[rows], item[rows], np.ones(len(rows), bool)), drawn
+        return Pairs(batch.user[rows], batch.item[rows], np.ones(len(rows), bool)), drawn
 
     @cached_property
     def follows_recipe(self) -> bool:
@@ -284,9 +284,8 @@ def _with_interactions_of(data: Dataset, users: Ints) -> Dataset:
     chosen[users] = True
     rows = [part.start + np.flatnonzero(chosen[data.pairs.user[part]]) for part in pieces(len(data.pairs))]
     keep = np.concatenate(rows)
-    times = None if data.times is None else data.times[keep]
     pairs, parts = data.pairs.take(keep), data.parts[keep]
-    return Dataset(data.schema, data.encoders, data.users, data.items, pairs, parts, times, data.split)
+    return Dataset(data.schema, data.encoders, data.users, data.items, pairs, parts, data.times[keep], data.split)
 
 
 def sample(rows: Ints, n: int) -> Ints:

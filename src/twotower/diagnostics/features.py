@@ -79,7 +79,7 @@ def leaking_features(context: DiagnosisContext) -> Iterator[Finding]:
 def _rows_read(data: Dataset, side: SideName, part: int) -> npt.NDArray[np.integer]:
     """Return the rows of a side `by_version` that the pairs of a part read."""
     rows: npt.NDArray[np.integer] = data.pairs_of(part).arrays[side]
-    return rows if data.side(side).versions is None else data.input_rows(side, rows, data.part_indices(part))
+    return data.input_rows(side, rows, data.part_indices(part))
 
 
 def encodings(context: DiagnosisContext) -> Iterator[Finding]:

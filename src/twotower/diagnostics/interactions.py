@@ -108,7 +108,7 @@ def order(context: DiagnosisContext) -> Iterator[Finding]:
 def drift(context: DiagnosisContext) -> Iterator[Finding]:
     """Check that a ranking model reads recent popularity if popularity changes over time."""
     data, config = context.sampled, context.config
-    if data.times is None or config.loss.pointwise:
+    if not data.schema.time or config.loss.pointwise:
         return
     rows = np.flatnonzero((data.parts == TRAIN) & data.pairs.target)
     user, item = (column[rows].astype(np.int64) for column in (data.pairs.user, data.pairs.item))

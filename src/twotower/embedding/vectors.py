@@ -11,6 +11,7 @@ from typing import Literal
 import numpy as np
 import polars as pl
 
+from twotower.arrays.pieces import pieces
 from twotower.arrays.ragged import Column, Ragged
 from twotower.data.context import default_context
 from twotower.data.reading.readers import TableLike, as_frame, need
@@ -20,7 +21,7 @@ from twotower.embedding.folder import StoredVectors
 from twotower.errors import ConfigError, RunError
 from twotower.features.categorical import CategoricalEncoder
 from twotower.features.side import SideName
-from twotower.model.inputs.gather import ColumnRows, JoinedRows, TowerFields
+from twotower.model.inputs.gather import JoinedRows, TowerFields
 from twotower.model.inputs.side_tensors import carry_forward, tensors
 from twotower.model.two_tower import evaluation_mode
 from twotower.runs import Run
@@ -59,12 +60,11 @@ class TableVectors:
 
         Raises DataError; RunError for a vector that is not finite, or outside the range of the precision."""
         ids, columns = self._encoded(as_frame(table, f"{self.side}s"))
-        blocks = [self._block(columns, start) for start in range(0, max(1, len(ids)), _TOWER_ROWS)]
+        blocks = [self._block(columns, rows) for rows in [*pieces(len(ids), _TOWER_ROWS)] or [slice(0, 0)]]
         return pl.DataFrame({"id": ids, "vector": np.concatenate(blocks)})
 
-    def _block(self, columns: dict[str, Column], start: int) -> StoredVectors:
-        rows, model = ColumnRows(columns, slice(start, start + _TOWER_ROWS)), self._model
-        block = JoinedRows(rows, ColumnRows(self._context, np.zeros(rows.n, np.int64))) if self._context else rows
+    def _block(self, columns: dict[str, Column], rows: slice) -> StoredVectors:
+        block, model = JoinedRows(columns, rows, self._context, np.zeros(rows.stop - rows.start, np.int64)), self._model
         tower = model.user_vectors if self.side == "user" else model.item_vectors
         with evaluation_mode(model), np.errstate(over="ignore"):
             vectors = tower(tensors(self._fields, block, carry_forward, model.log_temperature.device)).cpu().numpy()

@@ -8,9 +8,9 @@ import numpy as np
 import torch
 
 from twotower.arrays.pieces import mean_of, pieces
-from twotower.arrays.types import Bools, Codes, Doubles, Floats, Numbers, Shaped
+from twotower.arrays.types import Codes, Doubles, Shaped
 from twotower.data.dataset import Dataset
-from twotower.data.pairs import Pairs, counts, weight_sums
+from twotower.data.pairs import Pairs
 from twotower.evaluation.factors import Factors
 
 SUM_ROWS = 2**22
@@ -18,26 +18,18 @@ SUM_ROWS = 2**22
 
 
 def popularity_baseline(train: Pairs, n_users: int, n_items: int) -> Factors:
-    """Return the popularity baseline: score = number of training positives of the item, or the sum of their weights."""
-    positives: Shaped[Numbers, "items"] = counts(train.item, n_items, train.positive)
-    if train.weight is not None:
-        positives = weight_sums(train.item, n_items, train.weight, train.positive)
+    """Return the popularity baseline: score = sum of the weights of the training positives of the item."""
+    positives = train.sums("item", n_items, train.positive)
     return Factors(torch.ones(n_users, 1), torch.from_numpy(positives.astype(np.float32))[:, None])
-
-
-def _weighted_mean(values: Shaped[Bools, "n"], weight: Shaped[Floats, "n"]) -> float:
-    """Return the share of the weight that is of True values."""
-    n = len(values)
-    of_true = mean_of(n, lambda part: weight[part].astype(np.float64) * values[part])
-    return of_true / mean_of(n, lambda part: weight[part].astype(np.float64))
 
 
 def bias_baseline(train: Pairs, n_users: int, n_items: int, strength: float = 10.0, rounds: int = 10) -> Factors:
     """Return the bias baseline: score = mean + user bias + item bias, ridge-regularised least squares on the labels,
-    weighted if the pairs have weights, by `rounds` of alternation (Koren 2010, "Factor in the Neighbors", section
+    weighted, by `rounds` of alternation (Koren 2010, "Factor in the Neighbors", section
     2.1)."""
-    weight = train.weight
-    mean = float(train.positive.mean()) if weight is None else _weighted_mean(train.positive, weight)
+    weight, n = train.weight, len(train)
+    of_positives = mean_of(n, lambda part: weight[part].astype(np.float64) * train.positive[part])
+    mean = of_positives / mean_of(n, lambda part: weight[part].astype(np.float64))
 
     def labels_without(
         bias: Shaped[Doubles, "_"], of: Shaped[Codes, "r"], by: Shaped[Codes, "r"], n: int
@@ -51,17 +43,13 @@ def bias_baseline(train: Pairs, n_users: int, n_items: int, strength: float = 10
                 left = train.positive[rows].astype(np.float64)
                 left -= mean
                 left -= bias[of[rows]]
-                if weight is not None:
-                    left *= weight[rows]
+                left *= weight[rows]
                 np.add.at(some, by[rows], left)
             total += some
         return total
 
     bu, bi = np.zeros(n_users), np.zeros(n_items)
-    nu: Shaped[Numbers, "_"] = counts(train.user, n_users)
-    ni: Shaped[Numbers, "_"] = counts(train.item, n_items)
-    if weight is not None:
-        nu, ni = weight_sums(train.user, n_users, weight), weight_sums(train.item, n_items, weight)
+    nu, ni = train.sums("user", n_users), train.sums("item", n_items)
     for _ in range(rounds):
         bi = labels_without(bu, train.user, train.item, n_items) / (ni + strength)
         bu = labels_without(bi, train.item, train.user, n_users) / (nu + strength)

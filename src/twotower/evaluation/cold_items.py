@@ -11,7 +11,6 @@ from torch import Tensor
 from twotower.arrays.types import Bools, Float, Ints, Shaped
 from twotower.evaluation.config import Metrics
 from twotower.evaluation.factors import CatalogueScorer
-from twotower.evaluation.metrics.measured import Rankings
 
 if TYPE_CHECKING:
     from twotower.evaluation.part_evaluation import PartEvaluation
@@ -39,12 +38,10 @@ def among_cold_items(evaluation: PartEvaluation, factors: CatalogueScorer) -> Me
     items alone, for the users with a target among them. Empty without such a user."""
     config, queries, k = evaluation.config, evaluation.queries, evaluation.config.k[0]
     rows = evaluation.dataset.item_counts == 0
-    n_targets = queries.count_targets(rows)
-    if not n_targets.any():
+    queries = queries.take(queries.count_targets(rows) > 0)
+    if not len(queries.users):
         return {}
-    queries, n_targets = queries.where(n_targets > 0), n_targets[n_targets > 0]
-    best = queries.top_k(SomeItems(factors, rows), k)
-    weights = queries.target_weights(best, rows) if config.weighted else None
-    rankings = Rankings(best, queries.hits(best), n_targets, evaluation.rankings.items, weights)
+    rankings = queries.rankings(queries.top_k(SomeItems(factors, rows), k), evaluation.rankings.items, config.weighted)
+    rankings = queries.among(rankings, rows, config.weighted)
     sliced = [m for m in config.metric_set.of_users if "user" in m.slices]
     return {f"{m.name}@{k}.{ALONE}": float(m.values(rankings).mean()) for m in sliced}

@@ -14,7 +14,7 @@ from twotower.data.pairs import GroupedPairs, Pairs, counts
 from twotower.evaluation.bootstrap import bootstrap_counts, paired_bootstrap, percentile_interval
 from twotower.evaluation.config import MetricSet, Repeats
 from twotower.evaluation.factors import Factors
-from twotower.evaluation.metrics.measured import RankedItems, Rankings, ScoredPairs
+from twotower.evaluation.metrics.measured import RankedItems, ScoredPairs
 from twotower.evaluation.metrics.metric import PairMetric
 from twotower.evaluation.ranking import EvaluationQueries
 from twotower.evaluation.table_slices import TableSlice
@@ -174,14 +174,13 @@ def _of_rankings(
     queries, out = data.queries, ByUser()
     if of and of.side == "user":
         kept = of.rows[queries.users]
-        queries, best = queries.where(kept), best[kept]
+        queries, best = queries.take(kept), best[kept]
     users = queries.users
-    weights = queries.target_weights(best) if data.weighted else None
-    rankings = Rankings(best, queries.hits(best), queries.n_targets, data.items, weights)
+    rankings = queries.rankings(best, data.items, data.weighted)
     if of and of.side == "item":
-        targets = queries.count_targets(of.rows)
-        weights = queries.target_weights(best, of.rows) if data.weighted else None
-        rankings, users = rankings.with_targets(of.rows, targets, weights), users[targets > 0]
+        rankings = queries.among(rankings, of.rows, data.weighted)
+        defined = rankings.n_targets > 0
+        rankings, users = rankings.of_users(defined), users[defined]
     for cut in k if len(users) else ():
         for m in metrics.of_users:
             if of is not None and of.side not in m.slices:

@@ -141,7 +141,7 @@ class Factors(Scorer):
         """Return the scores of the pairs, `block` pairs at a time, as a temporary array."""
         return self._added_of_pairs(self.pair_products(pairs, block), pairs)
 
-    def pair_products(self, pairs: Pairs, block: int) -> Shaped[Floats, "n"]:
+    def pair_products(self, pairs: Pairs, block: int = 16_384) -> Shaped[Floats, "n"]:
         """Return the products of the vectors of the pairs, `block` pairs at a time, as a temporary array."""
         out: Floats = temporary_array(len(pairs), np.float32)
         # Two small buffers are reused: allocating memory for all rows costs ten times the products.

@@ -110,13 +110,10 @@ class PartEvaluation:
         config: EvaluationConfig,
     ) -> PartEvaluation:  # fmt: skip
         pairs = dataset.pairs_of(part)
-        weights = queries.target_weights(best) if config.weighted else None
         items = RankedItems.of(dataset, weighted=config.weighted, part=part)
-        rankings = Rankings(best, queries.hits(best), queries.n_targets, items, weights)
+        rankings = queries.rankings(best, items, config.weighted)
         scored = ScoredPairs.of(scores, pairs, config.weighted)
-        if pairs.weight is not None:
-            pairs = pairs.take(pairs.weight > 0)
-        return cls(dataset, config, pairs, scored, queries, rankings, part)
+        return cls(dataset, config, pairs.counted, scored, queries, rankings, part)
 
     def metrics(self) -> Metrics:
         """Return all metrics of the config: of pairs over all rows, of rankings as means over users, of the
@@ -182,11 +179,11 @@ class PartEvaluation:
                 selected = rows[self.users]
                 for m in self._sliced_rankings("user") if selected.any() else ():
                     out[f"{m.name}@{k}.{name}"] = float(m.values(rankings)[selected].mean())
-            elif (targets := self.queries.count_targets(rows)).any():
-                weights = self.queries.target_weights(rankings.best, rows) if config.weighted else None
-                sliced = rankings.with_targets(rows, targets, weights)
+                continue
+            sliced = self.queries.among(rankings, rows, config.weighted)
+            if (defined := sliced.n_targets > 0).any():
                 for m in self._sliced_rankings("item"):
-                    out[f"{m.name}@{k}.{name}"] = float(m.values(sliced).mean())
+                    out[f"{m.name}@{k}.{name}"] = float(m.values(sliced.of_users(defined)).mean())
         for column in config.slices:
             out |= self._column_slices(column)
         return {name: value for name, value in out.items() if value == value}

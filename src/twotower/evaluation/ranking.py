@@ -19,7 +19,7 @@ from twotower.data.pairs import GroupedPairs, counts
 from twotower.evaluation.config import EvaluationConfig, Repeats
 from twotower.evaluation.factors import CatalogueScorer
 from twotower.evaluation.metrics.auc import ordered_codes
-from twotower.evaluation.metrics.measured import TargetWeights
+from twotower.evaluation.metrics.measured import RankedItems, Rankings, TargetWeights
 from twotower.progress import JobProgress, Summary
 
 log = logging.getLogger(__name__)
@@ -110,15 +110,14 @@ class EvaluationQueries:
         fixed random sample of that size is ranked; 0 ranks all. A block holds at most `block` users and `max_scores`
         scores, but at least 8 users. With `contexts` the rows of `pairs` are users in a context, and queries.
         """
-        noun = "users" if contexts is None else "users in their contexts"
-        summary = Summary(noun, read=int(np.count_nonzero(pairs.lengths)))
+        summary = Summary("users in their contexts" if contexts else "users", read=int(np.count_nonzero(pairs.lengths)))
         groups = np.flatnonzero(n_positives)
         summary.drop("have no positive", summary.read - len(groups))
         if max_users and len(groups) > max_users:
             summary.drop("are beyond evaluation.max_users", len(groups) - max_users)
             groups = np.sort(np.random.default_rng(0).choice(groups, max_users, replace=False))
         users, interactions = groups, None
-        if contexts is not None:
+        if contexts:
             users, interactions = contexts.users[groups], contexts.interactions[groups]
         block = max(8, min(block, max_scores // n_items))  # smaller blocks read all item vectors too often
         seen, only = (() if repeats == "allow" else seen), repeats == "only"
@@ -127,41 +126,28 @@ class EvaluationQueries:
         kept = n_targets > 0
         reason = "have no positive of earlier parts" if only else "have only positives of earlier parts"
         summary.drop(reason, int(len(users) - kept.sum()))
-        return replace(every, n_targets=n_targets).where(kept)
+        return replace(every, n_targets=n_targets).take(kept)
 
-    def where(self, keep: Shaped[Bools, "Q"]) -> EvaluationQueries:
+    def take(self, rows: slice | Shaped[Bools, "Q"]) -> EvaluationQueries:
         """Return some of the queries."""
-        interactions = None if self.interactions is None else self.interactions[keep]
-        return replace(
-            self,
-            users=self.users[keep],
-            n_targets=self.n_targets[keep],
-            groups=self.groups[keep],
-            interactions=interactions,
-        )
-
-    def some(self, rows: slice) -> EvaluationQueries:
-        """Return some of the queries."""
-        moments = None if self.interactions is None else self.interactions[rows]
-        return replace(
-            self, users=self.users[rows], n_targets=self.n_targets[rows], groups=self.groups[rows], interactions=moments
-        )
+        columns = {name: getattr(self, name) for name in ("users", "n_targets", "groups", "interactions")}
+        return replace(self, **{name: column[rows] for name, column in columns.items() if column is not None})
 
     def top_k(self, factors: CatalogueScorer, k: int) -> Shaped[Ints, "Q K"]:
         """Return the best item rows by the vectors, -1 after the last item that may be ranked."""
         best = np.empty((len(self.users), min(k, self.n_items)), np.int64)
         progress = JobProgress(log, "users ranked", len(self.users), seconds=60.0)
         for part in self._blocks():
-            rows = self.users[part]
-            moments = None if self.interactions is None else self.interactions[part]
-            scores, cells = factors.catalogue_scores(rows, moments), np.concatenate(self._seen_cells(rows))
+            some = self.take(part)
+            scores = factors.catalogue_scores(some.users, some.interactions)
+            cells = np.concatenate(self._seen_cells(some.users))
             if self.only_seen:
                 at = torch.from_numpy(cells).to(scores.device)
                 ranked = torch.full_like(scores, -torch.inf)
                 ranked.view(-1)[at] = scores.view(-1)[at]
                 scores, cells = ranked, cells[:0]
             best[part] = top_items(scores, cells, best.shape[1])
-            progress.advance(len(rows))
+            progress.advance(len(some.users))
         return best
 
     def hits(self, best: Shaped[Ints, "Q K"]) -> Shaped[Bools, "Q K"]:
@@ -213,13 +199,24 @@ class EvaluationQueries:
             hit[part] = np.where(found & (best[part] >= 0), np.append(weights, 0.0)[places], 0.0)
         return TargetWeights(hit, total, heaviest)
 
+    def rankings(self, best: Shaped[Ints, "Q K"], items: RankedItems, weighted: bool) -> Rankings:
+        """Return the rankings with these best items, with the weights of their targets if `weighted`."""
+        found = Rankings.alike(best, self.hits(best), self.n_targets, items)
+        return replace(found, weights=self.target_weights(best)) if weighted else found
+
+    def among(self, rankings: Rankings, items: Shaped[Bools, "I"], weighted: bool) -> Rankings:
+        """Return rankings of the queries as if the targets in a mask of items were the only ones; a user may have
+        none."""
+        best = rankings.best
+        found = Rankings.alike(best, rankings.hit & items[best], self.count_targets(items), rankings.items)
+        return replace(found, weights=self.target_weights(best, items)) if weighted else found
+
     def _weighted_targets(self, part: slice) -> tuple[Shaped[Ints, "n"], Shaped[Doubles, "n"]]:
         """Return the places of the targets of a block in its flat scores, each once and rising, and their weights."""
         pairs = self.pairs.take(self.groups[part])
         target = pairs.target
         keys, place = np.unique(pair_keys(pairs.user, pairs.item, self.n_items)[target], return_inverse=True)
-        weights = np.ones(len(place)) if pairs.weight is None else pairs.weight[target]
-        sums: Doubles = np.bincount(place, weights, len(keys)).astype(np.float64)
+        sums: Doubles = np.bincount(place, pairs.weight[target], len(keys)).astype(np.float64)
         left = is_in_sorted(np.sort(np.concatenate(self._seen_cells(self.users[part]))), keys) == self.only_seen
         return keys[left], sums[left]
 

@@ -48,7 +48,7 @@ class Encoders:
         schema: Schema,
         frames: Mapping[SideName, pl.DataFrame],
         counts: Mapping[SideName, Ints],
-        context: Mapping[str, tuple[pl.Series, Ints]] | None = None,
+        context: Mapping[str, tuple[pl.Series, Ints]] = {},
     ) -> Encoders:
         """Fit all encoders to the rows with training interactions, whose numbers are `counts[side]` (rows,).
 
@@ -56,7 +56,6 @@ class Encoders:
 
         def column(feature: Feature) -> tuple[pl.Series, Ints]:
             if feature.side == "context":
-                assert context is not None
                 return context[feature.name]
             return frames[feature.side][feature.source], counts[feature.side]
 

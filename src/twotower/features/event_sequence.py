@@ -31,7 +31,6 @@ class EventSequence(FactHistory):
             )
 
     def codes(self, facts: HistoryFacts) -> Codes:
-        assert facts.types is not None
         return facts.types
 
     def rows(self, schema: Schema) -> int:

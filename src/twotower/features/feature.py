@@ -245,10 +245,10 @@ class HistoryFacts:
 
     first: Bools
     """True for the first interaction of each history."""
-    types: Codes | None = None
-    """Code of each event type, 0 for an unknown one. None: the log has no types, or no history reads them."""
-    times: Ints | None = None
-    """Time of each interaction in microseconds since 1970, negative if unknown. None: the log has no times."""
+    types: Codes
+    """Code of each event type, 0 for an unknown one."""
+    times: Ints
+    """Time of each interaction in microseconds since 1970, negative if unknown."""
 
 
 class InteractionHistory(Feature):

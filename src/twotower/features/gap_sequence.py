@@ -34,7 +34,6 @@ class GapSequence(FactHistory):
         check_times(schema, f"gap sequence {self.name!r}")
 
     def codes(self, facts: HistoryFacts) -> Codes:
-        assert facts.times is not None
         gaps = np.diff(facts.times, prepend=facts.times[:1])
         known = ~facts.first & (facts.times >= 0) & (np.roll(facts.times, 1) >= 0)
         seconds = np.maximum(gaps, 0) / MICROSECONDS_OF_A_SECOND

@@ -219,6 +219,11 @@ class Schema(Section):
         return bool(self.weight) or any(r.factor != 1 for r in self.events.values() if r.target != "ignored")
 
     @property
+    def has_moments(self) -> bool:
+        """True if interactions have times, and these are moments, not only an order."""
+        return bool(self.time) and self.time_unit != "order"
+
+    @property
     def has_negatives(self) -> bool:
         """True if rows of a weight above 0 may be negatives: by a label or an event type."""
         return bool(self.label) or _any_negative(self.events)

@@ -91,8 +91,7 @@ def assemble_rows(schema: Schema, rows: LabelledRows, parts: Parts, encoders: En
     if encoders is None:
         counts = {s: np.bincount(row_of[s][train], minlength=frames[s].height) for s in SIDES}
         encoders = Encoders.fit(schema, frames, counts)
-    weight = None
+    pairs = Pairs(row_of["user"], row_of["item"], rows.y)
     if schema.weight in rows.x.columns:
-        weight = weighted(rows.x, schema, "x")[WEIGHT].to_numpy()
-    pairs = Pairs(row_of["user"], row_of["item"], rows.y, weight)
+        pairs = replace(pairs, weight=weighted(rows.x, schema, "x")[WEIGHT].to_numpy())
     return assemble_dataset(encoders, frames["user"], frames["item"], pairs, parts, None)

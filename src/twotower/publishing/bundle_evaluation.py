@@ -74,8 +74,10 @@ def evaluate_bundle(retriever: Retriever, config: EvaluationConfig | None = None
 
 def _follows(dataset: Dataset) -> bool:
     """Return True if no test row is earlier than a row of another part."""
-    times, earlier = dataset.times, dataset.parts < TEST
-    return times is None or not earlier.any() or int(times[dataset.parts == TEST].min()) >= int(times[earlier].max())
+    earlier = dataset.parts < TEST
+    if not (dataset.schema.time and earlier.any()):
+        return True
+    return int(dataset.times_of(TEST).min()) >= int(dataset.times[earlier].max())
 
 
 def _scores(retriever: Retriever, method: Method) -> Floats:

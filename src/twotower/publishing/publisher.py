@@ -32,7 +32,7 @@ from twotower.data.splits import TEST, VALIDATION
 from twotower.errors import RunError
 from twotower.escaping import python_literal
 from twotower.evaluation.added_scores import SparseScores
-from twotower.evaluation.context_factors import ContextFactors
+from twotower.evaluation.moments import ContextFactors
 from twotower.evaluation.part_evaluation import evaluate_model
 from twotower.features.encoders import Encoders
 from twotower.features.side import SIDES, SideName
@@ -119,7 +119,7 @@ def _write(run: Run, config: IndexConfig, folder: Path, collections: RemoteColle
     before, source = run_stamp(run.folder), reading_folder(run.folder)
     tables: tuple[str, ...] = () if isinstance(run.dataset, MemmapDataset) else layout.TABLES
     read = any(h.feature for h in run.dataset.schema.histories("user"))
-    if tables and read and run.dataset.items.versions is not None:  # stored histories hold features of earlier versions
+    if tables and read and run.dataset.items.versioned:  # stored histories hold features of earlier versions
         tables = (*tables, layout.versions("item"))
     for name in (*COPIED_FILES, *(() if run.unfinished else FILES_OF_THE_END), *tables):
         shutil.copyfile(source / name, folder / name)

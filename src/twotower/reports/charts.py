@@ -98,13 +98,14 @@ def gates(run: Run) -> list[Figure]:
     """Return one bar chart per SENet gate; empty for a model without gates."""
     figures = []
     for side in SIDES:
-        encoded, interactions = run.dataset.side(side), None
+        encoded = run.dataset.side(side)
         context = run.dataset.context if side == "user" else {}
         rows = np.arange(len(run.dataset.pairs) if context else len(encoded))
         if len(rows) > MAX_GATE_ROWS:
             rows = np.random.default_rng(0).choice(rows, MAX_GATE_ROWS, replace=False)
-        if context:  # a row is an interaction
-            rows, interactions = run.dataset.pairs.user[rows].astype(np.int64), rows
+        interactions = rows
+        if context:
+            rows = run.dataset.pairs.user[interactions].astype(np.int64)
         device = next(run.model.parameters()).device
         tensors = SideTensors(encoded, run.dataset.encoders.fields(side), device, context=context)
         inputs = tensors.take(rows, interactions=interactions)

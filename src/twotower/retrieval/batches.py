@@ -33,7 +33,7 @@ from twotower.data.tables import with_ids
 from twotower.errors import ConfigError, DataError, did_you_mean
 from twotower.evaluation.own_items import OwnItems
 from twotower.index.vector_store import MAX_NORM, norms
-from twotower.model.inputs.gather import Feed, context_feed, feed, stack_feeds
+from twotower.model.inputs.gather import Feed, feed, stack_feeds
 from twotower.progress import JobProgress
 from twotower.retrieval.loaded_bundle import LoadedBundle
 from twotower.retrieval.query import Query
@@ -367,17 +367,15 @@ def embed_users(retriever: Retriever, users: Ints, method: Method, interactions:
     loaded = retriever.loaded
     if method == 1:
         return loaded.stored_vectors(users)
-    context = dict[str, Column]()
-    if retriever.reads_context:
-        data = loaded.dataset
-        context = default_context(data.encoders, data.context_frame) if interactions is None else data.context
-        interactions = np.zeros(len(users), np.int64) if interactions is None else interactions
+    data, context, moments = loaded.dataset, dict[str, Column](), np.zeros(len(users), np.int64)
+    if interactions is not None:
+        context, moments = data.context, interactions
+    elif retriever.reads_context:
+        context = default_context(data.encoders, data.context_frame)
 
     def part(start: int) -> Feed:
-        some = users[start : start + step]
-        if interactions is None:
-            return feed(loaded.fields, loaded.columns, some)
-        return context_feed(loaded.fields, loaded.columns, some, context, interactions[start : start + step])
+        some = slice(start, start + step)
+        return feed(loaded.fields, loaded.columns, users[some], context, moments[some])
 
     step = _attention_step(loaded) or max(1, len(users))
     return np.concatenate([loaded.tower(part(start)) for start in range(0, max(1, len(users)), step)])

@@ -172,14 +172,13 @@ class StoredEvents:
 
     def __init__(self, dataset: Dataset) -> None:
         self._dataset = dataset
-        self.has_times = dataset.times is not None and dataset.schema.time_unit != "order"
+        self.has_times = dataset.schema.has_moments
         """True if the log has times of interactions."""
 
     @cached_property
     def unit(self) -> int:
         """Unit of the log's times in microseconds; for a log of dates, a day."""
         times = self._dataset.times
-        assert times is not None
         found = int(np.gcd.reduce(times[:: max(1, len(times) // SAMPLED_TIMES)].astype(np.int64)))
         return min(found, COARSEST_TIMES) or 1
 
@@ -228,7 +227,6 @@ class StoredEvents:
         oldest first."""
         data, found = self._dataset, defaultdict[int, list[_Stored]](list)
         known, rows = np.array([event.row for event in events if event.row >= 0], np.int64), history_rows(data, user)
-        assert data.times is not None
         rows = rows[np.isin(data.pairs.item[rows], known)]
         if between is not None:
             rows = rows[(data.times[rows] >= between[0]) & (data.times[rows] <= between[1])]
@@ -246,4 +244,4 @@ def history_rows(dataset: Dataset, user: UserRow) -> Ints:
     rows: Ints = seen.source[seen.offsets[user] : seen.offsets[user + 1]]
     parts = dataset.parts[rows]
     rows = rows[parts != TEST] if dataset.time_ordered else rows[parts == TRAIN]
-    return rows if dataset.times is None else rows[np.argsort(dataset.times[rows], kind="stable")]
+    return rows[np.argsort(dataset.times[rows], kind="stable")]

@@ -299,10 +299,11 @@ def stored_history(retriever: Retriever, user_id: str, n: int) -> list[HistoryIt
     """Return the last `n` interactions of a user, oldest first, without the test part. Raises UnknownId."""
     rows = history_rows(retriever.dataset, _user_row(retriever, user_id))
     pairs = retriever.dataset.pairs.take(rows[max(0, len(rows) - n) :])
-    liked, items = list[bool | None](pairs.positive.tolist()), pairs.item.tolist()
-    if pairs.weight is not None:
-        liked = [x if w else None for x, w in zip(liked, pairs.weight.tolist(), strict=True)]
-    return [HistoryItem(retriever.item_ids[i], retriever.titles[i], x) for i, x in zip(items, liked, strict=True)]
+    columns = (column.tolist() for column in (pairs.item, pairs.positive, pairs.weight))
+    return [
+        HistoryItem(retriever.item_ids[i], retriever.titles[i], x if w else None)
+        for i, x, w in zip(*columns, strict=True)
+    ]
 
 
 def stored_features(retriever: Retriever, user_id: str) -> dict[str, Json]:

@@ -44,11 +44,12 @@ class UserInputs:
         self._values = GivenValues(encoders, schema.columns("user"), dataset.users.frame)
         self.context = ContextValues(dataset)
         pairs, frame, last_only = dataset.pairs, dataset.items.frame, schema.duplicates == "last"
-        none, times = np.zeros(frame.height, np.int32), None if schema.time_unit == "order" else dataset.times
+        none = np.zeros(frame.height, np.int32)
+        times = dataset.times if schema.has_moments else np.broadcast_to(np.int64(NO_TIME), len(pairs))
         self._histories = {
             h.name: HistoryCodes(
                 h, column, pairs.item, none if h.codes else encoders.history_codes(h, frame), last_only,
-                pairs.event if h.codes else None, times,
+                pairs.event, times,
             )
             for h in schema.histories("user")
             if isinstance(column := columns[h.name], Ragged)
@@ -183,7 +184,6 @@ class ContextValues:
         if query.user is not None:
             data, seen = self._dataset, self._dataset.interacted_items
             assert seen.source is not None
-            assert data.times is not None
             times = data.times[seen.source[seen.offsets[query.user] : seen.offsets[query.user + 1]]]
             last = int(times[times < now].max(initial=last))
         return np.array([now]), np.array([last])
@@ -212,22 +212,15 @@ class _Past(NamedTuple):
     codes: Codes
     """Codes of the items."""
     types: Codes
-    """Codes of the types; empty if the history does not read them."""
+    """Codes of the types."""
     times: Ints
-    """Microseconds since 1970; empty if the log has no times."""
+    """Microseconds since 1970, or NO_TIME."""
 
     def where(self, kept: Bools | Ints) -> _Past:
-        return _Past(
-            self.items[kept], self.codes[kept], self.types[kept] if len(self.types) else self.types,
-            self.times[kept] if len(self.times) else self.times,
-        )  # fmt: skip
+        return _Past(*(column[kept] for column in self))
 
     def followed_by(self, more: _Past) -> _Past:
-        join = np.concatenate
-        return _Past(
-            join([self.items, more.items]), join([self.codes, more.codes]), join([self.types, more.types]),
-            join([self.times, more.times]),
-        )  # fmt: skip
+        return _Past(*map(np.concatenate, zip(self, more, strict=True)))
 
     def mixed_with(self, more: _Past) -> _Past:
         """Return these interactions and `more`, sorted by time; at equal times these are first."""
@@ -250,10 +243,10 @@ class HistoryCodes:
     """(items,) code of each item row; zeros if a rule makes the codes."""
     last_only: bool
     """True if only the last interaction of a user with an item counts, as in training."""
-    interaction_types: Codes | None = None
-    """(n,) code of the type of each interaction. None: the history does not read it."""
-    interaction_times: Ints | None = None
-    """(n,) microseconds since 1970 of each interaction. None: the log has no times, or only an order."""
+    interaction_types: Codes
+    """(n,) code of the type of each interaction; zeros if no history reads it."""
+    interaction_times: Ints
+    """(n,) microseconds since 1970 of each interaction; NO_TIME if the log has no times, or only an order."""
 
     def __post_init__(self) -> None:
         self._holds = self.history.holds(False), self.history.holds(True)
@@ -281,22 +274,18 @@ class HistoryCodes:
 
     def _stored(self, user: int | None) -> _Past:
         """Return the interactions of a user's stored history."""
-        none, types, times = np.zeros(0, np.int32), np.zeros(0, np.int32), np.zeros(0, np.int64)
         if user is None:
-            return _Past(none, none, types, times)
+            none = np.zeros(0, np.int32)
+            return _Past(none, none, none, np.zeros(0, np.int64))
         part = slice(*self.stored.offsets[user : user + 2])
         assert self.stored.source is not None, "a stored history names its interactions"
         source = self.stored.source[part]
-        if self.interaction_types is not None:
-            types = self.interaction_types[source]
-        if self.interaction_times is not None:
-            times = self.interaction_times[source]
+        types, times = self.interaction_types[source], self.interaction_times[source]
         return _Past(self.interaction_items[source], self.stored.values[part], types, times)
 
     def _of(self, events: Sequence[ReadEvent]) -> _Past:
         """Return the events of known items that belong to the history."""
         kept = [event for event in events if event.row >= 0 and self._holds[event.liked]]
         items = np.array([event.row for event in kept], np.int64)
-        types = [event.code for event in kept] if self.interaction_types is not None else []
-        times = [event.time for event in kept] if self.interaction_times is not None else []
+        types, times = [event.code for event in kept], [event.time for event in kept]
         return _Past(items, self.item_codes[items], np.array(types, np.int32), np.array(times, np.int64))

@@ -44,7 +44,7 @@ from twotower.errors import ConfigError, DataError, RunError, first_line
 from twotower.escaping import python_literal, representation
 from twotower.evaluation.config import EvaluationConfig, Metrics
 from twotower.evaluation.factors import Factors, Scorer
-from twotower.evaluation.version_factors import VersionFactors
+from twotower.evaluation.moments import VersionFactors
 from twotower.features.encoders import Encoders
 from twotower.features.schema import Schema
 from twotower.features.side import SIDES, SideName

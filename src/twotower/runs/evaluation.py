@@ -121,5 +121,5 @@ class _Rankings:
             self._scorer = None  # and its memory
             made = self._run.factors_during(before) if shard.by == MODEL else baseline_of(shard.by, dataset)
             self._scorer = name, made
-        queries = self._queries[shard.part].some(slice(shard.start, shard.stop))
+        queries = self._queries[shard.part].take(slice(shard.start, shard.stop))
         return shard, queries.top_k(self._scorer[1], max(self._config.k))

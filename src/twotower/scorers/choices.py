@@ -16,7 +16,7 @@ from twotower.data.dataset import Dataset
 from twotower.data.splits import TEST, TRAIN, VALIDATION
 from twotower.evaluation.config import Repeats
 from twotower.evaluation.factors import Factors, Scorer
-from twotower.evaluation.version_factors import VersionFactors
+from twotower.evaluation.moments import VersionFactors
 from twotower.features.side import SIDES
 from twotower.scorers.logit import Column, TermWeights, fit_weights
 
@@ -99,9 +99,8 @@ class Choices:
         interaction."""
         of_users, of_items = (self.dataset.rows_after_training(side) for side in SIDES)
         used, place = np.unique(self.candidates, return_inverse=True)
-        rows = self.users if of_users is None else of_users[self.users]
-        used = used if of_items is None else of_items[used]
-        u, v = (vectors[torch.from_numpy(at)].cpu().float() for vectors, at in ((users, rows), (items, used)))
+        of_each = (users, of_users[self.users]), (items, of_items[used])
+        u, v = (vectors[torch.from_numpy(rows)].cpu().float() for vectors, rows in of_each)
         return (u @ v.T).gather(1, torch.from_numpy(place.reshape(self.candidates.shape)))
 
     def weights(self, columns: Sequence[Column]) -> TermWeights | None:

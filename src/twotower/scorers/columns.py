@@ -183,11 +183,7 @@ class _Moments:
                 following = vectors[torch.from_numpy(histories.codes[rows].astype(np.int64))].double()
                 state = state[: len(rows)]
                 if place:
-                    each = (
-                        torch.ones(len(rows), dtype=torch.float64)
-                        if histories.weights is None
-                        else torch.from_numpy(histories.weights[rows]).double()
-                    )
+                    each = torch.from_numpy(histories.weights[rows]).double()
                     mean, weighted = state / weight, following * each[:, None]
                     sums += torch.stack([each @ mean, weighted.sum(0)])
                     products += torch.stack(

@@ -25,7 +25,7 @@ class PositiveSequences:
 
     codes: Shaped[Codes, "n"]
     lengths: Shaped[Ints, "U"]
-    weights: Shaped[Floats, "n"] | None
+    weights: Shaped[Floats, "n"]
 
 
 @dataclass(frozen=True)
@@ -48,9 +48,9 @@ class PositiveMatrix:
         code = codes[pairs.item[by_user.values]]
         known = code != UNKNOWN
         keys = pair_keys(by_user.owners[known], code[known], n_codes)
-        weights = None if pairs.weight is None else pairs.weight[by_user.values[known]]
+        weights = pairs.weight[by_user.values[known]]
         histories = PositiveSequences(code[known], np.bincount(by_user.owners[known], minlength=len(by_user)), weights)
-        if weights is None:
+        if not pairs.weighted:
             keys = distinct_keys(keys)
             weights = np.ones(len(keys), np.float32)
         return cls.of_sums(keys, weights, len(by_user), n_codes, histories)

@@ -40,18 +40,16 @@ class RecentPopularity:
 
     items: Shaped[Codes | Ints, "N"]
     times: Shaped[Ints, "N"]
-    weights: Shaped[Floats, "N"] | None
-    """Numbers of rows that each stands for; None: 1."""
+    weights: Shaped[Floats, "N"]
+    """Numbers of rows that each stands for."""
     n_items: int
 
     @classmethod
     def before(cls, dataset: Dataset, part: int) -> RecentPopularity:
         """Return the positives before a part, of a dataset with times."""
-        assert dataset.times is not None
         rows = dataset.sort_by_time((dataset.parts < part) & dataset.pairs.target)
-        weight = dataset.pairs.weight
-        weights = None if weight is None else weight[rows]
-        return cls(dataset.pairs.item[rows], dataset.times[rows], weights, len(dataset.items))
+        pairs = dataset.pairs.take(rows)
+        return cls(pairs.item, dataset.times[rows], pairs.weight, len(dataset.items))
 
     def at(self, times: Shaped[Ints, "T"], half_life: float) -> Shaped[Floats, "T I"]:
         """Return log(1 + n), n the count of each item by the positives before each time; those at the time itself do
@@ -118,7 +116,7 @@ class RecentPopularity:
         """The row of the first positive of each item; their number for an item without one. One of the weight 0 is
         none."""
         first, rows = np.full(self.n_items, len(self.items)), np.arange(len(self.items))
-        counts = slice(None) if self.weights is None else self.weights > 0
+        counts = self.weights > 0
         np.minimum.at(first, self.items[counts], rows[counts])
         return first
 
@@ -138,7 +136,7 @@ class RecentPopularity:
         Each sum of twice as many rows of an item is its own and, decayed, that of the last row before these."""
         _, rows = self._by_item
         item = self.items[rows]
-        counts = np.ones(len(rows)) if self.weights is None else self.weights[rows].astype(np.float64)
+        counts = self.weights[rows].astype(np.float64)
         gap = 1
         while (same := item[gap:] == item[:-gap]).any():
             age = np.maximum(rows[gap:] - rows[:-gap], 0)

@@ -121,7 +121,7 @@ class OwnItemsAlone(CatalogueScorer):
         owner, rows, pairs = owner[keep], rows[keep], pairs.take(keep)
         cells, which = np.unique(pair_keys(owner, pairs.item, len(dataset.items)), return_inverse=True)
         count, last = np.bincount(which, pairs.weight, len(cells)), np.zeros(len(cells), np.int64)
-        np.maximum.at(last, which, rows if dataset.times is None else dataset.times[rows])
+        np.maximum.at(last, which, dataset.times[rows])
         of = cells // len(dataset.items)
         order = np.lexsort((cells, -last, -count, of))
         place = np.empty(len(cells))
@@ -181,7 +181,7 @@ class OwnCounts(FittedTerm):
 
         for prior in PRIORS:
             fits(prior, Recency())
-        if best[1].columns and dataset.times is not None:
+        if best[1].columns and dataset.schema.time:
             prior = best[1].chosen[-1]
             for recency in RECENCIES:
                 fits(prior, recency)

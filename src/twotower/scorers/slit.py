@@ -103,7 +103,7 @@ def decayed_products(
     codes, lengths = histories.codes.astype(np.int64), histories.lengths
     user = np.repeat(np.arange(len(lengths)), lengths)
     age = np.arange(len(codes)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
-    weight = np.ones(len(codes)) if histories.weights is None else histories.weights.astype(np.float64)
+    weight = histories.weights.astype(np.float64)
     weight[age == 0] = 0.0  # nothing comes before it
     total_weight = (1 - rate**age) / (1 - rate)
     gram, products = torch.zeros(n * n, dtype=torch.float64), torch.zeros(n * n, dtype=torch.float64)

@@ -14,6 +14,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from twotower.arrays.pieces import ones
 from twotower.arrays.ragged import Ragged, offsets_of
 from twotower.arrays.sets import pair_keys
 from twotower.arrays.types import F32, Codes, Floats, Ints, Shaped
@@ -25,7 +26,7 @@ from twotower.evaluation.factors import CatalogueScorer
 from twotower.features.field import PoolingSpec
 from twotower.model.pooling.pooling import Pooling
 from twotower.scorers.ease import leading, scaled_values
-from twotower.scorers.positives import PositiveMatrix
+from twotower.scorers.positives import PositiveMatrix, PositiveSequences
 from twotower.scorers.start import PairValues, Start
 
 log = logging.getLogger(__name__)
@@ -141,9 +142,7 @@ class TransitionFactors(Start):
                 f"scorer transitions: {n:,} positives have more than max_transitions = {self.max_transitions:,} within "
                 f"a span of {self.span}, so gaps up to {span} are counted"
             )
-        return count_transitions(
-            histories.codes.astype(np.int64), histories.lengths, positives.n_columns, span, self.lag, histories.weights
-        )
+        return count_transitions(histories, positives.n_columns, span, self.lag)
 
 
 def _square(counts: TransitionCounts, values: Shaped[Floats, "T"], n: int) -> F32[Tensor, "n n"]:
@@ -179,8 +178,8 @@ class Transitions(CatalogueScorer):
                 f"no baseline of transitions: {n:,} training positives, and it is for at most {max_interactions:,}"
             )
             return None
-        items = dataset.pairs.item[histories.values].astype(np.int64)
-        table = _table(items, histories.lengths, len(dataset.items))
+        items = dataset.pairs.item[histories.values]
+        table = _table(PositiveSequences(items, histories.lengths, ones(len(items))), len(dataset.items))
         known = dataset.sort_by_time((dataset.parts < part) & dataset.pairs.target)
         before = Ragged.from_pairs(dataset.pairs.user[known], dataset.pairs.item[known], len(dataset.users))
         at = before.offsets[1:, None] - np.arange(1, SPAN + 1)
@@ -203,18 +202,17 @@ class Transitions(CatalogueScorer):
 
 
 def count_transitions(
-    items: Shaped[Ints, "n"], lengths: Shaped[Ints, "U"], n_items: int, span: int = SPAN, lag: float = LAG,
-    weights: Shaped[Floats, "n"] | None = None,
-) -> TransitionCounts:  # fmt: skip
-    """Return the transitions within histories, which stand one after another, the oldest item first. A transition of
-    gap g, at most `span`, weighs g^-lag, times the weight of the interaction that follows over the mean weight."""
-    user = np.repeat(np.arange(len(lengths)), lengths)
-    counted, mean = [], 1.0 if weights is None else float(weights.mean())
+    histories: PositiveSequences, n_items: int, span: int = SPAN, lag: float = LAG
+) -> TransitionCounts:
+    """Return the transitions within histories. A transition of gap g, at most `span`, weighs g^-lag, times the weight
+    of the interaction that follows over the mean weight."""
+    items, weights = histories.codes.astype(np.int64), histories.weights
+    user = np.repeat(np.arange(len(histories.lengths)), histories.lengths)
+    counted, mean = [], float(weights.sum(dtype=np.float64)) / max(1, len(items))
     for gap in range(1, min(span, len(items) - 1) + 1):
         same = user[gap:] == user[:-gap]
         keys = pair_keys(items[:-gap][same], items[gap:][same], n_items)
-        ones = np.ones(len(keys), np.float32) if weights is None else weights[gap:][same]
-        units = np.rint(ones * (gap**-lag / UNIT / mean)).astype(np.int64)
+        units = np.rint(weights[gap:][same] * (gap**-lag / UNIT / mean)).astype(np.int64)
         counted.append(pl.DataFrame({"key": keys, "n": units}).group_by("key").agg(pl.col("n").sum()))
     every = pl.concat(counted) if counted else pl.DataFrame(schema={"key": pl.Int64, "n": pl.Int64})
     sums = every.group_by("key").agg(pl.col("n").sum()).filter(pl.col("n") > 0).sort("key")
@@ -222,10 +220,9 @@ def count_transitions(
     return TransitionCounts(before, after, sums["n"].to_numpy() * np.float32(UNIT))
 
 
-def _table(items: Shaped[Ints, "n"], lengths: Shaped[Ints, "U"], n_items: int) -> F32[Tensor, "I I"]:
-    """Return the sparse table of the transitions within histories, which stand one after another, the oldest item
-    first."""
-    found = count_transitions(items, lengths, n_items)
+def _table(histories: PositiveSequences, n_items: int) -> F32[Tensor, "I I"]:
+    """Return the sparse table of the transitions within histories."""
+    found = count_transitions(histories, n_items)
     values, places = found.logarithms(FREQUENCY), torch.from_numpy(np.stack([found.before, found.after]))
     return torch.sparse_coo_tensor(
         places,
@@ -238,7 +235,7 @@ def _table(items: Shaped[Ints, "n"], lengths: Shaped[Ints, "U"], n_items: int) -
 
 def _follow(dataset: Dataset, part: int) -> bool:
     """Return True if no row of `part` is earlier than one of its user in an earlier part."""
-    if dataset.times is None:
+    if not dataset.schema.time:
         return False
     latest = np.full(len(dataset.users), np.iinfo(np.int64).min)
     before = dataset.parts < part

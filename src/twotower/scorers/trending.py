@@ -54,7 +54,7 @@ class Trending(TermScorer):
         return PopularityBias(item_fields)
 
     def check(self, dataset: Dataset, model: ModelConfig, evaluation: EvaluationConfig) -> None:
-        if dataset.times is None:
+        if not dataset.schema.time:
             raise ConfigError(
                 "the scorer 'trending' counts the latest rows of the log, and they have no time; name its column in "
                 "schema.time, or leave the scorer out"
@@ -99,7 +99,6 @@ class RecentScores(AddedScores):
     def of_part(cls, dataset: Dataset, part: int, terms: PopularityTerms, held: Shaped[Floats, "I"]) -> RecentScores:
         """Return the scores of a part: of the positives of the parts before it, for each user before its first pair of
         the part."""
-        assert dataset.times is not None
         known = RecentPopularity.before(dataset, part)
         return cls(known, terms, held, asked_times(dataset, part), dataset.times)
 

@@ -20,10 +20,9 @@ MAX_BLOCK_LOGITS = 2**21
 def contrastive_loss(
     users: Float[Tensor, "B D"], items: Float[Tensor, "V D"], candidates: Candidates, loss: ContrastiveLoss,
     n_items: int, dtype: torch.dtype = torch.float32, total_weight: float = 0.0,
-    max_block_logits: int = MAX_BLOCK_LOGITS, weights: F32[Tensor, "B"] | None = None,
-    versions: SeenVersions | None = None, tally: SourceTally | None = None,
+    max_block_logits: int = MAX_BLOCK_LOGITS, versions: SeenVersions | None = None, tally: SourceTally | None = None,
 ) -> F32[Tensor, ""]:  # fmt: skip
-    """Return the weighted mean loss of B positives against their candidates. Without `weights` all weights are 1.
+    """Return the weighted mean loss of B positives against their candidates.
 
     - `users`: vectors of the positives' users.
     - `items`: vectors of `candidates.items`, then of the cross-batch memory. With `versions` there is no memory, and
@@ -49,7 +48,6 @@ def contrastive_loss(
     shifts = loss.shifts(c.counts, c.log_q)
     draws = torch.cat([c.counts, torch.ones(c.per_positive.shape[1], device=c.counts.device)])
     columns = Columns(draws, n_items)
-    total = len(users) if weights is None else float(weights.sum())
 
     def block_loss(logits: F32[Tensor, "b C"], own: Float[Tensor, "b H"] | None, rows: slice) -> BlockGradients:
         """Turn logits of a block, and of the rows' own negatives, into the loss and its gradients."""
@@ -71,9 +69,8 @@ def contrastive_loss(
             own = None if own is None else own.add_(shifts.positives[positive])
         logits.scatter_(1, positive, chosen)
         row_logits = logits if own is None else torch.cat([logits, own], 1)
-        of_rows = () if weights is None else (weights[rows, None],)
         present = row_logits[:counted] > -torch.inf
-        value = loss.block(row_logits, positive, columns, *of_rows)
+        value = loss.block(row_logits, positive, columns, c.weights[rows, None])
         if tally is not None and c.draws is not None and counted:
             tally.add(c.draws, row_logits[:counted], above, present, positive[:counted])
         n = logits.shape[1]
@@ -83,7 +80,7 @@ def contrastive_loss(
         return BlockGradients(value, gradient, None if own is None else row_logits[:, n:])
 
     mean: Tensor = _BlockwiseMean.apply(  # type: ignore[no-untyped-call]
-        users, shared, own, block_loss, dtype, total_weight or total, max_block_logits
+        users, shared, own, block_loss, dtype, total_weight or float(c.weights.sum()), max_block_logits
     )
     return mean
 

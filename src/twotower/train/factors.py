@@ -17,9 +17,8 @@ from twotower.data.context import default_context
 from twotower.data.dataset import Dataset
 from twotower.data.side import Side
 from twotower.distributed import DistributedContext
-from twotower.evaluation.context_factors import ContextFactors
 from twotower.evaluation.factors import Factors, Scorer
-from twotower.evaluation.version_factors import VersionFactors
+from twotower.evaluation.moments import ContextFactors, VersionFactors
 from twotower.features.side import SIDES, SideName
 from twotower.model.inputs.code_layout import Inputs
 from twotower.model.inputs.side_tensors import SideTensors
@@ -50,7 +49,7 @@ def factors_before(model: TwoTower, dataset: Dataset, part: int) -> Factors:
     """Return the vectors of all users and items from the data before `part` (see `Dataset.side_before`), of the newest
     versions, with the recent popularity at the end, and of a model that reads the context in the default one. Raises
     ConfigError if a feature of the context has no default."""
-    context = default_context(dataset.encoders, dataset.context_frame) if dataset.schema.side("context") else None
+    context = default_context(dataset.encoders, dataset.context_frame) if dataset.schema.side("context") else {}
     sides = [dataset.side_before(side, part) for side in SIDES]
     found = model_factors(model, *_tensors(model, dataset, sides, context))
     added = with_added(found, model, dataset, part).added
@@ -80,7 +79,7 @@ def items_at_end(items: Float[Tensor, "I D"], model: TwoTower, dataset: Dataset)
 
 
 def _tensors(
-    model: TwoTower, dataset: Dataset, sides: Iterable[Side], context: Mapping[str, Column] | None
+    model: TwoTower, dataset: Dataset, sides: Iterable[Side], context: Mapping[str, Column]
 ) -> tuple[SideTensors, SideTensors]:
     """Return all rows of both sides as inputs, and the context of interactions."""
     device, encoders, (users, items) = next(model.parameters()).device, dataset.encoders, sides
@@ -146,7 +145,7 @@ def _all_vectors(
     """Return the vectors of all rows of a side, a block at a time; with a context in that of its first row."""
     out: Tensor | None = None
     for rows in side.blocks(block, codes):
-        vectors = tower(side.take(rows, interactions=np.zeros_like(rows) if side.has_context else None))
+        vectors = tower(side.take(rows, interactions=np.zeros_like(rows)))
         if out is None:
             out = vectors.new_empty((side.n, vectors.shape[1]))
         out[rows[0] : rows[-1] + 1] = vectors  # concatenating blocks at the end would take twice the memory
@@ -166,7 +165,7 @@ def _gathered_vectors(
         size = min(end - start, block * context.world_size)
         sizes, part = context.partition_sizes(size), context.partition(size)
         rows = start + np.arange(part.start, max(part.stop, part.start + 1)) % size
-        inputs = side.take(rows, interactions=np.zeros_like(rows) if side.has_context else None)
+        inputs = side.take(rows, interactions=np.zeros_like(rows))
         if torchrec:
             torchrec.fetch(*((inputs, None) if name == "user" else (None, inputs)))
         blocks.append(context.all_gather(tower(inputs)[: sizes[context.rank]], sizes))

@@ -19,8 +19,8 @@ from torch import Tensor
 from twotower.arrays.types import F32, Bools, Ints, Shaped
 from twotower.data.dataset import Dataset
 from twotower.distributed import DistributedContext
-from twotower.evaluation.context_factors import ContextFactors
 from twotower.evaluation.factors import Factors
+from twotower.evaluation.moments import ContextFactors
 from twotower.features.values import UNKNOWN
 from twotower.model.two_tower import TwoTower
 from twotower.scorers.choices import MIN_ROWS, Choices, later_items

@@ -27,12 +27,13 @@ from twotower.data.dataset import Dataset
 from twotower.distributed import DistributedContext
 from twotower.evaluation.factors import Factors
 from twotower.model.inputs.code_layout import Inputs
+from twotower.model.inputs.gather import NO_ROWS
 from twotower.model.inputs.side_tensors import SideTensors
 from twotower.model.two_tower import TwoTower
 from twotower.train.checkpoint import Stateful, join_states, load_states
 from twotower.train.contrastive import contrastive_loss
 from twotower.train.losses.loss import ContrastiveLoss, Loss, PointwiseLoss
-from twotower.train.negatives.candidates import Candidates, CandidateVersions
+from twotower.train.negatives.candidates import CandidateVersions
 from twotower.train.negatives.mixture import CandidateSampler
 from twotower.train.negatives.source_tally import SourceTally
 from twotower.train.order import Epoch, Examples
@@ -78,21 +79,20 @@ class Batcher:
 
     def __call__(
         self, user: Shaped[WholeNumbers, "B"], item: Shaped[WholeNumbers, "B"], label: Shaped[Floats, "B"],
-        weight: Shaped[Floats, "B"], source: Shaped[Ints, "n"], moments: Shaped[Ints, "B"] | None = None,
+        weight: Shaped[Floats, "B"], source: Shaped[Ints, "n"], moments: Shaped[Ints, "B"],
     ) -> Batch:  # fmt: skip
         """Return B labelled pairs, the whole batch or one rank's part of it.
 
         `source` holds the interaction indices of the whole batch, negative for drawn pairs. `moments` holds the indices
-        of the B pairs, which a tower that reads the context needs; a drawn pair ~i has the context of interaction i.
+        of the B pairs; a drawn pair ~i has the context of interaction i.
         """
         if self.users.has_context:
-            assert moments is not None
             interactions, first, user_index = np.unique(
                 np.maximum(moments, ~moments), return_index=True, return_inverse=True
             )
             users = user[first].astype(np.int64)
         else:
-            interactions = None
+            interactions = NO_ROWS
             users, user_index = self._distinct_users(user)
         items, item_index = self._distinct_items(item)
         left_out = source[source >= 0] if self.users.has_sequences or self.items.has_sequences else None
@@ -213,16 +213,15 @@ class Objective(ABC, Generic[L]):
 
     def mimic_loss(
         self, user_inputs: Inputs, item_inputs: Inputs, users: Float[Tensor, "U D"], items: Float[Tensor, "I D"],
-        user: I64[Tensor, "P"], item: I64[Tensor, "P"], total_weight: float,
+        user: I64[Tensor, "P"], item: I64[Tensor, "P"], weights: Float[Tensor, "P"], total_weight: float,
         gather: Callable[[Float[Tensor, "r d"]], Float[Tensor, "I d"]] = lambda local: local,
-        weights: Float[Tensor, "P"] | None = None,
     ) -> Float[Tensor, ""]:  # fmt: skip
         """Return the weighted mimic losses of P positives (user[p], item[p]), indices into `users` and `items`.
 
-        The positives are a part of a batch of `total_weight`; without `weights` all weights are 1. `gather` turns rows
-        of `item_inputs` into rows of `items`.
+        The positives are a part of a batch of `total_weight`. `gather` turns rows of `item_inputs` into rows of
+        `items`.
         """
-        pairs, of = self.recipe.trained_pairs, (total_weight, weights)
+        pairs, of = self.recipe.trained_pairs, (weights, total_weight)
         of_users = self.model.augmented("user", user_inputs, items, pairs)
         of_items = self.model.augmented("item", item_inputs, users, pairs)
         terms = [mimic(a[user], v[item], *of) for a, v in of_users]
@@ -290,8 +289,7 @@ class PointwiseObjective(Objective[PointwiseLoss]):
             positive = (pairs.label > 0) & (pairs.weight > 0)
             mimic_loss = self.mimic_loss(
                 pairs.users, pairs.items, users, items, pairs.user[positive], pairs.item[positive],
-                float((whole.label * whole.weight).sum(dtype=np.float64)),
-                weights=None if self.dataset.pairs.weight is None else pairs.weight[positive],
+                pairs.weight[positive], float((whole.label * whole.weight).sum(dtype=np.float64)),
             )  # fmt: skip
         return BatchLoss(len(whole), loss, mimic_loss)
 
@@ -331,18 +329,13 @@ class ContrastiveObjective(Objective[ContrastiveLoss]):
         whole, ends, own_part = self.examples(epoch, batch)
         own = whole[own_part]
         # A negative must not be in the positive's history; a causal history holds the earlier interactions.
-        rows_in_time = whole.source if self.causal and self._histories_hold_dislikes else None
-        of_weights = None if self.dataset.pairs.weight is None else whole.weight
-        total_weight = len(whole) if of_weights is None else float(of_weights.sum(dtype=np.float64))
-        weights = None if of_weights is None else torch.from_numpy(of_weights[own_part]).to(self.device)
+        later, total_weight = self.causal and self._histories_hold_dislikes, float(whole.weight.sum(dtype=np.float64))
         tally = self.tally if batch == self.tallied_batch else None
-        drawn = self.candidates(
-            whole.user, whole.item, step, rows_in_time, ends, own_part, of_weights, whole.source, tally is not None
-        )
+        drawn = self.candidates(whole, step, later, ends, own_part, tally is not None)
         if tally is not None:
             tally.begin(self.candidates.samplers)
-        versions = self._versions(drawn, whole)
-        every, shared = (drawn.items, drawn.shared) if versions is None else (versions.rows, versions.shared)
+        versions = CandidateVersions(drawn, self.dataset.items, self.dataset.times[whole.source], self.device)
+        every, shared = versions.rows, versions.shared
         part = context.partition(shared)
         sizes = context.partition_sizes(shared)
         rows = np.concatenate([every[part], every[shared:]])
@@ -362,15 +355,15 @@ class ContrastiveObjective(Objective[ContrastiveLoss]):
 
         items = gather(items)
         seen, positive = None, drawn.positive
-        if versions is not None and versions.several:
-            seen = versions.seen_at(self._times(own.source))
+        if versions.several:
+            seen = versions.seen_at(self.dataset.times[own.source])
             positive = seen.find(positive[:, None])[:, 0]
         mimic_loss = torch.zeros((), device=self.device)
         if self.loss.mimic:
             user = torch.arange(len(embedded), device=users.device) if positives.user is None else positives.user
             mimic_loss = self.mimic_loss(
                 positives.users, positives.items, users, items, user[: len(own)], positive,
-                total_weight, gather, weights,
+                drawn.weights, total_weight, gather,
             )  # fmt: skip
         if positives.user is not None:
             users = users.index_select(0, positives.user)
@@ -382,7 +375,7 @@ class ContrastiveObjective(Objective[ContrastiveLoss]):
         loss = torch.stack([
             contrastive_loss(
                 users[: len(own), dims], columns[:, dims], drawn, self.loss, len(self.dataset.items), dtype,
-                total_weight, weights=weights, versions=seen, tally=tally,
+                total_weight, versions=seen, tally=tally,
             )
             for dims in parts
         ]).sum()  # fmt: skip
@@ -391,19 +384,8 @@ class ContrastiveObjective(Objective[ContrastiveLoss]):
         if config.negatives.remembered:
             latest = torch.from_numpy(whole.item.astype(np.int64)).to(self.device)
             vectors = items.index_select(0, drawn.batch_positive)
-            remembered = None if of_weights is None else torch.from_numpy(of_weights).to(self.device)
-            self.candidates.remember(latest, vectors, remembered)
+            self.candidates.remember(latest, vectors, torch.from_numpy(whole.weight).to(self.device))
         return BatchLoss(len(whole), loss, mimic_loss)
-
-    def _versions(self, drawn: Candidates, whole: Examples) -> CandidateVersions | None:
-        """Return the versions of the candidates at the times of the batch; None if items have none."""
-        versions = self.dataset.items.versions
-        return None if versions is None else CandidateVersions(drawn, versions, self._times(whole.source), self.device)
-
-    def _times(self, source: Shaped[Ints, "n"]) -> Shaped[Ints, "n"]:
-        assert self.dataset.times is not None
-        times: Ints = self.dataset.times[source]
-        return times
 
     def _left_out(self, source: Shaped[Ints, "B"], drawn: Shaped[Ints, "n"]) -> Shaped[Ints, "m"]:
         """Return the interactions that no history may hold: those of the batch and those `drawn` as negatives."""
@@ -418,21 +400,18 @@ class ContrastiveObjective(Objective[ContrastiveLoss]):
 def mimic(
     augmented: Float[Tensor, "P D"],
     vectors: Float[Tensor, "P D"],
+    weights: Float[Tensor, "P"],
     total_weight: float = 0.0,
-    weights: Float[Tensor, "P"] | None = None,
 ) -> Float[Tensor, ""]:
     """Return the adaptive-mimic loss: the weighted mean over P positives of |a - v|^2; 0 without positives.
 
     `augmented` are augmented vectors a of one side, `vectors` the other side's vectors v, which get no gradient.
-    Without `weights` all weights are 1. With `total_weight` the positives are a part of a batch of that weight, and the
-    result is their part of its mean.
+    With `total_weight` the positives are a part of a batch of that weight, and the result is their part of its mean.
 
     Use it with `augment = true` on both towers, so that each side's augmented vector learns from the other tower (dual
     augmented two-tower model, DAT, Yu et al. 2021, section 3.2, the terms of positive pairs; those of negative pairs
     are constant).
     """
     distances = (augmented - vectors.detach()).square()
-    if weights is None:
-        return distances.sum() / max(1, total_weight or len(augmented))
     total = total_weight or float(weights.sum())
     return (distances * weights[:, None]).sum() / (total or 1.0)

@@ -45,7 +45,7 @@ def check_recipe(dataset: Dataset, recipe: Recipe, context: DistributedContext) 
     _check_context(dataset)
     _check_histories(dataset, recipe)
     _check_shards(recipe, context)
-    if dataset.items.versions is not None and recipe.negatives.remembered:
+    if dataset.items.versioned and recipe.negatives.remembered:
         raise ConfigError(
             "negatives.cross_batch_memory keeps item vectors of other times, and with schema.valid_from a positive "
             "sees items as they were at its own; leave it out"
@@ -103,7 +103,7 @@ def check_recipe(dataset: Dataset, recipe: Recipe, context: DistributedContext) 
         metric.check(dataset)
     for column in recipe.evaluation.slices:
         UserSlices.of(dataset.users.frame, column)
-    if recipe.evaluation.weighted and dataset.pairs.weight is None:
+    if recipe.evaluation.weighted and not dataset.pairs.weighted:
         raise ConfigError(
             "evaluation.weighted = true needs weights, and the schema has none; name a column in schema.weight, or "
             "give types in schema.events weights other than 1"
@@ -116,7 +116,7 @@ def _check_scorers(dataset: Dataset, recipe: Recipe) -> None:
     if not starts:
         return
     kinds = listed([f"'{kind}'" for kind in dict.fromkeys(start.kind for start in starts)])
-    if dataset.items.versions is not None:
+    if dataset.items.versioned:
         out = "leave it out of scorers, or leave out schema.valid_from"
         if not recipe.train.epochs:
             out = (
@@ -165,7 +165,7 @@ def _check_learnable(dataset: Dataset, recipe: Recipe) -> None:
         )
     for source in recipe.negatives.sources:
         source.check(dataset)
-    if dataset.pairs.weight is not None and not recipe.loss.pointwise:
+    if dataset.pairs.weighted and not recipe.loss.pointwise:
         _check_scale(dataset)
     pairs, monitor = dataset.validation, recipe.train.monitor
     if not len(pairs):
@@ -227,10 +227,10 @@ def _check_histories(dataset: Dataset, recipe: Recipe) -> None:
         if not f.history:
             continue
         is_read = recipe.reads_in_steps(f.side, f.name)
-        if not causal and f.pools and resolve(f.pools).needs_time_order and (is_read or dataset.times is None):
+        if not causal and f.pools and resolve(f.pools).needs_time_order and (is_read or not dataset.schema.time):
             candidates = " and loss.kind = 'softmax'" if recipe.loss.pointwise else ""
             scope = f"set train.history_scope = 'causal'{candidates}" if is_read else ""
-            time = "name the column of times in schema.time" if dataset.times is None else ""
+            time = "name the column of times in schema.time" if not dataset.schema.time else ""
             raise ConfigError(
                 f"feature '{f.name}': pooling = '{f.pools.kind}' needs the order of time; "
                 f"{', and '.join(filter(None, (scope, time)))}, or pooling = 'mean'"
@@ -246,7 +246,7 @@ def _check_histories(dataset: Dataset, recipe: Recipe) -> None:
             "with train.history_scope = 'causal' a batch holds few users, so the batch alone gives few "
             "candidates; add negatives.uniform, or negatives.full = true"
         )
-    if causal and dataset.times is None:
+    if causal and not dataset.schema.time:
         raise ConfigError(
             "train.history_scope = 'causal' needs a time; name its column in schema.time, or set train.history_scope = "
             "'leave_batch_out'"
@@ -331,7 +331,7 @@ def check_order(dataset: Dataset, recipe: Recipe) -> None:
 
 def training_order(dataset: Dataset, max_rows: int = MAX_ROWS) -> OrderEvidence | None:
     """Measure the order of about `max_rows` training interactions of users drawn at random; None without times."""
-    if dataset.times is None:
+    if not dataset.schema.time:
         return None
     timeline = dataset.timeline
     users = np.random.default_rng(0).permutation(len(timeline))

@@ -14,7 +14,6 @@ from twotower.arrays.pieces import pieces
 from twotower.arrays.ragged import run_indices, stable_order
 from twotower.arrays.types import Doubles, Ints, Shaped
 from twotower.data.dataset import Dataset
-from twotower.data.pairs import target_mask
 from twotower.train.negatives.config import NegativesConfig
 from twotower.train.negatives.mixture import ContextPositives
 from twotower.train.order import Epoch, Examples, Shards, ShuffleSizes, ShuffleWindows, shuffle_windows, window_rng
@@ -77,18 +76,17 @@ class PositiveSampler:
         return Epoch(lengths, make_window)
 
     def _examples(self, source: Shaped[npt.NDArray[Any], "n"]) -> Examples:
-        one = np.ones(len(source), np.float32)
-        weight = one if self._pairs.weight is None else self._pairs.weight[source]
-        return Examples(self._pairs.user[source], self._pairs.item[source], one, weight, source.astype(np.int64))
+        pairs, label = self._pairs, np.ones(len(source), np.float32)
+        return Examples(pairs.user[source], pairs.item[source], label, pairs.weight[source], source.astype(np.int64))
 
 
 class PairSampler:
     """Labelled pairs of every epoch, for pointwise losses: the training interactions, and pairs that sources draw anew.
 
-    A source draws n pairs for each positive of a user that it has items for. Interactions have the weights of the
-    schema, else 1. A drawn pair weighs w times its positive's weight. With w = s / (1 - sum of shares) * dislikes /
-    pairs, both summed by weight, the source has the share s of the weight of all negatives. Without dislikes w is 1. A
-    pair whose item is one of the user's positives in the same context has weight 0.
+    A source draws n pairs for each positive of a user that it has items for. A drawn pair weighs w times its positive's
+    weight. With w = s / (1 - sum of shares) * dislikes / pairs, both summed by weight, the source has the share s of
+    the weight of all negatives. Without dislikes w is 1. A pair whose item is one of the user's positives in the same
+    context has weight 0.
     """
 
     def __init__(
@@ -98,7 +96,7 @@ class PairSampler:
         """Count the pairs of each shard. Raises ConfigError if there are more `shards` than interactions."""
         self._seed, self._shuffle, self._sizes = seed, shuffle, sizes or ShuffleSizes()
         self._pairs = dataset.pairs
-        self._in_context = ContextPositives(dataset) if dataset.schema.side("context") else None
+        self._masks = [ContextPositives(dataset)] if dataset.schema.side("context") else []
         self._shards = Shards(dataset, dataset.train_indices, shards)
         sources = config.pairs
         self._draws = [(source.build_pairs(dataset), source.n) for source in sources]
@@ -114,8 +112,6 @@ class PairSampler:
 
     def _weight_of(self, rows: Shaped[npt.NDArray[Any], "n"]) -> float:
         weight = self._pairs.weight
-        if weight is None:
-            return len(rows)
         return sum(float(weight[rows[part]].sum(dtype=np.float64)) for part in pieces(len(rows)))
 
     def _count_by_block(self, shard: int, totals: Shaped[Doubles, "sources"]) -> Shaped[Ints, "sources blocks"]:
@@ -129,8 +125,7 @@ class PairSampler:
 
     def _positives_to_draw_for(self, rows: Shaped[npt.NDArray[Any], "n"]) -> list[Shaped[npt.NDArray[Any], "_"]]:
         """Return for each source the positives that it draws pairs for, once per pair and sorted by user."""
-        weights = None if self._pairs.weight is None else self._pairs.weight[rows]
-        rows = rows[target_mask(self._pairs.positive[rows], weights)]
+        rows = rows[self._pairs.positive[rows] & (self._pairs.weight[rows] > 0)]
         users, found = self._pairs.user[rows], []
         for draws, n in self._draws:
             can = draws.can_draw(users)
@@ -164,17 +159,14 @@ class PairSampler:
         order = rng.permutation(n + extra) if self._shuffle else np.arange(n + extra)
         drawn = [draws.draw(u.astype(np.int64), rng) for (draws, _), u in zip(self._draws, users, strict=True)]
         weights = np.repeat(np.array(self.weights, np.float32), list(map(len, users)))
-        own = np.ones(n, np.float32)
-        if self._pairs.weight is not None:
-            own = self._pairs.weight[source]
-            weights *= np.concatenate([np.zeros(0, np.float32), *(self._pairs.weight[of] for of in positives)])
-        if self._in_context is not None:  # a source does not read the context
+        weights *= np.concatenate([np.zeros(0, np.float32), *(self._pairs.weight[of] for of in positives)])
+        for mask in self._masks:  # a source does not read the context
             drawn_for, items = (np.concatenate([np.zeros(0, np.int64), *parts]) for parts in (positives, drawn))
-            weights *= ~self._in_context.include(drawn_for, items)
+            weights *= ~mask.include(drawn_for, items)
         return Examples(
             user=np.concatenate([self._pairs.user[source], *users]),
             item=np.concatenate([self._pairs.item[source], *drawn]),
             label=np.concatenate([self._pairs.positive[source], np.zeros(extra, bool)]).astype(np.float32),
-            weight=np.concatenate([own, weights]),
+            weight=np.concatenate([self._pairs.weight[source], weights]),
             source=np.concatenate([source, *(~of.astype(np.int64) for of in positives)]).astype(np.int64),
         )[order]

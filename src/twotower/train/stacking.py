@@ -80,7 +80,7 @@ def _fit(
 ) -> _Fit | None:
     """Return the fit to the labels of validation; None if the pairs of a weight above 0 are of one class."""
     pairs, has_bias = dataset.pairs_of(VALIDATION), model.config.bias
-    each = np.ones(len(pairs)) if pairs.weight is None else np.asarray(pairs.weight, np.float64)
+    each = np.asarray(pairs.weight, np.float64)
     labels = np.asarray(pairs.positive, np.float64)
     if not 0 < (counted := labels[each > 0]).sum() < len(counted):
         return None
@@ -109,7 +109,7 @@ def _baselines(model: TwoTower, dataset: Dataset) -> list[_Baseline]:
     the unit of a logit at the mean of the labels. An unknown item is as popular as known ones are in the mean, and an
     unknown id has the mean of all rows."""
     train, sums = dataset.train, dataset.item_positive_counts.astype(np.float64)
-    share = sums.sum() / (len(train) if train.weight is None else float(train.weight.sum(dtype=np.float64)))
+    share = sums.sum() / float(train.weight.sum(dtype=np.float64))
     if not 0 < share < 1:
         return []
     means, slope = baseline_of("bias", dataset), share * (1 - share)  # slope of a probability by its logit

@@ -27,10 +27,9 @@ from twotower.data.splits import VALIDATION
 from twotower.distributed import DistributedContext, choose_device
 from twotower.errors import ConfigError, Interrupted, TrainingError
 from twotower.evaluation.config import EvaluationConfig
-from twotower.evaluation.context_factors import ContextFactors
 from twotower.evaluation.factors import Factors, Scorer
+from twotower.evaluation.moments import ContextFactors, VersionFactors
 from twotower.evaluation.part_evaluation import evaluate_part
-from twotower.evaluation.version_factors import VersionFactors
 from twotower.features.encoders import Encoders
 from twotower.features.field import InputField
 from twotower.features.side import SIDES
@@ -454,7 +453,7 @@ class Trainer:
             )
         rows = (self.dataset.rows_after_training(side) for side in SIDES)
         users, items = (
-            v if r is None else v[torch.from_numpy(r)] for v, r in zip((every.users, every.items), rows, strict=True)
+            vectors[torch.from_numpy(r)] for vectors, r in zip((every.users, every.items), rows, strict=True)
         )
         return Factors(users, items)
 

@@ -195,7 +195,6 @@ def test_missing_values_of_the_context_are_counted_alike(tmp_path: Path, message
 
 def rows(data: Dataset) -> list[tuple[Any, ...]]:
     """Return the interactions, with their part, time and price."""
-    assert data.times is not None
     price = data.context["price"]
     return sorted(
         zip(

@@ -88,7 +88,6 @@ def trained(**sections: Any) -> Config:
 
 def facts(data: Dataset) -> list[tuple[Any, ...]]:
     """Every interaction by external ids, with its label, part and time."""
-    assert data.times is not None
     users, items = data.users.ids[data.pairs.user].to_list(), data.items.ids[data.pairs.item].to_list()
     return sorted(
         zip(users, items, data.pairs.positive.tolist(), data.parts.tolist(), data.times.tolist(), strict=True)
@@ -122,7 +121,6 @@ def test_fault_G9_a_log_of_milliseconds_newest_first_tests_on_its_newest_events(
     data = WAYS[way](actions, schema(time_unit=unit), LAST, tmp_path)
     assert held_out(data) == [0, 0], "each user's newest event stands first in the log"
     assert data.items.ids[data.validation.item].to_list() == [1, 1]
-    assert data.times is not None
     assert sorted(data.times.tolist()) == sorted(m * 1_000 for m in newest_first)
     for row in (0, 1):
         mine = data.timeline.values[data.timeline.offsets[row] : data.timeline.offsets[row + 1]]
@@ -234,7 +232,6 @@ def test_fault_G9_an_order_in_text_of_more_than_64_bits_is_exact(tmp_path: Path,
     assert len({float(t) for t in times}) == 1
     assert int(times[0]) > 2**63
     found = WAYS[way](log(times), schema(time_unit="order"), LAST, tmp_path)
-    assert found.times is not None
     assert found.times.tolist() == list(range(10, 0, -1))
     assert held_out(found) == [0, 0]
 
@@ -428,7 +425,7 @@ def test_fault_G25_days_and_months_that_fit_both_ways_need_a_format(tmp_path: Pa
     for form in ("%d/%m/%Y %H:%M", "%m/%d/%Y %H:%M"):
         data = make(log(BOTH), schema(time_format=form), LAST, tmp_path / form.replace("/", ""))
         expected = [int(datetime.strptime(t, form).replace(tzinfo=UTC).timestamp()) * 10**6 for t in BOTH]
-        assert sorted(data.times if data.times is not None else []) == sorted(expected)
+        assert sorted(data.times) == sorted(expected)
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -439,7 +436,7 @@ def test_fault_G25_one_row_that_fits_one_way_only_says_how_all_are_read(
     times = [*BOTH, telling]
     data = WAYS[way](log(times), schema(), LAST, tmp_path)
     expected = [int(datetime.strptime(t, f"{form}/%Y %H:%M").replace(tzinfo=UTC).timestamp()) * 10**6 for t in times]
-    assert sorted(data.times if data.times is not None else []) == sorted(expected)
+    assert sorted(data.times) == sorted(expected)
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -488,7 +485,7 @@ def test_names_of_zones_are_read_if_they_are_of_utc_and_refused_if_not(tmp_path:
     named = [f"2024-03-3{n % 2} 02:30:0{n} {('UTC', 'GMT', 'Z')[n % 3]}" for n in range(8)]
     data = WAYS[way](log(named), schema(time_format=form), LAST, tmp_path / "utc")
     expected = [datetime(2024, 3, 30 + n % 2, 2, 30, n, tzinfo=UTC).timestamp() * 10**6 for n in range(8)]
-    assert sorted(data.times if data.times is not None else []) == sorted(expected)
+    assert sorted(data.times) == sorted(expected)
     for zone in ("CET", "EST", "+01:00"):
         other = [*named[:5], f"2024-03-31 02:30:00 {zone}", *named[6:]]
         with pytest.raises(
@@ -499,7 +496,7 @@ def test_names_of_zones_are_read_if_they_are_of_utc_and_refused_if_not(tmp_path:
         WAYS[way](log([named[0], "soon", *named[2:]]), schema(time_format=form), LAST, tmp_path / "soon")
     offsets = [text.rpartition(" ")[0] + " +0100" for text in named]
     data = WAYS[way](log(offsets), schema(time_format=form.replace("Z", "z")), LAST, tmp_path / "offsets")
-    assert sorted(data.times if data.times is not None else []) == sorted(t - 3_600 * 10**6 for t in expected)
+    assert sorted(data.times) == sorted(t - 3_600 * 10**6 for t in expected)
 
 
 @pytest.mark.parametrize("way", WAYS)

@@ -92,7 +92,6 @@ def long_world(seed: int = 0) -> Dataset:
 
 def known(data: Dataset, feature: Sequence, interactions: Iterable[int]) -> list[list[int]]:
     """For each interaction the codes of its user's earlier training interactions of the right kind, oldest first."""
-    assert data.times is not None
     seconds, user = data.times.tolist(), data.pairs.user.tolist()
     codes = data.encoders.history_codes(feature.history, data.items.frame)[data.pairs.item].tolist()
     right = [
@@ -317,7 +316,6 @@ def test_what_comes_later_or_is_held_out_changes_no_state_and_what_came_before_d
 
 def test_the_timeline_is_every_users_training_interactions_oldest_first() -> None:
     data = long_world()
-    assert data.times is not None
     for u in range(USERS):
         mine = [i for i in range(len(data.parts)) if data.pairs.user[i] == u and data.parts[i] == TRAIN]
         wanted = sorted(mine, key=lambda i: (data.times[i], i))  # type: ignore[index]
@@ -340,7 +338,6 @@ def model_of(data: Dataset, **options: Any) -> TwoTower:
 @pytest.mark.parametrize("options", [{}, {"field_norm": True, "senet": {"enabled": True}}])
 def test_a_users_vector_at_a_moment_is_the_one_it_has_where_nothing_came_after(options: dict[str, Any]) -> None:
     data = long_world(5)
-    assert data.times is not None
     model = model_of(data, **options)
     rng = np.random.default_rng(0)
     picked = rng.choice(np.flatnonzero(data.parts == TRAIN), 40, replace=False)

@@ -275,7 +275,7 @@ def test_pairs_with_other_interactions_as_history_train_attention_too() -> None:
     made = Trainer(data, config)
     before = {n: p.detach().clone() for n, p in made.model.named_parameters() if "encoders" in n}
     some, _, _ = made.objective.examples(made.objective.sampler.epoch(0), 0)
-    batch = made.objective.batcher(some.user, some.item, some.label, some.weight, some.source)
+    batch = made.objective.batcher(some.user, some.item, some.label, some.weight, some.source, some.source)
     bag = batch.users.bags["order"]
     assert isinstance(bag, Padded)
     assert bag.codes.shape[1] <= 16

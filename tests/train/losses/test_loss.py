@@ -101,11 +101,13 @@ def block(seed: int, rows: int = 20, n: int = 15) -> tuple[Tensor, Tensor, Colum
 @contrastive
 @pytest.mark.parametrize("seed", range(4))
 def test_a_block_overwrites_logits_with_the_gradient_of_its_rows(loss: ContrastiveLoss, seed: int) -> None:
+    """Of their weighted sum; seed 0 has weights of 1."""
     logits, positive, columns = block(seed)
+    weights = 1 + torch.rand(20, 1, generator=torch.Generator().manual_seed(seed)) * min(seed, 1)
     leaf = logits.clone().requires_grad_()
-    value = loss.rows(leaf, positive, columns).sum()
+    value = (loss.rows(leaf, positive, columns) * weights[:, 0]).sum()
     (gradient,) = torch.autograd.grad(value, leaf)
-    torch.testing.assert_close(loss.block(logits, positive, columns), value.detach(), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(loss.block(logits, positive, columns, weights), value.detach(), rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(logits, gradient, rtol=1e-4, atol=1e-6)
 
 
@@ -113,7 +115,7 @@ def test_a_block_overwrites_logits_with_the_gradient_of_its_rows(loss: Contrasti
 def test_the_gradient_raises_the_positive_and_lowers_candidates_that_are_not_left_out(loss: ContrastiveLoss) -> None:
     logits, positive, columns = block(5)
     left_out = logits == -torch.inf
-    loss.block(logits, positive, columns)
+    loss.block(logits, positive, columns, torch.ones_like(positive).float())
     assert bool((logits.gather(1, positive) < 0).all())
     assert bool((logits.scatter(1, positive, 0.0) >= 0).all())
     assert not logits[left_out].any()
@@ -137,6 +139,7 @@ def candidates(positive: list[int], counts: list[float], own: Tensor | None = No
         items=np.arange(n), shared=n, memory_items=torch.zeros(0, dtype=torch.int64), positive=torch.tensor(positive),
         counts=torch.tensor(counts, dtype=torch.float32), log_q=torch.zeros(n),
         per_positive=torch.zeros(len(positive), 0, dtype=torch.int64) if own is None else own, exclusions=None,
+        weights=torch.ones(len(positive)),
     )  # fmt: skip
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pytest
-from candidate_worlds import own_items, positives
+from candidate_worlds import batch_of, own_items, positives
 from worlds import CHECKERBOARD_SCHEMA, ID_FEATURES, checkerboard
 
 from twotower.config.experiment import Config
@@ -55,7 +55,7 @@ def test_a_candidate_by_attribute_shares_a_known_value_with_the_positive(name: s
     user, item = positives(data)
     seen: dict[int, set[int]] = {i: set() for i in range(30)}
     for step in range(40):
-        for i, row in zip(item.tolist(), own_items(sampler(user, item, step)), strict=True):
+        for i, row in zip(item.tolist(), own_items(sampler(batch_of(user, item), step)), strict=True):
             assert len(set(row)) == len(row) <= 3
             assert i not in row
             assert all(values[i] & values[other] for other in row)

@@ -17,6 +17,7 @@ from worlds import EVERYTHING_SCHEMA, everything, settings
 
 from twotower.config.experiment import Config
 from twotower.data.dataset import Dataset, build_dataset
+from twotower.data.side import Side
 from twotower.data.tables import check
 from twotower.data.versions import SINCE, Versions
 from twotower.errors import ConfigError
@@ -68,7 +69,6 @@ def version(side: Any, row: int, time: int) -> int:
 
 def time_of(interaction: int) -> int:
     times = data().times
-    assert times is not None
     return int(times[interaction])
 
 
@@ -106,7 +106,7 @@ def test_a_contrastive_loss_is_that_of_each_positive_among_the_candidates_of_its
     epoch = objective.sampler.epoch(0)
     found = objective(epoch, 1, 1).loss
     whole, ends, own = objective.examples(epoch, 1)
-    drawn = objective.candidates(whole.user, whole.item, 1, None, ends, own)
+    drawn = objective.candidates(whole, 1, False, ends, own)
     left_out = objective._left_out(whole.source, drawn.interactions)
     losses, moved = [], 0
     for b, source_index in enumerate(whole.source.tolist()):
@@ -126,11 +126,11 @@ def test_blocks_of_logits_do_not_change_the_loss() -> None:
     trainer = begun(**ADDED)
     objective = contrastive(trainer)
     whole, ends, own = objective.examples(objective.sampler.epoch(0), 0)
-    drawn = objective.candidates(whole.user, whole.item, 0, None, ends, own)
-    versions = objective._versions(drawn, whole)
-    assert versions is not None
+    drawn = objective.candidates(whole, 0, False, ends, own)
+    times = objective.dataset.times[whole.source]
+    versions = CandidateVersions(drawn, objective.dataset.items, times, torch.device("cpu"))
     assert versions.several
-    seen = versions.seen_at(objective._times(whole.source))
+    seen = versions.seen_at(times)
     rng = torch.Generator().manual_seed(0)
     users, items = torch.randn(len(whole), 4, generator=rng), torch.randn(len(versions.rows), 4, generator=rng)
     blocks = [
@@ -163,10 +163,10 @@ def test_the_versions_of_all_candidates_are_those_that_a_search_finds() -> None:
     trainer = begun(**ADDED)
     objective = contrastive(trainer)
     whole, ends, own = objective.examples(objective.sampler.epoch(0), 0)
-    drawn = objective.candidates(whole.user, whole.item, 0, None, ends, own)
-    versions = objective._versions(drawn, whole)
-    assert versions is not None
-    seen = versions.seen_at(objective._times(whole.source))
+    drawn = objective.candidates(whole, 0, False, ends, own)
+    times = objective.dataset.times[whole.source]
+    versions = CandidateVersions(drawn, objective.dataset.items, times, torch.device("cpu"))
+    seen = versions.seen_at(times)
     for rows in (slice(0, 50), slice(7, 8), slice(10, 33)):
         found = seen.of_shared(rows)
         assert torch.equal(found, seen.find(torch.arange(drawn.shared)[None], rows))
@@ -177,9 +177,9 @@ def test_every_version_that_a_time_of_the_batch_sees_is_embedded_once_and_no_oth
     trainer = begun(**ADDED)
     objective = contrastive(trainer)
     whole, ends, own = objective.examples(objective.sampler.epoch(0), 0)
-    drawn = objective.candidates(whole.user, whole.item, 0, None, ends, own)
-    versions = objective._versions(drawn, whole)
-    assert versions is not None
+    drawn = objective.candidates(whole, 0, False, ends, own)
+    times = objective.dataset.times[whole.source]
+    versions = CandidateVersions(drawn, objective.dataset.items, times, torch.device("cpu"))
     times = [time_of(i) for i in whole.source.tolist()]
     expected = [sorted({version("item", i, time) for time in times}) for i in drawn.items.tolist()]
     assert versions.rows.tolist() == [v for of_item in expected for v in of_item]
@@ -264,11 +264,11 @@ def test_negatives_that_share_a_value_and_versions_of_items_exclude_each_other()
 
 
 def test_a_version_that_begins_with_an_interaction_is_seen_by_it() -> None:
-    versions = Versions(pl.DataFrame({"__row": [0, 0, 0], SINCE: [-(2**63), 10, 20]}))
+    side = Side(pl.DataFrame(), {}, "item_id", Versions(pl.DataFrame({"__row": [0, 0, 0], SINCE: [-(2**63), 10, 20]})))
 
     class Drawn:
         items, shared = np.array([0]), 1
 
-    found = CandidateVersions(Drawn(), versions, np.array([10, 19, 20]), torch.device("cpu"))  # type: ignore[arg-type]
+    found = CandidateVersions(Drawn(), side, np.array([10, 19, 20]), torch.device("cpu"))  # type: ignore[arg-type]
     assert found.rows.tolist() == [1, 2]
     assert found.seen_at(np.array([10, 19, 20])).find(torch.zeros(1, 1, dtype=torch.int64)).tolist() == [[0], [0], [1]]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
-from candidate_worlds import ROW, own_items, positives, world
+from candidate_worlds import ROW, batch_of, own_items, positives, world
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from worlds import CHECKERBOARD_SCHEMA, checkerboard
@@ -32,7 +32,7 @@ def test_observed_candidates_are_distinct_training_dislikes_of_the_user_as_many_
     sampler = CandidateSampler(data, NegativesConfig(disliked=n), seed=4)
     user, item = positives(data)
     for step in range(3):
-        found = own_items(sampler(user, item, step))
+        found = own_items(sampler(batch_of(user, item), step))
         for u, row in zip(user.tolist(), found, strict=True):
             assert len(row) == len(set(row)) == min(n, len(disliked.get(u, ())))
             assert set(row) <= disliked.get(u, set())
@@ -45,7 +45,7 @@ def test_every_observed_dislike_has_its_turn(everything_data: Dataset) -> None:
     seen = {
         (u, i)
         for step in range(60)
-        for u, row in zip(user.tolist(), own_items(sampler(user, item, step)), strict=True)
+        for u, row in zip(user.tolist(), own_items(sampler(batch_of(user, item), step)), strict=True)
         for i in row
     }
     train = data.train
@@ -65,7 +65,7 @@ def test_observed_candidates_are_told_by_number_and_with_moments_none_was_met_be
     user, item = data.pairs.user[source], data.pairs.item[source]
     met_later = set()
     for step in range(80):
-        c = sampler(user, item, step, source)
+        c = sampler(batch_of(user, item, source=source), step, later=True)
         pairs = set(
             zip(data.pairs.user[c.interactions].tolist(), data.pairs.item[c.interactions].tolist(), strict=True)
         )
@@ -73,7 +73,7 @@ def test_observed_candidates_are_told_by_number_and_with_moments_none_was_met_be
         assert pairs == {(u, i) for u, row in zip(user.tolist(), found, strict=True) for i in row}
         for s, u, row in zip(source.tolist(), user.tolist(), found, strict=True):
             met_later |= {(s, u * 30 + i) for i in row}
-        plain = sampler(user, item, step)
+        plain = sampler(batch_of(user, item), step)
         assert len(plain.interactions) == 2 * len(user)
         assert not data.pairs.positive[plain.interactions].any()
     # Row r of `rows` is interaction r: user r // 30, item r % 30.

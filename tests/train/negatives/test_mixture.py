@@ -9,7 +9,7 @@ import numpy as np
 import polars as pl
 import pytest
 import torch
-from candidate_worlds import ROW, columns_of, liked_of, own_items, positives, world
+from candidate_worlds import ROW, batch_of, columns_of, liked_of, own_items, positives, world
 from context_worlds import HOUR, flat, hourly, hourly_schema
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -81,7 +81,7 @@ def test_the_mean_count_of_an_item_is_the_exponential_of_its_log_q(board: Datase
         epoch = source.epoch(number)
         for start in range(0, len(epoch), batch):
             user, item = epoch.all.user[start : start + batch], epoch.all.item[start : start + batch]
-            c = sampler(user, item, step)
+            c = sampler(batch_of(user, item), step)
             step += 1
             columns = columns_of(c)
             np.add.at(seen, columns, c.counts.numpy())
@@ -90,7 +90,7 @@ def test_the_mean_count_of_an_item_is_the_exponential_of_its_log_q(board: Datase
             expected += np.exp(log_q.astype(np.float64))
             np.testing.assert_allclose(c.log_q.numpy(), log_q[columns], rtol=1e-6)
             assert c.counts[: c.shared].sum() == DRAWN[name] + MIXTURES[name].get("in_batch", True) * len(user)
-            sampler.remember(torch.from_numpy(item.astype(np.int64)), torch.zeros(len(item), 1))
+            sampler.remember(torch.from_numpy(item.astype(np.int64)), torch.zeros(len(item), 1), torch.ones(len(item)))
     assert len(c.memory_items) == config.remembered
     # A count is a sum of draws, each in the memory up to 70 / 20 + 1 times: its variance is at most so many means.
     times = 5 if config.remembered else 1
@@ -129,13 +129,15 @@ def test_items_that_training_lacks_are_no_candidates_unless_they_are_cold(
     parts = np.array([TRAIN] * 3 + [TEST] * 2, np.int8)
     data = replace(world(board, rows), parts=parts)
     user, item = positives(data, 3)
-    c = CandidateSampler(data, NegativesConfig.model_validate({"in_batch": False, **source}), 1)(user, item, 0)
+    c = CandidateSampler(data, NegativesConfig.model_validate({"in_batch": False, **source}), 1)(
+        batch_of(user, item), 0
+    )
     assert sorted(columns_of(c)) == [1, 2, 5]
     assert c.counts.sum() == drawn
     assert c.log_q.exp().tolist() == pytest.approx([drawn / 3] * 3)
     both = {kind: {**options, "cold": True} for kind, options in source.items()}
     every = NegativesConfig.model_validate({"in_batch": False, **both})
-    assert set(columns_of(CandidateSampler(data, every, 1)(user, item, 0))) == set(range(30))
+    assert set(columns_of(CandidateSampler(data, every, 1)(batch_of(user, item), 0))) == set(range(30))
 
 
 # ---- what is not there
@@ -165,8 +167,8 @@ def test_a_users_other_positives_are_no_candidates_and_its_own_positive_stays(
     refreshed(sampler, torch.randn(40, 3, generator=rng), torch.randn(30, 3, generator=rng), 1)
     user, item = positives(data, 20, step)
     if memory:
-        sampler.remember(torch.tensor(memory), torch.zeros(len(memory), 1))
-    c = sampler(user, item, step)
+        sampler.remember(torch.tensor(memory), torch.zeros(len(memory), 1), torch.ones(len(memory)))
+    c = sampler(batch_of(user, item), step)
     liked, columns = liked_of(data), columns_of(c)
     assert len(set(c.items.tolist())) == len(c.items)
     assert columns[len(columns) - len(memory) :] == memory
@@ -200,12 +202,12 @@ def test_so_many_are_mined_that_the_others_outnumber_them_as_asked_and_never_mor
     config = NegativesConfig(in_batch=False, uniform=60, hard={"n": 2, "ranks": [*ranks], "ratio": ratio})
     sampler = CandidateSampler(board, config, seed=1)
     user, item = positives(board, 300)
-    assert sampler(user, item, 0).per_positive.shape[1] == 0  # nothing is mined yet
+    assert sampler(batch_of(user, item), 0).per_positive.shape[1] == 0  # nothing is mined yet
     rng = torch.Generator().manual_seed(0)
     refreshed(sampler, torch.randn(40, 4, generator=rng), torch.randn(30, 4, generator=rng), 1)
     counts, seen = [], set()
     for step in range(20):
-        c = sampler(user, item, step)
+        c = sampler(batch_of(user, item), step)
         found = own_items(c)
         counts += [len(row) for row in found]
         assert all(len(set(row)) == len(row) for row in found)
@@ -225,7 +227,7 @@ def test_others_of_mined_items_are_candidates_whatever_they_weigh(board: Dataset
         sampler = CandidateSampler(board, NegativesConfig(hard={"n": 2, "ranks": [1, 10], "ratio": 40}), seed=1)
         rng = torch.Generator().manual_seed(0)
         refreshed(sampler, torch.randn(40, 4, generator=rng), torch.randn(30, 4, generator=rng), 1)
-        drawn.append([sampler(user, item, step, weights=weight).per_positive.tolist() for step in range(8)])
+        drawn.append([sampler(batch_of(user, item, weight), step).per_positive.tolist() for step in range(8)])
     assert 0 < sum(place >= 0 for step in drawn[0] for row in step for place in row) < 8 * 60 * 2
     assert drawn[1:] == drawn[:1] * 3
 
@@ -248,7 +250,7 @@ def test_a_draw_looks_at_the_rows_of_its_batch_alone(everything_data: Dataset, m
 
     monkeypatch.setattr(Ragged, "lengths", property(of_all_rows))
     refreshed(sampler, torch.randn(60, 4, generator=rng), torch.randn(40, 4, generator=rng), 1)
-    assert sampler(*positives(everything_data, 20), 0).per_positive.shape[1] == 9
+    assert sampler(batch_of(*positives(everything_data, 20)), 0).per_positive.shape[1] == 9
 
 
 def test_draws_depend_on_seed_and_step_only(everything_data: Dataset) -> None:
@@ -259,22 +261,22 @@ def test_draws_depend_on_seed_and_step_only(everything_data: Dataset) -> None:
     def sampler(seed: int) -> CandidateSampler:
         made = CandidateSampler(data, EVERY_SOURCE, seed)
         refreshed(made, *vectors, 1)
-        made.remember(torch.arange(30), torch.zeros(30, 1))
+        made.remember(torch.arange(30), torch.zeros(30, 1), torch.ones(30))
         return made
 
     user, item = positives(data, 64)
     first = sampler(1)
-    drawn = [first(user, item, step) for step in range(4)]
+    drawn = [first(batch_of(user, item), step) for step in range(4)]
     again = sampler(1)
     for step in (2, 0, 3, 1):
-        assert same(again(user, item, step), drawn[step])
+        assert same(again(batch_of(user, item), step), drawn[step])
     assert not same(drawn[0], drawn[1])
-    assert not same(sampler(2)(user, item, 0), drawn[0])
+    assert not same(sampler(2)(batch_of(user, item), 0), drawn[0])
     # Neither does the state of the global generators matter, nor is it touched.
     np.random.seed(3)
     torch.manual_seed(3)
     before = torch.random.get_rng_state(), np.random.get_state(legacy=False)["state"]["key"].tolist()
-    assert same(again(user, item, 1), drawn[1])
+    assert same(again(batch_of(user, item), 1), drawn[1])
     assert torch.equal(torch.random.get_rng_state(), before[0])
     assert np.random.get_state(legacy=False)["state"]["key"].tolist() == before[1]
 
@@ -290,7 +292,9 @@ def test_random_candidates_count_among_the_others_that_mined_ones_are_measured_b
         )
         sampler = CandidateSampler(board, config, seed=1)
         refreshed(sampler, *vectors, 1)
-        means.append(np.mean([int((sampler(user, item, s).per_positive[:, -2:] >= 0).sum()) / 300 for s in range(20)]))
+        means.append(
+            np.mean([int((sampler(batch_of(user, item), s).per_positive[:, -2:] >= 0).sum()) / 300 for s in range(20)])
+        )
     assert means == pytest.approx([0.5, 1.0], abs=0.05)
 
 
@@ -338,7 +342,7 @@ def test_candidates_lack_the_positives_of_the_context_and_no_others(
 ) -> None:
     sampler = CandidateSampler(data, NegativesConfig(**negatives), seed=1)  # type: ignore[arg-type]
     batch = PositiveSampler(data, seed=2).epoch(0).take(0, slice(0, 60))
-    drawn = sampler(batch.user, batch.item, 0, interactions=batch.source)
+    drawn = sampler(batch, 0)
     for b, row in enumerate(batch.source.tolist()):
         gone = in_the_same_context(data, row) - {int(batch.item[b])}
         assert not gone & {int(drawn.items[j]) for j in drawn.per_positive[b].tolist() if j >= 0}
@@ -353,7 +357,7 @@ def test_candidates_lack_the_positives_of_the_context_and_no_others(
 def test_without_a_mask_nothing_is_left_out(data: Dataset) -> None:
     sampler = CandidateSampler(data, NegativesConfig(full=True, mask_positives=False), seed=1)
     batch = PositiveSampler(data, seed=2).epoch(0).take(0, slice(0, 20))
-    assert sampler(batch.user, batch.item, 0, interactions=batch.source).exclusions is None
+    assert sampler(batch, 0).exclusions is None
 
 
 def test_a_drawn_pair_has_the_context_of_its_positive_and_no_item_that_is_right_in_it(data: Dataset) -> None:

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from candidate_worlds import ROW, own_items, positives, world
+from candidate_worlds import ROW, batch_of, own_items, positives, world
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -90,7 +90,7 @@ def test_random_candidates_are_distinct_items_the_user_has_not_met_as_many_as_th
         met.setdefault(u, set()).add(i)
     sampler = CandidateSampler(data, NegativesConfig(random=n, in_batch=False), seed=4)
     user, item = positives(data)
-    c = sampler(user, item, 0)
+    c = sampler(batch_of(user, item), 0)
     for u, row in zip(user.tolist(), own_items(c), strict=True):
         free = set(range(30)) - met.get(u, {3})
         assert len(row) == len(set(row)) == min(n, len(free))
@@ -103,7 +103,7 @@ def test_random_candidates_are_uniform_fresh_in_every_step_and_the_same_for_a_st
     user, item = np.array([0, 1], np.int32), np.array([0, 0], np.int32)
     counts, steps = np.zeros((2, 30)), 1000
     for step in range(steps):
-        for row, found in enumerate(own_items(sampler(user, item, step))):
+        for row, found in enumerate(own_items(sampler(batch_of(user, item), step))):
             counts[row, found] += 1
     for row, free in ((0, [i for i in range(30) if i % 3]), (1, list(range(1, 30)))):
         expected = steps * 4 / len(free)
@@ -112,7 +112,9 @@ def test_random_candidates_are_uniform_fresh_in_every_step_and_the_same_for_a_st
     again = CandidateSampler(data, NegativesConfig(random=4, in_batch=False), seed=4)
     draws = [own_items(again(user, item, step)) for step in (7, 8, 7)]
     assert draws[0] == draws[2] != draws[1]
-    assert draws[0] != own_items(CandidateSampler(data, NegativesConfig(random=4, in_batch=False), 5)(user, item, 7))
+    assert draws[0] != own_items(
+        CandidateSampler(data, NegativesConfig(random=4, in_batch=False), 5)(batch_of(user, item), 7)
+    )
 
 
 @pytest.mark.parametrize("loss", [Softmax(), Gbce(calibration=0), Bpr()], ids=repr)
@@ -122,7 +124,7 @@ def test_with_random_candidates_alone_a_row_is_its_positive_against_them_and_not
     """The softmax of the 2013 DSSM: one clicked and some random ones, by a loop; nothing to correct."""
     data, config = everything_data, NegativesConfig(random=4, in_batch=False)
     user, item = positives(data, 50)
-    c = CandidateSampler(data, config, seed=1)(user, item, 3)
+    c = CandidateSampler(data, config, seed=1)(batch_of(user, item), 3)
     assert not c.log_q.any()
     assert not c.counts.any()
     rng = torch.Generator().manual_seed(0)

@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from candidate_worlds import columns_of, own_items, positives
+from candidate_worlds import batch_of, columns_of, own_items, positives
 from mykinds.negatives import Recent
 from trainers import contrastive, same
 from worlds import settings
@@ -57,7 +57,7 @@ def prepared(source: NegativeSource, data: Dataset, seed: int = 3, mask_positive
     sampler.begin_epoch(lambda: vectors(data), 1)
     if source.remembered:
         earlier = np.random.default_rng(5).integers(0, len(data.items), 50)
-        sampler.remember(torch.from_numpy(earlier), torch.ones(50, 4))
+        sampler.remember(torch.from_numpy(earlier), torch.ones(50, 4), torch.ones(50))
     return sampler
 
 
@@ -67,7 +67,7 @@ def batches(
     """The drawn items of some batches: those of the columns with their counts, and those of each positive."""
     user, item = positives(data, 30)
     for step in range(n):
-        c = sampler(user, item, step)
+        c = sampler(batch_of(user, item), step)
         yield columns_of(c), own_items(c), c.counts.numpy()
 
 
@@ -89,16 +89,16 @@ def test_a_source_is_documented_and_is_read_from_what_it_is_written_as(source: N
 def test_draws_depend_on_the_seed_and_the_step_alone(source: NegativeSource, everything_data: Dataset) -> None:
     user, item = positives(everything_data, 30)
     one, other, seeded = (prepared(source, everything_data, seed) for seed in (3, 3, 4))
-    drawn = [one(user, item, step) for step in range(3)]
+    drawn = [one(batch_of(user, item), step) for step in range(3)]
     for step in (2, 0, 1):
-        again = other(user, item, step)
+        again = other(batch_of(user, item), step)
         assert (again.items == drawn[step].items).all()
         assert torch.equal(again.per_positive, drawn[step].per_positive)
         assert torch.equal(again.counts, drawn[step].counts)
     if source.draws and not source.exclusive and not source.remembered:
         assert any(
             not np.array_equal(a.items, b.items) or not torch.equal(a.per_positive, b.per_positive)
-            for a, b in ((drawn[step], seeded(user, item, step)) for step in range(3))
+            for a, b in ((drawn[step], seeded(batch_of(user, item), step)) for step in range(3))
         )
 
 
@@ -121,7 +121,7 @@ def test_the_mean_count_of_an_item_is_its_expected_number_of_draws(
             assert len(sampler.memory.items) <= source.remembered
         expected += sampler.expected(np.arange(n), len(item))
         if source.remembered:
-            sampler.remember(torch.from_numpy(item.astype(np.int64)), torch.zeros(len(item), 2))
+            sampler.remember(torch.from_numpy(item.astype(np.int64)), torch.zeros(len(item), 2), torch.ones(len(item)))
     times = 4 if source.remembered else 1
     assert np.abs((seen - expected) / np.sqrt(times * np.maximum(expected, 1))).max() < 4.5
     assert seen.sum() == pytest.approx(expected.sum(), rel=0.02)
@@ -208,7 +208,6 @@ def test_sources_of_elsewhere_draw_after_the_registered_ones_by_name(everything_
 
 
 def test_the_example_draws_what_was_liked_lately_and_needs_a_time(everything_data: Dataset) -> None:
-    assert everything_data.times is not None
     recent = Recent(n=200, share=0.2)
     rows = everything_data.positive_indices
     times = everything_data.times[rows]
@@ -216,4 +215,4 @@ def test_the_example_draws_what_was_liked_lately_and_needs_a_time(everything_dat
     drawn = recent.build(everything_data, 0, CPU).draw(np.zeros(1, np.int32), np.random.default_rng(0))
     assert set(drawn.tolist()) <= latest
     with pytest.raises(ConfigError, match=r"mykinds\.negatives:Recent needs a time"):
-        recent.check(replace(everything_data, times=None))
+        recent.check(replace(everything_data, schema=everything_data.schema.model_copy(update={"time": ""})))

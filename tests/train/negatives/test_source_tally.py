@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from candidate_worlds import liked_of, positives
+from candidate_worlds import batch_of, liked_of, positives
 from scored import random_factors
 from worlds import settings
 
@@ -43,20 +44,21 @@ class _World:
         self.user, self.item = positives(board, BATCH)
         earlier = positives(board, 15, seed=2)[1].astype(np.int64)
         self.old = torch.randn(15, 4, generator=torch.Generator().manual_seed(4))
-        self.sampler.remember(torch.from_numpy(earlier), self.old)
+        self.sampler.remember(torch.from_numpy(earlier), self.old, torch.ones(15))
         self.earlier, self.mask = earlier, mask
 
     def candidates(self) -> Candidates:
-        return self.sampler(self.user, self.item, STEP, by_source=True)
+        return self.sampler(batch_of(self.user, self.item), STEP, by_source=True)
 
     def scored(self, loss: str, weights: torch.Tensor | None, block: int, rows: int = BATCH) -> EpochRecord:
         c, tally, options = self.candidates(), SourceTally(rows), LOSSES.parse({"kind": loss})
+        c = c if weights is None else replace(c, weights=weights)
         assert isinstance(options, ContrastiveLoss)
         tally.begin(self.sampler.samplers)
         items = torch.cat([self.vectors.items[torch.from_numpy(c.items)], self.old])
         contrastive_loss(
             self.vectors.users[torch.from_numpy(self.user.astype(np.int64))], items, c, options, 30,
-            weights=weights, tally=tally, max_block_logits=block,
+            tally=tally, max_block_logits=block,
         )  # fmt: skip
         tally.end(rows, DistributedContext())
         return tally.take()

@@ -31,7 +31,7 @@ from twotower.data.dataset import BY_USER, Dataset
 from twotower.data.fitted import Fitted
 from twotower.data.interaction_columns import CONTEXT_PREFIX, POSITIVE, TIME, USER, WEIGHT, stored_columns
 from twotower.data.memmap import MEMMAP_FORMAT
-from twotower.data.pairs import Pairs, positive_sums
+from twotower.data.pairs import Pairs
 from twotower.data.parts import dropped_line
 from twotower.data.prepare.bucket_reader import BucketReader, SplitBuckets, given_facts
 from twotower.data.prepare.options import SIDE_BLOCK_ROWS
@@ -222,9 +222,8 @@ class PreparedArrays:
         """Write the number of training positives of each item, or the sum of their weights."""
         names = [name for name in (POSITIVE, WEIGHT, "item") if name in self.stored]
         train = {name: np.load(self.arrays / f"{name}.npy", mmap_mode="r")[:n_train] for name in names}
-        np.save(
-            self.arrays / "item_positive_counts.npy", positive_sums(Pairs(train["item"], **train), self.facts.items)
-        )
+        pairs = Pairs(train["item"], **train)
+        np.save(self.arrays / "item_positive_counts.npy", pairs.sums("item", self.facts.items, pairs.positive))
 
     def _encode(self, encoders: Encoders, side: SideName, frame: pl.DataFrame, prefix: str, refuse: bool) -> list[str]:
         """Write pieces of the encoded columns of a side's table, as arrays of names with a prefix, and return the names

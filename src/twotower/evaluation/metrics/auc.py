@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from twotower.arrays.pieces import PIECE_ROWS, pieces, selected, temporary_array
+from twotower.arrays.pieces import PIECE_ROWS, gathered, is_constant, ones, pieces, selected, temporary_array
 from twotower.arrays.types import Bools, Doubles, Floats, Ints, Numbers, Shaped, WholeNumbers
 from twotower.evaluation.metrics.measured import ScoredPairs
 from twotower.evaluation.metrics.metric import PairMetric, Prominence
@@ -44,12 +44,12 @@ class Auc(PairMetric):
 def auc(
     scores: Shaped[Numbers, "n"],
     positive: Shaped[Bools, "n"],
+    weights: Shaped[Floats, "_"] = ones(1),
     piece: int = PIECE_ROWS,
-    weights: Shaped[Floats, "n"] | None = None,
 ) -> float:
     """Return the probability that a positive outranks a negative, ties counting half, of pairs drawn by `weights`; NaN
     if a class is missing."""
-    _, value, _ = auc_by_group(scores, positive, np.broadcast_to(np.int32(0), len(scores)), piece, weights)
+    _, value, _ = auc_by_group(scores, positive, np.broadcast_to(np.int32(0), len(scores)), weights, piece)
     return float(value[0]) if len(value) else float("nan")
 
 
@@ -57,21 +57,22 @@ def auc_by_group(
     scores: Shaped[Numbers, "n"],
     positive: Shaped[Bools, "n"],
     group: Shaped[WholeNumbers, "n"],
+    weights: Shaped[Floats, "_"] = ones(1),
     piece: int = PIECE_ROWS,
-    weights: Shaped[Floats, "n"] | None = None,
 ) -> tuple[Shaped[Ints, "G"], Shaped[Doubles, "G"], Shaped[Numbers, "G"]]:
-    """Return the groups with both classes, rising, their AUC and their number of rows, with `weights` the sums of
-    theirs. Rows are read `piece` at a time; their sorted keys are a temporary array."""
+    """Return the groups with both classes, rising, their AUC and the sum of the weights of their rows. One weight
+    stands for all. Rows are read `piece` at a time; their sorted keys are a temporary array."""
     if not len(scores):
         return np.zeros(0, np.int64), np.zeros(0), np.zeros(0, np.int64)
-    if weights is None:
-        totals, rows = None, _sorted_rows(scores, positive, group, piece)
+    weights = np.broadcast_to(weights, len(scores))
+    if is_constant(weights):
+        units = np.broadcast_to(1.0, (2, int(group.max()) + 1))
+        rows = _sorted_rows(scores, positive, group, piece)
     else:
-        totals = _class_weights(positive, group, weights, piece)
         # Powers of 2, which change no digit.
-        units = np.ldexp(1.0, np.frexp(totals)[1])
+        units = np.ldexp(1.0, np.frexp(_class_weights(positive, group, weights, piece))[1])
         rows = _sorted_weighted_rows(scores, positive, group, weights, units, piece)
-    sums, before = [], 0.0 if weights is not None else 0
+    sums, before = list[list[Shaped[Any, "_"]]](), 0
     for ties in _tied_runs(rows):
         # Twice the weight of the negatives that each positive outranks, of all groups so far.
         wins = ties.positives * (2 * (before + np.cumsum(ties.negatives)) - ties.negatives)
@@ -82,9 +83,8 @@ def auc_by_group(
     wins -= positives * 2 * (np.cumsum(negatives) - negatives)
     n_pairs = positives * negatives
     both = n_pairs > 0
-    groups, sizes = groups[both], (positives + negatives)[both]
-    areas = np.clip(wins[both] / (2 * n_pairs[both]), 0, 1)
-    return groups, areas, sizes if totals is None else totals[:, groups].sum(0)
+    sizes = negatives * units[0, groups] + positives * units[1, groups]
+    return groups[both], np.clip(wins[both] / (2 * n_pairs[both]), 0, 1), sizes[both]
 
 
 def _class_weights(
@@ -195,9 +195,8 @@ class _OrderedPairs:
     """Number of negatives with a lower score than each positive."""
     not_above: Shaped[Ints, "m"]
     """Number of negatives with a score that is not higher."""
-    negative_weights: Shaped[Floats, "n"] | None
-    """Weights of the negatives. None: all are 1."""
-    positive_weights: Shaped[Floats, "m"] | None
+    negative_weights: Shaped[Floats, "n"]
+    positive_weights: Shaped[Floats, "m"]
     weight_before: Shaped[Doubles, "n1"]
     """Sum of the weights of the negatives before each place, overwritten by each AUC."""
 
@@ -208,17 +207,15 @@ class _OrderedPairs:
         positive = temporary_array(n, np.bool_)
         users = temporary_array(n, pairs.users.dtype.type)
         scores = temporary_array(n, np.uint32)
-        weights = None if pairs.weights is None else temporary_array(n, pairs.weights.dtype.type)
+        weights = gathered(pairs.weights, order & _PLACE)
         for part in pieces(n):
             place = order[part] & _PLACE
             positive[part], users[part], scores[part] = pairs.positive[place], pairs.users[place], order[part] >> 32
-            if weights is not None and pairs.weights is not None:
-                weights[part] = pairs.weights[place]
         upper, upper_users = selected(scores, positive), selected(users, positive)
-        upper_weights = None if weights is None else selected(weights, positive)
+        upper_weights = selected(weights, positive)
         np.logical_not(positive, out=positive)
         lower, lower_users = selected(scores, positive), selected(users, positive)
-        lower_weights = None if weights is None else selected(weights, positive)
+        lower_weights = selected(weights, positive)
         below, not_above = temporary_array(len(upper), np.int64), temporary_array(len(upper), np.int64)
         for part in pieces(len(upper)):
             below[part] = np.searchsorted(lower, upper[part], side="left")
@@ -231,14 +228,12 @@ class _OrderedPairs:
         under, n = self.weight_before, 0.0
         under[0] = 0
         for part in pieces(len(self.negative_users)):
-            weight = weights[self.negative_users[part]]
-            summed = np.cumsum(weight if self.negative_weights is None else weight * self.negative_weights[part])
+            summed = np.cumsum(weights[self.negative_users[part]] * self.negative_weights[part])
             under[part.start + 1 : part.stop + 1] = summed + n
             n += float(summed[-1])
         total, wins = 0.0, 0.0
         for part in pieces(len(self.positive_users)):
-            weight = weights[self.positive_users[part]]
-            weight = weight if self.positive_weights is None else weight * self.positive_weights[part]
+            weight = weights[self.positive_users[part]] * self.positive_weights[part]
             total += float(weight.sum())
             wins += float(weight @ (under[self.below[part]] + under[self.not_above[part]]))
         return wins / 2 / (total * n) if total * n else 0.5

@@ -28,9 +28,8 @@ class LogLoss(PairMetric):
         def losses(part: slice) -> Shaped[Doubles, "_"]:
             scores = pairs.scores[part]
             x = np.where(pairs.positive[part], -scores, scores).astype(np.float64)
-            loss: Doubles = np.logaddexp(0.0, x)
-            return loss if weights is None else loss * weights[part]
+            loss: Doubles = np.logaddexp(0.0, x) * pairs.weights[part]
+            return loss
 
-        n, weights = len(pairs.scores), pairs.weights
-        mean = mean_of(n, losses)
-        return mean if weights is None else mean / mean_of(n, lambda part: weights[part].astype(np.float64))
+        n = len(pairs.scores)
+        return mean_of(n, losses) / mean_of(n, lambda part: pairs.weights[part].astype(np.float64))

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import polars as pl
 
-from twotower.arrays.pieces import pieces, selected
+from twotower.arrays.pieces import ones, pieces, selected
 from twotower.arrays.ragged import Ragged
 from twotower.arrays.types import Bools, Doubles, Floats, Ints, Numbers, Shaped, WholeNumbers
 from twotower.data.dataset import Dataset
@@ -29,20 +29,19 @@ class ScoredPairs:
     scores: Shaped[Numbers, "n"]
     positive: Shaped[Bools, "n"]
     users: Shaped[WholeNumbers, "n"]
-    weights: Shaped[Floats, "n"] | None = None
-    """Weights above 0. None: all count alike."""
+    weights: Shaped[Floats, "n"]
+    """Weights above 0; `ones` if all count alike."""
 
     @classmethod
     def of(cls, scores: Shaped[Numbers, "n"], pairs: Pairs, weighted: bool = False) -> ScoredPairs:
         """Return the scored pairs of a weight above 0, with their weights if `weighted`."""
-        scored = cls(scores, pairs.positive, pairs.user, pairs.weight if weighted else None)
-        return scored if pairs.weight is None else scored.where(pairs.weight > 0)
+        scored = cls(scores, pairs.positive, pairs.user, pairs.weight if weighted else ones(len(pairs)))
+        return scored.where(pairs.weight > 0) if pairs.weighted else scored
 
     def where(self, keep: Shaped[Bools, "n"]) -> ScoredPairs:
         """Return some of the pairs."""
-        weights = None if self.weights is None else selected(self.weights, keep)
         return ScoredPairs(
-            selected(self.scores, keep), selected(self.positive, keep), selected(self.users, keep), weights
+            *(selected(column, keep) for column in (self.scores, self.positive, self.users, self.weights))
         )
 
 
@@ -99,13 +98,13 @@ class RankedItems:
 
 @dataclass(frozen=True)
 class TargetWeights:
-    """Weights of the targets of Q rankings; those of rows of one target are added."""
+    """Weights of the targets of Q rankings; those of rows of one target are added. In masks True is 1."""
 
-    hit: Shaped[Doubles, "Q K"]
+    hit: Shaped[Doubles | Bools, "Q K"]
     """Weight of each item of a ranking as a target; 0 of another item."""
-    total: Shaped[Doubles, "Q"]
+    total: Shaped[Doubles | Ints, "Q"]
     """Weight of all targets of each user."""
-    heaviest: Shaped[Doubles, "Q K"]
+    heaviest: Shaped[Doubles | Bools, "Q K"]
     """Weights of the K heaviest targets of each user, falling; 0 after the last."""
 
     def at(self, k: int) -> TargetWeights:
@@ -127,8 +126,15 @@ class Rankings:
     """True where an item is a target of its user."""
     n_targets: Shaped[Ints, "Q"]
     items: RankedItems
-    weights: TargetWeights | None = None
-    """Weights of the targets. None: all count alike."""
+    weights: TargetWeights
+
+    @classmethod
+    def alike(
+        cls, best: Shaped[Ints, "Q K"], hit: Shaped[Bools, "Q K"], n_targets: Shaped[Ints, "Q"], items: RankedItems
+    ) -> Rankings:
+        """Return rankings whose targets all count alike."""
+        heaviest = np.arange(hit.shape[1]) < n_targets[:, None]
+        return cls(best, hit, n_targets, items, TargetWeights(hit, n_targets, heaviest))
 
     def mean_of(self, values: Shaped[Doubles, "I"]) -> Shaped[Doubles, "Q"]:
         """Return the mean of a number of the items over each ranking; 0 of one without an item."""
@@ -140,16 +146,8 @@ class Rankings:
 
     def at(self, k: int) -> Rankings:
         """Return the first `k` ranks."""
-        weights = None if self.weights is None else self.weights.at(k)
-        return replace(self, best=self.best[:, :k], hit=self.hit[:, :k], weights=weights)
+        return replace(self, best=self.best[:, :k], hit=self.hit[:, :k], weights=self.weights.at(k))
 
-    def with_targets(
-        self, rows: Shaped[Bools, "I"], n_targets: Shaped[Ints, "Q"], weights: TargetWeights | None = None
-    ) -> Rankings:
-        """Return the rankings of users with a target among some items, a mask of rows, as if these were the only
-        targets: `n_targets` of each user, of `weights`."""
-        defined = n_targets > 0
-        best = self.best[defined]
-        weights = None if weights is None else weights.of_users(defined)
-        hit = self.hit[defined] & rows[best]
-        return replace(self, best=best, hit=hit, n_targets=n_targets[defined], weights=weights)
+    def of_users(self, keep: Shaped[Bools, "Q"]) -> Rankings:
+        """Return some of the rankings."""
+        return Rankings(self.best[keep], self.hit[keep], self.n_targets[keep], self.items, self.weights.of_users(keep))

@@ -22,11 +22,7 @@ class Ndcg(RankingMetric):
 
     def values(self, rankings: Rankings) -> Shaped[Doubles, "Q"]:
         """Return the gain of each user."""
-        hit, weights = rankings.hit, rankings.weights
-        discount = 1 / np.log2(np.arange(2, hit.shape[1] + 2))
-        if weights is not None:
-            weighted: Doubles = (weights.hit * discount).sum(1) / (weights.heaviest * discount).sum(1)
-            return weighted
-        ideal = np.cumsum(discount)[np.minimum(rankings.n_targets, hit.shape[1]) - 1]
-        gain: Doubles = (hit * discount).sum(1) / ideal
+        weights = rankings.weights
+        discount = 1 / np.log2(np.arange(2, weights.hit.shape[1] + 2))
+        gain: Doubles = (weights.hit * discount).sum(1) / (weights.heaviest * discount).cumsum(1)[:, -1]
         return gain

@@ -20,8 +20,5 @@ class Recall(RankingMetric):
 
     def values(self, rankings: Rankings) -> Shaped[Doubles, "Q"]:
         """Return the share of each user's targets."""
-        if rankings.weights is not None:
-            found: Doubles = rankings.weights.hit.sum(1)
-            return found / rankings.weights.total
-        n_hits: Ints = rankings.hit.sum(1)
-        return n_hits / rankings.n_targets
+        found: Doubles | Ints = rankings.weights.hit.sum(1)
+        return found / rankings.weights.total

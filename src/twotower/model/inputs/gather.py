@@ -47,6 +47,7 @@ class RowSource(Protocol):
         """Return the codes of a field of many codes, as `pad` does."""
 
 
+NO_ROWS = np.zeros(0, np.int64)
 R = TypeVar("R", bound=RowSource)
 C = TypeVar("C")
 
@@ -82,13 +83,19 @@ class ColumnRows:
         self.n = len(self.numbers)
 
     def lookup(self, names: tuple[str, ...]) -> Shaped[Ints, "U F"]:
-        return _lookup(self, names) if self.stacked is None else np.take(self.stacked, self.numbers, 0)
+        if self.stacked is not None:
+            return np.take(self.stacked, self.numbers, 0)
+        out = np.empty((self.n, len(names)), np.int64)
+        for place, name in enumerate(names):
+            out[:, place] = self.of(name).flat(name)
+        return out
 
     def dense(self, name: str) -> Shaped[Floats, "U n"]:
-        return self.flat(name).astype(np.float32, copy=False)
+        return self.of(name).flat(name).astype(np.float32, copy=False)
 
     def padded(self, field: InputField) -> Shaped[Ints, "U T"]:
-        return pad(self.ragged(field.name), self.numbers, field.limit)
+        rows = self.of(field.name)
+        return pad(rows.ragged(field.name), rows.numbers, field.limit)
 
     def of(self, name: str) -> ColumnRows:
         """Return the rows that have the column of a field."""
@@ -107,31 +114,19 @@ class ColumnRows:
         return column[self.numbers if self.slice is None else self.slice]
 
 
-class JoinedRows:
-    """Rows of users, each with a row of the context."""
+class JoinedRows(ColumnRows):
+    """Rows of users, each with a row of the context, by the numbers of interactions (U,), if there is one."""
 
-    def __init__(self, users: ColumnRows, context: ColumnRows) -> None:
-        self.users, self.context, self.n = users, context, users.n
+    def __init__(
+        self, columns: Mapping[str, Column], rows: Shaped[Array, "U"] | slice, context: Mapping[str, Column],
+        interactions: Shaped[Array, "_"], stacked: Shaped[Ints, "n F"] | None = None,
+    ) -> None:  # fmt: skip
+        """Select `rows`, and `interactions` of the context. `stacked` are as in `ColumnRows`."""
+        super().__init__(columns, rows, stacked)
+        self.context = ColumnRows(context, interactions)
 
     def of(self, name: str) -> ColumnRows:
-        """Return the rows that have the column of a field."""
-        return self.context if name in self.context.columns else self.users
-
-    def lookup(self, names: tuple[str, ...]) -> Shaped[Ints, "U F"]:
-        return _lookup(self, names)
-
-    def dense(self, name: str) -> Shaped[Floats, "U n"]:
-        return self.of(name).dense(name)
-
-    def padded(self, field: InputField) -> Shaped[Ints, "U T"]:
-        return self.of(field.name).padded(field)
-
-
-def _lookup(rows: ColumnRows | JoinedRows, names: tuple[str, ...]) -> Shaped[Ints, "U F"]:
-    out = np.empty((rows.n, len(names)), np.int64)
-    for place, name in enumerate(names):
-        out[:, place] = rows.of(name).flat(name)
-    return out
+        return self.context if name in self.context.columns else self
 
 
 class OneRow:
@@ -183,20 +178,13 @@ class FeedFields:
         return feed
 
 
-def feed(fields: tuple[InputField, ...], columns: dict[str, Column], rows: slice | Shaped[Array, "U"]) -> Feed:
-    """Return the features of some rows of encoded columns by input name."""
-    return FeedFields(fields)(ColumnRows(columns, rows))
-
-
-def context_feed(
-    fields: tuple[InputField, ...],
-    columns: dict[str, Column],
-    rows: Shaped[Array, "U"],
-    context: dict[str, Column],
-    interactions: Shaped[Array, "U"],
-) -> Feed:
-    """Return the features of some users in the context of some interactions by input name."""
-    return FeedFields(fields)(JoinedRows(ColumnRows(columns, rows), ColumnRows(context, interactions)))
+def feed(
+    fields: tuple[InputField, ...], columns: dict[str, Column], rows: slice | Shaped[Array, "U"],
+    context: Mapping[str, Column] = {}, interactions: Shaped[Array, "_"] = NO_ROWS,
+) -> Feed:  # fmt: skip
+    """Return the features of some rows of encoded columns, in the `context` of some interactions (U,) if fields read
+    it, by input name."""
+    return FeedFields(fields)(JoinedRows(columns, rows, context, interactions))
 
 
 def stack_feeds(feeds: Sequence[Feed]) -> Feed:

@@ -15,9 +15,9 @@ from twotower.data.side import Side
 from twotower.features.field import InputField
 from twotower.model.inputs.bag import Bag, bag_in_both_orders, bag_without_order, without_holes
 from twotower.model.inputs.code_layout import Arrays, CodeLayout, Inputs, Padded, pad, take_prefixes, take_windows
-from twotower.model.inputs.gather import ColumnRows, JoinedRows, TowerFields, gather
+from twotower.model.inputs.gather import NO_ROWS, ColumnRows, JoinedRows, TowerFields, gather
 
-Carry = Callable[[JoinedRows | ColumnRows, InputField], CodeLayout[Arrays]]
+Carry = Callable[[ColumnRows, InputField], CodeLayout[Arrays]]
 """Maker of the codes of a field of some rows."""
 
 
@@ -26,7 +26,7 @@ class SideTensors:
 
     def __init__(
         self, side: Side, fields: Iterable[InputField], device: torch.device | str = "cpu",
-        timeline: Ragged | None = None, by_user: bool = False, context: Mapping[str, Column] | None = None,
+        timeline: Ragged | None = None, by_user: bool = False, context: Mapping[str, Column] = {},
     ) -> None:  # fmt: skip
         """Prepare the columns of `fields`.
 
@@ -37,10 +37,9 @@ class SideTensors:
         self.device = torch.device(device)
         self.n = len(side)
         self._columns, self._owners = side.columns, side.owners
-        self._context = context or {}
+        self._context = context
         # One array of all codes is faster to take from; with a context there are two tables.
-        lookups = () if context else self._fields.lookups
-        self._lookup = ColumnRows(side.columns, slice(None)).lookup(lookups)
+        self._lookup = None if context else ColumnRows(side.columns, slice(None)).lookup(self._fields.lookups)
         columns = ((f.name, side.columns[f.name]) for _, f in self._fields.bags if f.sequence)
         self._sequences = {name: c for name, c in columns if isinstance(c, Ragged) and c.source is not None}
         # Made on first use: only training needs them, and they are as long as all sequences.
@@ -106,13 +105,13 @@ class SideTensors:
 
     def take(
         self, rows: Shaped[Ints, "U"], left_out: Shaped[Ints, "_"] | None = None,
-        interactions: Shaped[Ints, "U"] | None = None,
+        interactions: Shaped[Ints, "_"] = NO_ROWS,
     ) -> Inputs:  # fmt: skip
         """Return the features of `rows` in the context of these `interactions`, by index, if the tower reads one.
 
         `left_out` are the indices of interactions that no sequence may hold."""
 
-        def carry(joined: JoinedRows | ColumnRows, f: InputField) -> Bag[Arrays] | Padded[Arrays]:
+        def carry(joined: ColumnRows, f: InputField) -> Bag[Arrays] | Padded[Arrays]:
             selected = joined.of(f.name)
             if f.name not in self._sequences or left_out is None or not len(left_out):
                 numbers = self._history_rows(selected.numbers) if f.sequence else selected.numbers
@@ -132,7 +131,7 @@ class SideTensors:
         owners = self._history_rows(rows)
         distinct, which = np.unique(owners, return_inverse=True)
 
-        def carry(joined: JoinedRows | ColumnRows, f: InputField) -> CodeLayout[Arrays]:
+        def carry(joined: ColumnRows, f: InputField) -> CodeLayout[Arrays]:
             selected = joined.of(f.name)
             if f.name not in self._sequences:
                 numbers = self._history_rows(selected.numbers) if f.sequence else selected.numbers
@@ -144,15 +143,12 @@ class SideTensors:
 
         return self._tensors(rows, interactions, carry)
 
-    def _tensors(self, rows: Shaped[Ints, "U"], interactions: Shaped[Ints, "U"] | None, carry: Carry) -> Inputs:
-        if not self._context:
-            return tensors(self._fields, ColumnRows(self._columns, rows, self._lookup), carry, self.device)
-        assert interactions is not None, "a tower that reads the context needs interactions"
-        joined = JoinedRows(ColumnRows(self._columns, rows), ColumnRows(self._context, interactions))
+    def _tensors(self, rows: Shaped[Ints, "U"], interactions: Shaped[Ints, "_"], carry: Carry) -> Inputs:
+        joined = JoinedRows(self._columns, rows, self._context, interactions, self._lookup)
         return tensors(self._fields, joined, carry, self.device)
 
 
-def tensors(fields: TowerFields, rows: JoinedRows | ColumnRows, carry: Carry, device: torch.device) -> Inputs:
+def tensors(fields: TowerFields, rows: ColumnRows, carry: Carry, device: torch.device) -> Inputs:
     """Return the features of some rows as tensors on a device."""
 
     def tensor(array: Shaped[Array, "*n"]) -> Shaped[Tensor, "*n"]:
@@ -163,7 +159,7 @@ def tensors(fields: TowerFields, rows: JoinedRows | ColumnRows, carry: Carry, de
     return Inputs(rows.n, tensor(lookup), carried, {name: tensor(x) for name, x in dense.items()})
 
 
-def carry_forward(joined: JoinedRows | ColumnRows, f: InputField) -> Bag[Arrays] | Padded[Arrays]:
+def carry_forward(joined: ColumnRows, f: InputField) -> Bag[Arrays] | Padded[Arrays]:
     """Return the codes of a field for a forward pass only."""
     rows = joined.of(f.name)
     if f.limit:

@@ -23,25 +23,28 @@ class Bpr(ContrastiveLoss):
 
     def rows(self, logits: F32[Tensor, "b C"], positive: I64[Tensor, "b 1"], columns: Columns) -> F32[Tensor, "b"]:
         difference = logits.gather(1, positive) - logits
-        return -(self._shares(logits, positive, columns) * logsigmoid(difference)).sum(1)
+        return -(self._shares(logits, positive, columns, torch.ones_like(logits[:, :1])) * logsigmoid(difference)).sum(
+            1
+        )
 
     def block(
         self,
         logits: F32[Tensor, "b C"],
         positive: I64[Tensor, "b 1"],
         columns: Columns,
-        weights: F32[Tensor, "b 1"] | None = None,
+        weights: F32[Tensor, "b 1"],
     ) -> F32[Tensor, ""]:
         chosen = logits.gather(1, positive)
-        weight = self._shares(logits, positive, columns)
-        weight = weight if weights is None else weight * weights
+        weight = self._shares(logits, positive, columns, weights)
         difference = chosen - logits
         value = -(weight * logsigmoid(difference)).sum()
         gradient = weight * torch.sigmoid(-difference)
         logits.copy_(gradient).scatter_(1, positive, -gradient.sum(1, keepdim=True))
         return value
 
-    def _shares(self, logits: F32[Tensor, "b C"], positive: I64[Tensor, "b 1"], columns: Columns) -> F32[Tensor, "b C"]:
-        """Return the weights of negatives, with the sum 1 in each row."""
+    def _shares(
+        self, logits: F32[Tensor, "b C"], positive: I64[Tensor, "b 1"], columns: Columns, sums: F32[Tensor, "b 1"]
+    ) -> F32[Tensor, "b C"]:
+        """Return the weights of negatives, with these sums, above 0, in each row."""
         weight = columns.weights(logits, positive)
-        return weight / weight.sum(1, keepdim=True).clamp(min=1e-12)
+        return weight / (weight.sum(1, keepdim=True).clamp(min=1e-12) / sums)

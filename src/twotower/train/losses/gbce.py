@@ -41,12 +41,12 @@ class Gbce(ContrastiveLoss):
         logits: F32[Tensor, "b C"],
         positive: I64[Tensor, "b 1"],
         columns: Columns,
-        weights: F32[Tensor, "b 1"] | None = None,
+        weights: F32[Tensor, "b 1"],
     ) -> F32[Tensor, ""]:
         beta = self.beta(columns.share)
         chosen = logits.gather(1, positive)
         weight = columns.weights(logits, positive)
-        norm = (1 if weights is None else weights) / (1 + weight.sum(1, keepdim=True))
+        norm = weights / (1 + weight.sum(1, keepdim=True))
         value = (weight * softplus(logits) * norm).sum()
         value = value - (beta * logsigmoid(chosen) * norm).sum()
         logits.sigmoid_().mul_(weight * norm).scatter_(1, positive, -beta * torch.sigmoid(-chosen) * norm)

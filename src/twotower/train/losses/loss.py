@@ -96,14 +96,12 @@ class ContrastiveLoss(Loss):
         logits: F32[Tensor, "b C"],
         positive: I64[Tensor, "b 1"],
         columns: Columns,
-        weights: F32[Tensor, "b 1"] | None = None,
+        weights: F32[Tensor, "b 1"],
     ) -> F32[Tensor, ""]:
-        """Return the weighted sum of the rows' losses, and overwrite the logits with its gradient. Default weights:
-        1."""
+        """Return the weighted sum of the rows' losses, and overwrite the logits with its gradient."""
         leaf = logits.detach().clone().requires_grad_()
         with torch.enable_grad():
-            rows = self.rows(leaf, positive, columns)
-            value = rows.sum() if weights is None else (rows * weights[:, 0]).sum()
+            value = (self.rows(leaf, positive, columns) * weights[:, 0]).sum()
             (gradient,) = torch.autograd.grad(value, leaf)
         logits.copy_(gradient)
         return value.detach()

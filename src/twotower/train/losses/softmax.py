@@ -42,15 +42,12 @@ class Softmax(ContrastiveLoss):
         logits: F32[Tensor, "b C"],
         positive: I64[Tensor, "b 1"],
         columns: Columns,
-        weights: F32[Tensor, "b 1"] | None = None,
+        weights: F32[Tensor, "b 1"],
     ) -> F32[Tensor, ""]:
         largest = logits.amax(1, keepdim=True)
         chosen = logits.gather(1, positive)
         total = logits.sub_(largest).exp_().sum(1, keepdim=True)
         rows = total.log() + largest - chosen
-        logits.mul_(total.reciprocal())
-        logits.scatter_add_(1, positive, torch.full_like(chosen, -1.0))
-        if weights is None:
-            return rows.sum()
-        logits.mul_(weights)
+        logits.mul_(weights / total)
+        logits.scatter_add_(1, positive, -weights)
         return (rows * weights).sum()

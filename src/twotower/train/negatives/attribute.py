@@ -30,7 +30,7 @@ class AttributeNegatives(PerPositiveSource):
     n: int = Field(1, ge=1, le=100_000, description="Number of items per positive.")
 
     def check(self, dataset: Dataset) -> None:
-        if dataset.items.versions is not None:
+        if dataset.items.versioned:
             raise ConfigError(
                 "negatives.attribute draws items by their newest values, and with schema.valid_from a positive sees "
                 "items as they were at its own time; leave it out"

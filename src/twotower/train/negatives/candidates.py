@@ -12,7 +12,7 @@ from torch import Tensor
 
 from twotower.arrays.ragged import Ragged, offsets_of, run_indices
 from twotower.arrays.types import F32, I64, Float, Ints, Shaped
-from twotower.data.versions import Versions
+from twotower.data.side import Side
 from twotower.train.negatives.source_tally import SourceDraws
 
 
@@ -28,6 +28,7 @@ class Candidates:
     log_q: F32[Tensor, "C"]  # log of the expected number of draws of the column's item
     per_positive: I64[Tensor, "B H"]  # into `items`, -1 for none
     exclusions: Exclusions | None
+    weights: F32[Tensor, "B"]
     memory_vectors: Float[Tensor, "M D"] | None = None
     # per-positive negatives that score within this margin of the positive are left out; None: none
     margins: F32[Tensor, "H"] | None = None
@@ -44,7 +45,10 @@ class Candidates:
 
     def take(self, rows: I64[Tensor, "b"]) -> Candidates:
         exclusions = None if self.exclusions is None else self.exclusions.take(rows)
-        return replace(self, positive=self.positive[rows], per_positive=self.per_positive[rows], exclusions=exclusions)
+        return replace(
+            self, positive=self.positive[rows], per_positive=self.per_positive[rows], exclusions=exclusions,
+            weights=self.weights[rows],
+        )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -99,11 +103,20 @@ class ColumnFinder:
 class CandidateVersions:
     """Versions of I candidates that are valid at one of the times of a batch: X input rows, grouped by candidate."""
 
-    def __init__(
-        self, candidates: Candidates, versions: Versions, times: Shaped[Ints, "n"], device: torch.device
-    ) -> None:
-        """Find the versions that are valid at one of the `times` of the whole batch, at least one of each candidate."""
-        items, self._times = candidates.items, np.unique(times)
+    several = False
+    """True if a candidate has more than one version in the batch."""
+
+    def __init__(self, candidates: Candidates, side: Side, times: Shaped[Ints, "n"], device: torch.device) -> None:
+        """Find the versions of the items, a side, that are valid at one of the `times` of the whole batch, at least one
+        of each candidate; without versions the candidates themselves."""
+        items, versions = candidates.items, side.versions
+        self.rows: Ints = items
+        """(X,) Rows in the tables of all versions."""
+        self.shared = candidates.shared
+        """Number of versions of the shared candidates, which are first."""
+        if versions is None:
+            return
+        self._times = np.unique(times)
         last = versions.at(items, np.broadcast_to(self._times[-1], items.shape))
         first = versions.at(items, np.broadcast_to(self._times[0], items.shape))
         n = last - first + 1
@@ -111,12 +124,9 @@ class CandidateVersions:
         # A version is seen from the first time at or after it, up to that of the next version.
         seen_from = np.searchsorted(self._times, np.maximum(versions.since[rows], self._times[0]))
         kept = np.r_[(owner[1:] != owner[:-1]) | (seen_from[1:] != seen_from[:-1]), len(rows) > 0]
-        self.rows: Ints = rows[kept]
-        """(X,) Rows in the tables of all versions."""
+        self.rows = rows[kept]
         self.shared = int(offsets_of(np.bincount(owner[kept], minlength=len(items)))[candidates.shared])
-        """Number of versions of the shared candidates, which are first."""
         self.several = len(self.rows) > len(items)
-        """True if a candidate has more than one version in the batch."""
         self._keys = torch.from_numpy(owner[kept] * len(self._times) + seen_from[kept]).to(device)
 
     def seen_at(self, times: Shaped[Ints, "B"]) -> SeenVersions:

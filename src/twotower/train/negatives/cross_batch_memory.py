@@ -51,20 +51,14 @@ class VectorQueue(SharedSampler):
     def expected(self, items: Shaped[Ints, "n"], positives: float) -> Shaped[Doubles, "n"]:
         return self._shares[items] * (0 if self.memory is None else float(self.memory.draws.sum()))
 
-    def remember(
-        self, items: I64[Tensor, "B"], vectors: Float[Tensor, "B D"], weights: F32[Tensor, "B"] | None = None
-    ) -> None:
-        vectors = vectors.detach()
+    def remember(self, items: I64[Tensor, "B"], vectors: Float[Tensor, "B D"], weights: F32[Tensor, "B"]) -> None:
+        every = Memory(items, vectors.detach(), weights)
         if self.memory is not None:
-            weights = None if weights is None else torch.cat([self.memory.draws, weights])
-            items, vectors = torch.cat([self.memory.items, items]), torch.cat([self.memory.vectors, vectors])
-        self.memory = Memory(
-            items[-self.size :], vectors[-self.size :], None if weights is None else weights[-self.size :]
-        )
+            every = Memory(*(torch.cat(columns) for columns in zip(self.memory, every, strict=True)))
+        self.memory = Memory(*(column[-self.size :] for column in every))
 
     def state(self) -> dict[str, Shaped[Tensor, "*_"]]:
-        held = {} if self.memory is None else self.memory._asdict()
-        return {name: tensor for name, tensor in held.items() if tensor is not None}
+        return {} if self.memory is None else self.memory._asdict()
 
     def load_state(self, state: dict[str, Shaped[Tensor, "*_"]]) -> None:
         if state:

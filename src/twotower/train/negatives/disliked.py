@@ -9,7 +9,6 @@ from pydantic import Field
 from twotower.arrays.ragged import Ragged
 from twotower.arrays.types import Ints, Shaped
 from twotower.data.dataset import Dataset
-from twotower.data.pairs import target_mask
 from twotower.data.splits import TRAIN
 from twotower.errors import ConfigError
 from twotower.train.negatives.source import PerPositiveSampler, PerPositiveSource, Positives
@@ -27,7 +26,7 @@ class DislikedNegatives(PerPositiveSource):
 
     def check(self, dataset: Dataset) -> None:
         if dataset.train.labels.all():
-            of = " of a weight above 0" if dataset.pairs.weight is not None else ""
+            of = " of a weight above 0" if dataset.pairs.weighted else ""
             raise ConfigError(
                 "negatives.disliked draws interactions that the user did not like, and every training "
                 f"interaction{of} is a positive; drop it, or name a label and schema.positive_above"
@@ -45,7 +44,7 @@ class DislikedSampler(PerPositiveSampler):
     def __init__(self, dataset: Dataset, n: int, seed: int) -> None:
         self._n = n
         pairs = dataset.pairs
-        disliked = np.flatnonzero((dataset.parts == TRAIN) & target_mask(~pairs.positive, pairs.weight))
+        disliked = np.flatnonzero((dataset.parts == TRAIN) & ~pairs.positive & (pairs.weight > 0))
         order = np.random.default_rng(seed).permutation(disliked)
         # Indices of each user's dislikes in a random order, and the place in time of every interaction.
         self._disliked = Ragged.from_pairs(dataset.pairs.user[order], order, len(dataset.users))
@@ -58,11 +57,11 @@ class DislikedSampler(PerPositiveSampler):
     def draw(self, positives: Positives, rng: np.random.Generator) -> Shaped[Ints, "B n"]:
         """Draw indices of interactions; -1 if a user has fewer.
 
-        With `positives.rows` only interactions after the positive are drawn, as a causal history holds earlier ones.
+        With `positives.later` only interactions after the positive are drawn, as a causal history holds earlier ones.
         """
         drawn = self._disliked.draw_neighbours(positives.user, self._n, rng)
-        if positives.rows is not None:
-            place = self._place_in_time
-            when, after = (drawn, positives.rows) if place is None else (place[drawn], place[positives.rows])
+        if positives.later:
+            place, rows = self._place_in_time, positives.interactions
+            when, after = (drawn, rows) if place is None else (place[drawn], place[rows])
             drawn[when < after[:, None]] = -1
         return drawn

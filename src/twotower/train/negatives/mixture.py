@@ -6,7 +6,7 @@ item i among all N training positives, for a batch of B positives and M remember
 
     log q_i = log( (B in_batch + M) n_i / N + uniform / items + popularity n_i^alpha / sum_j n_j^alpha )
 
-With weights n_i, N, B and M are sums of the positives' weights: a positive of weight 2 counts as two draws.
+n_i, N, B and M are sums of the positives' weights: a positive of weight 2 counts as two draws.
 
 Draws depend on (seed, step) only, so a resumed run draws the same.
 """
@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from twotower.arrays.pieces import pieces
+from twotower.arrays.pieces import ones, pieces
 from twotower.arrays.ragged import Column, Ragged, run_indices
 from twotower.arrays.sets import DistinctRows, PairSet, distinct_keys, find_in_sorted, is_in_sorted, pair_keys
 from twotower.arrays.types import F32, I64, Array, Bools, Codes, Doubles, Float, Floats, Ints, Shaped
@@ -31,6 +31,7 @@ from twotower.train.negatives.candidates import Candidates, ColumnFinder, Exclus
 from twotower.train.negatives.config import NegativesConfig
 from twotower.train.negatives.source import NegativeSampler, Positives
 from twotower.train.negatives.source_tally import SourceDraws
+from twotower.train.order import Examples
 
 BLOCK_PAIRS = 2**15
 """Drawn pairs that are compared with positives at a time."""
@@ -46,11 +47,10 @@ class CandidateSampler:
         self._config, self._seed, self._device = config, seed, device
         self._shared = {s.kind: s.build(dataset, seed, device) for s in config.shared}
         self._per_positive = {s.kind: s.build(dataset, seed, device) for s in config.per_positive}
-        self._positives = PairSet(dataset.positive_items, len(dataset.items))
-        self._distinct, self._distinct_users = DistinctRows(len(dataset.items)), DistinctRows(len(dataset.users))
+        self._known = (ContextPositives if dataset.schema.side("context") else UserPositives)(dataset)
+        self._distinct = DistinctRows(len(dataset.items))
         self._find_columns = ColumnFinder(len(dataset.items))
         self._pairs = dataset.pairs
-        self._in_context = ContextPositives(dataset) if dataset.schema.side("context") else None
 
     @property
     def samplers(self) -> dict[str, NegativeSampler]:
@@ -66,9 +66,7 @@ class CandidateSampler:
         for sampler in self.samplers.values():
             sampler.begin_epoch(present, epoch)
 
-    def remember(
-        self, items: I64[Tensor, "B"], vectors: Float[Tensor, "B D"], weights: F32[Tensor, "B"] | None = None
-    ) -> None:
+    def remember(self, items: I64[Tensor, "B"], vectors: Float[Tensor, "B D"], weights: F32[Tensor, "B"]) -> None:
         for sampler in self._shared.values():
             sampler.remember(items, vectors, weights)
 
@@ -84,34 +82,30 @@ class CandidateSampler:
         return logarithm
 
     def __call__(
-        self, user: Shaped[Codes, "B"], item: Shaped[Codes, "B"], step: int, rows: Shaped[Ints, "B"] | None = None,
-        ends: Shaped[Ints, "S"] | None = None, own: slice = slice(None), weights: Shaped[Floats, "B"] | None = None,
-        interactions: Shaped[Ints, "B"] | None = None, by_source: bool = False,
+        self, batch: Examples, step: int, later: bool = False, ends: Shaped[Ints, "S"] | None = None,
+        own: slice = slice(None), by_source: bool = False,
     ) -> Candidates:  # fmt: skip
-        """Draw the candidates of the positives `own` of a batch of aligned user and item rows.
+        """Draw the candidates of the positives `own` of a batch. A positive that is a candidate counts as many draws as
+        it weighs.
 
-        - `rows`: indices of the positives; if set, a negative that is an interaction must be later than its positive.
+        - `later`: a negative that is an interaction must be later than its positive.
         - `ends`: ends of the batch's shards, whose draws do not depend on each other.
-        - `weights`: numbers of draws that positives count as, if they are candidates.
-        - `interactions`: indices of the positives, which masks in a context need.
         - `by_source`: return the source of each candidate, too.
         """
-        rng = self._rng(step)
+        rng, user, item = self._rng(step), batch.user, batch.item
         own = slice(*own.indices(len(user))[:2])
         drawn = [sampler.draw(item, rng) for sampler in self._shared.values()]
         items, index = self._distinct(np.concatenate([item, *drawn]).astype(np.int32))
         shared, positive = len(items), index[: len(item)]
-        times = None
-        if weights is not None:
-            each = zip(self._shared.values(), drawn, strict=True)
-            times = np.concatenate([np.zeros(0), *(weights if s.draws_positives else np.ones(len(d)) for s, d in each)])
+        each = zip(self._shared.values(), drawn, strict=True)
+        times = np.concatenate([np.zeros(0), *(batch.weight if s.draws_positives else ones(len(d)) for s, d in each)])
         counts = np.bincount(index[len(item) :], times, minlength=shared).astype(np.float32)
         memories = [s.memory for s in self._shared.values() if s.memory is not None]
         memory_items = torch.cat([torch.zeros(0, dtype=torch.int64, device=self._device), *(m.items for m in memories)])
         remembered = np.concatenate([np.zeros(0, np.float32), *(m.draws.cpu().numpy() for m in memories)])
         # Numbers of candidates, without weights.
         others = len(index) - len(item) + len(memory_items) + sum(s.easy for s in self._per_positive.values())
-        drawn_apart = self._draw_by_shard(Positives(user, item, rows, others, interactions), step, ends, own, rng)
+        drawn_apart = self._draw_by_shard(Positives(user, item, batch.source, later, others), step, ends, own, rng)
         items, per_positive = _append_items(items, drawn_apart.items)
         columns = np.concatenate([items[:shared], memory_items.cpu().numpy()])
         counts = np.concatenate([counts, remembered])
@@ -122,13 +116,11 @@ class CandidateSampler:
             memory_vectors=torch.cat([m.vectors for m in memories]) if memories else None,
             positive=self._tensor(positive[own]),
             counts=self._tensor(counts),
-            log_q=self._tensor(self.log_q(columns, len(user) if weights is None else float(weights.sum()))),
+            log_q=self._tensor(self.log_q(columns, float(batch.weight.sum()))),
             per_positive=self._tensor(per_positive),
             margins=self._tensor(drawn_apart.margins) if np.isfinite(drawn_apart.margins).any() else None,
-            exclusions=self._exclusions(
-                user[own], item[own], columns, len(memory_items) > 0,
-                None if interactions is None else interactions[own],
-            ),
+            exclusions=self._exclusions(user[own], item[own], columns, len(memory_items) > 0, batch.source[own]),
+            weights=self._tensor(batch.weight[own]),
             interactions=drawn_apart.interactions,
             batch_positive=self._tensor(positive),
             draws=self._draws(index[len(item) :], times, [len(d) for d in drawn], shared, drawn_apart.sources)
@@ -137,7 +129,7 @@ class CandidateSampler:
         )  # fmt: skip
 
     def _draws(
-        self, index: Shaped[Ints, "n"], times: Shaped[Doubles, "n"] | None, lengths: list[int], shared: int,
+        self, index: Shaped[Ints, "n"], times: Shaped[Doubles, "n"], lengths: list[int], shared: int,
         own: Shaped[Ints, "H"],
     ) -> SourceDraws:  # fmt: skip
         """Return the sources of the candidates: n draws of columns `index`, source by source, with the weights `times`,
@@ -148,7 +140,7 @@ class CandidateSampler:
         counts = np.zeros((len(self.samplers), shared + n_memory[-1]), np.float32)
         for n, (end, length) in enumerate(zip(np.cumsum(lengths), lengths, strict=True)):
             part = slice(end - length, end)
-            counts[n, :shared] = np.bincount(index[part], None if times is None else times[part], minlength=shared)
+            counts[n, :shared] = np.bincount(index[part], times[part], minlength=shared)
             counts[n, shared + n_memory[n] : shared + n_memory[n + 1]] = remembered[n]
         return SourceDraws(list(self.samplers), self._tensor(counts), self._tensor(own + len(self._shared)))
 
@@ -160,21 +152,15 @@ class CandidateSampler:
 
     def _exclusions(
         self, user: Shaped[Codes, "B"], item: Shaped[Codes, "B"], columns: Shaped[Ints, "C"], repeats: bool,
-        interactions: Shaped[Ints, "B"] | None,
+        interactions: Shaped[Ints, "B"],
     ) -> Exclusions | None:  # fmt: skip
         """Return the columns that each row leaves out.
 
         With `mask_positives` these are the user's positives, or those in the same context. Otherwise it is the
         positive, if a column may hold it again (`repeats`).
         """
-        if self._config.mask_positives and self._in_context is not None:
-            assert interactions is not None
-            group = np.arange(len(user))
-            items, lengths = self._in_context(user, interactions)
-        elif self._config.mask_positives:
-            groups, group = self._distinct_users(user)
-            indices, lengths = self._positives.items.indices(groups)
-            items = self._positives.items.values[indices].astype(np.int64)
+        if self._config.mask_positives:
+            group, items, lengths = self._known.by_group(user, interactions)
         elif repeats:
             groups, group = self._distinct(item)
             items, lengths = groups, np.ones(len(groups), np.int64)
@@ -217,19 +203,8 @@ class CandidateSampler:
         items = np.concatenate(drawn, 1)
         items[items == item[:, None]] = -1
         if items.shape[1] and self._config.mask_positives:
-            items[self._is_positive(positives, items)] = -1
+            items[self._known.contain(positives.user, positives.interactions, items)] = -1
         return _PerPositive(items, np.concatenate(margins), np.concatenate(interactions), np.concatenate(sources))
-
-    def _is_positive(self, positives: Positives, items: Shaped[Ints, "B H"]) -> Shaped[Bools, "B H"]:
-        """Return a mask of the items that are positives of a row's user, in the same context if the schema has one."""
-        if self._in_context is None:
-            return self._positives.contains(positives.user[:, None].astype(np.int64), items)
-        assert positives.interactions is not None
-        found, lengths = self._in_context(positives.user, positives.interactions)
-        rows, n_items = np.arange(len(items)), self._distinct.n
-        return is_in_sorted(
-            pair_keys(np.repeat(rows, lengths), found, n_items), pair_keys(rows[:, None], items, n_items)
-        )
 
 
 class _PerPositive(NamedTuple):
@@ -252,6 +227,28 @@ def _append_items(items: Shaped[Ints, "I"], rows: Shaped[Ints, "B H"]) -> tuple[
     new = (place < 0) & (distinct >= 0)
     place[new] = len(items) + np.arange(new.sum())
     return np.concatenate([items, distinct[new]]), place[index.reshape(rows.shape)]
+
+
+class UserPositives:
+    """The distinct training positives of users, by which candidates are masked."""
+
+    def __init__(self, dataset: Dataset) -> None:
+        self._positives = PairSet(dataset.positive_items, len(dataset.items))
+        self._distinct = DistinctRows(len(dataset.users))
+
+    def by_group(
+        self, users: Shaped[Codes, "B"], interactions: Shaped[Ints, "B"]
+    ) -> tuple[Shaped[Ints, "B"], Shaped[Ints, "L"], Shaped[Ints, "G"]]:
+        """Return the group of each interaction, the items of the groups, one after another, and their numbers."""
+        groups, group = self._distinct(users)
+        indices, lengths = self._positives.items.indices(groups)
+        return group, self._positives.items.values[indices].astype(np.int64), lengths
+
+    def contain(
+        self, users: Shaped[Codes, "B"], interactions: Shaped[Ints, "B"], items: Shaped[Ints, "B H"]
+    ) -> Shaped[Bools, "B H"]:
+        """Return a mask of items that are positives of the interaction's user."""
+        return self._positives.contains(users[:, None].astype(np.int64), items)
 
 
 class ContextPositives:
@@ -277,15 +274,27 @@ class ContextPositives:
         found, items = np.divmod(distinct_keys(pair_keys(owner, self._items[rows], self._n_items)), self._n_items)
         return items, np.bincount(found, minlength=len(users))
 
+    def by_group(
+        self, users: Shaped[Codes, "B"], interactions: Shaped[Ints, "B"]
+    ) -> tuple[Shaped[Ints, "B"], Shaped[Ints, "L"], Shaped[Ints, "B"]]:
+        """As `UserPositives`; each interaction is a group."""
+        return np.arange(len(users)), *self(users, interactions)
+
+    def contain(
+        self, users: Shaped[Codes, "B"], interactions: Shaped[Ints, "B"], items: Shaped[Ints, "B H"]
+    ) -> Shaped[Bools, "B H"]:
+        """Return a mask of items that are positives of the interaction's user in its context."""
+        positives, lengths = self(users, interactions)
+        at = np.arange(len(users))
+        members = pair_keys(np.repeat(at, lengths), positives, self._n_items)
+        return is_in_sorted(members, pair_keys(at[:, None], items, self._n_items))
+
     def include(self, interactions: Shaped[Ints, "n"], items: Shaped[Ints, "n"]) -> Shaped[Bools, "n"]:
         """Return a mask of items that are positives of the interaction's user in its context."""
         found = np.empty(len(items), np.bool_)
         for block in pieces(len(items), BLOCK_PAIRS):
             rows = interactions[block]
-            positives, lengths = self(self._users[rows], rows)
-            at = np.arange(len(rows))
-            members = pair_keys(np.repeat(at, lengths), positives, self._n_items)
-            found[block] = is_in_sorted(members, pair_keys(at, items[block], self._n_items))
+            found[block] = self.contain(self._users[rows], rows, items[block][:, None])[:, 0]
         return found
 
 

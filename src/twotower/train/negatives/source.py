@@ -124,11 +124,8 @@ class Memory(NamedTuple):
 
     items: I64[Tensor, "M"]
     vectors: Float[Tensor, "M D"]
-    weights: F32[Tensor, "M"] | None = None  # number of draws of each; None: 1
-
-    @property
-    def draws(self) -> F32[Tensor, "M"]:
-        return torch.ones(len(self.items), device=self.items.device) if self.weights is None else self.weights
+    draws: F32[Tensor, "M"]
+    """Number of draws of each, the weight of its positive."""
 
 
 def catalogue_rows(dataset: Dataset, cold: bool) -> Shaped[Ints, "n"]:
@@ -152,12 +149,10 @@ class SharedSampler(NegativeSampler, ABC):
     def expected(self, items: Shaped[Ints, "n"], positives: float) -> Shaped[Doubles, "n"]:
         """Return the expected number of draws of each item, for a batch with the total weight `positives`.
 
-        Without weights that is the number of positives. The log-q correction uses the sum over all sources.
+        The log-q correction uses the sum over all sources.
         """
 
-    def remember(
-        self, items: I64[Tensor, "B"], vectors: Float[Tensor, "B D"], weights: F32[Tensor, "B"] | None = None
-    ) -> None:
+    def remember(self, items: I64[Tensor, "B"], vectors: Float[Tensor, "B D"], weights: F32[Tensor, "B"]) -> None:
         """Store the positives of a batch after its loss. Such a source has `remembered` above 0."""
 
 
@@ -166,18 +161,16 @@ class Positives(NamedTuple):
 
     user: Shaped[Codes, "B"]
     item: Shaped[Codes, "B"]
-    rows: Shaped[Ints, "B"] | None
-    """Indices of their interactions if histories are causal and hold dislikes, else None. With indices, a negative that
-    is an interaction must be later than the positive."""
+    interactions: Shaped[Ints, "B"]
+    """Indices of their interactions."""
+    later: bool
+    """True if a negative that is an interaction must be later than the positive: histories are causal and hold
+    dislikes."""
     others: float
     """Number of other candidates of each positive, without weights: shared and `easy` ones."""
-    interactions: Shaped[Ints, "B"] | None = None
-    """Indices of their interactions, if known."""
 
     def take(self, part: slice) -> Positives:
-        rows = None if self.rows is None else self.rows[part]
-        interactions = None if self.interactions is None else self.interactions[part]
-        return Positives(self.user[part], self.item[part], rows, self.others, interactions)
+        return self._replace(user=self.user[part], item=self.item[part], interactions=self.interactions[part])
 
 
 class PerPositiveSampler(NegativeSampler, ABC):

@@ -9,7 +9,7 @@ from worlds import settings
 
 from twotower import api
 from twotower.data.splits import TEST
-from twotower.evaluation.context_factors import ContextFactors
+from twotower.evaluation.moments import ContextFactors
 from twotower.features.hour_of_day import HourOfDay
 from twotower.features.side import SIDES
 from twotower.runs import Run
@@ -35,7 +35,6 @@ def test_a_pair_has_the_versions_and_the_context_of_its_interaction(run: Run) ->
     np.testing.assert_allclose(catalogue[np.arange(len(rows)), items], scores, rtol=1e-4, atol=1e-5)
     versions = data.items.versions
     assert versions is not None
-    assert data.times is not None
     expected = factors.of_users(users, rows) @ factors.items.T
     for n in range(0, len(rows), 9):
         for item in range(len(data.items)):

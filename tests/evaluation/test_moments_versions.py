@@ -24,9 +24,9 @@ from twotower.evaluation.config import EvaluationConfig
 from twotower.evaluation.factors import Factors
 from twotower.evaluation.metrics.diversity import Diversity
 from twotower.evaluation.metrics.measured import RankedItems
+from twotower.evaluation.moments import VersionFactors
 from twotower.evaluation.part_evaluation import PartEvaluation, evaluate_part
 from twotower.evaluation.user_slices import MISSING
-from twotower.evaluation.version_factors import VersionFactors
 from twotower.model.inputs.side_tensors import SideTensors
 from twotower.runs import Run
 from twotower.scorers.recent_popularity import PopularityTerms
@@ -60,9 +60,8 @@ def version(of: Dataset, side: Any, row: int, time: int) -> int:
 def test_pairs_are_scored_by_the_versions_of_their_time(split: str, part: int) -> None:
     of = data(split)
     every = random_versions(of)
-    found = VersionFactors.of_part(every, of, part).scores(of.pairs_of(part), block=64)
+    found = VersionFactors.of_part(every, of, part).part_scores(of, part)
     pairs, times = of.pairs_of(part), of.times_of(part)
-    assert times is not None
     for at in range(0, len(pairs), 11):
         user, item = (
             version(of, "user", int(pairs.user[at]), int(times[at])),
@@ -78,7 +77,6 @@ def test_a_user_ranks_the_catalogue_of_the_time_of_its_first_pair(split: str) ->
     every = random_versions(of)
     factors = VersionFactors.of_part(every, of, TEST)
     users, times = np.unique(of.test.user)[::5].astype(np.int64), of.times_of(TEST)
-    assert times is not None
     scores = factors.catalogue_scores(users)
     changed = set()
     for at, user in enumerate(users.tolist()):
@@ -103,7 +101,6 @@ def test_one_vector_each_is_never_later_than_the_part() -> None:
     found = VersionFactors.of_part(every, of, TEST)
     assert isinstance(found, VersionFactors)
     at_once, times = found.at_once(), of.times_of(TEST)
-    assert times is not None
     for item in range(0, len(of.items), 7):
         assert torch.equal(at_once.items[item], every.items[version(of, "item", item, int(times.min()))])
     user = int(of.test.user[5])
@@ -119,7 +116,6 @@ def test_slices_and_diversity_read_no_later_version(part: int) -> None:
     config = EvaluationConfig(k=(5,), bootstrap=0, slices=("city",), slice_min_users=1, metrics=(tags,))
     found = PartEvaluation.from_factors(VersionFactors.of_part(random_versions(of), of, part), of, part, config)
     times, users = of.times_of(part), of.pairs_of(part).user
-    assert times is not None
     cities = Counter[str]()
     for user in found.users.tolist():
         frame = of.users.versions.frame  # type: ignore[union-attr]
@@ -144,7 +140,7 @@ def test_without_versions_vectors_are_as_they_are(everything_data: Dataset) -> N
 
 def test_a_part_without_pairs_has_vectors() -> None:
     of = build_dataset(check(*changing(), CHANGING_SCHEMA), CHANGING_SCHEMA, SplitConfig(kind="time", validation=0))
-    assert len(VersionFactors.of_part(random_versions(of), of, VALIDATION).scores(of.validation)) == 0
+    assert len(VersionFactors.of_part(random_versions(of), of, VALIDATION).part_scores(of, VALIDATION)) == 0
 
 
 def trained(tables: tuple[pl.DataFrame, pl.DataFrame, pl.DataFrame], versioned: bool, loss: str) -> Run:
@@ -204,7 +200,7 @@ def test_recent_popularity_is_of_items_whatever_their_versions() -> None:
     added = recent.added_to(torch.zeros(len(users), len(of.items)), users)
     assert added.abs().max() > 0.5
     torch.testing.assert_close(found.catalogue_scores(users) - plain.catalogue_scores(users), added, rtol=0, atol=1e-5)
-    of_pairs = found.scores(of.test) - plain.scores(of.test)
+    of_pairs = found.part_scores(of, TEST) - plain.part_scores(of, TEST)
     np.testing.assert_allclose(of_pairs, recent.of_pairs(of.test.user, of.test.item), atol=1e-5)
     assert found.at_once().added == (recent,)
 
@@ -223,7 +219,7 @@ def test_own_scores_are_of_users_and_items_whatever_their_versions() -> None:
     asked, pairs = np.arange(len(dense)), dataset.test
     added = (found.catalogue_scores(asked) - plain.catalogue_scores(asked)).numpy()
     np.testing.assert_allclose(added, dense, atol=1e-5)
-    of_pairs = found.scores(pairs) - plain.scores(pairs)
+    of_pairs = found.part_scores(dataset, TEST) - plain.part_scores(dataset, TEST)
     np.testing.assert_allclose(of_pairs, dense[pairs.user, pairs.item], atol=1e-5)
     assert isinstance(found, VersionFactors)
     assert isinstance(plain, VersionFactors)
