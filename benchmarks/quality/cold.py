@@ -148,7 +148,8 @@ def tf_idf_biased(data: Dataset, withheld: dict[int, Ints]) -> Tensor:
         return float(measured(scores + bias * cold, data, VALIDATION, withheld)[f"every, Recall@{K}"].mean())
 
     biases = np.arange(-2.0, 8.0, 0.125) * float(scores.std(1).mean())
-    return scores + max(biases.tolist(), key=every) * cold
+    found: Tensor = scores + max(biases.tolist(), key=every) * cold
+    return found
 
 
 def told_popularity(data: Dataset, withheld: dict[int, Ints]) -> Tensor:

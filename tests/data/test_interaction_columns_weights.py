@@ -57,7 +57,7 @@ def test_prepared_weights_are_those_of_memory(tmp_path: Path, kind: str, scale: 
     data = shards(tmp_path / "in", schema, *frames)
     disk = prepare.write_prepared(data, schema, split, tmp_path / "out", SMALL)
     assert rows(disk) == rows(memory)
-    assert {0, 1, 3 if scale == "linear" else 2} < set(disk.pairs.weight.tolist())  # type: ignore[union-attr]
+    assert {0, 1, 3 if scale == "linear" else 2} < set(disk.pairs.weight.tolist())
     np.testing.assert_allclose(disk.item_positive_counts, memory.item_positive_counts)
     for name in ("positives_by_user", "positive_items", "seen_items"):
         assert getattr(disk, name).lengths.tolist() == getattr(memory, name).lengths.tolist(), name

@@ -95,7 +95,7 @@ def test_prepared_histories_are_those_in_memory(schema: Schema, tmp_path: Path) 
                 assert on_disk.row(row).tolist() == in_memory.row(row_of[user]).tolist()  # type: ignore[union-attr]
     with_types = disk.pairs.event
     assert with_types is not None
-    assert sorted(with_types.tolist()) == sorted(memory.pairs.event.tolist())  # type: ignore[union-attr]
+    assert sorted(with_types.tolist()) == sorted(memory.pairs.event.tolist())
 
 
 @pytest.fixture(scope="module")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from twotower.arrays.ragged import Values
 from twotower.data.dataset import build_dataset
 from twotower.data.split import SplitConfig
 from twotower.data.tables import check
+from twotower.features.days_since_previous import DaysSincePrevious
 from twotower.features.feature import HistoryFacts
 from twotower.features.gap_sequence import GapSequence
 from twotower.retrieval.event import Event
@@ -121,7 +123,7 @@ def test_an_event_that_replaces_a_stored_one_changes_the_gap_after_it(tmp_path: 
     stored = column(run.dataset, "user", "history")
     assert stored.source is not None
     source = stored.source[slice(*stored.offsets[:2])]
-    items, times = run.dataset.pairs.item[source], run.dataset.times[source] / 1e6  # type: ignore[index]
+    items, times = run.dataset.pairs.item[source], run.dataset.times[source] / 1e6
     now = float(times[-1]) + 5
     asked = Request("0", events=[Event(str(items[1]), time=now)])
     whole = [(str(i), float(t)) for i, t in zip(items, times, strict=True) if i != items[1]] + [(str(items[1]), now)]

@@ -91,7 +91,7 @@ def test_the_best_k_as_a_loop_finds_them(kind: str, metric: str, k: int) -> None
     index, vectors, rows = made(kind, metric)
     full(index)
     for queries in (users(1), users(5)):
-        got = index.search(queries, np.int32(k))  # as good as any integer
+        got = index.search(queries, np.int32(k))  # type: ignore[arg-type]  # as good as any integer
         in_order(*got)
         same(got, naive(vectors, rows, queries, k), ordered(kind))
         same(index.search(queries, k, exact=True), naive(vectors, rows, queries, k), True)

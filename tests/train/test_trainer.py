@@ -210,7 +210,7 @@ def test_the_correction_by_log_q_is_not_scaled_by_the_temperature(board: Dataset
     epoch = trainer.objective.sampler.epoch(0)
     _, loss, _ = trainer.objective(epoch, 0, 0)
     user, item = epoch.all.user[:50], epoch.all.item[:50]
-    c = contrastive(trainer).candidates(user, item, 0)
+    c = contrastive(trainer).candidates(epoch.all[:50], 0)
     factors = trainer.factors()
     u, v = (nn.functional.normalize(x.double()) for x in (factors.users[user], factors.items[c.items]))
     liked = set(zip(*(x[board.train.positive].tolist() for x in (board.train.user, board.train.item)), strict=True))
@@ -267,7 +267,7 @@ def test_a_wrong_use_of_the_memory_would_be_seen_the_columns_are_the_latest_posi
         with torch.no_grad():
             trainer.model.train()
             trainer._seed(trainer.progress.step)
-            drawn = objective.candidates(epoch.all.user[part], epoch.all.item[part], number)
+            drawn = objective.candidates(epoch.all[part], number)
             assert drawn.memory_items.tolist() == epoch.all.item[: 40 * number][-90:].tolist()
             batch = objective.batcher.contrastive_batch(
                 epoch.all.user[part], epoch.all.source[part], drawn.items, False
@@ -275,7 +275,7 @@ def test_a_wrong_use_of_the_memory_would_be_seen_the_columns_are_the_latest_posi
             trainer.model.user_vectors(batch.users)  # draws the unknown values that come first
             vectors.append(trainer.model.item_vectors(batch.items)[drawn.positive])
         trainer.step(epoch, number)
-        remembered = objective.candidates(epoch.all.user[part], epoch.all.item[part], number).memory_vectors
+        remembered = objective.candidates(epoch.all[part], number).memory_vectors
         assert remembered is not None
         assert not remembered.requires_grad
         # As the model was then: nothing is embedded again.

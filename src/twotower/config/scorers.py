@@ -29,8 +29,8 @@ def with_scorers(schema: Schema, config: Config) -> tuple[Schema, Config]:
     kept = bool(config.train.epochs or config.train.solved)  # without epochs each pair has a closed form
     if not kept and "pairs" in config.model.model_fields_set:
         raise ConfigError(
-            "train.epochs = 0 trains no tower, and model.pairs has some; leave model.pairs out, or set train.epochs to 1 "
-            "or more"
+            "train.epochs = 0 trains no tower, and model.pairs has some; leave model.pairs out, or set train.epochs "
+            "to 1 or more"
         )
     features, added_pairs, counts = list[Feature](), list[PairConfig](), Counter[str]()
     solved, terms = list[Start](config.train.solved), list[TermScorer]()

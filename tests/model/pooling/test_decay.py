@@ -318,7 +318,7 @@ def test_the_timeline_is_every_users_training_interactions_oldest_first() -> Non
     data = long_world()
     for u in range(USERS):
         mine = [i for i in range(len(data.parts)) if data.pairs.user[i] == u and data.parts[i] == TRAIN]
-        wanted = sorted(mine, key=lambda i: (data.times[i], i))  # type: ignore[index]
+        wanted = sorted(mine, key=lambda i: (data.times[i], i))
         a, b = data.timeline.offsets[u : u + 2]
         assert data.timeline.values[a:b].tolist() == wanted
 

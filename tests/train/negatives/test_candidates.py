@@ -180,8 +180,8 @@ def test_every_version_that_a_time_of_the_batch_sees_is_embedded_once_and_no_oth
     drawn = objective.candidates(whole, 0, False, ends, own)
     times = objective.dataset.times[whole.source]
     versions = CandidateVersions(drawn, objective.dataset.items, times, torch.device("cpu"))
-    times = [time_of(i) for i in whole.source.tolist()]
-    expected = [sorted({version("item", i, time) for time in times}) for i in drawn.items.tolist()]
+    seen = [time_of(i) for i in whole.source.tolist()]
+    expected = [sorted({version("item", i, time) for time in seen}) for i in drawn.items.tolist()]
     assert versions.rows.tolist() == [v for of_item in expected for v in of_item]
     assert versions.shared == sum(map(len, expected[: drawn.shared]))
 

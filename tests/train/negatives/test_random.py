@@ -110,7 +110,7 @@ def test_random_candidates_are_uniform_fresh_in_every_step_and_the_same_for_a_st
         assert np.abs(counts[row, free] - expected).max() < 5 * np.sqrt(expected)
         assert counts[row].sum() == steps * 4
     again = CandidateSampler(data, NegativesConfig(random=4, in_batch=False), seed=4)
-    draws = [own_items(again(user, item, step)) for step in (7, 8, 7)]
+    draws = [own_items(again(batch_of(user, item), step)) for step in (7, 8, 7)]
     assert draws[0] == draws[2] != draws[1]
     assert draws[0] != own_items(
         CandidateSampler(data, NegativesConfig(random=4, in_batch=False), 5)(batch_of(user, item), 7)

@@ -100,7 +100,7 @@ def _make_buckets(source: Log, folder: Path, work: Path, options: PrepareOptions
 
 
 def _log(data: DataConfig, schema: Schema, split: SplitConfig, options: PrepareOptions) -> Log:
-    """Return the log that `data` names. Raises DataError for one of no use, ConfigError if the engine cannot be used."""
+    """Return the log that `data` names. Raises DataError for one of no use, ConfigError for an engine of no use."""
     options.job_engine()
     return Log.open(data, schema, split)
 

@@ -22,6 +22,7 @@ import polars as pl
 
 from twotower import files
 from twotower.arrays import npy_writer
+from twotower.arrays.pieces import row_numbers
 from twotower.arrays.ragged import Column, Ragged
 from twotower.arrays.types import Bools, Ints
 from twotower.data import splits
@@ -172,13 +173,13 @@ class PreparedArrays:
         found[USER] = found[USER] - bucket.users[0]
         users = Side(fitted.frames["user"][slice(*bucket.users)], {}, self.schema.user_id)
         raw = context_of(frame, self.schema)
-        return _BucketDataset(self.schema, fitted.encoders, users, items, Pairs.of(found), parts, found.get(TIME),
-            self.split, context_frame=raw)  # fmt: skip
+        return _BucketDataset(self.schema, fitted.encoders, users, items, Pairs.of(found), parts,
+            found.get(TIME, row_numbers(len(parts))), self.split, context_frame=raw)  # fmt: skip
 
     def _write_bucket(self, first_user: int, number: int, dataset: Dataset, starts: Ints) -> None:
         """Write the pieces of a bucket, whose interactions of each part begin at the rows `starts` (3,)."""
         plain = dataset.pairs.arrays | {USER: dataset.pairs.user + first_user, "part": dataset.parts}
-        plain |= {} if dataset.times is None else {TIME: dataset.times}
+        plain[TIME] = dataset.times
         columns: dict[str, Column] = {name: plain[name].astype(dtype) for name, dtype in self.stored.items()}
         columns |= {f"context.{i}": dataset.context[f.name] for i, f in enumerate(self.schema.side("context"))}
         index = np.empty(len(dataset.parts), self.index)

@@ -49,10 +49,10 @@ class ShardedJob:
         make: Callable[[T, TableShard], Rows], about: Callable[[list[MadeShard]], JsonObject], done: str,
         overwrite: bool, modules: Sequence[str], seconds: float = SECONDS_BETWEEN_LINES,
     ) -> list[MadeShard]:  # fmt: skip
-        """Make the shards that are missing by `make(load(), shard)`, and the list of all, with the content `about` them.
+        """Make the missing shards by `make(load(), shard)`, and the list of all, with the content `about` them.
 
-        `done` follows the number of rows in a line of progress, "answered"; lines are `seconds` apart. Raises DataError if the table changes
-        meanwhile, RunError."""
+        `done` follows the number of rows in a line of progress, "answered"; lines are `seconds` apart. Raises DataError
+        if the table changes meanwhile, RunError."""
         made, shards = list[MadeShard](), table.shards(self.shard_rows)
         progress = JobProgress(log, f"{self.rows} {done}", table.rows, seconds=seconds)
 

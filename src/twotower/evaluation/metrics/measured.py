@@ -41,8 +41,9 @@ class ScoredPairs:
     def where(self, keep: Shaped[Bools, "n"]) -> ScoredPairs:
         """Return some of the pairs."""
         return ScoredPairs(
-            *(selected(column, keep) for column in (self.scores, self.positive, self.users, self.weights))
-        )
+            selected(self.scores, keep), selected(self.positive, keep), selected(self.users, keep),
+            selected(self.weights, keep),
+        )  # fmt: skip
 
 
 @dataclass(frozen=True)
