@@ -52,6 +52,7 @@ BLOCK_ITEMS = 2**21
 """Largest number of items in the answers of a block."""
 RANKED_USERS = 256
 """Users that `rank_items` searches at a time."""
+NO_DETAILS = Request()
 USER_ID = "user_id"
 """Column of ids in a table without the schema's column."""
 EVENT_COLUMNS = ("history", "events")
@@ -96,9 +97,8 @@ class UserBatch:
         return mask
 
     def query(self, place: int) -> Query:
-        """Return the query of a row."""
-        row = int(self.rows[place])
-        return self.details.get(place) or Query(Request(str(self.ids[place])), UserRow(row) if row >= 0 else None)
+        """Return the query of a row with details, or of a known user."""
+        return self.details.get(place) or Query(NO_DETAILS, UserRow(self.rows[place]))
 
     @property
     def sources(self) -> pl.Series:

@@ -273,6 +273,7 @@ class Explanation:
 
 def explain(retriever: Retriever, request: Request | Query, method: Method = 2) -> Explanation:
     """Explain the answer that `recommend` gives to a request. Raises DataError as `recommend` does."""
+    check_method(method)
     query, tower = retriever.query(request), retriever.loaded.tower
     stored = retriever.embed_request(query, method).vector if method == 1 and query.user is not None else None
     vector, weights = tower.explain(retriever.user_inputs.read(query).feed)
