@@ -98,7 +98,7 @@ class UserBatch:
 
     def query(self, place: int) -> Query:
         """Return the query of a row with details, or of a known user."""
-        return self.details.get(place) or Query(NO_DETAILS, UserRow(self.rows[place]))
+        return self.details.get(place) or Query(NO_DETAILS, UserRow(int(self.rows[place])))
 
     @property
     def sources(self) -> pl.Series:
