@@ -13,7 +13,6 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from functools import partial
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -225,41 +224,6 @@ def result(out: Path, **changes: Any) -> ShardedResult:
     return ShardedResult(out, "vectors", LIST_FILE, plan | changes)
 
 
-def make(out: Path, number: int = 3) -> list[int]:
-    """Every step of writing shards, without a tower: gives those that were made."""
-
-    def rows(i: int) -> tuple[pl.DataFrame, dict[str, Any]]:
-        return pl.DataFrame({"id": [i, i], "vector": np.full((2, 3), i, np.float32)}), {"rows": 2}
-
-    at = result(out)
-    with at.writing(overwrite=False):
-        at.look()
-        shards = [at.make(i, partial(rows, i)) for i in range(number)]
-        at.finish(shards, {"rows": 6, "width": 3, "shards": [{"file": s.file, "rows": 2} for s in shards]})
-    return [shard.number for shard in shards if shard.is_new]
-
-
-def kill_everywhere(folder: str, stride: int) -> None:
-    made_whole, point, done = Path(folder) / "whole", 0, False
-    kill_points.in_a_fork(partial(make, made_whole))  # as each call: polars' threads are in no fork
-    while not done:
-        point += stride
-        out = Path(folder) / str(point)
-        done, _ = kill_points.in_a_fork(partial(make, out), point)
-        before = state(out)
-        _, made = kill_points.in_a_fork(partial(make, out))
-        assert len(made) == 3 - len(before)
-        assert {n: state(out)[n] for n in before} == before
-        assert {p.name: p.read_bytes() for p in out.iterdir()} == {p.name: p.read_bytes() for p in made_whole.iterdir()}
-        assert EmbeddingsFolder(out).width == 3
-    print(point)
-
-
-@pytest.mark.parametrize("stride", [3, pytest.param(1, marks=pytest.mark.system)])
-def test_a_kill_between_any_two_steps_leaves_shards_that_are_whole_or_not_there(stride: int, tmp_path: Path) -> None:
-    assert preloaded.number_told(__file__, f"kill_everywhere({str(tmp_path)!r}, {stride})") > 20
-
-
 def test_a_folder_into_which_another_call_writes_is_refused(run: Run, table: Path, whole: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     said = rf"another call is running \(pid {os.getpid()} on .*\); let it end, or stop it"
@@ -269,14 +233,6 @@ def test_a_folder_into_which_another_call_writes_is_refused(run: Run, table: Pat
                 again(run, table, out, overwrite=overwrite)
     again(run, table, out, overwrite=True)
     same(out, whole)
-
-
-def test_a_host_that_sees_another_folder_is_refused(tmp_path: Path) -> None:
-    with result(tmp_path / "out").writing(overwrite=False):
-        result(tmp_path / "out").check()
-        for elsewhere in (result(tmp_path / "other"), result(tmp_path / "out", side="user")):
-            with pytest.raises(RunError, match="sees another folder of that name"):
-                elsewhere.check()
 
 
 # ---- engines
@@ -517,15 +473,6 @@ def flipped(path: Path) -> None:
     data = bytearray(path.read_bytes())
     data[-1] ^= 1
     path.write_bytes(data)
-
-
-def test_a_list_goes_before_a_shard_of_it_is_made_again(run: Run, table: Path, whole: Path, tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    shutil.copytree(whole, out)
-    flipped(shard(out, 2))
-    code, said = ended(start(run, table, out, fail=2))
-    assert code == -signal.SIGKILL, said
-    assert not (out / LIST_FILE).exists()
 
 
 # ---- tables
@@ -820,20 +767,6 @@ def test_what_is_no_folder_of_whole_vectors_is_a_run_error(whole: Path, tmp_path
         (out / LIST_FILE).write_text(text)
         with pytest.raises(RunError, match="_embedding.json is missing, or of another version"):
             EmbeddingsFolder(out)
-
-
-def test_shards_without_a_plan_are_not_replaced_unasked(run: Run, whole: Path, tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    shutil.copytree(whole, out)
-    (out / "_plan_embedding.json").unlink()
-    items(0, 30).write_parquet(tmp_path / "few.parquet")
-    with pytest.raises(
-        RunError, match=r"its vectors are of another `format` \(none then, 2 now\); choose another folder, or"
-    ):
-        api.embed(run, "item", tmp_path / "few.parquet", out)
-    assert len(EmbeddingsFolder(out)) == 417
-    api.embed(run, "item", tmp_path / "few.parquet", out, overwrite=True)
-    assert len(EmbeddingsFolder(out)) == 30
 
 
 @pytest.mark.system

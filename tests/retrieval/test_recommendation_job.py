@@ -384,17 +384,6 @@ def ray() -> Iterator[None]:
         yield
 
 
-@pytest.mark.system  # Ray starts
-@pytest.mark.parametrize("method", [1, 2])
-def test_ray_makes_the_bytes_that_this_process_makes(
-    method: int, ray: None, store: Path, table: Path, tmp_path: Path
-) -> None:
-    options = {"method": method, "unknown": "drop", "ban": ["i3"]}
-    lines = [job(store, table, tmp_path / engine, engine=engine, **options) for engine in ("local", "ray")]
-    same(tmp_path / "ray", tmp_path / "local")
-    assert lines[0][-3:-1] == lines[1][-3:-1]
-
-
 @pytest.mark.system
 def test_a_text_table_and_its_errors_are_the_same_by_ray(
     ray: None, store: Path, table: Path, whole: Path, tmp_path: Path
@@ -440,41 +429,6 @@ def test_a_damaged_list_is_made_again(store: Path, table: Path, whole: Path, tmp
     lines = job(store, table, out)
     assert f"users: {len(IDS)} read, {len(IDS)} kept" in lines
     same(out, whole)
-
-
-def test_a_damaged_shard_is_made_again_and_no_other(store: Path, table: Path, whole: Path, tmp_path: Path) -> None:
-    out = Path(shutil.copytree(whole, tmp_path / "out"))
-    before = state(out)
-    (damaged,) = out.glob("part-00002-*")
-    data = bytearray(damaged.read_bytes())
-    data[-30] ^= 1
-    damaged.write_bytes(data)
-    job(store, table, out)
-    same(out, whole)
-    assert {n for n, s in state(out).items() if s != before[n]} == {damaged.name}
-
-
-def test_numbers_with_a_decimal_comma_give_the_answers_of_those_with_a_point(store: Path, tmp_path: Path) -> None:
-    ages = users().head(20).with_columns(age=pl.col("age") + 0.5)
-    ages.write_csv(tmp_path / "points.csv", separator=";")
-    ages.write_csv(tmp_path / "commas.csv", separator=";", decimal_comma=True)
-    for name, more in (("points", {}), ("commas", {"decimal": ","})):
-        job(store, tmp_path / f"{name}.csv", tmp_path / name, method=2, separator=";", **more)
-    assert read(tmp_path / "commas").equals(read(tmp_path / "points"))
-    with pytest.raises(DataError, match="`decimal` is ',', which reads files whose values no comma separates"):
-        job(store, tmp_path / "points.csv", tmp_path / "out", decimal=",")
-
-
-def test_a_bucket_holds_the_files_of_a_disk(store: Path, table: Path, whole: Path, bucket: str, tmp_path: Path) -> None:
-    url = f"{bucket}/night/recs"
-    lines = job(store, table, Path(url))
-    client = ObjectClient(Url.parse(url))
-    for path in (p for p in whole.iterdir() if p.is_file()):
-        assert client.read(f"night/recs/{path.name}", 10**9).data == path.read_bytes(), path.name
-    assert lines[-1].endswith(f"shards: {url}")
-    assert job(store, table, Path(url)) == [line for line in lines if " users answered" not in line]
-    with pytest.raises(RunError, match=r"are of another `k` \(5 then, 3 now\)"):
-        job(store, table, Path(url), k=3)
 
 
 def test_other_bundles_tables_and_folders_are_refused(

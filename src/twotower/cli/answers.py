@@ -154,10 +154,11 @@ def recommend(
         if body.get("context") is not None:
             raise ConfigError(f"--context and the context in {features} are both given; give one of them")
         body["context"] = read_context(context)
-    retriever, request = current_retriever(store), Request.parse(body)
-    chosen = retriever.usual_method(request) if method is None else method
+    retriever = current_retriever(store)
+    query = retriever.query(Request.parse(body))
+    chosen = retriever.usual_method(query) if method is None else method
     answer = retriever.recommend(
-        request, k, chosen, ban=ban or (), where=_filters(where), keep_seen=keep_seen,  # type: ignore[arg-type]
+        query, k, chosen, ban=ban or (), where=_filters(where), keep_seen=keep_seen,  # type: ignore[arg-type]
     )  # fmt: skip
     print_answer(answer, as_json)
 

@@ -5,18 +5,15 @@ from __future__ import annotations
 import logging
 
 import numpy as np
-import torch
 
 from twotower import runs
 from twotower.arrays.pieces import pieces
 from twotower.arrays.types import Codes, Floats, Ints
 from twotower.data.dataset import Dataset
-from twotower.data.pairs import Pairs
 from twotower.data.splits import TEST
 from twotower.errors import RunError
 from twotower.evaluation.added_scores import SparseScores
 from twotower.evaluation.config import EvaluationConfig, Metrics
-from twotower.evaluation.factors import Factors
 from twotower.evaluation.part_evaluation import PartEvaluation
 from twotower.evaluation.ranking import EvaluationQueries
 from twotower.features.side import SideName
@@ -81,29 +78,17 @@ def _follows(dataset: Dataset) -> bool:
 
 
 def _scores(retriever: Retriever, method: Method) -> Floats:
-    """Return the scores (n,) of the test pairs by the served vectors; -1e9 for rejected items."""
-    pairs = retriever.dataset.test
-    if method == 2 and retriever.reads_context:
-        return _scores_in_context(retriever, pairs)
-    users = np.empty((len(retriever.user_ids), retriever.index.width), np.float32)
+    """Return the scores (n,) of the test pairs by the served vectors, by method 2 in the context of each pair; -1e9 for
+    rejected items."""
+    pairs, items, in_context = retriever.dataset.test, _item_vectors(retriever), method == 2 and retriever.reads_context
+    interactions, scores = retriever.dataset.part_indices(TEST), np.empty(len(pairs), np.float32)
+    users = np.empty((0 if in_context else len(retriever.user_ids), retriever.index.width), np.float32)
     for part in pieces(len(users), RANKED_USERS):
         users[part] = embed_users(retriever, np.arange(part.start, part.stop), method)
-    items = _item_vectors(retriever)
-    scores = Factors(torch.from_numpy(users), torch.from_numpy(items), added=_added(retriever)).scores(pairs)
-    for part in pieces(len(scores)):
-        np.nan_to_num(scores[part], copy=False, nan=-1e9)
-    return scores
-
-
-def _scores_in_context(retriever: Retriever, pairs: Pairs) -> Floats:
-    """Return the scores (n,) of the test pairs by the user tower in the context of each pair.
-
-    Rejected items have -1e9."""
-    items, interactions = _item_vectors(retriever), retriever.dataset.part_indices(TEST)
-    scores = np.empty(len(pairs), np.float32)
     for part in pieces(len(pairs), RANKED_USERS):
-        users = embed_users(retriever, pairs.user[part].astype(np.int64), 2, interactions[part])
-        scores[part] = np.nan_to_num((users * items[pairs.item[part]]).sum(1), nan=-1e9)
+        rows = pairs.user[part].astype(np.int64)
+        vectors = embed_users(retriever, rows, 2, interactions[part]) if in_context else users[rows]
+        scores[part] = np.nan_to_num((vectors * items[pairs.item[part]]).sum(1), nan=-1e9)
     for added in _added(retriever):
         scores += added.of_pairs(pairs.user, pairs.item)
     return scores

@@ -13,10 +13,10 @@ from __future__ import annotations
 import logging
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, Literal, TypedDict, Unpack, get_args
 
 import numpy as np
 import polars as pl
@@ -52,6 +52,7 @@ BLOCK_ITEMS = 2**21
 """Largest number of items in the answers of a block."""
 RANKED_USERS = 256
 """Users that `rank_items` searches at a time."""
+NO_DETAILS = Request()
 USER_ID = "user_id"
 """Column of ids in a table without the schema's column."""
 EVENT_COLUMNS = ("history", "events")
@@ -62,6 +63,16 @@ ATTENTION_MAX_CELLS = 2**21
 """Attention weights of a head in a call of the tower, at most: users times squared history length."""
 TOWER_MAX_CODES = 2**21
 """Codes of a field in a call of the tower for more than one user, with padding, at most."""
+
+
+class BatchOptions(TypedDict, total=False):
+    """Options of the answers to a table of users."""
+
+    unknown: UnknownUsers
+    allow: Sequence[str] | None
+    ban: Sequence[str]
+    where: Mapping[str, str] | None
+    keep_seen: bool | None
 
 
 @dataclass(frozen=True)
@@ -86,9 +97,8 @@ class UserBatch:
         return mask
 
     def query(self, place: int) -> Query:
-        """Return the query of a row."""
-        row = int(self.rows[place])
-        return self.details.get(place) or Query(Request(str(self.ids[place])), UserRow(row) if row >= 0 else None)
+        """Return the query of a row with details, or of a known user."""
+        return self.details.get(place) or Query(NO_DETAILS, UserRow(int(self.rows[place])))
 
     @property
     def sources(self) -> pl.Series:
@@ -200,9 +210,8 @@ class BatchRecommender:
         self.k = checked_k(k)
         self._retriever, self._method, self._unknown = retriever, method, unknown
         self.keep_seen = retriever.keeps_seen(keep_seen)
-        self._ban = ban
-        self._allowed = retriever.filters.allowed(allow, where)
-        self._popular = retriever.popularity.top(self.k, retriever.filters.banned(ban), self._allowed)[0]
+        self._banned, self._allowed = retriever.filters.banned(ban), retriever.filters.allowed(allow, where)
+        self._popular = retriever.popularity.top(self.k, self._banned, self._allowed)[0]
 
     def answers(self, frame: pl.DataFrame) -> Iterator[BatchAnswer]:
         """Yield the answers to the users of a frame, at least one block. Raises DataError, Unavailable."""
@@ -223,9 +232,11 @@ class BatchRecommender:
         scores = np.zeros((len(users), self.k), np.float32)
         places = np.flatnonzero(~popular)
         vectors = _embed(self._retriever, users, places, self._method)
-        excluded, own = self._excluded(users, places), self._own(users, places)
-        ranked = self._retriever.catalogue.rank_many(vectors, self.k, excluded, self._allowed, own)
-        rows[places], scores[places] = ranked
+        filters = self._retriever.filters
+        excluded = [filters.excluded(self._banned, users.query(p), self.keep_seen) for p in places.tolist()]
+        rows[places], scores[places] = self._retriever.catalogue.rank_many(
+            vectors, self.k, excluded, self._allowed, self._own(users, places)
+        )
         if self._unknown == "popular":
             rows[np.flatnonzero(popular)[:, None], np.arange(len(self._popular))] = self._popular
         answered = np.ones(len(users), np.bool_) if self._unknown == "popular" else ~popular
@@ -238,16 +249,6 @@ class BatchRecommender:
             int((~answered).sum()),
             int((answered & (counts == 0)).sum()),
         )
-
-    def _excluded(self, users: UserBatch, places: Ints) -> list[Ints]:
-        """Return the item rows that the answers to some users leave out."""
-        filters = self._retriever.filters
-        detailed = users.is_detailed[places]
-        plain = iter(filters.excluded_of_users(self._ban, users.rows[places[~detailed]], self.keep_seen))
-        return [
-            filters.excluded(self._ban, users.details[place], self.keep_seen) if given else next(plain)
-            for place, given in zip(places.tolist(), detailed.tolist(), strict=True)
-        ]
 
     def _own(self, users: UserBatch, places: Ints) -> list[OwnItems] | None:
         """Return what the histories of some users add to the scores of their items. None: the model
@@ -284,10 +285,8 @@ def answer_frame(
 
 
 def recommend_batch(
-    retriever: Retriever, users: TableLike, k: int = 100, method: Method = 1, *, unknown: UnknownUsers = "popular",
-    allow: Sequence[str] | None = None, ban: Sequence[str] = (), where: Mapping[str, str] | None = None,
-    keep_seen: bool | None = None,
-) -> pl.DataFrame:  # fmt: skip
+    retriever: Retriever, users: TableLike, k: int = 100, method: Method = 1, **options: Unpack[BatchOptions]
+) -> pl.DataFrame:
     """Return the `k` items with the highest scores for each user of a table, as `retriever.recommend` returns them.
 
     The result has a row for each user and item: `user_id` of the type of the table, `rank` from 1 (Int32), `item_id` of
@@ -301,9 +300,7 @@ def recommend_batch(
     out, "error" raises UnknownId. The filters are the same as in `Retriever.recommend`. Raises DataError, ConfigError,
     Unavailable.
     """
-    recommender = BatchRecommender(
-        retriever, k, method, unknown=unknown, allow=allow, ban=ban, where=where, keep_seen=keep_seen
-    )
+    recommender = BatchRecommender(retriever, k, method, **options)
     return pl.concat([answer.frame for answer in recommender.answers(as_frame(users, "users"))])
 
 
@@ -343,7 +340,7 @@ def _embed(retriever: Retriever, users: UserBatch, places: Ints, method: Method)
     detailed = (
         users.is_detailed[places] | retriever.reads_context
     )  # a context has defaults and the time of each request
-    vectors[~detailed] = embed_users_in_blocks(retriever, rows[~detailed])
+    vectors[~detailed] = embed_users(retriever, rows[~detailed], 2)
     feeds = []
     for place in places[detailed].tolist():
         with naming_user(str(users.ids[place])):
@@ -360,48 +357,45 @@ def _embed(retriever: Retriever, users: UserBatch, places: Ints, method: Method)
 
 def embed_users(retriever: Retriever, users: Ints, method: Method, interactions: Ints | None = None) -> Floats:
     """Return the vectors (B, D) of user rows (B,): precomputed (method 1), or by the tower on stored features (method
-    2).
+    2), in calls of bounded memory.
 
     A tower that reads a context gets the context of the interactions (B,), by default the declared default. Raises
     DataError without precomputed vectors, ConfigError without a default context."""
     loaded = retriever.loaded
     if method == 1:
         return loaded.stored_vectors(users)
+    if not len(users):
+        return np.empty((0, loaded.index.width), np.float32)
     data, context, moments = loaded.dataset, dict[str, Column](), np.zeros(len(users), np.int64)
     if interactions is not None:
         context, moments = data.context, interactions
     elif retriever.reads_context:
         context = default_context(data.encoders, data.context_frame)
 
-    def part(start: int) -> Feed:
-        some = slice(start, start + step)
-        return feed(loaded.fields, loaded.columns, users[some], context, moments[some])
+    def part(rows: slice) -> Feed:
+        return feed(loaded.fields, loaded.columns, users[rows], context, moments[rows])
 
-    step = _attention_step(loaded) or max(1, len(users))
-    return np.concatenate([loaded.tower(part(start)) for start in range(0, max(1, len(users)), step)])
-
-
-def embed_users_in_blocks(retriever: Retriever, users: Ints) -> Floats:
-    """Return the vectors (B, D) of user rows (B,) by the tower on stored features, in calls of bounded memory."""
-    histories = [c for c in retriever.loaded.columns.values() if isinstance(c, Ragged)]
-    longest = max((int(c.indices(users)[1].max(initial=0)) for c in histories), default=0)
-    step = max(1, TOWER_MAX_CODES // max(256, longest))
-    parts = [embed_users(retriever, users[start : start + step], 2) for start in range(0, len(users), step)]
-    return np.concatenate(parts) if parts else np.empty((0, retriever.index.width), np.float32)
+    histories = [c for c in loaded.columns.values() if isinstance(c, Ragged)]
+    return _vectors(
+        loaded, part, len(users), max((int(c.indices(users)[1].max(initial=0)) for c in histories), default=0)
+    )
 
 
 def embed_feeds(loaded: LoadedBundle, feeds: Sequence[Feed]) -> Floats:
     """Return the vectors (B, D) of the feeds of B users, in calls of bounded memory."""
-    widths = [max((part.shape[1] for part in one.values() if part.ndim == 2), default=0) for one in feeds]
-    step = min(_attention_step(loaded) or len(feeds), max(1, TOWER_MAX_CODES // max([256, *widths])))
-    parts = [loaded.tower(stack_feeds(feeds[start : start + step])) for start in range(0, len(feeds), max(1, step))]
-    return np.concatenate(parts) if parts else np.empty((0, loaded.index.width), np.float32)
+    if not feeds:
+        return np.empty((0, loaded.index.width), np.float32)
+    longest = max((part.shape[1] for one in feeds for part in one.values() if part.ndim == 2), default=0)
+    return _vectors(loaded, lambda rows: stack_feeds(feeds[rows]), len(feeds), longest)
 
 
-def _attention_step(loaded: LoadedBundle) -> int:
-    """Return the number of users in a call whose attention weights fit in memory, 0 without a limit."""
-    longest = max((f.limit for f in loaded.fields), default=0)
-    return max(1, ATTENTION_MAX_CELLS // longest**2) if longest else 0
+def _vectors(loaded: LoadedBundle, part: Callable[[slice], Feed], n: int, longest: int) -> Floats:
+    """Return the vectors (n, D) of n users, whose rows of codes have at most `longest` codes, by the feeds of slices of
+    them."""
+    step = max(1, TOWER_MAX_CODES // max(256, longest))
+    if limit := max((f.limit for f in loaded.fields), default=0):
+        step = min(step, max(1, ATTENTION_MAX_CELLS // limit**2))
+    return np.concatenate([loaded.tower(part(slice(start, start + step))) for start in range(0, n, step)])
 
 
 def rank_items(

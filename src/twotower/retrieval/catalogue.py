@@ -48,11 +48,8 @@ class Catalogue:
 
         `allowed` None: all rows. `own` adds to the scores of some items. `exact` scores every vector. Raises
         Unavailable if the server of the index does not answer."""
-        banned = excluded if own is None else np.concatenate([excluded, own.rows])
-        found = self.index.search(vector, k, allowed=allowed, banned=[banned], exact=exact)
-        if own is not None and len(own.rows):
-            found = merge_own_items(self.index, vector, found, [excluded], allowed, [own])
-        return found[0][0], found[1][0]
+        rows, scores = self.rank_many(vector, k, [excluded], allowed, None if own is None else [own], exact)
+        return rows[0], scores[0]
 
     def rank_many(
         self, vectors: Floats, k: int, excluded: Sequence[Ints], allowed: Ints | None = None,
@@ -60,7 +57,7 @@ class Catalogue:
     ) -> tuple[Ints, Floats]:  # fmt: skip
         """Return rows (B, k) and scores (B, k): `rank` of each of the vectors (B, D) with its `excluded` rows and `own`
         items, padded with row -1 and score -inf."""
-        if not own:
+        if not own or not any(len(mine.rows) for mine in own):
             return self._rank_each(vectors, k, excluded, allowed, exact)
         banned = [np.concatenate([out, mine.rows]) for out, mine in zip(excluded, own, strict=True)]
         found = self._rank_each(vectors, k, banned, allowed, exact)
@@ -69,6 +66,8 @@ class Catalogue:
     def _rank_each(
         self, vectors: Floats, k: int, excluded: Sequence[Ints], allowed: Ints | None, exact: bool
     ) -> tuple[Ints, Floats]:
+        if len(vectors) == 1:
+            return self.index.search(vectors, k, allowed=allowed, banned=excluded, exact=exact)
         rows, scores = np.full((len(vectors), k), -1, np.int64), np.full((len(vectors), k), -np.inf, np.float32)
 
         def search(some: Ints) -> None:

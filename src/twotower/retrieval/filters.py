@@ -10,7 +10,6 @@ from collections.abc import Callable, Mapping
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from functools import reduce
-from itertools import pairwise
 
 import numpy as np
 import polars as pl
@@ -81,30 +80,22 @@ class CatalogueFilters:
         rows = self._matching(tuple((column, str(value)) for column, value in where.items()))
         return rows if allowed is None else _intersection(rows, allowed)
 
-    def excluded(self, ban: abc.Sequence[str], query: Query, keep_seen: bool) -> Ints:
-        """Return the rows of banned items and, unless `keep_seen`, of the items of a query and its user's history."""
-        excluded = self.banned(ban)
-        if not keep_seen and query.events:
-            excluded = np.concatenate([excluded, query.known_items])
-        if not keep_seen and query.user is not None:
-            excluded = np.concatenate([excluded, self._seen.row(query.user)])
-        return excluded
-
     def banned(self, ban: abc.Sequence[str]) -> Ints:
         """Return the rows of banned items. Raises DataError for a text."""
         if isinstance(ban, str):
             raise DataError(_NOT_A_LIST)
         return self._known(ban) if len(ban) else _NO_ROWS
 
-    def excluded_of_users(self, ban: abc.Sequence[str], users: Ints, keep_seen: bool) -> list[Ints]:
-        """Return `excluded` of each of the user rows (n,), for queries without events."""
-        banned = self.banned(ban)
+    def excluded(self, banned: Ints, query: Query, keep_seen: bool) -> Ints:
+        """Return the banned rows and, unless `keep_seen`, the rows of the items of a query and its user's history."""
         if keep_seen:
-            return [banned] * len(users)
-        seen = self._seen.take(users)
-        values, ends = seen.values.astype(np.int64), seen.offsets.tolist()
-        each = [values[start:stop] for start, stop in pairwise(ends)]
-        return [np.concatenate([banned, own]) for own in each] if len(banned) else each
+            return banned
+        found = [banned] if len(banned) else []
+        if query.events:
+            found.append(query.known_items)
+        if query.user is not None:
+            found.append(self._seen.row(query.user).astype(np.int64))
+        return found[0] if len(found) == 1 else np.concatenate([_NO_ROWS, *found])
 
     def _known(self, ids: abc.Sequence[str]) -> Ints:
         """Return the rows of the item ids that are in the bundle."""

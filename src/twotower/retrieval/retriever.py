@@ -14,7 +14,7 @@ from collections.abc import Container, Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Unpack
 
 import numpy as np
 import polars as pl
@@ -28,7 +28,7 @@ from twotower.features.schema import Schema
 from twotower.files import layout
 from twotower.index.vector_store import MAX_NORM
 from twotower.onnx.tower import INSPECT_SECONDS, GateInfo, InspectionLimits
-from twotower.retrieval.batches import UnknownUsers, recommend_batch
+from twotower.retrieval.batches import BatchOptions, recommend_batch
 from twotower.retrieval.catalogue import Catalogue, Neighbours, Popularity
 from twotower.retrieval.event import Event, history_rows
 from twotower.retrieval.filters import CatalogueFilters
@@ -165,7 +165,7 @@ class Retriever:
         k = checked_k(k)
         check_method(method)
         query = self.query(request)
-        excluded = self.filters.excluded(ban, query, self.keeps_seen(keep_seen))
+        excluded = self.filters.excluded(self.filters.banned(ban), query, self.keeps_seen(keep_seen))
         allowed = self.filters.allowed(allow, where)
         source: Source = "fallback" if fallback else query.source
         unknown: list[str] = []
@@ -189,15 +189,11 @@ class Retriever:
         return own.of_codes(self.user_inputs.history(own.term.history, query))
 
     def recommend_frame(
-        self, users: TableLike, k: int = 100, method: Method = 1, *, unknown: UnknownUsers = "popular",
-        allow: abc.Sequence[str] | None = None, ban: abc.Sequence[str] = (), where: Mapping[str, str] | None = None,
-        keep_seen: bool | None = None,
-    ) -> pl.DataFrame:  # fmt: skip
+        self, users: TableLike, k: int = 100, method: Method = 1, **options: Unpack[BatchOptions]
+    ) -> pl.DataFrame:
         """Return `twotower.retrieval.batches.recommend_batch` of the users of a table: rows of user_id, rank, item_id,
         score and source. Raises DataError, ConfigError, Unavailable."""
-        return recommend_batch(
-            self, users, k, method, unknown=unknown, allow=allow, ban=ban, where=where, keep_seen=keep_seen
-        )
+        return recommend_batch(self, users, k, method, **options)
 
     def embed_request(self, request: Request | Query, method: Method = 2) -> UserVector:
         """Return the vector that `recommend` searches with.
@@ -277,6 +273,7 @@ class Explanation:
 
 def explain(retriever: Retriever, request: Request | Query, method: Method = 2) -> Explanation:
     """Explain the answer that `recommend` gives to a request. Raises DataError as `recommend` does."""
+    check_method(method)
     query, tower = retriever.query(request), retriever.loaded.tower
     stored = retriever.embed_request(query, method).vector if method == 1 and query.user is not None else None
     vector, weights = tower.explain(retriever.user_inputs.read(query).feed)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time as clock
 from collections.abc import Sequence
-from dataclasses import dataclass
 from datetime import date
 from typing import NamedTuple
 
@@ -12,7 +11,7 @@ import numpy as np
 import polars as pl
 
 from twotower.arrays.ragged import Column, Ragged, Values, row_of
-from twotower.arrays.types import Bools, Codes, Ints
+from twotower.arrays.types import Codes, Ints
 from twotower.data.dataset import Dataset
 from twotower.data.given_values import GivenValues
 from twotower.data.reading.times import MICROSECONDS, TIME, Times
@@ -43,17 +42,11 @@ class UserInputs:
         self._feed = FeedFields(encoders.fields("user"))
         self._values = GivenValues(encoders, schema.columns("user"), dataset.users.frame)
         self.context = ContextValues(dataset)
-        pairs, frame, last_only = dataset.pairs, dataset.items.frame, schema.duplicates == "last"
-        none = np.zeros(frame.height, np.int32)
-        times = dataset.times if schema.has_moments else np.broadcast_to(np.int64(NO_TIME), len(pairs))
         self._histories = {
-            h.name: HistoryCodes(
-                h, column, pairs.item, none if h.codes else encoders.history_codes(h, frame), last_only,
-                pairs.event, times,
-            )
+            h.name: HistoryCodes(dataset, h, column)
             for h in schema.histories("user")
             if isinstance(column := columns[h.name], Ragged)
-        }  # fmt: skip
+        }
 
     @property
     def columns(self) -> list[str]:
@@ -204,88 +197,62 @@ class ContextValues:
             raise DataError(f"request: context '{self._time}' is {value!r}, {expected}") from None
 
 
-class _Past(NamedTuple):
-    """Interactions (n,), oldest first."""
-
-    items: Codes | Ints
-    """Item rows."""
-    codes: Codes
-    """Codes of the items."""
-    types: Codes
-    """Codes of the types."""
-    times: Ints
-    """Microseconds since 1970, or NO_TIME."""
-
-    def where(self, kept: Bools | Ints) -> _Past:
-        return _Past(*(column[kept] for column in self))
-
-    def followed_by(self, more: _Past) -> _Past:
-        return _Past(*map(np.concatenate, zip(self, more, strict=True)))
-
-    def mixed_with(self, more: _Past) -> _Past:
-        """Return these interactions and `more`, sorted by time; at equal times these are first."""
-        if not len(more.items):
-            return self
-        both = self.followed_by(more)
-        return both.where(np.argsort(both.times, kind="stable"))
+ITEM, CODE, TYPE, AT = range(4)
+"""Columns of the interactions of a history, (n, 4) integers, oldest first: item row, code of the item, code of the
+type, and microseconds since 1970."""
 
 
-@dataclass
 class HistoryCodes:
-    """Reads the codes of a user history for a request: the stored or given history, extended by events."""
+    """Reads the codes of a user history for a query: the stored or given history, extended by events."""
 
-    history: HistorySpec
-    stored: Ragged
-    """Codes of each user row, with the interactions as sources."""
-    interaction_items: Codes
-    """(n,) item row of each interaction."""
-    item_codes: Codes
-    """(items,) code of each item row; zeros if a rule makes the codes."""
-    last_only: bool
-    """True if only the last interaction of a user with an item counts, as in training."""
-    interaction_types: Codes
-    """(n,) code of the type of each interaction; zeros if no history reads it."""
-    interaction_times: Ints
-    """(n,) microseconds since 1970 of each interaction; NO_TIME if the log has no times, or only an order."""
-
-    def __post_init__(self) -> None:
-        self._holds = self.history.holds(False), self.history.holds(True)
+    def __init__(self, dataset: Dataset, history: HistorySpec, stored: Ragged) -> None:
+        """Take a history, and its codes of each user row, with the interactions as sources."""
+        self._history, self._stored, self._pairs = history, stored, dataset.pairs
+        self._holds = history.holds(False), history.holds(True)
+        self._last_only = dataset.schema.duplicates == "last"
+        """True if only the last interaction of a user with an item counts, as in training."""
+        none = np.broadcast_to(np.int64(NO_TIME), len(dataset.pairs))
+        self._times = dataset.times if dataset.schema.has_moments else none
+        frame = dataset.items.frame
+        zeros = np.zeros(frame.height, np.int32)  # a rule makes the codes
+        self._item_codes = zeros if history.codes else dataset.encoders.history_codes(history, frame)
 
     def read(self, query: Query) -> Codes:
         """Return the codes (n,), oldest first."""
-        past = self._stored(query.user) if query.history is None else self._of(query.history)
+        past = self._before(query.user) if query.history is None else self._of(query.history)
         if query.added:
             added, last = query.added, NO_TIME
-            if query.history is None and len(past.times):
-                last = int(past.times[-1])
-            if self.last_only:
-                past = past.where(~np.isin(past.items, [event.row for event in added if event.row >= 0]))
+            if query.history is None and len(past):
+                last = int(past[-1, AT])
+            if self._last_only:
+                past = past[~np.isin(past[:, ITEM], [event.row for event in added if event.row >= 0])]
             # Recent events before the last stored interaction are sorted into the history.
-            among = [event.is_recent and NO_TIME < event.time < last for event in added]
-            if any(among):
-                past = past.mixed_with(self._of([event for event, early in zip(added, among, strict=True) if early]))
-                added = [event for event, early in zip(added, among, strict=True) if not early]
-            past = past.followed_by(self._of(added))
-        latest = -self.history.max_length  # 0: all
-        if self.history.codes is None:
-            return past.codes[latest:]
-        first = np.arange(len(past.items[latest:])) == 0
-        return self.history.codes(HistoryFacts(first, past.types[latest:], past.times[latest:]))
+            early = [event for event in added if event.is_recent and NO_TIME < event.time < last]
+            if early:
+                past = np.concatenate([past, self._of(early)])
+                past = past[np.argsort(past[:, AT], kind="stable")]
+                added = [event for event in added if not (event.is_recent and NO_TIME < event.time < last)]
+            past = np.concatenate([past, self._of(added)])
+        past = past[-self._history.max_length :]  # 0: all
+        if self._history.codes is None:
+            return past[:, CODE].astype(np.int32)
+        first, types = np.arange(len(past)) == 0, past[:, TYPE].astype(np.int32)
+        return self._history.codes(HistoryFacts(first, types, past[:, AT]))
 
-    def _stored(self, user: int | None) -> _Past:
+    def _before(self, user: int | None) -> Ints:
         """Return the interactions of a user's stored history."""
         if user is None:
-            none = np.zeros(0, np.int32)
-            return _Past(none, none, none, np.zeros(0, np.int64))
-        part = slice(*self.stored.offsets[user : user + 2])
-        assert self.stored.source is not None, "a stored history names its interactions"
-        source = self.stored.source[part]
-        types, times = self.interaction_types[source], self.interaction_times[source]
-        return _Past(self.interaction_items[source], self.stored.values[part], types, times)
+            return np.zeros((0, 4), np.int64)
+        part = slice(*self._stored.offsets[user : user + 2])
+        assert self._stored.source is not None, "a stored history names its interactions"
+        source, past = self._stored.source[part], np.zeros((part.stop - part.start, 4), np.int64)
+        past[:, ITEM], past[:, CODE] = self._pairs.item[source], self._stored.values[part]
+        past[:, TYPE], past[:, AT] = self._pairs.event[source], self._times[source]
+        return past
 
-    def _of(self, events: Sequence[ReadEvent]) -> _Past:
+    def _of(self, events: Sequence[ReadEvent]) -> Ints:
         """Return the events of known items that belong to the history."""
-        kept = [event for event in events if event.row >= 0 and self._holds[event.liked]]
-        items = np.array([event.row for event in kept], np.int64)
-        types, times = [event.code for event in kept], [event.time for event in kept]
-        return _Past(items, self.item_codes[items], np.array(types, np.int32), np.array(times, np.int64))
+        kept = [(e.row, 0, e.code, e.time) for e in events if e.row >= 0 and self._holds[e.liked]]
+        past = np.array(kept, np.int64).reshape(-1, 4)
+        past[:, CODE] = self._item_codes[past[:, ITEM]]
+        return past

@@ -47,13 +47,15 @@ class JsonRoute(APIRoute):
             await super().handle(scope, receive, send)
             return
         request = JsonRequest(scope, receive)
-        given = {takes.body_params[0].name: self._parsed(await request.body())}
+        given: dict[str, schemas.RequestModel | Request] = {
+            takes.body_params[0].name: self._parsed(await request.body())
+        }
         if takes.request_param_name:
             given[takes.request_param_name] = request
         response: Response = await self.endpoint(**given)
         await response(scope, receive, send)
 
-    def _parsed(self, data: bytes) -> object:
+    def _parsed(self, data: bytes) -> schemas.RequestModel:
         """Return the body of a request. Raises RequestValidationError as FastAPI does."""
         if not data:
             raise RequestValidationError([{"type": "missing", "loc": ("body",), "msg": "Field required"}])
@@ -64,7 +66,8 @@ class JsonRoute(APIRoute):
             raise RequestValidationError([cause]) from e
         if errors:
             raise RequestValidationError(errors)
-        return body
+        parsed: schemas.RequestModel = body
+        return parsed
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[None, None, Response]]:
         handle = super().get_route_handler()
