@@ -433,8 +433,11 @@ def test_the_loss_adds_the_mimicry_of_the_positives_alone_and_only_the_augmented
     mine, theirs = dat.model.towers("user")[0], dat.model.towers("item")[0]
     tables = [t.augmented.table.weight.detach() for t in (mine, theirs)]  # type: ignore[union-attr]
     temperature = float(dat.model.temperature.detach())
+    of_users, of_items = dat.objective.users._lookup, dat.objective.items._lookup
+    assert of_users is not None
+    assert of_items is not None
     for u, i, uv, iv in zip(user, item, by_row_user, by_row_item, strict=True):
-        a_u, a_v = tables[0][dat.objective.users._lookup[u, 0]], tables[1][dat.objective.items._lookup[i, 0]]
+        a_u, a_v = tables[0][of_users[u, 0]], tables[1][of_items[i, 0]]
         total += float((a_u - iv[:d]).square().sum() + (a_v - uv[:d] * temperature).square().sum())
     assert found[1][0] - found[0][0] == pytest.approx(0.5 * total / len(user), rel=1e-3)
     for name, gradient in found[0][1].items():
@@ -469,7 +472,9 @@ def test_mimicry_brings_the_augmented_vectors_near_the_mean_of_what_an_id_likes(
         factors, pairs = trainer.factors(), data.train
         own = trainer.model.towers("user")[0].augmented.table.weight.detach()  # type: ignore[union-attr]
         liked = [factors.items[pairs.item[pairs.positive & (pairs.user == u)]].mean(0) for u in range(40)]
-        codes = trainer.objective.users._lookup[:, 0]
+        lookup = trainer.objective.users._lookup
+        assert lookup is not None
+        codes = lookup[:, 0]
         cosines.append(float(nn.functional.cosine_similarity(own[codes], torch.stack(liked)).mean()))
     assert cosines[1] > 0.8
     assert abs(cosines[0]) < 0.5, "not by itself"

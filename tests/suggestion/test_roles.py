@@ -28,10 +28,11 @@ from twotower.suggestion.suggest import suggest
 
 N = 60
 RNG = np.random.default_rng(0)
+TIMES = [START + 100 * i for i in range(N)]
 ROWS: dict[str, Sequence[object]] = {
     "user_id": [100 + i % 12 for i in range(N)],
     "item_id": [200 + i * 7 % 11 for i in range(N)],
-    "timestamp": [START + 100 * i for i in range(N)],
+    "timestamp": TIMES,
 }
 STARS: Sequence[object] = RNG.integers(1, 6, N).tolist()
 WORDS: Sequence[object] = RNG.choice(["a b", "c d", "e"], N).tolist()
@@ -192,7 +193,7 @@ def test_columns_of_users_and_items_are_no_columns_of_rows() -> None:
 @pytest.mark.parametrize(
     ("values", "unit", "form"),
     [
-        (ROWS["timestamp"], "s", ""), ([1000 * t for t in ROWS["timestamp"]], "ms", ""),
+        (TIMES, "s", ""), ([1000 * t for t in TIMES], "ms", ""),
         (list(range(N)), "order", ""), ([f"{13 + i % 9}.03.2021" for i in range(N)], "s", ""),
         ([20230101 + i % 28 for i in range(N)], "s", "%Y%m%d"),
         ([f"{1 + i % 28} Mar 2021" for i in range(N)], "s", "%d %b %Y"),

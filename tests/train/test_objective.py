@@ -327,7 +327,7 @@ def test_a_tower_that_reads_the_context_runs_once_for_each_interaction() -> None
     schema = hourly_schema(HOUR, Sequence(name="seen", side="user", share_embedding=False))
     data = build_dataset(check(*hourly(300), schema), schema, Config().split)
     users, items = (
-        SideTensors(data.side(side), data.encoders.fields(side), context=data.context if side == "user" else None)
+        SideTensors(data.side(side), data.encoders.fields(side), context=data.context if side == "user" else {})
         for side in SIDES
     )
     batcher = Batcher(users, items)

@@ -209,7 +209,7 @@ def test_the_correction_by_log_q_is_not_scaled_by_the_temperature(board: Dataset
     trainer = Trainer(board, config)
     epoch = trainer.objective.sampler.epoch(0)
     _, loss, _ = trainer.objective(epoch, 0, 0)
-    user, item = epoch.all.user[:50], epoch.all.item[:50]
+    user = epoch.all.user[:50]
     c = contrastive(trainer).candidates(epoch.all[:50], 0)
     factors = trainer.factors()
     u, v = (nn.functional.normalize(x.double()) for x in (factors.users[user], factors.items[c.items]))

@@ -202,7 +202,7 @@ class Dataset:
             codes = self.side(read).codes(history, self.encoders)
             return codes[self.input_rows(read, other[at], at)]  # the features of an interaction are those of its time
 
-        found = self.pairs.arrays | {TIME: self.times}
+        found = {EVENT: self.pairs.event, TIME: self.times}
         return history_of(history, own[keep], keep, len(self.side(history.side)), codes_of, found)
 
     def sort_by_time(self, among: Bools) -> Ints:
@@ -423,5 +423,5 @@ def history_of(
         return replace(rows, values=codes_of(rows.source))
     first = np.zeros(len(rows.source), bool)
     first[rows.offsets[:-1][rows.lengths > 0]] = True
-    types, times = (found[name][rows.source] if name in found else None for name in (EVENT, TIME))
+    types, times = (found[name][rows.source] for name in (EVENT, TIME))
     return replace(rows, values=history.codes(HistoryFacts(first, types, times)))

@@ -1,7 +1,8 @@
 """Evidence in a log: that its order exists, that what is popular changes, and that a column is a function of an id.
 
 The first two are agreements above those of chance, by permutation tests (Good, "Permutation, Parametric and Bootstrap
-Tests of Hypotheses", 2005, chapter 3), whose statistic is a number of agreements: n (n - 1) / 2 for what occurs n times.
+Tests of Hypotheses", 2005, chapter 3). Their statistic is a number of agreements: n (n - 1) / 2 for what occurs n
+times.
 
 Order: two adjacent interactions of one user and of different times are a pair (item, next item), and two equal pairs
 agree. Under the null hypothesis every order of a user's interactions is as likely as any other, so shuffling each

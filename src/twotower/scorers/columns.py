@@ -82,10 +82,10 @@ class ColumnFactors(Start):
     covariances of s and of the next item's f over the positives after a user's first, each plus `regularization` times
     its mean variance, and B that of both (Hastie, Tibshirani and Friedman 2009, "The Elements of Statistical Learning",
     section 4.3: the logarithm of how much more likely a next item with f is after s, if both are normal). So phones are
-    followed by their cases. Columns have one size. A column has a dimension of the history's width for each value. Where
-    these are too many, small columns have theirs, and large ones share what is left for their most frequent values. The
-    history's vector is s - m at each rate. The item's vector has the rest, in as many times the history's width as there
-    are rates. A missing value counts as the mean.
+    followed by their cases. Columns have one size. A column has a dimension of the history's width for each value.
+    Where these are too many, small columns have theirs, and large ones share what is left for their most frequent
+    values. The history's vector is s - m at each rate. The item's vector has the rest, in as many times the history's
+    width as there are rates. A missing value counts as the mean.
 
     Use it where the items have columns. Histories are pooled by `decay` where the log has times, else by `mean`, the
     rate 1. A row's weight is that of the positive that follows. Of a user the latest 2,048 positives are read, without
@@ -148,7 +148,7 @@ class ColumnFactors(Start):
         if not maps.any():
             raise self._finds_no("column that differs among the positives that follow others")
         of_items = torch.cat([directions.rows @ one.T for one in maps], 1)
-        return PairValues(source, of_items.split([*content.sizes]))
+        return PairValues(source, torch.split(of_items, [*content.sizes]))
 
     def _finds_no(self, what: str) -> TrainingError:
         return TrainingError(f"the scorer '{self.kind}' finds no {what}; leave it out of scorers")
