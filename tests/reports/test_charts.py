@@ -23,7 +23,6 @@ from twotower.reports.charts import (
     curves,
     groups,
     item_recall,
-    negatives,
     recalls,
     spectra,
     variance_shares,
@@ -104,29 +103,6 @@ def test_the_spectrum_is_that_of_the_singular_values(shape: tuple[int, int]) -> 
     squares = np.linalg.svd((rows - rows.mean(0)).double().numpy(), compute_uv=False) ** 2
     shares = squares / squares.sum()
     assert variance_shares(rows) == pytest.approx(shares[shares > 1e-9], rel=1e-6)
-
-
-def test_each_source_of_negatives_is_a_line_over_the_epochs_in_which_it_drew() -> None:
-    history = [
-        {"epoch": 1, "train.negatives.uniform.share": 1.0, "train.negatives.uniform.above": 0.3,
-            "train.negatives.uniform.n": 99.4},
-        {"epoch": 2},
-        {
-            "epoch": 3, "train.negatives.uniform.share": 0.75, "train.negatives.uniform.above": 0.2,
-            "train.negatives.uniform.n": 98.0,
-            "train.negatives.my.kinds:Near.share": 0.25, "train.negatives.my.kinds:Near.above": 0.5,
-            "train.negatives.my.kinds:Near.n": 2.5,
-        },
-    ]  # fmt: skip
-    run: Any = SimpleNamespace(history=history)
-    share, above = negatives(run)
-    assert [(t.name, t.x, t.y) for t in share.series] == [
-        ("uniform (98 a positive)", [1, 3], [1.0, 0.75]),
-        ("Near (2.5 a positive)", [3], [0.25]),
-    ]
-    assert [t.y for t in above.series] == [[0.3, 0.2], [0.5]]
-    run.history = [{"epoch": 1, "train.loss": 0.5}]
-    assert negatives(run) == []
 
 
 def test_curves_name_only_metrics_that_have_values() -> None:
