@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from twotower.evaluation.config import EvaluationConfig
-from twotower.reports.charts import calibration, curves, negatives
+from twotower.reports.charts import calibration, curves
 
 
 def test_calibrated_probabilities_lie_on_the_line() -> None:
@@ -27,29 +27,6 @@ def test_calibrated_probabilities_lie_on_the_line() -> None:
     assert np.allclose(figure.series[1].y, figure.series[1].x)
     fake.config.loss.pointwise = False
     assert calibration(fake, scorer) == []
-
-
-def test_each_source_of_negatives_is_a_line_over_the_epochs_in_which_it_drew() -> None:
-    history = [
-        {"epoch": 1, "train.negatives.uniform.share": 1.0, "train.negatives.uniform.above": 0.3,
-            "train.negatives.uniform.n": 99.4},
-        {"epoch": 2},
-        {
-            "epoch": 3, "train.negatives.uniform.share": 0.75, "train.negatives.uniform.above": 0.2,
-            "train.negatives.uniform.n": 98.0,
-            "train.negatives.my.kinds:Near.share": 0.25, "train.negatives.my.kinds:Near.above": 0.5,
-            "train.negatives.my.kinds:Near.n": 2.5,
-        },
-    ]  # fmt: skip
-    run: Any = SimpleNamespace(history=history)
-    share, above = negatives(run)
-    assert [(t.name, t.x, t.y) for t in share.series] == [
-        ("uniform (98 a positive)", [1, 3], [1.0, 0.75]),
-        ("Near (2.5 a positive)", [3], [0.25]),
-    ]
-    assert [t.y for t in above.series] == [[0.3, 0.2], [0.5]]
-    run.history = [{"epoch": 1, "train.loss": 0.5}]
-    assert negatives(run) == []
 
 
 def test_curves_name_only_metrics_that_have_values() -> None:

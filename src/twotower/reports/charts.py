@@ -14,12 +14,10 @@ from twotower.evaluation.metrics.metric import Prominence
 from twotower.features.side import SIDES
 from twotower.model.inputs.side_tensors import SideTensors
 from twotower.reports.figure import BLUE, GREY, ORANGE, Figure, Series
-from twotower.train.negatives.source_tally import PREFIX
 
 if TYPE_CHECKING:
     from twotower.runs import Run
 
-SOURCE_COLORS = (BLUE, ORANGE, "#2e8b57", "#7b5ea7", "#b3261e", "#1797a6", "#8c6d46", "#c2569b", GREY)
 MAX_GATE_ROWS = 20_000
 """Rows of each side in the chart of gates; more rows are sampled."""
 BINS = 20
@@ -54,28 +52,6 @@ def curves(run: Run) -> list[Figure]:
             figure.series.append(Series(name, validated_epochs, values, color))
         figures.append(figure)
     return figures
-
-
-def negatives(run: Run) -> list[Figure]:
-    """Return two shares by source of negatives over epochs: of the gradient, and of negatives above their positive."""
-    kinds = dict.fromkeys(
-        name.removeprefix(PREFIX).rpartition(".")[0]
-        for entry in run.history
-        for name in entry
-        if name.startswith(PREFIX)
-    )
-    counted = [entry for entry in run.history if any(name.startswith(PREFIX) for name in entry)]
-    figures = []
-    for what, title in (("share", "Share of the gradient of all negatives"), ("above", "Share above the positive")):
-        figure = Figure(title, "epoch", y_range=(0, 1), y_tick="{:.0%}", whole=True)
-        for kind, color in zip(kinds, cycle(SOURCE_COLORS), strict=False):
-            found = [entry for entry in counted if f"{PREFIX}{kind}.{what}" in entry]
-            n = found[-1][f"{PREFIX}{kind}.n"]
-            name = f"{kind.rpartition(':')[2]} ({n:,.{0 if n >= 10 else 1}f} a positive)"
-            values = [entry[f"{PREFIX}{kind}.{what}"] for entry in found]
-            figure.series.append(Series(name, [entry["epoch"] for entry in found], values, color))
-        figures.append(figure)
-    return figures if kinds else []
 
 
 def distributions(run: Run, factors: Scorer) -> Figure:

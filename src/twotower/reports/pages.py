@@ -15,7 +15,7 @@ from twotower.evaluation.comparison import Comparison
 from twotower.evaluation.config import MetricSet
 from twotower.evaluation.factors import Scorer
 from twotower.evaluation.metrics.metric import Prominence
-from twotower.reports.charts import calibration, curves, distributions, gates, negatives
+from twotower.reports.charts import calibration, curves, distributions, gates
 from twotower.reports.compare import DECISION_RULE, ComparedRun, summarize
 from twotower.reports.figure import Figure, Series
 from twotower.reports.metric_tables import (
@@ -30,7 +30,6 @@ from twotower.reports.metric_tables import (
     metric_rows,
 )
 from twotower.reports.verdict import verdict
-from twotower.train.negatives.source_tally import MAX_ROWS
 
 if TYPE_CHECKING:
     from twotower.runs import Run
@@ -67,7 +66,7 @@ def _best(measured: MetricSet, name: str, values: Iterable[float | None]) -> flo
 def write_report(path: Path, run: Run, factors: Scorer) -> None:
     """Write the page of a run, with `factors` as its vectors."""
     figures = {
-        "curves": curves(run), "negatives": negatives(run), "distributions": [distributions(run, factors)],
+        "curves": curves(run), "distributions": [distributions(run, factors)],
         "gates": gates(run), "calibration": calibration(run, factors),
     }  # fmt: skip
     files.write(path, run_page(run, figures))
@@ -89,7 +88,6 @@ def run_page(run: Run, figures: Mapping[str, Sequence[Figure]]) -> str:
         rows=rows,
         best=[_best(config.metric_set, name, column) for name, column in values],
         intervals=[m.name for m in config.metric_set.of_pairs if f"test.{m.name}.low" in metrics],
-        max_rows=MAX_ROWS,
         figures=figures,
         slice_names=config.metric_set.sliced(config.k[0]),
         slices=_slices(run),

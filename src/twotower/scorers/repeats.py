@@ -167,6 +167,9 @@ class OwnCounts(FittedTerm):
     def added(self, dataset: Dataset, part: int) -> SparseScores | None:
         return self._scores(dataset, part, term) if (term := self.served()) else None
 
+    def usual(self, dataset: Dataset) -> SparseScores | None:
+        return self._by(dataset, Recency(), PRIORS[0])[0]
+
     def fit(self, dataset: Dataset, choices: Choices, before: Sequence[Column]) -> TermFit:
         """Return the column of the least loss, by the prior of equal counts and then by the recency; none if nobody
         takes an item again."""

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from twotower.arrays.types import Float, Floats, Shaped
 from twotower.data.dataset import Dataset
-from twotower.evaluation.added_scores import AddedScores
+from twotower.evaluation.added_scores import AddedScores, SparseScores
 from twotower.evaluation.config import EvaluationConfig
 from twotower.evaluation.factors import CatalogueScorer
 from twotower.evaluation.own_items import HistoryTerm
@@ -113,6 +113,10 @@ class FittedTerm(Term):
     @abstractmethod
     def added(self, dataset: Dataset, part: int) -> AddedScores | None:
         """Return what is added to the products of vectors in a part; None if nothing is."""
+
+    def usual(self, dataset: Dataset) -> SparseScores | None:
+        """Return scores like those that will be added, in any unit; None of a term whose scores all items have."""
+        return None
 
     def at_end(self, items: Float[Tensor, "I D"], dataset: Dataset) -> Float[Tensor, "I D"]:
         """Return the vectors of all items as they are at the end of what comes before the test part."""

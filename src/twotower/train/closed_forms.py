@@ -5,17 +5,23 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import cached_property
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from twotower.arrays.types import F32
 from twotower.data.dataset import Dataset
+from twotower.data.splits import VALIDATION
 from twotower.distributed import DistributedContext
 from twotower.errors import TrainingError
+from twotower.evaluation.added_scores import SparseScores
 from twotower.evaluation.config import EvaluationConfig
 from twotower.evaluation.factors import Factors
+from twotower.evaluation.version_factors import VersionFactors
 from twotower.features.side import SideName
 from twotower.features.values import UNKNOWN
 from twotower.model.embeddings import FieldEmbeddings
@@ -24,7 +30,9 @@ from twotower.model.pooling import resolve
 from twotower.model.pooling.pooling import Pooling
 from twotower.model.pooling.ridge import RidgeLayer
 from twotower.model.two_tower import TwoTower
+from twotower.scorers.choices import BLOCK_SCORES
 from twotower.scorers.positives import PositiveMatrix
+from twotower.scorers.scorer import terms_of
 from twotower.scorers.start import PairValues, Start, search
 from twotower.train.factors import gathered_factors
 from twotower.train.recipe import Recipe
@@ -32,6 +40,10 @@ from twotower.train.stopping import at_once
 
 log = logging.getLogger(__name__)
 
+USUAL = 3.0
+"""Root mean square of the scores of a term while values are compared, in standard deviations of a user's scores."""
+PAIRS = 256
+"""Validation pairs whose users' scores give the standard deviation."""
 MAX_SCORES = 2_000_000_000
 """Scores of users and items of one comparison, some 15 seconds of a processor core for vectors of 128 numbers."""
 MIN_USERS = 1000
@@ -97,11 +109,25 @@ class ClosedForms:
             score, line = -math.inf, f"left out of the values that are tried: {str(e).partition(';')[0]}"
         else:
             monitor = self.recipe.train.monitor
-            metrics = self.measure(Factors(*self._factors(pair)), self._evaluation)
+            metrics = self.measure(self._with_term(Factors(*self._factors(pair))), self._evaluation)
             score = self.score_of(metrics)
             line = f"pair {pair} by {start.kind}: {start.describe()}: {monitor} = {metrics[monitor]:.4f}"
         log.info(line)
         return score
+
+    @cached_property
+    def _usual(self) -> SparseScores | None:
+        """Scores of a term, to which a closed form is added while its values are compared."""
+        return next((scores for term in terms_of(self.model) if (scores := term.usual(self.dataset))), None)
+
+    def _with_term(self, found: Factors) -> Factors:
+        """Return scores with those of a term, where there is one: the values of a closed form are compared by what it
+        adds to these."""
+        if self._usual is None or not len(self._usual.values):
+            return found
+        size = float(np.sqrt(np.square(self._usual.values, dtype=np.float64).mean())) or 1.0
+        factor = np.float32(USUAL * spread_of_scores(found, self.dataset) / size)
+        return replace(found, added=(replace(self._usual, values=self._usual.values * factor),))
 
     def _positives(self, pair: int, start: Start, dataset: Dataset) -> PositiveMatrix | None:
         """Return the positives that a closed form is solved from, on rank 0."""
@@ -115,6 +141,16 @@ class ClosedForms:
         found = gathered_factors(self.model, self.users, self.items, self.context, pairs=[pair])
         (place,) = self.model.parts_of_pairs([pair])
         return found.users[:, place], found.items[:, place]
+
+
+def spread_of_scores(found: Factors, dataset: Dataset) -> float:
+    """Return the standard deviation of a user's products over all items, a mean over users of the validation part."""
+    scorer, rows = VersionFactors.of_part(found, dataset, VALIDATION), dataset.part_indices(VALIDATION)
+    rows = rows[np.linspace(0, len(rows) - 1, min(len(rows), PAIRS)).astype(int)]
+    users, size = dataset.pairs.user[rows], max(1, BLOCK_SCORES // len(dataset.items))
+    blocks = [slice(start, start + size) for start in range(0, len(rows), size)]
+    each = [scorer.catalogue_scores(users[some], rows[some]).std(1) for some in blocks]
+    return float(torch.cat(each).double().mean())
 
 
 def solve_pair(

@@ -11,7 +11,6 @@ from torch import Tensor
 from twotower.arrays.types import F32, Float, Shaped
 from twotower.train.losses.loss import Columns, ContrastiveLoss
 from twotower.train.negatives.candidates import Candidates, SeenVersions
-from twotower.train.negatives.source_tally import SourceTally
 
 MAX_BLOCK_LOGITS = 2**21
 """Default number of logits that `contrastive_loss` holds at a time: 8 MiB of float32."""
@@ -20,7 +19,7 @@ MAX_BLOCK_LOGITS = 2**21
 def contrastive_loss(
     users: Float[Tensor, "B D"], items: Float[Tensor, "V D"], candidates: Candidates, loss: ContrastiveLoss,
     n_items: int, dtype: torch.dtype = torch.float32, total_weight: float = 0.0,
-    max_block_logits: int = MAX_BLOCK_LOGITS, versions: SeenVersions | None = None, tally: SourceTally | None = None,
+    max_block_logits: int = MAX_BLOCK_LOGITS, versions: SeenVersions | None = None,
 ) -> F32[Tensor, ""]:  # fmt: skip
     """Return the weighted mean loss of B positives against their candidates.
 
@@ -32,7 +31,6 @@ def contrastive_loss(
     - `total_weight`: weight of a whole batch. If it is set, the B positives are a part of that batch, and the result is
       their part of its mean.
     - `max_block_logits`: maximum number of logits held at a time, but at least 16 rows.
-    - `tally`: receives the gradients of the candidates, if these have `draws`.
     """
     c = candidates
     shared = items[: len(c.log_q)] if not len(c.memory_items) else torch.cat([items[: c.shared], items[len(c.items) :]])
@@ -56,9 +54,6 @@ def contrastive_loss(
             seen = versions.of_shared(rows)
             logits = logits.gather(1, seen)
         chosen = logits.gather(1, positive)
-        counted = 0 if tally is None else min(len(logits), max(0, tally.max_rows - rows.start))
-        scores = logits[:counted] if own is None else torch.cat([logits[:counted], own[:counted]], 1)
-        above = scores > chosen[:counted]
         if shifts:
             logits += shifts.candidates
         c.mask_excluded(logits, rows)
@@ -69,10 +64,7 @@ def contrastive_loss(
             own = None if own is None else own.add_(shifts.positives[positive])
         logits.scatter_(1, positive, chosen)
         row_logits = logits if own is None else torch.cat([logits, own], 1)
-        present = row_logits[:counted] > -torch.inf
         value = loss.block(row_logits, positive, columns, c.weights[rows, None])
-        if tally is not None and c.draws is not None and counted:
-            tally.add(c.draws, row_logits[:counted], above, present, positive[:counted])
         n = logits.shape[1]
         gradient = row_logits[:, :n]
         if seen is not None:

@@ -35,15 +35,11 @@ from twotower.train.contrastive import contrastive_loss
 from twotower.train.losses.loss import ContrastiveLoss, Loss, PointwiseLoss
 from twotower.train.negatives.candidates import CandidateVersions
 from twotower.train.negatives.mixture import CandidateSampler
-from twotower.train.negatives.source_tally import SourceTally
 from twotower.train.order import Epoch, Examples
 from twotower.train.preconditions import check_recipe
 from twotower.train.recipe import Recipe
 from twotower.train.samplers import PairSampler, PositiveSampler
 from twotower.train.torchrec.embeddings import TorchRecEmbeddings
-
-LABELLED = "labelled"
-"""Name of the training interactions among the negatives of a tally."""
 
 
 @dataclass(frozen=True)
@@ -137,8 +133,6 @@ class Objective(ABC, Generic[L]):
     """Batches of an epoch in order, and the loss of each. Every draw depends on (seed, epoch, step)."""
 
     sampler: PairSampler | PositiveSampler
-    tallied_batch: int
-    """Batch of each epoch, the middle one, whose negatives `tally` counts."""
 
     def __init__(
         self, loss: L, dataset: Dataset, recipe: Recipe, model: TwoTower, device: torch.device,
@@ -156,11 +150,9 @@ class Objective(ABC, Generic[L]):
         self.items = SideTensors(dataset.items.by_version(), dataset.encoders.fields("item"), device)
         self.batcher = Batcher(self.users, self.items)
         check_recipe(dataset, recipe, context)
-        self.tally = SourceTally()
-        self.parts: dict[str, Stateful] = {"tally": self.tally}
+        self.parts = dict[str, Stateful]()
         self.sampler = self.make_sampler()
         self.steps_per_epoch = math.ceil(len(self.sampler) / recipe.train.batch_size)
-        self.tallied_batch = (self.steps_per_epoch - 1) // 2
         self._towers: Callable[[Inputs, Inputs], tuple[Tensor, Tensor]] = BothTowers(model, recipe.trained_pairs)
         if context.world_size > 1:
             self._towers = distributed_data_parallel(
@@ -281,9 +273,6 @@ class PointwiseObjective(Objective[PointwiseLoss]):
             loss = self.loss(logits, pairs.label, pairs.weight, total)
         else:  # all interactions have weight 0
             loss = logits.sum() * 0
-        if batch == self.tallied_batch:
-            (gradient,) = torch.autograd.grad(loss, logits, retain_graph=True)
-            self._tally(own, logits.detach().float(), gradient.float())
         mimic_loss = torch.zeros((), device=self.device)
         if self.loss.mimic:
             positive = (pairs.label > 0) & (pairs.weight > 0)
@@ -292,21 +281,6 @@ class PointwiseObjective(Objective[PointwiseLoss]):
                 pairs.weight[positive], float((whole.label * whole.weight).sum(dtype=np.float64)),
             )  # fmt: skip
         return BatchLoss(len(whole), loss, mimic_loss)
-
-    def _tally(self, own: Examples, logits: Float[Tensor, "B"], gradient: Float[Tensor, "B"]) -> None:
-        """Count the labelled and the drawn negatives of a batch. A negative is above each positive that scores less."""
-        drawn = "+".join(source.kind for source in self.recipe.negatives.pairs)
-        self.tally.begin([LABELLED, *([drawn] if drawn else [])])
-        counted = own.weight > 0
-        positive, scores = counted & (own.label > 0), logits.cpu().numpy()
-        lower = np.sort(scores[positive])
-        for kind, of_kind in ((LABELLED, own.source >= 0), (drawn, own.source < 0)):
-            rows = np.flatnonzero(counted & (own.label == 0) & of_kind)
-            if len(rows) and len(lower):
-                above = np.searchsorted(lower, scores[rows]) / len(lower)
-                sizes = gradient.abs()[torch.from_numpy(rows).to(gradient.device)]
-                self.tally.add_sums(kind, float(sizes.double().sum()), len(rows), float(above.sum()))
-        self.tally.end(len(lower), self.context)
 
 
 class ContrastiveObjective(Objective[ContrastiveLoss]):
@@ -330,10 +304,7 @@ class ContrastiveObjective(Objective[ContrastiveLoss]):
         own = whole[own_part]
         # A negative must not be in the positive's history; a causal history holds the earlier interactions.
         later, total_weight = self.causal and self._histories_hold_dislikes, float(whole.weight.sum(dtype=np.float64))
-        tally = self.tally if batch == self.tallied_batch else None
-        drawn = self.candidates(whole, step, later, ends, own_part, tally is not None)
-        if tally is not None:
-            tally.begin(self.candidates.samplers)
+        drawn = self.candidates(whole, step, later, ends, own_part)
         versions = CandidateVersions(drawn, self.dataset.items, self.dataset.times[whole.source], self.device)
         every, shared = versions.rows, versions.shared
         part = context.partition(shared)
@@ -375,12 +346,10 @@ class ContrastiveObjective(Objective[ContrastiveLoss]):
         loss = torch.stack([
             contrastive_loss(
                 users[: len(own), dims], columns[:, dims], drawn, self.loss, len(self.dataset.items), dtype,
-                total_weight, versions=seen, tally=tally,
+                total_weight, versions=seen,
             )
             for dims in parts
         ]).sum()  # fmt: skip
-        if tally is not None:
-            tally.end(min(len(own), tally.max_rows) * len(parts), context)
         if config.negatives.remembered:
             latest = torch.from_numpy(whole.item.astype(np.int64)).to(self.device)
             vectors = items.index_select(0, drawn.batch_positive)

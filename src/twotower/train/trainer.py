@@ -321,7 +321,6 @@ class Trainer:
                 "train.loss": p.loss_sum / self.objective.steps_per_epoch,
                 **({"train.mimic": p.mimic_sum / self.objective.steps_per_epoch} if self.recipe.loss.mimic else {}),
                 "train.seconds": round(p.seconds, 3),
-                **self.objective.tally.take(),
                 "lr": self.optimizer.learning_rate(max(p.step - 1, 0)),
                 **metrics,
                 "validation.seconds": round(time.perf_counter() - started, 3),

@@ -13,7 +13,6 @@ from torch import Tensor
 from twotower.arrays.ragged import Ragged, offsets_of, run_indices
 from twotower.arrays.types import F32, I64, Float, Ints, Shaped
 from twotower.data.side import Side
-from twotower.train.negatives.source_tally import SourceDraws
 
 
 @dataclass(frozen=True)
@@ -36,8 +35,6 @@ class Candidates:
     interactions: Shaped[Ints, "_"] = field(default_factory=lambda: np.zeros(0, np.int64))
     # columns of the positives of the whole batch; the B positives may be one rank's part
     batch_positive: I64[Tensor, "_"] = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64))
-    # source of each candidate, if requested
-    draws: SourceDraws | None = None
 
     def mask_excluded(self, logits: F32[Tensor, "b C"], rows: slice) -> None:
         if self.exclusions is not None:

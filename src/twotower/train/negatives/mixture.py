@@ -24,13 +24,12 @@ from torch import Tensor
 from twotower.arrays.pieces import ones, pieces
 from twotower.arrays.ragged import Column, Ragged, run_indices
 from twotower.arrays.sets import DistinctRows, PairSet, distinct_keys, find_in_sorted, is_in_sorted, pair_keys
-from twotower.arrays.types import F32, I64, Array, Bools, Codes, Doubles, Float, Floats, Ints, Shaped
+from twotower.arrays.types import F32, I64, Array, Bools, Codes, Float, Floats, Ints, Shaped
 from twotower.data.dataset import Dataset
 from twotower.evaluation.factors import Factors
 from twotower.train.negatives.candidates import Candidates, ColumnFinder, Exclusions
 from twotower.train.negatives.config import NegativesConfig
 from twotower.train.negatives.source import NegativeSampler, Positives
-from twotower.train.negatives.source_tally import SourceDraws
 from twotower.train.order import Examples
 
 BLOCK_PAIRS = 2**15
@@ -83,14 +82,13 @@ class CandidateSampler:
 
     def __call__(
         self, batch: Examples, step: int, later: bool = False, ends: Shaped[Ints, "S"] | None = None,
-        own: slice = slice(None), by_source: bool = False,
+        own: slice = slice(None),
     ) -> Candidates:  # fmt: skip
         """Draw the candidates of the positives `own` of a batch. A positive that is a candidate counts as many draws as
         it weighs.
 
         - `later`: a negative that is an interaction must be later than its positive.
         - `ends`: ends of the batch's shards, whose draws do not depend on each other.
-        - `by_source`: return the source of each candidate, too.
         """
         rng, user, item = self._rng(step), batch.user, batch.item
         own = slice(*own.indices(len(user))[:2])
@@ -123,26 +121,7 @@ class CandidateSampler:
             weights=self._tensor(batch.weight[own]),
             interactions=drawn_apart.interactions,
             batch_positive=self._tensor(positive),
-            draws=self._draws(index[len(item) :], times, [len(d) for d in drawn], shared, drawn_apart.sources)
-            if by_source
-            else None,
         )  # fmt: skip
-
-    def _draws(
-        self, index: Shaped[Ints, "n"], times: Shaped[Doubles, "n"], lengths: list[int], shared: int,
-        own: Shaped[Ints, "H"],
-    ) -> SourceDraws:  # fmt: skip
-        """Return the sources of the candidates: n draws of columns `index`, source by source, with the weights `times`,
-        then the remembered vectors."""
-        memories = [s.memory for s in self._shared.values()]
-        remembered = [np.zeros(0) if m is None else m.draws.cpu().numpy() for m in memories]
-        n_memory = np.cumsum([0, *map(len, remembered)])
-        counts = np.zeros((len(self.samplers), shared + n_memory[-1]), np.float32)
-        for n, (end, length) in enumerate(zip(np.cumsum(lengths), lengths, strict=True)):
-            part = slice(end - length, end)
-            counts[n, :shared] = np.bincount(index[part], times[part], minlength=shared)
-            counts[n, shared + n_memory[n] : shared + n_memory[n + 1]] = remembered[n]
-        return SourceDraws(list(self.samplers), self._tensor(counts), self._tensor(own + len(self._shared)))
 
     def _rng(self, step: int, shard: int = 0) -> np.random.Generator:
         return np.random.Generator(np.random.Philox(key=[self._seed, 0x6361], counter=[0, 0, shard, step]))
@@ -182,7 +161,7 @@ class CandidateSampler:
                 drawn.append(found._replace(items=found.items[low - part.start : high - part.start]))
         if not drawn:  # a rank without a row
             none = np.zeros(0, np.int64)
-            return _PerPositive(none.reshape(0, 0), np.zeros(0, np.float32), none, none)
+            return _PerPositive(none.reshape(0, 0), np.zeros(0, np.float32), none)
         return drawn[0]._replace(
             items=np.concatenate([d.items for d in drawn]),
             interactions=np.concatenate([d.interactions for d in drawn]),
@@ -191,20 +170,19 @@ class CandidateSampler:
     def _draw_per_positive(self, positives: Positives, rng: np.random.Generator) -> _PerPositive:
         user, item = positives.user, positives.item
         drawn = [np.zeros((len(user), 0), np.int64)]
-        margins, interactions, sources = [np.zeros(0, np.float32)], [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
-        for n, sampler in enumerate(self._per_positive.values()):
+        margins, interactions = [np.zeros(0, np.float32)], [np.zeros(0, np.int64)]
+        for sampler in self._per_positive.values():
             found = sampler.draw(positives, rng)
             if sampler.gives_interactions:
                 interactions.append(found[found >= 0])
                 found = np.where(found >= 0, self._pairs.item[found], -1).astype(np.int64)
             drawn.append(found)
             margins.append(np.full(found.shape[1], sampler.margin, np.float32))
-            sources.append(np.full(found.shape[1], n))
         items = np.concatenate(drawn, 1)
         items[items == item[:, None]] = -1
         if items.shape[1] and self._config.mask_positives:
             items[self._known.contain(positives.user, positives.interactions, items)] = -1
-        return _PerPositive(items, np.concatenate(margins), np.concatenate(interactions), np.concatenate(sources))
+        return _PerPositive(items, np.concatenate(margins), np.concatenate(interactions))
 
 
 class _PerPositive(NamedTuple):
@@ -213,7 +191,6 @@ class _PerPositive(NamedTuple):
     items: Shaped[Ints, "B H"]  # item rows, -1 for none
     margins: Shaped[Floats, "H"]
     interactions: Shaped[Ints, "_"]  # indices
-    sources: Shaped[Ints, "H"]  # index into the per-positive sources
 
 
 def _append_items(items: Shaped[Ints, "I"], rows: Shaped[Ints, "B H"]) -> tuple[Shaped[Ints, "_"], Shaped[Ints, "B H"]]:
