@@ -202,7 +202,7 @@ class Dataset:
             codes = self.side(read).codes(history, self.encoders)
             return codes[self.input_rows(read, other[at], at)]  # the features of an interaction are those of its time
 
-        found = {EVENT: self.pairs.event, TIME: self.times}
+        found: Columns = {EVENT: self.pairs.event, TIME: self.times}
         return history_of(history, own[keep], keep, len(self.side(history.side)), codes_of, found)
 
     def sort_by_time(self, among: Bools) -> Ints:
