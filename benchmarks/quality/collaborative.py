@@ -1,7 +1,8 @@
 import itertools
 import time
+import tomllib
 from argparse import Namespace
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from functools import partial
 from typing import Any
 
@@ -10,7 +11,6 @@ import polars as pl
 import torch
 from torch import Tensor
 
-from benchmarks.lib.columns import with_pairs, without_columns
 from benchmarks.lib.machine import Numbers
 from benchmarks.lib.processes import ROOT
 from benchmarks.lib.report import Report, declared
@@ -18,7 +18,7 @@ from benchmarks.quality.baselines import need
 from twotower import api
 from twotower.arrays.types import Doubles
 from twotower.config.experiment import Config
-from twotower.config.toml import load_config, override_config
+from twotower.config.toml import override_config, parse_config
 from twotower.data.dataset import Dataset, build_dataset
 from twotower.data.datasets.ml_1m import MovieLens1M
 from twotower.data.splits import TEST, TRAIN, VALIDATION
@@ -55,14 +55,16 @@ def people(pairs: pl.DataFrame) -> pl.DataFrame:
     return MovieLens1M().load().users.join(pairs, "user_id", "semi")
 
 
-def recipe() -> tuple[Schema, Config]:
-    """Return the recipe's schema, without the label and negatives, which pairs lack, and the title, and its config."""
-    schema, config = load_config(ROOT / DECLARED["recipe"])
+def recipe(kinds: Container[str]) -> tuple[Schema, Config]:
+    """Return the recipe's schema, without the label, which pairs lack, and the title, and its config, with the scorers
+    of some kinds."""
+    given = tomllib.loads((ROOT / DECLARED["recipe"]).read_text())
+    given["scorers"] = [scorer for scorer in given["scorers"] if scorer["kind"] in kinds]
+    for name in ("label", "positive_above", "title"):
+        del given["schema"][name]
+    schema, config = parse_config(given)
     assert schema is not None
-    columns = [f.source for f in schema.features]
-    return without_columns(
-        schema.model_copy(update={"label": "", "positive_above": 0.0, "title": ""}), config, columns, columns
-    )
+    return schema, config
 
 
 def matrix(data: Dataset, *parts: int) -> Tensor:
@@ -134,10 +136,10 @@ def baseline(name: str, data: Dataset) -> Numbers:
 
 def trained(name: str, pairs: pl.DataFrame, seeds: int) -> Numbers:
     """Return the measures of each test user, by seed, of some pairs of the recipe."""
-    users, kept = [], DECLARED["rows"][name]["pairs"]
+    users, kept = [], DECLARED["rows"][name]["scorers"]
     for seed in range(1, seeds + 1):
-        schema, config = recipe()
-        config = override_config(with_pairs(config, kept), [f"train.seed={seed}", "evaluation.bootstrap=0"])
+        schema, config = recipe(kept)
+        config = override_config(config, [f"train.seed={seed}", "evaluation.bootstrap=0"])
         run = api.fit((people(pairs), films(pairs), pairs), schema, config)
         found, places = run.factors(TEST), iter(blocks(len(run.dataset.users)))
 
@@ -145,12 +147,12 @@ def trained(name: str, pairs: pl.DataFrame, seeds: int) -> Numbers:
             return found.users[next(places)] @ found.items.T
 
         users.append(measures(run.dataset, scores, TEST).tolist())
-    return {"settings": {"pairs": kept}, "users": users}
+    return {"settings": {"scorers": kept}, "users": users}
 
 
 def main(chosen: Namespace, report: Report) -> None:
     pairs = liked()
-    schema, config = recipe()
+    schema, config = recipe(DECLARED["rows"]["columns"]["scorers"])
     tables: Tables = check(people(pairs), films(pairs), pairs, schema)
     data, done = build_dataset(tables, schema, config.split), {}
     print(data.describe())

@@ -21,7 +21,7 @@ from twotower.errors import TrainingError
 from twotower.evaluation.added_scores import SparseScores
 from twotower.evaluation.config import EvaluationConfig
 from twotower.evaluation.factors import Factors
-from twotower.evaluation.version_factors import VersionFactors
+from twotower.evaluation.moments import VersionFactors
 from twotower.features.side import SideName
 from twotower.features.values import UNKNOWN
 from twotower.model.embeddings import FieldEmbeddings
