@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 
-from benchmarks.lib.columns import with_pairs
 from benchmarks.quality.collaborative import DECLARED, recipe
 
 
@@ -16,7 +15,7 @@ from benchmarks.quality.collaborative import DECLARED, recipe
         ("columns", ["ials", "ease", "columns"]),
     ],
 )
-def test_a_row_keeps_pairs_with_their_starts(row: str, kinds: list[str]) -> None:
-    kept = with_pairs(recipe()[1], DECLARED["rows"][row]["pairs"])
+def test_a_row_keeps_some_scorers_of_the_recipe(row: str, kinds: list[str]) -> None:
+    _, kept = recipe(DECLARED["rows"][row]["scorers"])
     assert [(n, form.kind) for n, form in kept.solved.items()] == [*enumerate(kinds)]
     assert len(kept.model.pairs) == len(kinds)
