@@ -224,4 +224,4 @@ def test_a_registry_exports_its_protocol_and_kinds_and_each_kind_says_when_to_us
 
 
 def test_all_registries_are_found() -> None:
-    assert len({name for _, name in REGISTRIES}) == 12
+    assert len({name for _, name in REGISTRIES}) == 11

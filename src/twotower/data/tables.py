@@ -93,7 +93,8 @@ def check(
         tables[side] = None
         if (table := given[side]) is not None:
             frame = with_id_name(as_frame(table, f"{side}s", Reading.of(schema, side, form)), side, schema)
-            tables[side] = frame.drop(TIME, strict=False), has_text(table, interactions)
+            frame = frame.drop(TIME, strict=False) if schema.valid_from else frame
+            tables[side] = frame, has_text(table, interactions)
     sides, versions = checked.sides(tables)
     actions = checked.rows(actions)
     for side in SIDES:
