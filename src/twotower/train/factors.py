@@ -36,13 +36,14 @@ CHECKED_ROWS = 4096
 
 def model_factors(
     model: TwoTower, users: SideTensors, items: SideTensors, block: int = 65_536, codes: int = MAX_BLOCK_CODES,
-    pairs: Sequence[int] | None = None,
+    pairs: Sequence[int] | None = None, known: Float[Tensor, "U D"] | None = None,
 ) -> Factors:  # fmt: skip
     """Return the vectors of all rows of both sides in evaluation mode, of some `pairs` alone or of all, at most `block`
-    rows and `codes` codes of bags at a time."""
+    rows and `codes` codes of bags at a time. `known` are those of the users, where they have been computed."""
     user, item = (partial(tower, pairs=pairs) for tower in (model.user_vectors, model.item_vectors))
     with evaluation_mode(model):
-        return Factors(_all_vectors(user, users, block, codes), _all_vectors(item, items, block, codes))
+        of_users = _all_vectors(user, users, block, codes) if known is None else known
+        return Factors(of_users, _all_vectors(item, items, block, codes))
 
 
 def factors_before(model: TwoTower, dataset: Dataset, part: int) -> Factors:
@@ -111,16 +112,15 @@ def context_factors(
 def gathered_factors(
     model: TwoTower, users: SideTensors, items: SideTensors, context: DistributedContext,
     torchrec: TorchRecEmbeddings | None = None, pairs: Sequence[int] | None = None,
+    known: Float[Tensor, "U D"] | None = None,
 ) -> Factors:  # fmt: skip
     """Return the vectors of all rows of both sides on every rank, of some `pairs` alone or of all. Each rank embeds a
-    part of every block."""
+    part of every block. `known` are those of the users, where they have been computed."""
     if context.world_size == 1 and not torchrec:
-        return model_factors(model, users, items, pairs=pairs)
+        return model_factors(model, users, items, pairs=pairs, known=known)
     with evaluation_mode(model):
-        return Factors(
-            _gathered_vectors("user", model, users, context, torchrec, pairs),
-            _gathered_vectors("item", model, items, context, torchrec, pairs),
-        )
+        of_users = _gathered_vectors("user", model, users, context, torchrec, pairs) if known is None else known
+        return Factors(of_users, _gathered_vectors("item", model, items, context, torchrec, pairs))
 
 
 def has_finite_vectors(

@@ -19,9 +19,10 @@ from pathlib import Path
 import numpy as np
 import torch
 from pydantic import JsonValue
+from torch import Tensor
 
 from twotower import files
-from twotower.arrays.types import Floats, Shaped
+from twotower.arrays.types import Float, Floats, Shaped
 from twotower.data.dataset import Dataset
 from twotower.data.splits import VALIDATION
 from twotower.distributed import DistributedContext, choose_device
@@ -139,8 +140,7 @@ class Trainer:
             self.weights.load_state(self.best.weights)
             with self._at_once():
                 self._check_stop()
-                self._fit_last()
-                validated = self._solve_again()
+                validated = self._solve_again(self._fit_last())
         if self.torchrec:
             self.torchrec.gather_tables()
         self.objective.detach_from_group()
@@ -177,11 +177,12 @@ class Trainer:
                 f"started in {time.perf_counter() - started:.1f} s: {config.monitor} = {found[config.monitor]:.4f}"
             )
 
-    def _fit_last(self) -> None:
-        """Fit what the last epoch leaves open: closed forms, stacking and the mix."""
-        recipe, started = self.recipe, time.perf_counter()
+    def _fit_last(self) -> dict[str, float]:
+        """Fit what the last epoch leaves open: closed forms, stacking and the mix. Return the validation metrics, where
+        the mix has measured them."""
+        recipe, started, validated = self.recipe, time.perf_counter(), dict[str, float]()
         if not (recipe.is_fitted_last and len(self.dataset.validation)):
-            return
+            return validated
         forms = self._solve_last()
         self.callback.on_phase("fits to validation", recipe)
         if recipe.model.stacking:  # which has the weights of the pairs
@@ -189,8 +190,9 @@ class Trainer:
             self._measured_pairs, forms = None, []
             stack(self.model, self._validation_scores, self.dataset, self.context)
         if recipe.is_mixed:
-            self._mix(forms)
+            validated = self._mix(forms)
         self.progress.seconds += time.perf_counter() - started
+        return validated
 
     def _solve_last(self) -> list[ClosedForm]:
         """Solve `last_starts`; one that has no values adds nothing, with a line in the log."""
@@ -206,15 +208,18 @@ class Trainer:
                 scale_pair(self.model, pair, 0.0)
         return forms
 
-    def _mix(self, forms: list[ClosedForm]) -> None:
+    def _mix(self, forms: list[ClosedForm]) -> dict[str, float]:
         """Add closed forms and other terms to the present scores by the weights of the mix, or by the share of these
-        weights, down to nothing, whose monitored metric of validation is the best."""
+        weights, down to nothing, whose monitored metric of validation is the best. Return the metrics of validation."""
         self._check_stop()
         recipe, mix = self.recipe, Mix(self.model, self.dataset, self.recipe, self.context)
-        first, self._measured_pairs = self._scorer(), None
+        state, self._measured_pairs = self.weights.copy(), None
+        for form in forms:
+            scale_pair(self.model, form.pair, 0.0)
+        first = self._scorer()
+        known = first.users if isinstance(first, Factors) else None  # the weights are those of items
         some = evaluation_of_search(recipe.evaluation, len(self.dataset.items))
-        before, state = self._score(first, some), self.weights.copy()
-        found = mix.fit(first, forms)
+        before, found = self._score(first, some), mix.fit(first, forms)
         scores, weights = {0.0: before}, found or mix.nothing(forms)
 
         def write(share: float) -> None:
@@ -224,7 +229,7 @@ class Trainer:
         for share in SHARES if found else ():
             self._check_stop()
             write(share)
-            scores[share] = self._score(self._scorer(), some)
+            scores[share] = self._score(self._scorer(known), some)
         best = max(scores, key=lambda share: (scores[share], share))
         write(best)
         if found:
@@ -234,11 +239,13 @@ class Trainer:
             )
         self._solved += zip(forms, weights.times(best).forms, strict=True)
         if weights.cold is not None:
-            self._raise_cold_items(weights.cold, weights.unit)
+            self._raise_cold_items(self._scorer(known), weights.cold, weights.unit)
+        return self._validation_metrics(self._scorer(known))
 
-    def _raise_cold_items(self, likeliest: float, unit: float) -> None:
-        """Give cold items the bias near the likeliest one whose monitored metric of validation is the best."""
-        found, items, cold = self._scorer(), self.dataset.items.by_version(), cold_items(self.dataset)
+    def _raise_cold_items(self, found: Factors | ContextFactors, likeliest: float, unit: float) -> None:
+        """Give cold items the bias near the likeliest one whose monitored metric of validation is the best. `found` are
+        the scores without it."""
+        items, cold = self.dataset.items.by_version(), cold_items(self.dataset)
         raised = torch.from_numpy(cold if items.owners is None else cold[items.owners]).to(found.items)
 
         @cache
@@ -255,14 +262,15 @@ class Trainer:
             f"{self.recipe.train.monitor} = {abs(score(bias)):.4f}, without the bias {abs(score(0.0)):.4f}"
         )
 
-    def _solve_again(self) -> dict[str, float]:
+    def _solve_again(self, validated: dict[str, float]) -> dict[str, float]:
         """Solve the pairs that no step reads on all of train, if validation is a part of it.
 
-        Return the validation metrics from before; none if nothing is solved.
+        Return the validation metrics from before, which are `validated` where they are known; none if they are not
+        known and nothing is solved.
         """
         if not (self._solved and self.dataset.split.from_train):
-            return {}
-        validated, whole = self._validation_metrics(self._scorer()), self.dataset.with_all_of_train()
+            return validated
+        validated, whole = validated or self._validation_metrics(self._scorer()), self.dataset.with_all_of_train()
         log.info(
             f"closed forms are solved again on all {len(whole.train):,} training rows, with the chosen values and "
             "weights"
@@ -456,14 +464,15 @@ class Trainer:
         )
         return Factors(users, items)
 
-    def _scorer(self) -> Factors | ContextFactors:
-        """Return the vectors of all rows `by_version`; with a context, user vectors on demand."""
+    def _scorer(self, known: Float[Tensor, "U D"] | None = None) -> Factors | ContextFactors:
+        """Return the vectors of all rows `by_version`; with a context, user vectors on demand. `known` are vectors of
+        users that have been computed."""
         users, items = self.objective.users, self.objective.items
         added = partial(with_added, model=self.model, dataset=self.dataset, part=VALIDATION)
         if users.has_context:
             return added(context_factors(self.model, users, items, self.dataset))
         pairs = self._measured_pairs
-        return added(gathered_factors(self.model, users, items, self.context, self.torchrec, pairs))
+        return added(gathered_factors(self.model, users, items, self.context, self.torchrec, pairs, known))
 
     def resume(self, override: bool = False, checkpoint: Checkpoint | None = None) -> bool:
         """Continue from a checkpoint, by default the newest intact one of the folder. Return False if there is none.
