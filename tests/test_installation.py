@@ -245,7 +245,8 @@ def test_the_wheel_has_the_files_and_the_metadata_of_the_base(tmp_path: Path) ->
         names = set(wheel.namelist())
         found = Parser().parsestr(wheel.read(next(n for n in names if n.endswith("/METADATA"))).decode())
     assert {n for n in names if n.endswith(".toml")} == {
-        f"twotower/recipes/{path.name}" for path in (ROOT / "examples" / "recipes").glob("*.toml")
+        "twotower/cli/demo.toml",
+        *(f"twotower/recipes/{path.name}" for path in (ROOT / "examples" / "recipes").glob("*.toml")),
     }
     assert {"twotower/py.typed", "twotower/serve/page/index.html", "twotower/reports/run.html"} <= names
     assert not [n for n in names if n.startswith(("tests", "benchmarks", "examples"))]

@@ -29,9 +29,9 @@ from twotower.model.pooling.attention import Attention
 from twotower.model.pooling.transformer import Transformer
 
 TABLES = everything()
-SIDE: dict[str, Any] = {"layers": [8, 8], "senet": {"enabled": True}}
+SIDES_OF_PAIR: dict[str, Any] = {name: {"layers": [8, 8], "senet": {"enabled": True}} for name in ("user", "item")}
 BASE: dict[str, Any] = {
-    "model": {"width": 8, "pairs": [{"user": SIDE, "item": SIDE}]},
+    "model": {"width": 8, "pairs": [SIDES_OF_PAIR]},
     "negatives": {"random": {"n": 2}},
     "train": {
         "epochs": 2, "batch_size": 400, "lr": 0.02, "device": "cpu", "precision": "fp32",

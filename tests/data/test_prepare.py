@@ -126,7 +126,7 @@ def in_memory(
 
 
 def rows(data: Dataset) -> list[tuple[Any, ...]]:
-    times = [0] * len(data.parts) if data.times is None else data.times.tolist()
+    times = data.times.tolist() if data.schema.time else [0] * len(data.parts)
     return sorted(
         zip(data.pairs.user.tolist(), data.pairs.item.tolist(), data.pairs.positive.tolist(), data.parts.tolist(),
             times, strict=True)

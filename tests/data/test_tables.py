@@ -743,7 +743,11 @@ def test_fault_G22_a_header_that_names_a_column_twice_is_refused(ending: str, tm
 def test_fault_G19_columns_of_the_packages_names_are_not_taken_for_its_own() -> None:
     """Interactions of which the schema names no time have the order of their rows, whatever they hold."""
     n = 20
-    given = {"user_id": [i % 4 for i in range(n)], "item_id": [i // 4 for i in range(n)], "__time": list(range(n, 0, -1))}
+    given = {
+        "user_id": [i % 4 for i in range(n)],
+        "item_id": [i // 4 for i in range(n)],
+        "__time": list(range(n, 0, -1)),
+    }
     tables = check(None, None, given | {"__positive": [False] * n, "__row": [1] * n}, PLAIN)
     assert build_dataset(tables, PLAIN, SplitConfig()).times.tolist() == [*range(n)]
     with pytest.raises(DataError, match="'last' needs a time"):

@@ -82,10 +82,9 @@ def config(fitted: bool = True, **model: Any) -> Config:
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("bias", [True, False])
-def test_cold_items_are_found_among_all_and_warm_ones_rank_as_before(bias: bool) -> None:
+def test_cold_items_are_found_among_all_and_warm_ones_rank_as_before() -> None:
     data = world()
-    plain, fitted = (Trainer(data, config(flag, bias=bias)) for flag in (False, True))
+    plain, fitted = (Trainer(data, config(flag)) for flag in (False, True))
     for trainer in (plain, fitted):
         trainer.run()
     found = weights(fitted)
@@ -194,7 +193,6 @@ def test_too_few_cold_positives_change_nothing_and_are_told(caplog: pytest.LogCa
     data = world()
     cold = (data.item_counts == 0)[data.pairs.item] & (data.parts == VALIDATION)
     few = replace(data, parts=np.where(cold & (np.cumsum(cold) > 49), TEST, data.parts))
-    few = replace(few, parts=np.where((few.parts == VALIDATION) & ~cold, TRAIN, few.parts))
     trainer = Trainer(few, config())
     with caplog.at_level(logging.WARNING, "twotower"):
         trainer.run()
