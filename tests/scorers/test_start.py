@@ -1115,6 +1115,18 @@ def chosen_by(at: tuple[float, float] | None) -> Start:
     return search(given, lambda start: score_at(start, at))
 
 
+def test_a_search_goes_on_from_two_values_that_are_as_good() -> None:
+    """They are far apart on a ridge, and the best is near the one that is a little worse."""
+
+    def on_a_ridge(start: Start) -> float:
+        a, rate = (math.log(value / best) for value, best in zip(start.values, (0.169, 0.0113), strict=True))
+        apart = rate + 0.6 * a
+        return 1.0 - max(0.6 * apart, -0.3 * apart) - max(0.125 * a, -0.2 * a)
+
+    chosen = search(GIVEN, on_a_ridge)
+    assert chosen.values == pytest.approx((0.169, 0.0113), rel=0.1)
+
+
 def test_options_that_make_up_for_one_another_are_changed_together() -> None:
     def on_a_ridge(start: Start) -> float:
         a, rate = start.values
