@@ -1,5 +1,5 @@
-"""The bias of cold items is the one under which what users of validation took is most likely, and nothing else of the
-model changes."""
+"""The bias of cold items begins where what users of validation took is most likely, and ends where the metric is best;
+nothing else of the model changes."""
 
 from __future__ import annotations
 
@@ -29,6 +29,7 @@ from twotower.features.sequence import Sequence
 from twotower.features.values import UNKNOWN
 from twotower.train.factors import factors_before
 from twotower.train.mix import Mix, climbed, cold_items
+from twotower.train.recipe import Recipe
 from twotower.train.trainer import Trainer
 
 N_USERS, N_ITEMS, N_TAGS = 160, 60, 4
@@ -82,9 +83,10 @@ def config(fitted: bool = True, **model: Any) -> Config:
     )  # fmt: skip
 
 
-def test_cold_items_are_found_among_all_and_warm_ones_rank_as_before() -> None:
+@pytest.mark.parametrize("bias", [True, False])
+def test_cold_items_are_found_among_all_and_warm_ones_rank_as_before(bias: bool) -> None:
     data = world()
-    plain, fitted = (Trainer(data, config(flag)) for flag in (False, True))
+    plain, fitted = (Trainer(data, config(flag, bias=bias)) for flag in (False, True))
     for trainer in (plain, fitted):
         trainer.run()
     found = weights(fitted)
@@ -141,7 +143,9 @@ def test_the_bias_is_fitted_to_the_scores_with_a_closed_form(messages: list[str]
 
 
 @pytest.mark.parametrize("fitted", [True, False])
-def test_cold_items_change_no_weight_of_known_ones_if_they_have_a_bias(fitted: bool) -> None:
+def test_cold_items_change_no_weight_of_known_ones_if_they_have_a_bias(
+    fitted: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Cold items are taken more often than their popularity, which is 0, lets expect."""
     rng, n_train, n = np.random.default_rng(0), 3000, 2000
     cold = np.arange(N_ITEMS) % 5 == 0
@@ -162,6 +166,7 @@ def test_cold_items_change_no_weight_of_known_ones_if_they_have_a_bias(fitted: b
     rows = [table.ids.cast(pl.Int64).to_numpy() for table in (data.users, data.items)]
     first = Factors(torch.from_numpy(users[rows[0] % n]), torch.from_numpy(items[rows[1]]))
     trainer = Trainer(data, config(fitted, bias=True))
+    monkeypatch.setattr(Recipe, "weights_popularity", True)
     found = Mix(trainer.model, data, trainer.recipe, trainer.context).fit(first, [])
     assert found
     assert (found.popularity == pytest.approx(0.7, abs=0.1)) == fitted

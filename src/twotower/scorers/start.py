@@ -218,6 +218,6 @@ def search(start: Start, score: Callable[[Start], float]) -> Start:
             if not improves(around(leaders()[0], 1.0, 1)):
                 break
         half, quarter = FINER
-        if improves(around(leaders()[0], half, len(ratios))):
-            improves([near for one in leaders() for near in around(one, quarter, len(ratios))])
+        improves(around(leaders()[0], half, len(ratios)))
+        improves([near for one in leaders() for near in around(one, quarter, len(ratios))])
     return leaders()[0]

@@ -1,4 +1,4 @@
-"""Closed forms of the pairs of a model: their values, the best on validation, and the terms that the mix weights."""
+"""Closed forms of the pairs of a model: their values, which are the best on validation."""
 
 from __future__ import annotations
 

@@ -121,11 +121,12 @@ class Mix:
             )
             for form in forms
         ]
-        if has_biases(self.model, dataset) and not config.stacking and not any(term.is_bias for term in terms):
+        may_weight = self.recipe.weights_popularity and not config.stacking and not any(term.is_bias for term in terms)
+        if may_weight and has_biases(self.model, dataset):
             columns.append(Column(POPULARITY, choices.of_items(log_popularity(dataset)), LOG_ODDS))
         if config.cold_item_bias:
-            cold, taken = cold_items(dataset), dataset.validation
-            if (n := int(cold[taken.item[taken.positive]].sum())) >= MIN_ROWS:
+            cold = cold_items(dataset)
+            if (n := int(cold[choices.candidates[:, 0]].sum())) >= MIN_ROWS:
                 columns.append(Column(COLD, choices.of_items(torch.from_numpy(cold)), -FREE))
             else:
                 log.warning(

@@ -61,7 +61,7 @@ class Callback:
         """Run at the beginning of a phase of `recipe.phases`, after `epochs` finished epochs."""
 
     def on_value(self) -> None:
-        """Run after a value of a start or of a fit is measured on validation."""
+        """Run after a value of a closed form or of a fit is measured on validation."""
 
     def on_step_end(self, done: int, total: int, loss: float) -> None:
         """Run after step `done`, from 1, of the `total` steps of an epoch; `loss` is the loss of its batch."""

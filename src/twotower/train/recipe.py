@@ -236,13 +236,17 @@ class Recipe(Section):
     @property
     def is_mixed(self) -> bool:
         """True if the mix adds weighted terms to the scores after the last epoch."""
-        weighted = self.last_starts or self.terms or self.adds_popularity
-        return self.model.cold_item_bias or bool(weighted and not self.model.stacking)
+        return self.model.cold_item_bias or (self.weights_popularity and not self.model.stacking)
 
     @property
     def adds_popularity(self) -> bool:
         """True if the mix weights popularity where nothing is trained."""
         return self.model.bias and not self.model.stacking and bool(self.train.solved) and not self.train.epochs
+
+    @property
+    def weights_popularity(self) -> bool:
+        """True if the mix weights popularity, where items have biases; a bias of cold items alone does not."""
+        return bool(self.last_starts or self.terms or self.adds_popularity)
 
     def reads_in_steps(self, side: str, feature: str) -> bool:
         """Return True if a step needs the vectors of a tower that reads a feature. Without epochs there is no step."""

@@ -10,7 +10,7 @@ import logging
 import math
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import cache, partial
@@ -63,7 +63,7 @@ _HOW_TO_SHRINK = "lower hash_buckets, max_grams, max_length, width or layers, or
 class TrainingResult:
     """A model with its best weights, one record per epoch, and the metrics `train.…` of the whole run.
 
-    If the validation rows are learned after their measurement, the metrics hold those of validation too.
+    They hold those of validation too where the mix has measured them, or where its rows are learned afterwards.
     """
 
     model: TwoTower
@@ -180,19 +180,18 @@ class Trainer:
     def _fit_last(self) -> dict[str, float]:
         """Fit what the last epoch leaves open: closed forms, stacking and the mix. Return the validation metrics, where
         the mix has measured them."""
-        recipe, started, validated = self.recipe, time.perf_counter(), dict[str, float]()
+        recipe, started = self.recipe, time.perf_counter()
         if not (recipe.is_fitted_last and len(self.dataset.validation)):
-            return validated
+            return {}
         forms = self._solve_last()
         self.callback.on_phase("fits to validation", recipe)
         if recipe.model.stacking:  # which has the weights of the pairs
             self._solved += [(form, 1.0) for form in forms]
             self._measured_pairs, forms = None, []
             stack(self.model, self._validation_scores, self.dataset, self.context)
-        if recipe.is_mixed:
-            validated = self._mix(forms)
+        known = self._mix(forms) if recipe.is_mixed else None
         self.progress.seconds += time.perf_counter() - started
-        return validated
+        return self._validation_metrics(self._scorer(known)) if recipe.is_mixed else {}
 
     def _solve_last(self) -> list[ClosedForm]:
         """Solve `last_starts`; one that has no values adds nothing, with a line in the log."""
@@ -208,9 +207,10 @@ class Trainer:
                 scale_pair(self.model, pair, 0.0)
         return forms
 
-    def _mix(self, forms: list[ClosedForm]) -> dict[str, float]:
+    def _mix(self, forms: list[ClosedForm]) -> Float[Tensor, "U D"] | None:
         """Add closed forms and other terms to the present scores by the weights of the mix, or by the share of these
-        weights, down to nothing, whose monitored metric of validation is the best. Return the metrics of validation."""
+        weights, down to nothing, whose monitored metric of validation is the best. Return the vectors of users; None
+        with a context."""
         self._check_stop()
         recipe, mix = self.recipe, Mix(self.model, self.dataset, self.recipe, self.context)
         state, self._measured_pairs = self.weights.copy(), None
@@ -226,25 +226,28 @@ class Trainer:
             self.weights.load_state(state)
             mix.write(weights.times(share), forms)
 
-        for share in SHARES if found else ():
+        for share in SHARES if weights != weights.times(0.0) else ():  # a bias of cold items alone has no share
             self._check_stop()
             write(share)
             scores[share] = self._score(self._scorer(known), some)
         best = max(scores, key=lambda share: (scores[share], share))
         write(best)
-        if found:
+        if len(scores) > 1:
+            assert found
             log.info(
                 f"mix, in standard deviations of the first scores: {mix.describe(found)}; the share {best:g} of these "
                 f"weights is best: {recipe.train.monitor} = {abs(scores[best]):.4f}, without them {abs(before):.4f}"
             )
         self._solved += zip(forms, weights.times(best).forms, strict=True)
         if weights.cold is not None:
-            self._raise_cold_items(self._scorer(known), weights.cold, weights.unit)
-        return self._validation_metrics(self._scorer(known))
+            self._raise_cold_items(self._scorer(known), (weights.cold, best * weights.cold, 0.0), weights.unit, some)
+        return known
 
-    def _raise_cold_items(self, found: Factors | ContextFactors, likeliest: float, unit: float) -> None:
-        """Give cold items the bias near the likeliest one whose monitored metric of validation is the best. `found` are
-        the scores without it."""
+    def _raise_cold_items(
+        self, found: Factors | ContextFactors, given: Sequence[float], unit: float, some: EvaluationConfig
+    ) -> None:
+        """Give cold items the bias whose monitored metric of validation is the best: of those given, and then near it.
+        `found` are the scores without it, `some` says which users are ranked."""
         items, cold = self.dataset.items.by_version(), cold_items(self.dataset)
         raised = torch.from_numpy(cold if items.owners is None else cold[items.owners]).to(found.items)
 
@@ -252,9 +255,9 @@ class Trainer:
         def score(bias: float) -> float:
             vectors = found.items.clone()
             vectors[:, -1] += bias * raised
-            return self._score(replace(found, items=vectors))
+            return self._score(replace(found, items=vectors), some)
 
-        bias = climbed(score, likeliest, unit)
+        bias = climbed(score, max(given, key=score), unit)
         with torch.no_grad():
             self.model.cold_items.values[UNKNOWN] = bias
         log.info(
@@ -268,16 +271,16 @@ class Trainer:
         Return the validation metrics from before, which are `validated` where they are known; none if they are not
         known and nothing is solved.
         """
-        if not (self._solved and self.dataset.split.from_train):
+        again = [(form, weight) for form, weight in self._solved if weight]
+        if not (again and self.dataset.split.from_train):
             return validated
         validated, whole = validated or self._validation_metrics(self._scorer()), self.dataset.with_all_of_train()
         log.info(
             f"closed forms are solved again on all {len(whole.train):,} training rows, with the chosen values and "
             "weights"
         )
-        for form, weight in self._solved:
-            if weight:
-                self._closed_forms.solve_again(form, whole, weight)
+        for form, weight in again:
+            self._closed_forms.solve_again(form, whole, weight)
         return validated
 
     @property
