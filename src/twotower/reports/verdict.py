@@ -7,7 +7,7 @@ from typing import NamedTuple
 from twotower.config.experiment import Config
 from twotower.evaluation.config import Metrics
 from twotower.reports.metric_tables import ROWS, WHERE_MEASURED, cell
-from twotower.scorers import SCORERS, Trending
+from twotower.scorers import SCORERS
 
 _BASELINES = {label: prefix.partition(".")[2] for label, prefix in (ROWS | WHERE_MEASURED).items() if prefix != "test"}
 """Label of a baseline -> its name."""
@@ -70,8 +70,8 @@ def _help(baseline: str, config: Config) -> str:
     """Return a sentence about the option that adds a baseline to the model; empty without one, and if it is set."""
     if baseline == "user+item bias" and not config.model.bias:
         return "Set model.bias = true, which adds the biases to the score. "
-    kind = next((scorer.kind for scorer in SCORERS if scorer.label == baseline), "")
-    if config.model.stacking or (config.model.cold_item_bias and kind == Trending.kind):  # which refuse the scorer
-        return ""
-    is_set = kind in {scorer.kind for scorer in (*config.scorers, *config.train.solved)}
-    return f"Add {{ kind = '{kind}' }} to scorers, which adds it to the score. " if kind and not is_set else ""
+    found = next((scorer for scorer in SCORERS if scorer.label == baseline), None)
+    if found is None or config.model.stacking or (config.model.cold_item_bias and found.weighs_new_items):
+        return ""  # the latter two refuse the scorer
+    is_set = found.kind in {scorer.kind for scorer in (*config.scorers, *config.train.solved)}
+    return "" if is_set else f"Add {{ kind = '{found.kind}' }} to scorers, which adds it to the score. "

@@ -44,6 +44,8 @@ class AddedScorer(Kind):
 
     label: ClassVar[str] = ""
     """Name of the baseline that a registered scorer alone is in reports. Empty: it is none."""
+    weighs_new_items: ClassVar[bool] = False
+    """True if it has a weight for items without a row, which refuses `model.cold_item_bias`."""
 
     @abstractmethod
     def addition(self, schema: Schema, name: str) -> Addition:

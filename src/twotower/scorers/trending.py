@@ -45,7 +45,7 @@ class Trending(TermScorer):
     Use it where what is popular changes, as in news. A log needs times.
     """
 
-    kind, label = NAME, "recent popularity"
+    kind, label, weighs_new_items = NAME, "recent popularity", True
 
     def addition(self, schema: Schema, name: str) -> Addition:
         return Addition(term=self)
