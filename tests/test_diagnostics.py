@@ -14,6 +14,7 @@ import polars as pl
 import pytest
 import torch
 import waves
+from context_worlds import flat, hourly, hourly_schema
 from disk_worlds import on_disk_and_in_memory
 from model_worlds import pair_of, weight_of
 from torch import nn
@@ -399,6 +400,15 @@ def test_a_pair_in_two_parts(sound: Run) -> None:
     assert "too, as schema.duplicates = 'keep' allows: rankings leave them out" in told.text
     broken = diagnosis.DiagnosisContext(replace(sound, dataset=replace(data, pairs=pairs, parts=parts)))
     assert list(_shared_pairs(broken, block=7)) == [named(found, "shared_pairs")]
+
+
+def test_a_sample_of_the_interactions_has_their_context() -> None:
+    data = world(hourly_schema(), *hourly())
+    sampled = diagnosis.DiagnosisContext(untrained(data), max_pairs=len(data.pairs) // 3).sampled
+    kept = np.isin(data.pairs.user, sampled.pairs.user)
+    assert 0 < len(sampled.pairs) < len(data.pairs)
+    for name in data.context:
+        assert np.array_equal(flat(sampled, name), flat(data, name)[kept]), name
 
 
 def test_what_is_popular_changes_and_the_model_does_not_know() -> None:

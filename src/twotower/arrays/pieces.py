@@ -11,7 +11,7 @@ from typing import TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from twotower.arrays.types import Bools, Doubles, Floats, Ints
+from twotower.arrays.types import Bools, Doubles, Floats
 from twotower.errors import RunError
 
 Scalar = TypeVar("Scalar", bound=np.generic)
@@ -61,20 +61,10 @@ def is_constant(values: npt.NDArray[np.generic]) -> bool:
     return values.strides == (0,)
 
 
-def row_numbers(n: int) -> Ints:
-    """Return 0..n-1 as a temporary array."""
-    out: Ints = temporary_array(n, np.int64)
-    for part in pieces(n):
-        out[part] = np.arange(part.start, part.stop)
-    return out
-
-
 def gathered(
     values: npt.NDArray[Scalar], rows: npt.NDArray[np.integer], memory_bytes: int = MEMORY_BYTES
 ) -> npt.NDArray[Scalar]:
-    """Return the values at `rows` (n,) as a temporary array; those of `is_constant` stay such."""
-    if is_constant(values) and len(values):
-        return np.broadcast_to(values[0], len(rows))
+    """Return the values at `rows` (n,) as a temporary array."""
     out: npt.NDArray[Scalar] = temporary_array(len(rows), values.dtype.type, memory_bytes)
     for part in pieces(len(rows)):
         out[part] = values[rows[part]]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from twotower.arrays.types import Codes, Floats, Ints
+from twotower.arrays.types import Codes, Floats, Ints, WholeNumbers
 
 
 def run_indices(starts: Ints, lengths: Ints) -> Ints:
@@ -102,6 +102,11 @@ Column = Codes | Floats | Ragged
 
 Values = npt.NDArray[np.int32 | np.float32]
 """One row of a column: a code (1,), codes (n,) or numbers (length,)."""
+
+
+def rows_of(column: Column, rows: WholeNumbers) -> Column:
+    """Return some rows (n,) of a column."""
+    return column.take(rows) if isinstance(column, Ragged) else column[rows]
 
 
 def row_of(column: Column, row: int) -> Values:

@@ -13,7 +13,6 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from twotower.arrays.pieces import row_numbers
 from twotower.arrays.ragged import Column, Ragged, offsets_of
 from twotower.arrays.sets import distinct_keys, pair_keys
 from twotower.arrays.types import Bools, Codes, Ints, Numbers, WholeNumbers
@@ -387,7 +386,7 @@ def assemble_dataset(
     tables: dict[SideName, pl.DataFrame] = {"user": users, "item": items}
     sides = {s: _encoded_side(encoders, s, t, s in encode, (versions or {}).get(s)) for s, t in tables.items()}
     columns = pl.DataFrame() if context is None else context
-    times = row_numbers(len(parts)) if times is None else times
+    times = np.arange(len(parts)) if times is None else times
     dataset = Dataset(schema, encoders, sides["user"], sides["item"], pairs, parts, times, split, context_frame=columns)
     for history in schema.histories(*encode):
         dataset.side(history.side).columns[history.name] = dataset.history(history, train)

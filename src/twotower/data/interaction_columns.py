@@ -65,5 +65,7 @@ BY_NAME = {column.name: column for column in COLUMNS}
 
 
 def stored_columns(schema: Schema) -> dict[str, str]:
-    """Return the type of each array of interactions that the prepared data of a schema have, by name."""
-    return {column.name: column.stored for column in COLUMNS if column.stored and column.needed(schema)}
+    """Return the type of each array of interactions that the prepared data of a schema have, by name.
+
+    The times of a log without any are the numbers of its rows."""
+    return {c.name: c.stored for c in COLUMNS if c.stored and (c.name == TIME or c.needed(schema))}

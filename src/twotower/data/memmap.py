@@ -25,7 +25,6 @@ import polars as pl
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from twotower import files
-from twotower.arrays.pieces import row_numbers
 from twotower.arrays.ragged import Column, Ragged
 from twotower.data.bucket_columns import context_of
 from twotower.data.dataset import BY_USER, Dataset, assemble_dataset
@@ -170,7 +169,7 @@ class MemmapDataset(Dataset):
             sides["item"],
             Pairs.of({name: arrays.numbers(name) for name in plain}),
             arrays["part"],
-            arrays["time"] if schema.time else row_numbers(facts.rows),
+            arrays["time"],
             facts.split,
             folder,
             facts=facts,

@@ -392,7 +392,7 @@ def side_columns(side: SideName, schema: Schema) -> list[str]:
 
 def _features(frame: pl.DataFrame, side: FeatureSide, what: str, schema: Schema, notes: list[str]) -> None:
     for f in schema.columns(side):
-        if f.computes or f.reads_time:
+        if f.computes:
             continue
         need(frame, [f.source], what)
         _tell_of_missing(f, missing_count(frame[f.source]), frame.height, what, notes)

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from twotower.arrays.pieces import pieces
+from twotower.arrays.ragged import rows_of
 from twotower.arrays.sets import find_in_sorted
 from twotower.arrays.types import Ints
 from twotower.config.experiment import Config
@@ -285,7 +286,9 @@ def _with_interactions_of(data: Dataset, users: Ints) -> Dataset:
     rows = [part.start + np.flatnonzero(chosen[data.pairs.user[part]]) for part in pieces(len(data.pairs))]
     keep = np.concatenate(rows)
     pairs, parts = data.pairs.take(keep), data.parts[keep]
-    return Dataset(data.schema, data.encoders, data.users, data.items, pairs, parts, data.times[keep], data.split)
+    found = Dataset(data.schema, data.encoders, data.users, data.items, pairs, parts, data.times[keep], data.split)
+    vars(found)["context"] = {name: rows_of(column, keep) for name, column in data.context.items()}
+    return found
 
 
 def sample(rows: Ints, n: int) -> Ints:

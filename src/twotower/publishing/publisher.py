@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 
 from twotower import files, runs
-from twotower.arrays.ragged import Column, Ragged
+from twotower.arrays.ragged import rows_of
 from twotower.arrays.types import Floats, Ints
 from twotower.data.dataset import Dataset
 from twotower.data.memmap import MemmapDataset
@@ -266,13 +266,9 @@ def _in_contexts(dataset: Dataset, users: Side) -> Side:
     n = len(dataset.pairs)
     rows = np.sort(np.random.default_rng(0).permutation(n)[:PARITY_ROWS])
     user = dataset.pairs.user[rows].astype(np.int64)
-    columns = {name: _rows_of(column, user) for name, column in users.columns.items()}
-    columns |= {name: _rows_of(column, rows) for name, column in dataset.context.items()}
+    columns = {name: rows_of(column, user) for name, column in users.columns.items()}
+    columns |= {name: rows_of(column, rows) for name, column in dataset.context.items()}
     return Side(users.frame[user], columns, users.id_column)
-
-
-def _rows_of(column: Column, rows: Ints) -> Column:
-    return column.take(rows) if isinstance(column, Ragged) else column[rows]
 
 
 def _query_users(run: Run, n: int) -> Ints:

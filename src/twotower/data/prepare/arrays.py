@@ -22,15 +22,14 @@ import polars as pl
 
 from twotower import files
 from twotower.arrays import npy_writer
-from twotower.arrays.pieces import row_numbers
-from twotower.arrays.ragged import Column, Ragged
+from twotower.arrays.ragged import Column, Ragged, rows_of
 from twotower.arrays.types import Bools, Ints
 from twotower.data import splits
 from twotower.data.bucket_columns import arrays_of, context_of
 from twotower.data.buckets import Bucket
 from twotower.data.dataset import BY_USER, Dataset
 from twotower.data.fitted import Fitted
-from twotower.data.interaction_columns import CONTEXT_PREFIX, POSITIVE, TIME, USER, WEIGHT, stored_columns
+from twotower.data.interaction_columns import CONTEXT_PREFIX, POSITIVE, ROW, TIME, USER, WEIGHT, stored_columns
 from twotower.data.memmap import MEMMAP_FORMAT
 from twotower.data.pairs import Pairs
 from twotower.data.parts import dropped_line
@@ -167,14 +166,15 @@ class PreparedArrays:
 
     def _dataset(self, bucket: Bucket, fitted: Fitted, items: Side) -> Dataset:
         """Return the dataset of a bucket, whose sides have no encoded columns."""
-        names = [name for name in self.stored if name != "part"]
+        order = TIME if self.schema.time else ROW
+        names = [order if name == TIME else name for name in self.stored if name != "part"]
         frame, parts = self.splits.kept(bucket, *names, *(CONTEXT_PREFIX + n for n in self.schema.context_columns()))
         found = arrays_of(frame, self.schema)
         found[USER] = found[USER] - bucket.users[0]
         users = Side(fitted.frames["user"][slice(*bucket.users)], {}, self.schema.user_id)
         raw = context_of(frame, self.schema)
         return _BucketDataset(self.schema, fitted.encoders, users, items, Pairs.of(found), parts,
-            found.get(TIME, row_numbers(len(parts))), self.split, context_frame=raw)  # fmt: skip
+            found[order], self.split, context_frame=raw)  # fmt: skip
 
     def _write_bucket(self, first_user: int, number: int, dataset: Dataset, starts: Ints) -> None:
         """Write the pieces of a bucket, whose interactions of each part begin at the rows `starts` (3,)."""
@@ -187,7 +187,7 @@ class PreparedArrays:
             own = dataset.part_indices(part)
             index[own] = np.arange(start, start + len(own))
             for name, column in columns.items():
-                self._put(name, f"{part}-{number:07d}", column.take(own) if isinstance(column, Ragged) else column[own])
+                self._put(name, f"{part}-{number:07d}", rows_of(column, own))
         rows = {name: getattr(dataset, name) for name in BY_USER}
         for i, f in enumerate(self.schema.side("user")):
             if f.history:

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from twotower.arrays.pieces import PIECE_ROWS, gathered, is_constant, ones, pieces, selected, temporary_array
+from twotower.arrays.pieces import PIECE_ROWS, is_constant, ones, pieces, selected, temporary_array
 from twotower.arrays.types import Bools, Doubles, Floats, Ints, Numbers, Shaped, WholeNumbers
 from twotower.evaluation.metrics.measured import ScoredPairs
 from twotower.evaluation.metrics.metric import PairMetric, Prominence
@@ -207,10 +207,13 @@ class _OrderedPairs:
         positive = temporary_array(n, np.bool_)
         users = temporary_array(n, pairs.users.dtype.type)
         scores = temporary_array(n, np.uint32)
-        weights = gathered(pairs.weights, order & _PLACE)
+        equal = is_constant(pairs.weights)
+        weights = pairs.weights if equal else temporary_array(n, pairs.weights.dtype.type)
         for part in pieces(n):
             place = order[part] & _PLACE
             positive[part], users[part], scores[part] = pairs.positive[place], pairs.users[place], order[part] >> 32
+            if not equal:
+                weights[part] = pairs.weights[place]
         upper, upper_users = selected(scores, positive), selected(users, positive)
         upper_weights = selected(weights, positive)
         np.logical_not(positive, out=positive)
