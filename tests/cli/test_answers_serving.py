@@ -76,7 +76,7 @@ def test_a_demo_that_cannot_serve_ends_before_it_trains(
     ("name", "bad", "least"),
     [
         ("port", (-1, 65_536), 0), ("workers", (0,), 1), ("event_timeout", (0.0, float("nan"), float("inf")), 0.1),
-        ("drain", (-0.1, float("inf")), 0.0), ("max_connections", (-1,), 0), ("keep_alive", (-1.0,), 0.0),
+        ("drain", (-0.1, float("inf")), 0.0), ("max_connections", (-1,), 0), ("keep_alive", (-1.0, 0.0), 0.5),
     ],
 )  # fmt: skip
 def test_a_value_out_of_its_range_is_refused_by_name(name: str, bad: tuple[float, ...], least: float) -> None:

@@ -144,6 +144,8 @@ def test_what_is_no_event_is_refused(told: Any) -> None:
 def test_an_implausible_time_is_refused(time: float) -> None:
     with pytest.raises(DataError, match="expected seconds since 1970, from 1990 to tomorrow"):
         checked_event("7", time=time)
+    with pytest.raises(DataError, match="expected seconds since 1970, from 1990 to tomorrow"):
+        Request(events=[Event("7", time=time)])
 
 
 @pytest.mark.parametrize("name", ["history", "events"])

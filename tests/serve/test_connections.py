@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
+import logging
 import os
 import re
 import resource
@@ -20,6 +21,7 @@ import pytest
 from server_process import Served, Start, serving
 
 from twotower.serve import api_keys
+from twotower.serve.connections import LOG_INTERVAL, RepeatedWarning
 from twotower.store.store import Store
 
 SHORT = ("--body-timeout", "0.6", "--keep-alive", "0.6", "--no-access-log")
@@ -54,6 +56,22 @@ def refusing(store: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
     )
     with serving(store) as start:
         yield start(*SHORT, "--keys", str(file), code=overloaded).wait(), key.encode()
+
+
+def test_the_last_counts_of_a_repeated_warning_are_logged_too(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    now = 1000.0
+    monkeypatch.setattr("twotower.serve.connections.time.monotonic", lambda: now)
+    warning = RepeatedWarning(logging.getLogger("twotower"), "refused")
+    for reason in ("full", "full", "slow"):
+        warning.count(reason)
+    warning.flush()
+    assert [vars(line)["fields"] for line in caplog.records] == [{"full": 1}]
+    now += LOG_INTERVAL
+    warning.flush()
+    warning.flush()
+    assert [vars(line)["fields"] for line in caplog.records] == [{"full": 1}, {"full": 1, "slow": 1}]
 
 
 def reply(s: socket.socket, head: bool = False) -> tuple[int, dict[str, str], bytes]:

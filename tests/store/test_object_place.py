@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -175,6 +176,26 @@ def test_a_copy_with_another_manifest_is_not_the_bundle(store: Store, tmp_path: 
     assert cache.find(bundle.id, bundle.manifest.model_copy(update={"created": "later"})) is None
     assert any("of another bundle with this id" in line for line in messages)
     assert tag_of(store.current()) == "a"
+
+
+def test_copies_that_another_process_removes_meanwhile_are_not_counted(
+    tmp_path: Path, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.publish(content("a"))
+    reader = opened(str(store.at), tmp_path / "other cache")
+    first = reader.current().folder
+    store.publish(content("b"))
+    found = type(first).iterdir
+
+    def then_removed(folder: Path) -> list[Path]:
+        names = [*found(folder)]
+        if first in names:
+            shutil.rmtree(first)
+        return names
+
+    monkeypatch.setattr(type(first), "iterdir", then_removed)
+    assert tag_of(reader.current()) == "b"
+    assert not first.exists()
 
 
 def test_a_cache_that_cannot_be_written_says_where_to_put_it(store: Store, tmp_path: Path) -> None:

@@ -1,6 +1,6 @@
 """Reader of the vectors of a bulk embedding.
 
-The shards (data/sharded_result.py) have the columns `id`, of the type of the run's ids, and `vector`, D numbers,
+The shards (files/sharded_result.py) have the columns `id`, of the type of the run's ids, and `vector`, D numbers,
 float32 or float16. `_embedding.json` lists the shards, and has side, model, metric and precision.
 """
 

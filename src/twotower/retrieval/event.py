@@ -53,16 +53,19 @@ EventInput = EventLike | str | int | np.integer
 def as_event(given: EventInput) -> Event:
     """Return the event that a caller gives, with its item id as text. Raises DataError."""
     if isinstance(given, Event):
-        if type(given.item) is str and type(given.liked) is bool:
-            return given
         event = given
     elif isinstance(given, tuple) and len(given) == 2:
         event = Event(*given)  # type: ignore[arg-type]
     else:
         event = Event(given)  # type: ignore[arg-type]
-    is_id = isinstance(event.item, str | int | np.integer) and not isinstance(event.item, bool)
-    if is_id and isinstance(event.liked, bool | np.bool_):
-        return event._replace(item=str(event.item), liked=bool(event.liked))
+    item, liked, kind, time = event
+    if kind is None and time is None and type(item) is str and type(liked) is bool:
+        return event
+    is_id = isinstance(item, str | int | np.integer) and not isinstance(item, bool)
+    is_time = time is None or (isinstance(time, int | float | np.number) and not isinstance(time, bool))
+    if is_id and isinstance(liked, bool | np.bool_) and isinstance(kind, str | None) and is_time:
+        check_time(str(item), time)
+        return Event(str(item), bool(liked), kind, None if time is None else float(time))
     raise DataError(
         f"request: a history holds {given!r:.80}, expected an item id, a pair such as ('7', True), or an Event"
     )
@@ -75,6 +78,12 @@ def checked_event(item: str, liked: bool | None = None, type: str | None = None,
             f"request: the event of item '{item:.80}' has 'event' and 'liked', and a type says whether it is liked; "
             "give one of them"
         )
+    check_time(item, time)
+    return Event(item, True if liked is None else liked, type, time)
+
+
+def check_time(item: str, time: float | None) -> None:
+    """Raise DataError for an implausible time of the event of an item."""
     if time is not None:
         earliest, latest = plausible_range()
         if not (math.isfinite(time) and earliest <= time * MICROSECONDS <= latest):
@@ -82,7 +91,6 @@ def checked_event(item: str, liked: bool | None = None, type: str | None = None,
                 f"request: the event of item '{item:.80}' has the time {time:g}, expected seconds since 1970, from "
                 "1990 to tomorrow"
             )
-    return Event(item, True if liked is None else liked, type, time)
 
 
 NO_TIME = -1

@@ -1,4 +1,4 @@
-"""The nightly job: answers to all users of a table, in shards that a later call continues (data/sharded_result.py).
+"""The nightly job: answers to all users of a table, in shards that a later call continues (files/sharded_result.py).
 
 The columns are user_id, rank, item_id, score, source. `_recommendations.json` has the bundle, options, files of the
 table, counts, and shards. pandas and pyarrow open the folder as a table: they ignore names that begin with an

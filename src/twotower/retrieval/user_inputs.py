@@ -77,10 +77,12 @@ class UserInputs:
                 values[f.name] = self._values.missing(f)
             if f.source in request.features and is_unknown(values[f.name]):
                 unknown.append(f.name)
-        unknown += self.context.read(query, values)
-        if self._histories:
-            unknown += query.unknown_items
+        unknown += [*self.context.read(query, values), *self.unknown_items(query)]
         return UserInput(self._feed(OneRow(values)), list(dict.fromkeys(unknown)))
+
+    def unknown_items(self, query: Query) -> list[str]:
+        """Return the ids of a query's items outside the bundle that the tower would read."""
+        return query.unknown_items if self._histories else []
 
     def _column(self, name: str, value: Json) -> pl.Series | None:
         """Return a value as a column of one row; None for a user id that no feature reads, or of another type."""

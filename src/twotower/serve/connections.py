@@ -107,8 +107,12 @@ class RepeatedWarning:
 
     def count(self, what: str) -> None:
         self._counts[what] += 1
+        self.flush()
+
+    def flush(self) -> None:
+        """Log what was counted since the last line, if that is long enough ago."""
         now = time.monotonic()
-        if now - self._logged >= LOG_INTERVAL:
+        if self._counts and now - self._logged >= LOG_INTERVAL:
             self._log.warning(self._message, extra={"fields": dict(self._counts)})
             self._counts.clear()
             self._logged = now
@@ -211,6 +215,7 @@ class Connections:
                         self._ended_counter.labels(queue.reason).inc()
                     self.close(connection)
             self._open_gauge.set(self._open)
+            self._warning.flush()
 
     def _make_room(self, newcomer: Connection, address: str = "") -> bool:
         """Close the connection that has waited longest, of one address or of all, idle ones first.
@@ -327,7 +332,7 @@ class Connection(HttpToolsProtocol):
         if self._latest is not None and not self._latest.response_complete:
             self._refuse("a request came before the reply to an earlier one")
         super().on_message_begin()
-        self._in_head = True
+        self._in_head, self._stray_bytes = True, 0
 
     def on_header(self, name: bytes, value: bytes) -> None:
         if self._in_head:  # a trailer is no header of its request

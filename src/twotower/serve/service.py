@@ -308,7 +308,7 @@ class Service:
         vector = state.vector if cacheable and method == 2 else None
         if vector is not None and vector.shape != (1, retriever.index.width):
             vector = None  # written by another program
-        computed, unknown = None, query.unknown_items if vector is not None else []
+        computed, unknown = None, retriever.user_inputs.unknown_items(query) if vector is not None else []
         started = time.perf_counter()
         if method == 2 and vector is None and query.source != "popular":
             vector, _, unknown = retriever.embed_request(query, 2)

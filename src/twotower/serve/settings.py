@@ -87,7 +87,7 @@ class ServeSettings(BaseModel):
         float, Field(description="Timeout of a body, and of a client that reads a reply, in seconds.", gt=0)
     ] = 10.0
     keep_alive: Annotated[
-        float, Field(description="Seconds that a connection is kept open without a whole head of a request.", ge=0)
+        float, Field(description="Seconds that a connection is kept open without a whole head of a request.", ge=0.5)
     ] = 75.0
     max_connections: Annotated[
         int,

@@ -138,7 +138,8 @@ class InProcessEvents:
         self._keep((bundle, user), kept._replace(digest=digest, vector=data))
 
     async def forget(self, bundles: Sequence[str], user: str) -> bool:
-        self.take(bundles, user)
+        for key in [key for key in self._kept if key[1] == user]:  # also under bundles of long ago
+            self._remove(key)
         return True
 
     async def close(self) -> None:

@@ -156,6 +156,7 @@ def remove_bundle(folder: Path) -> bool:
                 held.callback(os.close, handle)
                 if not locks.try_lock(handle, folder):
                     return False
+        shutil.rmtree(removed, ignore_errors=True)  # of a process that was killed here
         try:
             os.replace(folder, removed)  # an id never names half a bundle
         except PermissionError:

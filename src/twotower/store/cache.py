@@ -46,7 +46,7 @@ class BundleCache:
                 raise BundleError(f"{folder}: of another bundle with this id", "mismatch")
         except BundleError as e:
             log.warning(f"the copy of a bundle is damaged and is fetched again ({e})")
-            remove_bundle(folder)
+            self.remove(name)
             return None
         with suppress(OSError):
             os.utime(folder)
@@ -92,11 +92,14 @@ class BundleCache:
         """Return a verified bundle, and remove the least recently used ones."""
         os.utime(self.folder / name)
         bundle = Bundle.open(self.folder / name)
-        others = [p for p in self.folder.iterdir() if is_bundle_id(p.name) and p.name != name]
-        others.sort(key=lambda p: p.stat().st_mtime_ns)
-        for folder in others[: max(0, len(others) + 1 - self._kept)]:
-            with suppress(locks.LockHeld), self.locked(folder.name, wait=False):
-                self.remove(folder.name)
+        others = list[tuple[int, str]]()
+        for folder in self.folder.iterdir():
+            if is_bundle_id(folder.name) and folder.name != name:
+                with suppress(FileNotFoundError):  # another process has removed it meanwhile
+                    others.append((folder.stat().st_mtime_ns, folder.name))
+        for _, other in sorted(others)[: max(0, len(others) + 1 - self._kept)]:
+            with suppress(locks.LockHeld), self.locked(other, wait=False):
+                self.remove(other)
         return bundle
 
     def _writing(self) -> AbstractContextManager[None]:
