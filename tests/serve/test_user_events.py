@@ -251,7 +251,7 @@ def test_fault_G6_what_is_kept_is_what_a_plain_store_keeps_and_its_bytes_add_up(
         if what == "put":
             until, before = twin.get((user, bundles[-1]), (0.0, []))
             twin[user, bundles[-1]] = (now + 10.0, [*(before if until >= now else []), *events[-8:]][-8:])
-        for bundle in bundles if what in ("take", "forget") else ():
+        for bundle in {"take": bundles, "forget": ["1", "2"]}.get(what, []):
             twin.pop((user, bundle), None)
         told = [e for b in bundles for until, more in [twin.get((user, b), (0.0, []))] if until >= now for e in more]
         assert whole.get(bundles, user) == latest(told, 8)
