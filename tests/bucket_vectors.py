@@ -105,10 +105,10 @@ def write_buckets(folder: Path, log: Log, n_buckets: int = 4, timed: bool = True
             columns["context.device"] = pa.array([None if row % 3 else "tv" for _, row, _ in part], pa.string())
         name = f"{b:05d}.parquet"
         pq.write_table(pa.table(columns), folder / "interactions" / name)
-        listed.append({"file": name, "users": [first, end], "rows": len(part)})
+        listed.append({"users": [first, end], "files": [{"file": name, "segment": 0, "rows": len(part)}]})
     times = [time for _, time, _ in kept] if timed else []
     facts = {
-        "format": 1,
+        "format": 2,
         "maker": "bucket_vectors 1",
         "hash": "md5-32",
         "duplicates": "last",
@@ -119,9 +119,7 @@ def write_buckets(folder: Path, log: Log, n_buckets: int = 4, timed: bool = True
             "time_unit": "s",
             "time_format": "",
         },
-        "users": len(users),
-        "items": len(items),
-        "read": len(log),
+        "segments": [{"users": [0, len(users)], "items": [0, len(items)], "read": [0, len(log)]}],
         "rows": len(kept),
         "positives": sum(log[row].label > 2 for _, _, row in kept),
         "first_time": min(times, default=None),
