@@ -93,12 +93,12 @@ def record_problems(
     facts: BucketFacts,
     order: Sequence[str],
     pairs: bool,
-    earlier: Sequence[pl.DataFrame],
+    former: Sequence[pl.DataFrame],
 ) -> Iterator[tuple[Rule, str]]:
     """Yield the rules that the records of a file of a bucket break, of which any columns are given, and how: values,
     ranges, order and pairs. `order` are the columns by which the records rise; `pairs` is True if those of user and
-    item are checked, where none may be repeated against those of the `earlier` files of the bucket too. If a value is
-    missing, the rest is not checked."""
+    item are checked, with "error" also against those of the `former` files of the bucket. If a value is missing, the
+    rest is not checked."""
     for name in frame.columns:
         if frame[name].null_count() and not name.startswith((VALUE_PREFIX, CONTEXT_PREFIX)):
             yield Rule.VALUES, bad_value(frame, name, frame[name].is_null(), "a value")
@@ -130,7 +130,7 @@ def record_problems(
         expected = f"expected records sorted by {', '.join(order)}"
         yield Rule.ORDER, f"record {at + 1} has {record} after {before}, {expected}"
     if pairs and facts.duplicates != "keep" and ITEM in frame.columns:
-        before = [e.select(USER, ITEM) for e in earlier if facts.duplicates == "error"]  # "last" keeps the latest
+        before = [e.select(USER, ITEM) for e in former if facts.duplicates == "error"]  # "last" keeps the latest
         every = pl.concat([*before, frame.select(USER, ITEM)], how="vertical_relaxed")
         repeated = ~every.select(pl.struct(USER, ITEM).is_first_distinct()).to_series().tail(frame.height)
         if (at := first_true(repeated)) is not None:
@@ -251,15 +251,15 @@ class _Check:
         progress = JobProgress(log, "interactions checked", self.facts.rows)
         totals, whole = list[pl.DataFrame](), list[Path]()
         for bucket in self.facts.buckets:
-            earlier = list[pl.DataFrame]()
+            former = list[pl.DataFrame]()
             for file in bucket.files:
-                if (frame := self._check_file(path := self.buckets.file(file), bucket, file, earlier)) is not None:
+                if (frame := self._check_file(path := self.buckets.file(file), bucket, file, former)) is not None:
                     time = pl.col(TIME) if TIME in frame.columns else pl.lit(None, pl.Int64)
                     first, last = time.min().alias("first_time"), time.max().alias("last_time")
                     sums = pl.len().alias("rows"), pl.col(POSITIVE).sum().cast(pl.Int64).alias("positives")
                     totals.append(frame.select(*sums, first, last))
                     whole.append(path)
-                    earlier.append(frame.select(USER, ITEM))
+                    former.append(frame.select(USER, ITEM))
             progress.advance(bucket.rows)
         if len(totals) == len(self.facts.files):
             found = pl.concat(totals)
@@ -274,9 +274,9 @@ class _Check:
             self._check_rows(whole, int(pl.concat(totals)["rows"].sum()))
 
     def _check_file(
-        self, path: Path, bucket: Bucket, file: BucketFile, earlier: Sequence[pl.DataFrame]
+        self, path: Path, bucket: Bucket, file: BucketFile, former: Sequence[pl.DataFrame]
     ) -> pl.DataFrame | None:
-        """Check a file of a bucket, whose `earlier` ones have pairs of user and item, and return it; None if it lacks a
+        """Check a file of a bucket, whose `former` ones have pairs of user and item, and return it; None if it lacks a
         column or a value."""
         if (frame := self._read(path)) is None:
             return None
@@ -294,7 +294,7 @@ class _Check:
             if what := bad_value(frame, TIME, bad, "microseconds since 1970, from 1990 to tomorrow"):
                 self.problems.add(path, Rule.SCHEMA, what)
         order = [n for n in (USER, TIME, ROW) if n in frame.columns]
-        found = list(record_problems(frame, bucket, file, self.facts, order, True, earlier))
+        found = list(record_problems(frame, bucket, file, self.facts, order, True, former))
         for rule, what in found:
             self.problems.add(path, rule, what)
         has_gaps = any(rule == Rule.VALUES and " null, " in what for rule, what in found)
