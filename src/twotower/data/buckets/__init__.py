@@ -23,7 +23,17 @@ import polars as pl
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from twotower import files
-from twotower.data.interaction_columns import BY_NAME, COLUMNS, CONTEXT_PREFIX, ITEM, PART, ROW, TIME, USER, VALUE_PREFIX
+from twotower.data.interaction_columns import (
+    BY_NAME,
+    COLUMNS,
+    CONTEXT_PREFIX,
+    ITEM,
+    PART,
+    ROW,
+    TIME,
+    USER,
+    VALUE_PREFIX,
+)
 from twotower.data.tables import averaged_columns
 from twotower.errors import RunError
 from twotower.features.schema import EventRule, Schema

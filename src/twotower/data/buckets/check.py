@@ -232,7 +232,9 @@ class _Check:
             self.problems.add(path, Rule.IDS, f"record {at} has no id, expected one")
             return
         if (at := first_true(~ids.is_first_distinct())) is not None:
-            self.problems.add(path, Rule.IDS, f"record {at} repeats id '{ids[at]}', expected each id once in all segments")
+            self.problems.add(
+                path, Rule.IDS, f"record {at} repeats id '{ids[at]}', expected each id once in all segments"
+            )
         if side == "user":
             hashes = pl.Series(user_hashes(ids))
             before = (hashes[1:] < hashes[:-1]) | ((hashes[1:] == hashes[:-1]) & (ids[1:] < ids[:-1]))
