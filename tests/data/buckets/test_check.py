@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import duckdb
 import duckdb_buckets
 import polars as pl
 import pyarrow.parquet as pq
@@ -229,7 +230,7 @@ MUTATIONS: list[tuple[Rule, str, Change, str]] = [
      "rule 11: record 5 repeats user 2 and item 2, expected each"),
         (Rule.SCHEMA, "no times", untimed, f"{FIRST}: rule 12: no column 'time', which the schema needs"),
         (Rule.SCHEMA, "milliseconds", milliseconds,
-     "rule 12: record 0 has time 1700000000000, expected microseconds since 1970"),
+     "rule 12: record 0 has time 1700000000000, expected microseconds since"),
         (Rule.FACTS, "no facts", lambda f: (f / FACTS).unlink(), f"{FACTS}: rule 13: no such file"),
         (Rule.FACTS, "the former format", facts(format=1), "rule 13: format 1, this version reads 2; write the buckets"),
         (Rule.FACTS, "another hash", facts(hash="xxh64"), "rule 13: does not follow docs/prepared-format.md (hash: "),
@@ -290,8 +291,8 @@ SEGMENT_MUTATIONS: list[tuple[Rule, str, Change, str]] = [
      "bucket 00002-1.parquet: files of the segments [1, 0], expected rising ones below 2"),
         (Rule.FACTS, "a segment that is not listed", files_of(2, lambda files: [files[0], files[1] | {"segment": 2}]),
      "bucket 00002.parquet: files of the segments [0, 2], expected rising ones below 2"),
-        (Rule.FACTS, "a file twice", files_of(2, lambda files: [files[0], files[1] | {"file": "00003.parquet"}]),
-     "a file is named twice"),
+        (Rule.FACTS, "a file twice", files_of(2, lambda of: [of[0], of[1] | {"file": "00003.parquet"}]),
+     "00003.parquet is named twice"),
         (Rule.FACTS, "users of a former bucket", joined, "bucket 00003.parquet: users 8 to 12, expected some of 0 to 10"),
         (Rule.FACTS, "rows between two segments",
      facts(segments=[{"users": [0, 10], "items": [0, 4], "read": [0, 20]},
@@ -445,6 +446,36 @@ def test_the_writer_in_sql_makes_the_buckets_that_plain_python_makes(tmp_path: P
         keys = ["user", "item", "row", "time"]
         assert sql.select(keys).equals(plain.select(pl.col(keys).cast(pl.Int64))), name
         assert sql["positive"].to_list() == [LOG[row].label > 3 for row in plain["row"]]
+
+
+def test_the_sql_of_the_page_adds_the_segment_that_plain_python_adds(tmp_path: Path) -> None:
+    folder, first = tmp_path / "sql", len(LOG)
+    columns = {
+        "user_id": [str(e.user) for e in DAYS], "item_id": [e.item for e in DAYS], "rating": [e.label for e in DAYS],
+        "rated_at": [e.time / 1_000_000 for e in DAYS],
+    }  # fmt: skip
+    log = pl.DataFrame(columns)
+    log.head(first).write_parquet(tmp_path / "first.parquet")
+    log.slice(first).write_parquet(tmp_path / "day.parquet")
+    duckdb_buckets.write_buckets(tmp_path / "first.parquet", folder)
+    page = (ROOT / "docs" / "prepared-format.md").read_text(encoding="utf-8")
+    (sql,) = re.findall(r"^```sql\n(.*?)^```$", page, re.M | re.S)
+    _, _, kept = duckdb_buckets.TABLES.partition("CREATE TABLE kept")
+    db = duckdb.connect()
+    for view, file in (("log", tmp_path / "day.parquet"), ("users", folder / USERS), ("items", folder / ITEMS)):
+        db.read_parquet(str(file), file_row_number=True).create_view(view if view == "log" else f"former_{view}")
+    for side in ("user", "item"):
+        view = f"SELECT file_row_number AS {side}_row, {side}_id FROM former_{side}s"
+        db.execute(f"CREATE TABLE known_{side}s AS {view}")
+    db.execute(sql + "CREATE TABLE kept" + kept.replace("file_row_number", f"file_row_number + {first}"))
+    write_buckets(tmp_path / "plain", DAYS, later=[first])
+    for side in ("user", "item"):
+        found = db.sql(f"SELECT {side}_id FROM {side}s ORDER BY {side}_row").pl()
+        assert found.equals(pl.read_parquet(tmp_path / "plain" / f"{side}s.parquet").select(f"{side}_id"))
+    day = [pl.read_parquet(path) for path in sorted((tmp_path / "plain" / "interactions").glob("*-1.parquet"))]
+    keys = ["user", "item", "row", "time"]
+    expected = pl.concat(day).select(pl.col(keys).cast(pl.Int64)).sort("user", "time", "row")
+    assert db.sql('SELECT "user", item, row, time FROM kept ORDER BY "user", time, row').pl().equals(expected)
 
 
 def test_the_example_of_facts_on_the_page_is_valid() -> None:

@@ -12,6 +12,7 @@ docs/prepared-format.md is the contract, `check.check_buckets` checks a folder a
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -204,8 +205,9 @@ class BucketFacts(BaseModel):
             raise ValueError(f"segments: {self.users} users and {self.items} items, expected at least 1 of both")
         for bucket in self.buckets:
             self._check_segments(bucket)
-        if len({file.file for file in self.files}) < len(self.files):
-            raise ValueError("files of the buckets: a file is named twice, expected each once")
+        (name, n), *_ = Counter(file.file for file in self.files).most_common(1)
+        if n > 1:
+            raise ValueError(f"files of the buckets: {name} is named twice, expected each once")
         if (total := sum(file.rows for file in self.files)) != self.rows or self.rows > self.read:
             raise ValueError(f"rows: {self.rows:,} of {self.read:,} read, the buckets have {total:,}")
         return self

@@ -130,8 +130,8 @@ def record_problems(
         expected = f"expected records sorted by {', '.join(order)}"
         yield Rule.ORDER, f"record {at + 1} has {record} after {before}, {expected}"
     if pairs and facts.duplicates != "keep" and ITEM in frame.columns:
-        before = [e.select(USER, ITEM) for e in former if facts.duplicates == "error"]  # "last" keeps the latest
-        every = pl.concat([*before, frame.select(USER, ITEM)], how="vertical_relaxed")
+        known = [e.select(USER, ITEM) for e in former if facts.duplicates == "error"]  # "last" keeps the latest
+        every = pl.concat([*known, frame.select(USER, ITEM)], how="vertical_relaxed")
         repeated = ~every.select(pl.struct(USER, ITEM).is_first_distinct()).to_series().tail(frame.height)
         if (at := first_true(repeated)) is not None:
             user, item = frame[USER][at], frame[ITEM][at]

@@ -178,8 +178,9 @@ class SplitBuckets:
         return make_once(self._counts_file(bucket), into)
 
     def counts(self, bucket: Bucket) -> Columns:
-        """Return the counts of a bucket: the `sizes` (3,) of the parts, the numbers of `dropped` and `targets`, and the training
-        interactions of each `user` of the bucket and of each `item` that has some, with the `rows` of these items."""
+        """Return the counts of a bucket: the `sizes` (3,) of the parts, the numbers of `dropped` and `targets`, and the
+        training interactions of each `user` of the bucket and of each `item` that has some, with the `rows` of these
+        items."""
 
         def read(path: Path) -> Columns:
             with np.load(path) as found:
