@@ -55,7 +55,7 @@ Range = tuple[Row, Row]
 
 
 class Segment(BaseModel):
-    """What is added to a folder at once, such as the rows of a day. The first segment is what it was made of."""
+    """An addition to a folder, such as the rows of a day; the first segment is what it was made of."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -157,7 +157,7 @@ class BucketFacts(BaseModel):
     log: LogColumns
     """Settings that the folder was written for."""
     segments: tuple[Segment, ...] = Field(min_length=1)
-    """What was added, in order, whose ranges follow one another."""
+    """The additions in order, whose ranges follow one another."""
     rows: int = Field(ge=0)
     """Number of records of all files."""
     positives: int = Field(ge=0)

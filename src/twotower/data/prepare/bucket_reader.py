@@ -231,7 +231,7 @@ class SplitBuckets:
 
     @cached_property
     def _rule(self) -> str:
-        """What decides the parts of a bucket apart from its files: the settings, and of some rules all files."""
+        """Digest of what decides the parts of a bucket apart from its files: settings, and of some rules all files."""
         found: list[files.JsonData] = [self.reader.schema.model_dump(mode="json"), self.split.model_dump(mode="json")]
         found += [] if self.split.is_by_user else [*self.reader.found.values()]
         return hashlib.sha256(json.dumps(found).encode()).hexdigest()
