@@ -32,7 +32,7 @@ from twotower.data.fitted import Fitted
 from twotower.data.interaction_columns import CONTEXT_PREFIX, POSITIVE, ROW, TIME, USER, WEIGHT, stored_columns
 from twotower.data.memmap import MEMMAP_FORMAT
 from twotower.data.pairs import Pairs
-from twotower.data.parts import dropped_line
+from twotower.data.parts import dropped_line, tell_of_repeats_at_most
 from twotower.data.prepare.bucket_reader import BucketReader, SplitBuckets, given_facts
 from twotower.data.prepare.options import SIDE_BLOCK_ROWS
 from twotower.data.side import Side
@@ -112,6 +112,7 @@ class PreparedArrays:
         if repeated := self.facts.rows - dropped - int(sizes.sum()):
             which = f"repeated a pair of an earlier segment, {kept_of_repeated(self.schema)}"
             log.info(f"interactions: {repeated:,} rows {which}")
+            tell_of_repeats_at_most(repeated, self.schema, self.split)
         if not any(f["targets"] for f in found):
             raise nothing_to_learn(self.schema)
         counts: dict[SideName, Ints] = {"user": np.concatenate([f["user"] for f in found])}

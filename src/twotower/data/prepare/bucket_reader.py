@@ -82,7 +82,7 @@ class BucketReader:
             if dict(found) != dict(common):
                 raise RunError(
                     f"{path}: does not follow docs/prepared-format.md (rule {Rule.SAME_COLUMNS.value}: other columns "
-                    "or types than the first bucket); write all buckets with the same"
+                    "or types than the first file); write all files with the same"
                 )
 
     def read(self, bucket: Bucket, *columns: str) -> pl.DataFrame:
