@@ -45,18 +45,20 @@ def write_buckets(log: Path, out: Path) -> None:
         file = f"{b:05d}.parquet"
         of_bucket = f'FROM kept WHERE "user" >= {users[0]} AND "user" < {users[1]}'
         db.sql(f'SELECT * {of_bucket} ORDER BY "user", time, row').write_parquet(str(out / "interactions" / file))
-        buckets.append({"file": file, "users": users, "rows": numbers(f"SELECT count(*) {of_bucket}")[0]})
+        rows = numbers(f"SELECT count(*) {of_bucket}")[0]
+        buckets.append({"users": users, "files": [{"file": file, "segment": 0, "rows": rows}]})
 
-    counts = [numbers(f"SELECT count(*) FROM {table}")[0] for table in ("users", "items", "log", "kept")]
+    counts = {name: numbers(f"SELECT count(*) FROM {name}")[0] for name in ("users", "items", "log", "kept")}
     positives, first, last = numbers("SELECT count(*) FILTER (positive), min(time), max(time) FROM kept")
     facts: dict[str, object] = {
-        "format": 1,
+        "format": 2,
         "maker": f"DuckDB {duckdb.__version__}",
         "hash": "md5-32",
         "duplicates": "last",
     }
     facts["log"] = {"label": "rating", "positive_above": 3, "time": "rated_at", "time_unit": "s", "time_format": ""}
-    facts |= dict(zip(("users", "items", "read", "rows"), counts, strict=True))
+    ends = {"users": counts["users"], "items": counts["items"], "read": counts["log"]}
+    facts |= {"segments": [{name: [0, end] for name, end in ends.items()}], "rows": counts["kept"]}
     facts |= {"positives": positives, "first_time": first, "last_time": last, "buckets": buckets}
     (out / "buckets.json").write_text(json.dumps(facts), encoding="utf-8")
 

@@ -58,14 +58,15 @@ def write_buckets(spark: SparkSession, log: Path, out: Path) -> None:
         file, first = f"{bucket:05d}.parquet", sizes.get(bucket, end)
         rows = spark.sql(f"SELECT * EXCEPT (bucket) FROM kept WHERE bucket = {bucket}")
         _write_file(rows.orderBy("user", "time", "row"), out / "interactions" / file)
-        buckets.append({"file": file, "users": [first, end], "rows": rows.count()})
+        buckets.append({"users": [first, end], "files": [{"file": file, "segment": 0, "rows": rows.count()}]})
         end = first
     positives, first_time, last_time = spark.sql("SELECT count_if(positive), min(time), max(time) FROM kept").first()
     facts = {
-        "format": 1, "maker": f"Spark {spark.version}", "hash": "md5-32", "duplicates": "last",
+        "format": 2, "maker": f"Spark {spark.version}", "hash": "md5-32", "duplicates": "last",
         "log": {"label": "rating", "positive_above": 3, "time": "rated_at", "time_unit": "s", "time_format": ""},
-        "users": counts["users"], "items": counts["items"], "read": counts["log"], "rows": counts["kept"],
-        "positives": positives, "first_time": first_time, "last_time": last_time, "buckets": buckets[::-1],
+        "segments": [{"users": [0, counts["users"]], "items": [0, counts["items"]], "read": [0, counts["log"]]}],
+        "rows": counts["kept"], "positives": positives, "first_time": first_time, "last_time": last_time,
+        "buckets": buckets[::-1],
     }  # fmt: skip
     (out / "buckets.json").write_text(json.dumps(facts), encoding="utf-8")
 

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -71,44 +72,49 @@ def user_order(user: str | int) -> tuple[int, bytes | int]:
     return hash_of(user), user.encode() if isinstance(user, str) else user
 
 
-def write_buckets(folder: Path, log: Log, n_buckets: int = 4, timed: bool = True, rich: bool = True) -> None:
-    """Write a folder of buckets of a log. `rich` adds value.label, weight, event and context.device."""
-    users = sorted({e.user for e in log}, key=user_order)
-    items = sorted({e.item for e in log})
-    user_rows, item_rows = ({key: row for row, key in enumerate(keys)} for keys in (users, items))
+def write_buckets(
+    folder: Path,
+    log: Log,
+    n_buckets: int = 4,
+    timed: bool = True,
+    rich: bool = True,
+    later: Sequence[int] = (),
+) -> None:
+    """Write a folder of buckets of a log. `rich` adds value.label, weight, event and context.device; `later` are the
+    rows of the log at which further segments begin, each with `n_buckets` of its users."""
     (folder / "interactions").mkdir(parents=True)
+    users, items = list[str | int](), list[str | int]()
+    segments, kept = list[dict[str, list[int]]](), list[list[tuple[int, int, int]]]()
+    for first, end in pairwise([0, *later, len(log)]):
+        before = len(users), len(items)
+        users += sorted({e.user for e in log[first:end]} - {*users}, key=user_order)
+        items += sorted({e.item for e in log[first:end]} - {*items})
+        segments.append({"users": [before[0], len(users)], "items": [before[1], len(items)], "read": [first, end]})
+        latest: dict[tuple[str | int, str | int], tuple[int, int]] = {}
+        for row, e in enumerate(log[first:end], first):
+            key = (e.time if timed else 0, row)
+            latest[e.user, e.item] = max(key, latest.get((e.user, e.item), key))
+        kept.append(sorted((users.index(log[row].user), time, row) for time, row in latest.values()))
     pq.write_table(pa.table({"user_id": users, "age": [float(len(str(u))) for u in users]}), folder / "users.parquet")
     pq.write_table(pa.table({"item_id": items, "title": [f"film {i}" for i in items]}), folder / "items.parquet")
 
-    latest: dict[tuple[str | int, str | int], tuple[int, int]] = {}
-    for row, e in enumerate(log):
-        key = (e.time if timed else 0, row)
-        latest[e.user, e.item] = max(key, latest.get((e.user, e.item), key))
-    kept = sorted((user_rows[log[row].user], time, row) for time, row in latest.values())
-
-    starts = [0, *(sum(hash_of(u) * n_buckets >> 32 < b for u in users) for b in range(1, n_buckets + 1))]
-    listed = []
-    for b, (first, end) in enumerate(pairwise(starts)):
-        part = [(user, row, log[row]) for user, _, row in kept if first <= user < end]
-        columns = {
-            "user": pa.array([user for user, _, _ in part], pa.int32()),
-            "item": pa.array([item_rows[e.item] for _, _, e in part], pa.int32()),
-            "row": pa.array([row for _, row, _ in part], pa.int64()),
-            "positive": pa.array([e.label > 2 for _, _, e in part], pa.bool_()),
-        }
-        if timed:
-            columns["time"] = pa.array([e.time for _, _, e in part], pa.int64())
-        if rich:
-            columns["value.label"] = pa.array([e.label or None for _, _, e in part], pa.float64())
-            columns["weight"] = pa.array([1 + row / 4 for _, row, _ in part], pa.float32())
-            columns["event"] = pa.array(["view" if row % 2 else "buy" for _, row, _ in part], pa.string())
-            columns["context.device"] = pa.array([None if row % 3 else "tv" for _, row, _ in part], pa.string())
-        name = f"{b:05d}.parquet"
-        pq.write_table(pa.table(columns), folder / "interactions" / name)
-        listed.append({"file": name, "users": [first, end], "rows": len(part)})
-    times = [time for _, time, _ in kept] if timed else []
+    listed: list[dict[str, Any]] = []
+    for s, (start, stop) in enumerate(segment["users"] for segment in segments):
+        own = [hash_of(u) * n_buckets >> 32 for u in users[start:stop]]
+        starts = [start + sum(b < number for b in own) for number in range(n_buckets + 1)]
+        for first, end in pairwise(starts):
+            listed.append({"users": [first, end], "files": []})
+            for t, of_segment in enumerate(kept):
+                part = [(user, row, log[row]) for user, _, row in of_segment if first <= user < end]
+                if t != s and not part:
+                    continue
+                name = f"{len(listed) - 1:05d}{f'-{t}' if t else ''}.parquet"
+                pq.write_table(_interactions(part, items, timed, rich), folder / "interactions" / name)
+                listed[-1]["files"].append({"file": name, "segment": t, "rows": len(part)})
+    every = [record for of_segment in kept for record in of_segment]
+    times = [time for _, time, _ in every] if timed else []
     facts = {
-        "format": 1,
+        "format": 2,
         "maker": "bucket_vectors 1",
         "hash": "md5-32",
         "duplicates": "last",
@@ -119,13 +125,29 @@ def write_buckets(folder: Path, log: Log, n_buckets: int = 4, timed: bool = True
             "time_unit": "s",
             "time_format": "",
         },
-        "users": len(users),
-        "items": len(items),
-        "read": len(log),
-        "rows": len(kept),
-        "positives": sum(log[row].label > 2 for _, _, row in kept),
+        "segments": segments,
+        "rows": len(every),
+        "positives": sum(log[row].label > 2 for _, _, row in every),
         "first_time": min(times, default=None),
         "last_time": max(times, default=None),
         "buckets": listed,
     }
     (folder / "buckets.json").write_text(json.dumps(facts), encoding="utf-8")
+
+
+def _interactions(part: list[tuple[int, int, Event]], items: list[str | int], timed: bool, rich: bool) -> pa.Table:
+    """Records of users' rows, rows of the log and events as a table of a bucket."""
+    columns = {
+        "user": pa.array([user for user, _, _ in part], pa.int32()),
+        "item": pa.array([items.index(e.item) for _, _, e in part], pa.int32()),
+        "row": pa.array([row for _, row, _ in part], pa.int64()),
+        "positive": pa.array([e.label > 2 for _, _, e in part], pa.bool_()),
+    }
+    if timed:
+        columns["time"] = pa.array([e.time for _, _, e in part], pa.int64())
+    if rich:
+        columns["value.label"] = pa.array([e.label or None for _, _, e in part], pa.float64())
+        columns["weight"] = pa.array([1 + row / 4 for _, row, _ in part], pa.float32())
+        columns["event"] = pa.array(["view" if row % 2 else "buy" for _, row, _ in part], pa.string())
+        columns["context.device"] = pa.array([None if row % 3 else "tv" for _, row, _ in part], pa.string())
+    return pa.table(columns)

@@ -196,7 +196,7 @@ def test_buckets_of_other_weights_are_refused(tmp_path: Path) -> None:
         ConfigError, match=r"another schema \(log.weight_scale 'linear', expected 'log' as in the schema\)"
     ):
         prepare.write_prepared(given, scaled, SPLITS["last"], tmp_path / "out", SMALL)
-    path = Buckets.open(buckets.folder).file(buckets.facts.buckets[1])
+    path = Buckets.open(buckets.folder).file(buckets.facts.files[1])
     good = pl.read_parquet(path)
     for bad in (-1.0, float("nan")):
         good.with_columns(weight=pl.lit(bad, pl.Float32)).write_parquet(path)

@@ -550,7 +550,7 @@ def test_ray_prepares_the_same_bytes(tmp_path: Path, kind: str, ray: None) -> No
     for engine in ("local", "ray"):
         prepare.write_prepared(data, SCHEMA, SPLITS[kind], tmp_path / engine, replace(options, engine=engine))
         found = prepare.write_buckets(data, SCHEMA, tmp_path / f"{engine}-buckets", replace(options, engine=engine))
-        buckets.append([pl.read_parquet(found.file(bucket)) for bucket in found.facts.buckets])
+        buckets.append([pl.read_parquet(found.file(file)) for file in found.facts.files])
     assert digest(tmp_path / "local") == digest(tmp_path / "ray")
     assert len(buckets[0]) > 5
     assert all(a.equals(b) for a, b in zip(*buckets, strict=True))
@@ -790,7 +790,7 @@ def test_fault_C14_a_bucket_that_changes_between_two_passes_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     buckets = prepare.write_buckets(shards(tmp_path / "in", SCHEMA, *tables()), SCHEMA, tmp_path / "buckets", SMALL)
-    changed = buckets.file(buckets.facts.buckets[2])
+    changed = buckets.file(buckets.facts.files[2])
     rule = bucket_reader.SplitBuckets.rule
 
     def grown(self: bucket_reader.SplitBuckets, ids: pl.Series) -> Any:
@@ -917,7 +917,7 @@ def test_buckets_that_do_not_follow_the_contract_are_refused(
 ) -> None:
     data = shards(tmp_path / "in", SCHEMA, *tables())
     buckets = prepare.write_buckets(data, SCHEMA, tmp_path / "buckets", SMALL)
-    path = buckets.file(buckets.facts.buckets[1])
+    path = buckets.file(buckets.facts.files[1])
     change(pl.read_parquet(path)).write_parquet(path)
     with pytest.raises(error, match=expected) as raised:
         prepare.write_prepared(DataConfig(buckets=str(buckets.folder)), SCHEMA, SPLITS["last"], tmp_path / "out", SMALL)

@@ -130,6 +130,12 @@ class SplitConfig(Section):
         return self.follows_time or self.kind == "user_random" or bool(self.from_train)
 
     @property
+    def is_by_user(self) -> bool:
+        """True if the part of a row depends on the rows of its user alone, not on times or rows of the whole log."""
+        rule = self.rule_of_train or self
+        return rule.kind in ("last", "user_ratio") or rule.is_given
+
+    @property
     def rule_of_train(self) -> SplitConfig | None:
         """Split of the given training rows whose test part validates; None if none does."""
         shares = {"test": self.validation, "validation": 0, "seed": self.seed}

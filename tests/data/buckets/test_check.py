@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import duckdb
 import duckdb_buckets
 import polars as pl
 import pyarrow.parquet as pq
@@ -229,13 +230,14 @@ MUTATIONS: list[tuple[Rule, str, Change, str]] = [
      "rule 11: record 5 repeats user 2 and item 2, expected each"),
         (Rule.SCHEMA, "no times", untimed, f"{FIRST}: rule 12: no column 'time', which the schema needs"),
         (Rule.SCHEMA, "milliseconds", milliseconds,
-     "rule 12: record 0 has time 1700000000000, expected microseconds since 1970"),
+     "rule 12: record 0 has time 1700000000000, expected microseconds since"),
         (Rule.FACTS, "no facts", lambda f: (f / FACTS).unlink(), f"{FACTS}: rule 13: no such file"),
-        (Rule.FACTS, "a later format", facts(format=2), "rule 13: format 2, this version reads 1"),
+        (Rule.FACTS, "the former format", facts(format=1), "rule 13: format 1, this version reads 2; write the"),
         (Rule.FACTS, "another hash", facts(hash="xxh64"), "rule 13: does not follow docs/prepared-format.md (hash: "),
         (Rule.FACTS, "users between two buckets", bucket(1, users=[5, 6]),
      "expected ranges that follow one another from 0 to 10"),
-        (Rule.FACTS, "a bucket elsewhere", bucket(0, file="../users.parquet"), "(buckets.0.file: "),
+        (Rule.FACTS, "a bucket elsewhere", bucket(0, files=[{"file": "../users.parquet", "segment": 0, "rows": 7}]),
+     "(buckets.0.files.0.file: "),
         (Rule.COUNTS, "a user too many", more_users,
      f"{USERS}: rule 14: number of users 11, expected 10 as in buckets.json"),
         (Rule.COUNTS, "a record less", less_records,
@@ -244,6 +246,86 @@ MUTATIONS: list[tuple[Rule, str, Change, str]] = [
         (Rule.COUNTS, "no latest time", no_last_time, "rule 14: last_time None, expected 1700000010000000"),
     ]  # fmt: skip
 """Rule, name of the mutation, the mutation, and what the problem says."""
+
+
+DAYS: Log = [*LOG, *(Event(user, item, 1_700_000_100_000_000 + n, 5.0) for n, (user, item) in enumerate(
+    [("d", 4), ("new", 9), ("e", 9), ("newer", 1), ("a", 9)]))]  # fmt: skip
+"""The log and a further day, of two new users and a new item."""
+DAY, NEW = "interactions/00002-1.parquet", "interactions/00004-1.parquet"
+"""File of the day of users of the log, and of new ones."""
+
+
+@pytest.fixture
+def grown(tmp_path: Path) -> Path:
+    """A folder of two segments."""
+    write_buckets(tmp_path / "buckets", DAYS, later=[len(LOG)])
+    return tmp_path / "buckets"
+
+
+def files_of(number: int, change: Callable[[list[Any]], list[Any]]) -> Change:
+    """A change of the files of a bucket in buckets.json."""
+
+    def change_files(folder: Path) -> None:
+        found = json.loads((folder / FACTS).read_text())["buckets"][number]["files"]
+        bucket(number, files=change(found))(folder)
+
+    return change_files
+
+
+def joined(folder: Path) -> None:
+    """The last bucket of the first segment has the new users too."""
+    found = json.loads((folder / FACTS).read_text())["buckets"]
+    found[3]["users"][1] = 12
+    for later in found[4:]:
+        later["users"] = [12, 12]
+    facts(buckets=found)(folder)
+
+
+SEGMENT_MUTATIONS: list[tuple[Rule, str, Change, str]] = [
+        (Rule.IDS, "an id that the first segment has", cell(USERS, "user_id", 11, "d"),
+     f"{USERS}: rule 2: record 11 repeats id 'd', expected each id once in all segments"),
+        (Rule.IDS, "an item that the first segment has", cell(ITEMS, "item_id", 4, 2),
+     f"{ITEMS}: rule 2: record 4 repeats id '2'"),
+        (Rule.USER_ORDER, "new users in another order", swapped(USERS, 10, 11), f"{USERS}: rule 4: record 11 has id "),
+        (Rule.FACTS, "files in another order", files_of(2, lambda files: files[::-1]),
+     "bucket 00002-1.parquet: files of the segments [1, 0], expected rising ones below 2"),
+        (Rule.FACTS, "a segment that is not listed", files_of(2, lambda files: [files[0], files[1] | {"segment": 2}]),
+     "bucket 00002.parquet: files of the segments [0, 2], expected rising ones below 2"),
+        (Rule.FACTS, "a file twice", files_of(2, lambda of: [of[0], of[1] | {"file": "00003.parquet"}]),
+     "00003.parquet is named twice"),
+        (Rule.FACTS, "users of a former bucket", joined,
+     "bucket 00003.parquet: users 8 to 12, expected some of 0 to 10"),
+        (Rule.FACTS, "rows between two segments",
+     facts(segments=[{"users": [0, 10], "items": [0, 4], "read": [0, 20]},
+                     {"users": [10, 12], "items": [4, 5], "read": [21, 25]}]),
+     "read of the segments: expected ranges that follow one another from 0 to 25"),
+        (Rule.ROWS, "rows that go back", cell(DAY, "row", 0, 7),
+     f"{DAY}: rule 9: record 0 has row 7, expected a row from 20 to 24, as of segment 1"),
+        (Rule.RANGES, "an item of a later segment", cell(FIRST, "item", 0, 4),
+     f"{FIRST}: rule 8: record 0 has item 4, expected a row from 0 to 3, as of segment 0"),
+        (Rule.RANGES, "a former user in a file of new ones", cell(NEW, "user", 0, 9), f"{NEW}: rule 8: record 0 has"),
+        (Rule.SAME_COLUMNS, "a day of other columns", table(DAY, lambda t: t.drop("weight")), f"{DAY}: rule 6: "),
+        (Rule.COUNTS, "a record less", table(DAY, lambda t: t.head(0)), f"{DAY}: rule 14: number of records 0"),
+        (Rule.PAIRS, "a pair of an earlier segment", facts(duplicates="error"),
+     f"{DAY}: rule 11: record 0 repeats user 6 and item 3, expected each pair once"),
+    ]  # fmt: skip
+"""As `MUTATIONS`, of a folder of two segments."""
+
+
+@pytest.mark.parametrize(
+    ("rule", "name", "mutate", "words"), SEGMENT_MUTATIONS, ids=[f"{m[0].value} {m[1]}" for m in SEGMENT_MUTATIONS]
+)
+def test_fault_G30_a_segment_that_breaks_a_rule_is_refused_by_its_number(
+    rule: Rule, name: str, mutate: Change, words: str, grown: Path
+) -> None:
+    mutate(grown)
+    problems = check_buckets(grown)
+    assert rules(problems) - {Rule.COUNTS} == {rule} - {Rule.COUNTS}, problems
+    assert any(words in line for line in problems), problems
+
+
+def test_a_segment_that_repeats_pairs_meets_the_contract(grown: Path) -> None:
+    assert check_buckets(grown, SCHEMA) == []
 
 
 def rules(problems: list[str]) -> set[int]:
@@ -329,12 +411,13 @@ EVENTS = [
     n_buckets=st.integers(1, 9),
     timed=st.booleans(),
     rich=st.booleans(),
+    later=st.lists(st.integers(1, 30), max_size=2),
 )
 def test_any_small_log_that_a_naive_writer_sorted_meets_the_contract(
-    log: Log, n_buckets: int, timed: bool, rich: bool, tmp_path_factory: pytest.TempPathFactory
+    log: Log, n_buckets: int, timed: bool, rich: bool, later: list[int], tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     folder = tmp_path_factory.mktemp("log") / "buckets"
-    write_buckets(folder, log, n_buckets, timed, rich)
+    write_buckets(folder, log, n_buckets, timed, rich, sorted(row for row in later if row <= len(log)))
     assert check_buckets(folder) == []
 
 
@@ -364,6 +447,36 @@ def test_the_writer_in_sql_makes_the_buckets_that_plain_python_makes(tmp_path: P
         keys = ["user", "item", "row", "time"]
         assert sql.select(keys).equals(plain.select(pl.col(keys).cast(pl.Int64))), name
         assert sql["positive"].to_list() == [LOG[row].label > 3 for row in plain["row"]]
+
+
+def test_the_sql_of_the_page_adds_the_segment_that_plain_python_adds(tmp_path: Path) -> None:
+    folder, first = tmp_path / "sql", len(LOG)
+    columns = {
+        "user_id": [str(e.user) for e in DAYS], "item_id": [e.item for e in DAYS], "rating": [e.label for e in DAYS],
+        "rated_at": [e.time / 1_000_000 for e in DAYS],
+    }  # fmt: skip
+    log = pl.DataFrame(columns)
+    log.head(first).write_parquet(tmp_path / "first.parquet")
+    log.slice(first).write_parquet(tmp_path / "day.parquet")
+    duckdb_buckets.write_buckets(tmp_path / "first.parquet", folder)
+    page = (ROOT / "docs" / "prepared-format.md").read_text(encoding="utf-8")
+    (sql,) = re.findall(r"^```sql\n(.*?)^```$", page, re.M | re.S)
+    _, _, kept = duckdb_buckets.TABLES.partition("CREATE TABLE kept")
+    db = duckdb.connect()
+    for view, file in (("log", tmp_path / "day.parquet"), ("users", folder / USERS), ("items", folder / ITEMS)):
+        db.read_parquet(str(file), file_row_number=True).create_view(view if view == "log" else f"former_{view}")
+    for side in ("user", "item"):
+        view = f"SELECT file_row_number AS {side}_row, {side}_id FROM former_{side}s"
+        db.execute(f"CREATE TABLE known_{side}s AS {view}")
+    db.execute(sql + "CREATE TABLE kept" + kept.replace("file_row_number", f"file_row_number + {first}"))
+    write_buckets(tmp_path / "plain", DAYS, later=[first])
+    for side in ("user", "item"):
+        found = db.sql(f"SELECT {side}_id FROM {side}s ORDER BY {side}_row").pl()
+        assert found.equals(pl.read_parquet(tmp_path / "plain" / f"{side}s.parquet").select(f"{side}_id"))
+    day = [pl.read_parquet(path) for path in sorted((tmp_path / "plain" / "interactions").glob("*-1.parquet"))]
+    keys = ["user", "item", "row", "time"]
+    expected = pl.concat(day).select(pl.col(keys).cast(pl.Int64)).sort("user", "time", "row")
+    assert db.sql('SELECT "user", item, row, time FROM kept ORDER BY "user", time, row').pl().equals(expected)
 
 
 def test_the_example_of_facts_on_the_page_is_valid() -> None:

@@ -5,15 +5,18 @@ buckets.json                       facts; written last
 users.parquet, items.parquet       row r of a table is user r, or item r; the id first, then the raw features
 interactions/00000.parquet …       the interactions of consecutive user rows, sorted by user, time and row
 
+A segment, such as a day, adds rows at the end of both tables, files to buckets, and buckets of its new users.
 docs/prepared-format.md is the contract, `check.check_buckets` checks a folder against it.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Mapping
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import numpy.typing as npt
@@ -21,7 +24,17 @@ import polars as pl
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from twotower import files
-from twotower.data.interaction_columns import BY_NAME, COLUMNS, CONTEXT_PREFIX, PART, VALUE_PREFIX
+from twotower.data.interaction_columns import (
+    BY_NAME,
+    COLUMNS,
+    CONTEXT_PREFIX,
+    ITEM,
+    PART,
+    ROW,
+    TIME,
+    USER,
+    VALUE_PREFIX,
+)
 from twotower.data.tables import averaged_columns
 from twotower.errors import RunError
 from twotower.features.schema import EventRule, Schema
@@ -30,23 +43,62 @@ from twotower.files import layout
 from twotower.files.readers import read_json
 from twotower.section import first_problem
 
-BUCKETS_FORMAT = 1
+BUCKETS_FORMAT = 2
 """Format of a folder of buckets, in buckets.json."""
 HASH = "md5-32"
 """Name of the hash that orders the users, in buckets.json."""
 
 
-class Bucket(BaseModel):
-    """One file of interactions."""
+Row = Annotated[int, Field(ge=0, lt=2**63)]
+Range = tuple[Row, Row]
+"""First row, and the one after the last."""
+
+
+class Segment(BaseModel):
+    """An addition to a folder, such as the rows of a day; the first segment is what it was made of."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    users: Range
+    """Rows of the users that it adds."""
+    items: Range
+    """Rows of the items that it adds."""
+    read: Range
+    """Rows of the log that it adds, with those that no bucket keeps."""
+
+
+class BucketFile(BaseModel):
+    """The interactions of a segment in a bucket."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     file: str = Field(pattern=r"^[^/\\._][^/\\]*\.parquet$")
     """Name of the file in the folder `interactions`."""
-    users: tuple[int, int]
-    """First user row, and the one after the last."""
+    segment: int = Field(ge=0)
+    """Number of the segment, from 0."""
     rows: int = Field(ge=0)
-    """Number of interactions."""
+    """Number of its records."""
+
+
+class Bucket(BaseModel):
+    """The interactions of consecutive users."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    users: Range
+    """Rows of the users."""
+    files: tuple[BucketFile, ...] = Field(min_length=1)
+    """Files by segment, of which the first is the users' own."""
+
+    @property
+    def name(self) -> str:
+        """Name of its first file, which no other bucket has."""
+        return self.files[0].file
+
+    @property
+    def rows(self) -> int:
+        """Number of the records of all files, of which some may repeat a pair of an earlier segment."""
+        return sum(file.rows for file in self.files)
 
 
 class LogColumns(BaseModel):
@@ -104,22 +156,38 @@ class BucketFacts(BaseModel):
     none is repeated."""
     log: LogColumns
     """Settings that the folder was written for."""
-    users: int = Field(ge=1, lt=2**63)
-    """Number of users."""
-    items: int = Field(ge=1, lt=2**63)
-    """Number of items."""
-    read: int = Field(ge=0, lt=2**63)
-    """Number of interactions of the log."""
+    segments: tuple[Segment, ...] = Field(min_length=1)
+    """The additions in order, whose ranges follow one another."""
     rows: int = Field(ge=0)
-    """Number of interactions of all buckets."""
+    """Number of records of all files."""
     positives: int = Field(ge=0)
-    """Number of positive interactions."""
+    """Number of positive ones."""
     first_time: int | None = None
     """Earliest time; null without times."""
     last_time: int | None = None
     """Latest time; null without times."""
     buckets: tuple[Bucket, ...]
-    """The files, in the order of their users, whose ranges follow one another."""
+    """The buckets, in the order of their users, whose ranges follow one another."""
+
+    @property
+    def users(self) -> int:
+        """Number of users."""
+        return self.segments[-1].users[1]
+
+    @property
+    def items(self) -> int:
+        """Number of items."""
+        return self.segments[-1].items[1]
+
+    @property
+    def read(self) -> int:
+        """Number of interactions of the log."""
+        return self.segments[-1].read[1]
+
+    @property
+    def files(self) -> tuple[BucketFile, ...]:
+        """The files of all buckets."""
+        return tuple(file for bucket in self.buckets for file in bucket.files)
 
     def difference(self, schema: Schema) -> str:
         """Return the first difference between the folder and what a schema needs as words, "" without one (rule 12)."""
@@ -130,12 +198,38 @@ class BucketFacts(BaseModel):
 
     @model_validator(mode="after")
     def _check(self) -> BucketFacts:
-        ends = [0, *(b.users[1] for b in self.buckets)]
-        if [b.users[0] for b in self.buckets] != ends[:-1] or sorted(ends) != ends or ends[-1] != self.users:
-            raise ValueError(f"users of the buckets: expected ranges that follow one another from 0 to {self.users}")
-        if (total := sum(b.rows for b in self.buckets)) != self.rows or self.rows > self.read:
+        for name in ("users", "items", "read"):
+            _check_ranges(f"{name} of the segments", (getattr(s, name) for s in self.segments), getattr(self, name))
+        _check_ranges("users of the buckets", (b.users for b in self.buckets), self.users)
+        if not (self.users and self.items):
+            raise ValueError(f"segments: {self.users} users and {self.items} items, expected at least 1 of both")
+        for bucket in self.buckets:
+            self._check_segments(bucket)
+        (name, n), *_ = Counter(file.file for file in self.files).most_common(1)
+        if n > 1:
+            raise ValueError(f"files of the buckets: {name} is named twice, expected each once")
+        if (total := sum(file.rows for file in self.files)) != self.rows or self.rows > self.read:
             raise ValueError(f"rows: {self.rows:,} of {self.read:,} read, the buckets have {total:,}")
         return self
+
+    def _check_segments(self, bucket: Bucket) -> None:
+        """Raise ValueError if the files of a bucket are not in the order of their segments, or the first is not of the
+        segment that adds the users."""
+        found = [file.segment for file in bucket.files]
+        if sorted({*found}) != found or found[-1] >= len(self.segments):
+            what = f"expected rising ones below {len(self.segments)}"
+            raise ValueError(f"bucket {bucket.name}: files of the segments {found}, {what}")
+        first, end = self.segments[found[0]].users
+        if not first <= bucket.users[0] <= bucket.users[1] <= end:
+            what = f"expected some of {first} to {end}, which segment {found[0]} of its first file adds"
+            raise ValueError(f"bucket {bucket.name}: users {bucket.users[0]} to {bucket.users[1]}, {what}")
+
+
+def _check_ranges(what: str, ranges: Iterable[Range], end: int) -> None:
+    """Raise ValueError if some ranges do not follow one another from 0 to an end."""
+    rows = [0, *(row for found in ranges for row in found), end]
+    if rows[::2] != rows[1::2] or sorted(rows) != rows:
+        raise ValueError(f"{what}: expected ranges that follow one another from 0 to {end}")
 
 
 @dataclass(frozen=True)
@@ -167,9 +261,9 @@ class Buckets:
         """Return the file of the versions of the users or items, which exists if they have some."""
         return self.folder / layout.versions(side)
 
-    def file(self, bucket: Bucket) -> Path:
-        """Return the file of a bucket."""
-        return self.folder / layout.BUCKET_FOLDER / bucket.file
+    def file(self, file: BucketFile) -> Path:
+        """Return the path of a file of a bucket."""
+        return self.folder / layout.BUCKET_FOLDER / file.file
 
     def save(self) -> None:
         """Write buckets.json."""
@@ -187,9 +281,16 @@ def user_hashes(ids: pl.Series) -> npt.NDArray[np.uint32]:
 
 
 def in_user_order(users: pl.DataFrame, key: str) -> pl.DataFrame:
-    """Return the table of users in the order of their rows: by hash, equal hashes by id."""
+    """Return the users of a segment in the order of their rows: by hash, equal hashes by id."""
     hashes = pl.Series("__hash", user_hashes(users[key]))
     return users.with_columns(hashes).sort("__hash", key).drop("__hash")
+
+
+def in_bucket_order(found: pl.DataFrame, is_timed: bool, keeps_repeats: bool) -> pl.DataFrame:
+    """Return interactions in the order of a bucket; without `keeps_repeats`, the latest of each pair of user and
+    item."""
+    found = found.sort(USER, *([TIME] if is_timed else []), ROW)
+    return found if keeps_repeats else found.unique([USER, ITEM], keep="last", maintain_order=True)
 
 
 def missing_column(columns: Collection[str], schema: Schema, given_parts: bool = False) -> str:

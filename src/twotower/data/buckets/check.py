@@ -16,7 +16,15 @@ import polars as pl
 
 from twotower.arrays.pieces import pieces, temporary_array
 from twotower.arrays.types import Bools, Ints
-from twotower.data.buckets import Bucket, BucketFacts, Buckets, column_problem, missing_column, user_hashes
+from twotower.data.buckets import (
+    Bucket,
+    BucketFacts,
+    BucketFile,
+    Buckets,
+    column_problem,
+    missing_column,
+    user_hashes,
+)
 from twotower.data.interaction_columns import (
     CONTEXT_PREFIX,
     ITEM,
@@ -79,24 +87,33 @@ class Problems:
 
 
 def record_problems(
-    frame: pl.DataFrame, bucket: Bucket, facts: BucketFacts, order: Sequence[str], pairs: bool
+    frame: pl.DataFrame,
+    bucket: Bucket,
+    file: BucketFile,
+    facts: BucketFacts,
+    order: Sequence[str],
+    pairs: bool,
+    former: Sequence[pl.DataFrame],
 ) -> Iterator[tuple[Rule, str]]:
-    """Yield the rules that the records of a bucket break, of which any columns are given, and how: values, ranges,
-    order and pairs. `order` are the columns by which the records rise; `pairs` is True if those of user and item are
-    checked. If a value is missing, the rest is not checked."""
+    """Yield the rules that the records of a file of a bucket break, of which any columns are given, and how: values,
+    ranges, order and pairs. `order` are the columns by which the records rise; `pairs` is True if those of user and
+    item are checked, with "error" also against those of the `former` files of the bucket. If a value is missing, the
+    rest is not checked."""
     for name in frame.columns:
         if frame[name].null_count() and not name.startswith((VALUE_PREFIX, CONTEXT_PREFIX)):
             yield Rule.VALUES, bad_value(frame, name, frame[name].is_null(), "a value")
             return
-    for rule, name, first, after, what in (
-        (Rule.RANGES, USER, *bucket.users, "a row"),
-        (Rule.RANGES, ITEM, 0, facts.items, "a row"),
-        (Rule.ROWS, ROW, 0, facts.read, "a row"),
-        (Rule.VALUES, PART, 0, len(PART_NAMES), "a part"),
+    segment = facts.segments[file.segment]
+    of = f", as of segment {file.segment}" if len(facts.segments) > 1 else ""
+    for rule, name, first, after, what, which in (
+        (Rule.RANGES, USER, *bucket.users, "a row", ""),
+        (Rule.RANGES, ITEM, 0, segment.items[1], "a row", of),
+        (Rule.ROWS, ROW, *segment.read, "a row", of),
+        (Rule.VALUES, PART, 0, len(PART_NAMES), "a part", ""),
     ):
         if name in frame.columns:
             bad = ~frame[name].cast(pl.Int64).is_between(first, after - 1)
-            if found := bad_value(frame, name, bad, f"{what} from {first} to {after - 1}"):
+            if found := bad_value(frame, name, bad, f"{what} from {first} to {after - 1}{which}"):
                 yield rule, found
     if WEIGHT in frame.columns:
         bad = ~(frame[WEIGHT].is_finite() & (frame[WEIGHT] >= 0))
@@ -113,12 +130,14 @@ def record_problems(
         expected = f"expected records sorted by {', '.join(order)}"
         yield Rule.ORDER, f"record {at + 1} has {record} after {before}, {expected}"
     if pairs and facts.duplicates != "keep" and ITEM in frame.columns:
-        repeated = ~frame.select(pl.struct(USER, ITEM).is_first_distinct()).to_series()
+        known = [e.select(USER, ITEM) for e in former if facts.duplicates == "error"]  # "last" keeps the latest
+        every = pl.concat([*known, frame.select(USER, ITEM)], how="vertical_relaxed")
+        repeated = ~every.select(pl.struct(USER, ITEM).is_first_distinct()).to_series().tail(frame.height)
         if (at := first_true(repeated)) is not None:
             user, item = frame[USER][at], frame[ITEM][at]
             yield Rule.PAIRS, f"record {at} repeats user {user} and item {item}, expected each pair once"
-    if frame.height != bucket.rows:
-        what = f"number of records {frame.height:,}, expected {bucket.rows:,} as in {layout.BUCKET_FACTS}"
+    if frame.height != file.rows:
+        what = f"number of records {frame.height:,}, expected {file.rows:,} as in {layout.BUCKET_FACTS}"
         yield Rule.COUNTS, what
 
 
@@ -169,10 +188,10 @@ class _Check:
             self.problems.add(path, Rule.FACTS, f"no key '{absent[0]}'")
         if self.schema and (problem := self.facts.difference(self.schema)):
             self.problems.add(path, Rule.SCHEMA, problem)
-        place, names = self.buckets.folder / layout.BUCKET_FOLDER, {b.file for b in self.facts.buckets}
+        place, names = self.buckets.folder / layout.BUCKET_FOLDER, {f.file for f in self.facts.files}
         for found in sorted(place.iterdir()) if place.is_dir() else ():
             if found.name not in names and found.name[0] not in "._":  # those names belong to engines
-                what = f"not a bucket of {layout.BUCKET_FACTS}, expected no other files; remove it"
+                what = f"not a file of {layout.BUCKET_FACTS}, expected no other files; remove it"
                 self.problems.add(found, Rule.FILES, what)
         for side in SIDES:
             if (table := self._read(self.buckets.table(side))) is not None:
@@ -213,13 +232,16 @@ class _Check:
             self.problems.add(path, Rule.IDS, f"record {at} has no id, expected one")
             return
         if (at := first_true(~ids.is_first_distinct())) is not None:
-            self.problems.add(path, Rule.IDS, f"record {at} repeats id '{ids[at]}', expected each id once")
+            self.problems.add(
+                path, Rule.IDS, f"record {at} repeats id '{ids[at]}', expected each id once in all segments"
+            )
         if side == "user":
             hashes = pl.Series(user_hashes(ids))
             before = (hashes[1:] < hashes[:-1]) | ((hashes[1:] == hashes[:-1]) & (ids[1:] < ids[:-1]))
-            if (at := first_true(before)) is not None:
+            begins = pl.int_range(1, len(ids), eager=True).is_in([s.users[0] for s in self.facts.segments])
+            if (at := first_true(before & ~begins)) is not None:
                 one, two = (f"'{ids[n]}' of hash {hashes[n]}" for n in (at, at + 1))
-                expected = "expected ascending hashes, and ascending ids of one hash"
+                expected = "expected ascending hashes in a segment, and ascending ids of one hash"
                 self.problems.add(path, Rule.USER_ORDER, f"record {at + 1} has id {two} after {one}, {expected}")
         expected_rows = self.facts.users if side == "user" else self.facts.items
         if table.height != expected_rows:
@@ -231,14 +253,17 @@ class _Check:
         progress = JobProgress(log, "interactions checked", self.facts.rows)
         totals, whole = list[pl.DataFrame](), list[Path]()
         for bucket in self.facts.buckets:
-            if (frame := self._check_bucket(path := self.buckets.file(bucket), bucket)) is not None:
-                time = pl.col(TIME) if TIME in frame.columns else pl.lit(None, pl.Int64)
-                first, last = time.min().alias("first_time"), time.max().alias("last_time")
-                sums = pl.len().alias("rows"), pl.col(POSITIVE).sum().cast(pl.Int64).alias("positives")
-                totals.append(frame.select(*sums, first, last))
-                whole.append(path)
+            former = list[pl.DataFrame]()
+            for file in bucket.files:
+                if (frame := self._check_file(path := self.buckets.file(file), bucket, file, former)) is not None:
+                    time = pl.col(TIME) if TIME in frame.columns else pl.lit(None, pl.Int64)
+                    first, last = time.min().alias("first_time"), time.max().alias("last_time")
+                    sums = pl.len().alias("rows"), pl.col(POSITIVE).sum().cast(pl.Int64).alias("positives")
+                    totals.append(frame.select(*sums, first, last))
+                    whole.append(path)
+                    former.append(frame.select(USER, ITEM))
             progress.advance(bucket.rows)
-        if len(totals) == len(self.facts.buckets):
+        if len(totals) == len(self.facts.files):
             found = pl.concat(totals)
             for key, value in (
                 ("positives", found["positives"].sum()), ("first_time", found["first_time"].min()),
@@ -250,8 +275,11 @@ class _Check:
         if whole:
             self._check_rows(whole, int(pl.concat(totals)["rows"].sum()))
 
-    def _check_bucket(self, path: Path, bucket: Bucket) -> pl.DataFrame | None:
-        """Check a bucket alone, and return it; None if it lacks a column or a value."""
+    def _check_file(
+        self, path: Path, bucket: Bucket, file: BucketFile, former: Sequence[pl.DataFrame]
+    ) -> pl.DataFrame | None:
+        """Check a file of a bucket, whose `former` ones have pairs of user and item, and return it; None if it lacks a
+        column or a value."""
         if (frame := self._read(path)) is None:
             return None
         if problem := column_problem(frame.schema):
@@ -267,16 +295,15 @@ class _Check:
             bad = ~frame[TIME].is_between(*plausible_range())
             if what := bad_value(frame, TIME, bad, "microseconds since 1970, from 1990 to tomorrow"):
                 self.problems.add(path, Rule.SCHEMA, what)
-        found = list(
-            record_problems(frame, bucket, self.facts, [n for n in (USER, TIME, ROW) if n in frame.columns], pairs=True)
-        )
+        order = [n for n in (USER, TIME, ROW) if n in frame.columns]
+        found = list(record_problems(frame, bucket, file, self.facts, order, True, former))
         for rule, what in found:
             self.problems.add(path, rule, what)
         has_gaps = any(rule == Rule.VALUES and " null, " in what for rule, what in found)
         return None if has_gaps else frame
 
     def _check_rows(self, paths: list[Path], n: int) -> None:
-        """Add the first row of the log that two of the `n` interactions of some buckets have."""
+        """Add the first row of the log that two of the `n` interactions of some files have."""
         every, start = temporary_array(n, np.int64), 0
         for path in paths:
             rows = _rows(path)

@@ -32,13 +32,13 @@ from twotower.data.fitted import Fitted
 from twotower.data.interaction_columns import CONTEXT_PREFIX, POSITIVE, ROW, TIME, USER, WEIGHT, stored_columns
 from twotower.data.memmap import MEMMAP_FORMAT
 from twotower.data.pairs import Pairs
-from twotower.data.parts import dropped_line
+from twotower.data.parts import dropped_line, tell_of_repeats_at_most
 from twotower.data.prepare.bucket_reader import BucketReader, SplitBuckets, given_facts
 from twotower.data.prepare.options import SIDE_BLOCK_ROWS
 from twotower.data.side import Side
 from twotower.data.split import SplitConfig
 from twotower.data.splits import TEST, TRAIN
-from twotower.data.tables import check_side, nothing_to_learn, side_columns
+from twotower.data.tables import check_side, kept_of_repeated, nothing_to_learn, side_columns
 from twotower.data.versions import stored_versions
 from twotower.errors import RunError
 from twotower.features.encoders import Encoders
@@ -107,8 +107,12 @@ class PreparedArrays:
         found = [self.splits.counts(b) for b in self.facts.buckets]
         sizes = np.stack([f["sizes"] for f in found])
         splits.check_parts(sizes.sum(0), self.split)
-        if dropped := self.facts.rows - int(sizes.sum()):
+        if dropped := sum(int(f["dropped"]) for f in found):
             log.info(dropped_line(dropped))
+        if repeated := self.facts.rows - dropped - int(sizes.sum()):
+            which = f"repeated a pair of an earlier segment, {kept_of_repeated(self.schema)}"
+            log.info(f"interactions: {repeated:,} rows {which}")
+            tell_of_repeats_at_most(repeated, self.schema, self.split)
         if not any(f["targets"] for f in found):
             raise nothing_to_learn(self.schema)
         counts: dict[SideName, Ints] = {"user": np.concatenate([f["user"] for f in found])}
@@ -151,16 +155,16 @@ class PreparedArrays:
     def _write_buckets(self, each: Each, sizes: Ints, fitted: Fitted) -> None:
         """Write the pieces of all buckets, of which each has `sizes` (buckets, 3) interactions of the parts."""
         starts = np.cumsum(sizes, 0) - sizes + np.r_[0, np.cumsum(sizes.sum(0))[:-1]]
-        numbers = {b.file: n for n, b in enumerate(self.facts.buckets)}
+        numbers = {b.name: n for n, b in enumerate(self.facts.buckets)}
         items = Side(fitted.frames["item"], {}, self.schema.item_id, fitted.versions.get("item"))
 
         def write(bucket: Bucket) -> bool:
             def into(path: Path) -> None:
-                n = numbers[bucket.file]
+                n = numbers[bucket.name]
                 self._write_bucket(bucket.users[0], n, self._dataset(bucket, fitted, items), starts[n])
                 path.touch()
 
-            return make_once(self.written / bucket.file, into)
+            return make_once(self.written / bucket.name, into)
 
         each("interactions written", write)
 

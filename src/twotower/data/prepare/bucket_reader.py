@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
@@ -16,8 +18,8 @@ from twotower.arrays.pieces import Scalar, temporary_array
 from twotower.arrays.types import Ints
 from twotower.data import splits
 from twotower.data.bucket_columns import arrays_of, context_of
-from twotower.data.buckets import Bucket, Buckets, column_problem, missing_column
-from twotower.data.buckets.check import record_problems
+from twotower.data.buckets import Bucket, Buckets, column_problem, in_bucket_order, missing_column
+from twotower.data.buckets.check import Rule, record_problems
 from twotower.data.context import context_frame
 from twotower.data.interaction_columns import CONTEXT_PREFIX, ITEM, PART, POSITIVE, ROW, TIME, USER, WEIGHT, Columns
 from twotower.data.pairs import target_mask
@@ -52,14 +54,14 @@ class BucketReader:
         """Return the reader of a folder. Raises RunError if the columns of a bucket do not follow the contract or the
         schema, ConfigError if they are not supported."""
         versions = [path for path in map(buckets.versions, SIDES) if schema.valid_from and path.exists()]
-        paths = [*map(buckets.table, SIDES), *versions, *map(buckets.file, buckets.facts.buckets)]
+        paths = [*map(buckets.table, SIDES), *versions, *map(buckets.file, buckets.facts.files)]
         reader = cls(buckets, schema, given_parts, strict, {str(path): read_checked(path, _state) for path in paths})
         reader._check()
         return reader
 
     @property
     def largest(self) -> int:
-        """Number of interactions of the largest bucket."""
+        """Number of records of the largest bucket."""
         return max(bucket.rows for bucket in self.buckets.facts.buckets)
 
     def _check(self) -> None:
@@ -67,32 +69,46 @@ class BucketReader:
             raise ConfigError(
                 f"{self.buckets.folder}: the buckets were written for another schema ({other}); write them again"
             )
-        for bucket in self.buckets.facts.buckets:
-            path = self.buckets.file(bucket)
+        common: pl.Schema | None = None
+        for path in map(self.buckets.file, self.buckets.facts.files):
             found = read_checked(path, lambda p: pl.scan_parquet(p, glob=False).collect_schema())
+            common = common or found
             if problem := column_problem(found) or missing_column(found, self.schema, self.given_parts):
                 raise RunError(f"{path}: {problem}; write buckets that follow docs/prepared-format.md and the schema")
             if WEIGHT in found and not self.schema.weighted:
                 raise ConfigError(
                     f"{path}: column '{WEIGHT}', and schema.weight is empty; name its column, or leave it out"
                 )
+            if dict(found) != dict(common):
+                raise RunError(
+                    f"{path}: does not follow docs/prepared-format.md (rule {Rule.SAME_COLUMNS.value}: other columns "
+                    "or types than the first file); write all files with the same"
+                )
 
     def read(self, bucket: Bucket, *columns: str) -> pl.DataFrame:
-        """Return the users and other columns of a bucket. Raises RunError if what is read breaks a rule of the
-        contract."""
-        path, names = self.buckets.file(bucket), list(dict.fromkeys([USER, *columns]))
-        frame = read_checked(path, lambda p: pl.scan_parquet(p, glob=False).select(names).collect())
-        if WEIGHT in names:
-            frame = frame.with_columns(pl.col(WEIGHT).cast(pl.Float32))
+        """Return the users and other columns of a bucket, of which the files of several segments are merged. Raises
+        RunError if what is read breaks a rule of the contract."""
+        facts, wanted, several = self.buckets.facts, list(dict.fromkeys([USER, *columns])), len(bucket.files) > 1
+        merging = [ITEM, *([TIME] if self.schema.time else []), ROW] if several else []
+        names, frames = list(dict.fromkeys([*wanted, *merging])), list[pl.DataFrame]()
         # Rows order what has one time.
         order = [c for c in (USER, TIME, ROW) if c in names and (c != ROW or TIME in names or not self.schema.time)]
-        for rule, what in record_problems(frame, bucket, self.buckets.facts, order, self.strict):
-            raise RunError(
-                f"{path}: damaged, or does not follow docs/prepared-format.md (rule {rule.value}: {what}); "
-                f"`check_buckets(folder={str(self.buckets.folder)!r})` names every problem"
-            )
-        self.check_unchanged(path)
-        return frame
+        for file in bucket.files:
+            path = self.buckets.file(file)
+            frame = read_checked(path, lambda p: pl.scan_parquet(p, glob=False).select(names).collect())
+            if WEIGHT in names:
+                frame = frame.with_columns(pl.col(WEIGHT).cast(pl.Float32))
+            for rule, what in record_problems(frame, bucket, file, facts, order, self.strict or several, frames):
+                raise RunError(
+                    f"{path}: damaged, or does not follow docs/prepared-format.md (rule {rule.value}: {what}); "
+                    f"`check_buckets(folder={str(self.buckets.folder)!r})` names every problem"
+                )
+            self.check_unchanged(path)
+            frames.append(frame)
+        if not several:
+            return frames[0]
+        keeps_repeats = facts.duplicates != "last"  # of "error" none is repeated
+        return in_bucket_order(pl.concat(frames), bool(self.schema.time), keeps_repeats).select(wanted)
 
     def versions(self, newest: Mapping[SideName, pl.DataFrame]) -> dict[SideName, pl.DataFrame]:
         """Return the tables of versions of the sides that have some, whose newest rows are given. Raises RunError for
@@ -132,7 +148,10 @@ def _versions(path: Path, schema: Schema, side: SideName, ids: pl.DataFrame) -> 
 
 @dataclass(frozen=True)
 class SplitBuckets:
-    """The whole log in buckets, with the part of each interaction; what is known of a bucket lies in two files."""
+    """The whole log in buckets, with the part of each interaction; what is known of a bucket lies in two files.
+
+    Their names depend on the files of the bucket, so that in the same folder a log with a further segment splits only
+    the buckets that have changed. A rule that looks at the whole log, such as `time` or `random`, splits all again."""
 
     reader: BucketReader
     split: SplitConfig
@@ -159,8 +178,9 @@ class SplitBuckets:
         return make_once(self._counts_file(bucket), into)
 
     def counts(self, bucket: Bucket) -> Columns:
-        """Return the counts of a bucket: the `sizes` (3,) of the parts, the number of `targets`, and the training
-        interactions of each `user` of the bucket and of each `item` that has some, with the `rows` of these items."""
+        """Return the counts of a bucket: the `sizes` (3,) of the parts, the numbers of `dropped` and `targets`, and the
+        training interactions of each `user` of the bucket and of each `item` that has some, with the `rows` of these
+        items."""
 
         def read(path: Path) -> Columns:
             with np.load(path) as found:
@@ -199,10 +219,22 @@ class SplitBuckets:
         return pl.DataFrame() if bucket is None else context_of(self.reader.read(bucket, *names)[:1], schema)
 
     def _counts_file(self, bucket: Bucket) -> Path:
-        return self.folder / f"{bucket.file}.npz"
+        return self.folder / f"{self._name(bucket)}.npz"
 
     def _parts_file(self, bucket: Bucket) -> Path:
-        return self.folder / f"{bucket.file}.parts"
+        return self.folder / f"{self._name(bucket)}.parts"
+
+    def _name(self, bucket: Bucket) -> str:
+        states = [self.reader.found[str(self.reader.buckets.file(file))] for file in bucket.files]
+        held = json.dumps([self._rule, bucket.model_dump_json(), states])
+        return f"{bucket.name}.{hashlib.sha256(held.encode()).hexdigest()[:16]}"
+
+    @cached_property
+    def _rule(self) -> str:
+        """Digest of what decides the parts of a bucket apart from its files: settings, and of some rules all files."""
+        found: list[files.JsonData] = [self.reader.schema.model_dump(mode="json"), self.split.model_dump(mode="json")]
+        found += [] if self.split.is_by_user else [*self.reader.found.values()]
+        return hashlib.sha256(json.dumps(found).encode()).hexdigest()
 
     def _counted(self, bucket: Bucket, parts_of: PartsOf) -> tuple[Parts, Columns]:
         schema = self.reader.schema
@@ -215,6 +247,7 @@ class SplitBuckets:
         targets = np.array(np.count_nonzero(target_mask(found[POSITIVE], found.get(WEIGHT)) & train))
         return parts, {
             "sizes": splits.part_sizes(parts),
+            "dropped": np.array(np.count_nonzero(parts == DROPPED)),
             "targets": targets,
             "user": users,
             "item": items,
@@ -233,14 +266,16 @@ class SplitBuckets:
 
     def by_row(self, draw: Callable[[int, splits.Scratch], npt.NDArray[Scalar]]) -> npt.NDArray[Scalar]:
         """Return by row of the log what is drawn for the rows that are kept."""
-        facts, start = self.reader.buckets.facts, 0
+        facts, start, n = self.reader.buckets.facts, 0, 0
         kept = self._scratch(facts.read, np.bool_)
         kept[:] = False
         for bucket in facts.buckets:
-            kept[self.reader.read(bucket, ROW)[ROW].to_numpy()] = True
-        if int(np.count_nonzero(kept)) != facts.rows:
+            rows = self.reader.read(bucket, ROW)[ROW].to_numpy()
+            kept[rows] = True
+            n += len(rows)
+        if int(np.count_nonzero(kept)) != n:
             raise RunError(f"{self.reader.buckets.folder}: damaged, two interactions have one row of the log (rule 9)")
-        drawn = draw(facts.rows, self._scratch)
+        drawn = draw(n, self._scratch)
         by_row: npt.NDArray[Scalar] = self._scratch(facts.read, drawn.dtype.type)
         for first in range(0, facts.read, splits.BLOCK_ROWS):
             rows = first + np.flatnonzero(kept[first : first + splits.BLOCK_ROWS])

@@ -16,8 +16,17 @@ import numpy as np
 import polars as pl
 
 from twotower.arrays.types import Ints
-from twotower.data.buckets import Bucket, BucketFacts, Buckets, LogColumns, in_user_order
-from twotower.data.interaction_columns import ITEM, POSITIVE, ROW, TIME, USER
+from twotower.data.buckets import (
+    Bucket,
+    BucketFacts,
+    BucketFile,
+    Buckets,
+    LogColumns,
+    Segment,
+    in_bucket_order,
+    in_user_order,
+)
+from twotower.data.interaction_columns import POSITIVE, TIME, USER
 from twotower.data.labels import no_positives
 from twotower.data.parts import tell_of_repeats_at_most
 from twotower.data.prepare.log_pieces import Log, Sides, counts_of_users, write_pieces
@@ -117,14 +126,14 @@ class _Sorting:
             is_new = make_once(path, lambda to: write_parquet(self._sorted(users), to, compression="lz4"), scratch)
         except OSError as e:
             raise RunError(f"{self.to}: cannot be written ({e.strerror or e}); call again to go on") from e
-        return _SortedBucket(Bucket(file=path.name, users=users, rows=_height(path)), is_new)
+        file = BucketFile(file=path.name, segment=0, rows=_height(path))
+        return _SortedBucket(Bucket(users=users, files=(file,)), is_new)
 
     def _sorted(self, users: tuple[int, int]) -> pl.DataFrame:
         """Return the interactions of users in the order of a bucket: polars reads the row groups of the pieces that
         have these users."""
         own = pl.scan_parquet([*self.pieces], glob=False).filter(pl.col(USER).is_between(users[0], users[1] - 1))
-        found = own.collect().sort(USER, *([TIME] if self.is_timed else []), ROW)
-        return found if self.keeps_repeats else found.unique([USER, ITEM], keep="last", maintain_order=True)
+        return in_bucket_order(own.collect(), self.is_timed, self.keeps_repeats)
 
 
 def _write_pieces(
@@ -231,7 +240,7 @@ def _facts(
     tell_of_repeats_at_most(repeated, schema, source.split)
     ends = [pl.col(TIME).min().alias("first"), pl.col(TIME).max().alias("last")] if schema.time else []
     each = [
-        pl.scan_parquet(folder / b.file, glob=False).select(pl.col(POSITIVE).sum(), *ends).collect()
+        pl.scan_parquet(folder / b.name, glob=False).select(pl.col(POSITIVE).sum(), *ends).collect()
         for b in buckets
         if b.rows
     ]
@@ -242,7 +251,7 @@ def _facts(
         raise no_positives(schema)
     return BucketFacts(
         maker=f"twotower {__version__}", duplicates=schema.duplicates, log=LogColumns.of(schema),
-        users=sides["user"].height,
-        items=sides["item"].height, read=source.rows, rows=kept, positives=positives, buckets=buckets,
+        segments=(Segment(users=(0, sides["user"].height), items=(0, sides["item"].height), read=(0, source.rows)),),
+        rows=kept, positives=positives, buckets=buckets,
         first_time=of_all["first"].min() if ends else None, last_time=of_all["last"].max() if ends else None,
     )  # fmt: skip
