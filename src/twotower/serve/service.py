@@ -15,6 +15,7 @@ from twotower.arrays.types import Floats
 from twotower.errors import DataError, Unavailable
 from twotower.retrieval.query import Query
 from twotower.retrieval.request import Answer, Method, Request
+from twotower.retrieval.request_body import RequestModel, item_events
 from twotower.retrieval.retriever import Retriever
 from twotower.serve import replies, schemas
 from twotower.serve.admission import ENTRIES_PER_WEIGHT, AdmissionController, ClientSlots, release_current_permit
@@ -188,7 +189,7 @@ class Service:
                 "event_store = redis://HOST:PORT/DB, or workers = 1",
             )
         retriever = self.bundles.current
-        read = retriever.queries.event_types.read(schemas.item_events(body.events))
+        read = retriever.queries.event_types.read(item_events(body.events))
         events = [event for event in read if event is not None]
         count, shared = await self.event_store.add(self.bundles.event_bundles(retriever), body.user_id, events)
         self.metrics.event_memory.set(self._in_process.size)
@@ -227,7 +228,7 @@ class Service:
             limits={"k": s.max_k, "list": s.max_list, "batch": s.max_batch, "body": s.max_body},
         )
 
-    def check_limits(self, body: schemas.RequestModel) -> None:
+    def check_limits(self, body: RequestModel) -> None:
         """Check the numbers and lists of a request against the settings. Raises Problem "invalid"."""
         s = self.settings
         if isinstance(body, schemas.ItemFilter):
@@ -263,7 +264,7 @@ class Service:
             started = time.perf_counter()
             state = await self.event_store.fetch(self.bundles.event_bundles(retriever), body.user_id)
             self.metrics.stages["events"].observe(time.perf_counter() - started)
-        query = retriever.query(body.request(), state.events)
+        query = retriever.query(Request.of(body), state.events)
         if query.source == "popular" and body.user_id is not None and self.settings.unknown_user == "404":
             raise Problem("unknown-user", f"user '{body.user_id}' is not among the bundle's users")
         method: Method = body.method or retriever.usual_method(query)
