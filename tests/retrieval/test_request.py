@@ -160,3 +160,9 @@ def test_events_with_times_are_read_in_their_order_and_others_as_given(retriever
 
     assert read(timed) == ["4", "2", "1", "3"]
     assert read([*timed, "5"]) == ["1", "2", "3", "4", "5"]
+
+
+def test_a_given_history_replaces_the_stored_one_and_no_recent_event(retriever: Retriever) -> None:
+    event = Event("i1", time=1_700_000_000.0)
+    query = retriever.query(Request("u1", history=[event]), [event])
+    assert ([e.item for e in query.events], query.n_recent) == (["i1", "i1"], 1)

@@ -35,7 +35,8 @@ class UserRequest(RequestBody):
     )
     use_recent_events: StrictBool = Field(
         True,
-        description="Add the user's recent events (POST /v1/events) that the stored history lacks.",
+        description="Add the user's recent events (POST /v1/events) that the stored history lacks. A given history "
+        "gets all of them: one that it holds counts twice.",
     )
 
 

@@ -21,7 +21,7 @@ from twotower.serve import replies, schemas
 from twotower.serve.admission import ENTRIES_PER_WEIGHT, AdmissionController, ClientSlots, release_current_permit
 from twotower.serve.bundles import BundleLimits, BundleManager
 from twotower.serve.metrics import ServeMetrics
-from twotower.serve.problems import Problem, ProblemObject, index_problem, problem_of
+from twotower.serve.problems import Problem, ProblemObject, problem_of
 from twotower.serve.redis_events import RedisEvents
 from twotower.serve.search_executor import SEARCH_THREADS, RemoteSearchExecutor
 from twotower.serve.settings import ServeSettings
@@ -103,9 +103,8 @@ class Service:
         answer, vector = await self.answer_or_fallback(body, resolved, retriever)
         if vector is not None and resolved.cacheable and resolved.state.vector is None:
             assert body.user_id is not None
-            await self._save(
-                self.event_store.save_vector(retriever.bundle.id, body.user_id, resolved.state.events, vector)
-            )
+            bundles = self.bundles.event_bundles(retriever)
+            await self._save(self.event_store.save_vector(bundles, body.user_id, resolved.state.events, vector))
         return self._counted(answer, retriever, resolved.query.n_recent)
 
     async def recommend_batch(self, body: schemas.BatchRequest, request: HttpRequest) -> replies.BatchReply:
@@ -200,7 +199,7 @@ class Service:
 
         Raises Problem "event-store" if they may still be there."""
         if not await self.event_store.forget(self.bundles.event_bundles(self.bundles.current), user_id):
-            raise Problem("event-store", headers={"Retry-After": "5"})
+            raise Problem("event-store")
 
     async def bundle(self) -> replies.BundleReply:
         """Describe the current bundle and the limits of requests."""
@@ -295,7 +294,7 @@ class Service:
     ) -> Answer:  # fmt: skip
         """Return popular items; or raise Problem "index-unavailable", if the settings say so."""
         if self.settings.index_down == "503":
-            raise index_problem() from error
+            raise Problem("index-unavailable") from error
         return retriever.recommend(
             query, items.k, method, allow=items.allow, ban=items.ban, where=items.where or None, keep_seen=keep_seen,
             fallback=True,

@@ -9,7 +9,7 @@ from starlette.exceptions import HTTPException
 
 from twotower.errors import BundleError, DataError, Unavailable
 from twotower.retrieval.request_body import message_of, place_of
-from twotower.serve.problems import Problem, index_problem, problem_of
+from twotower.serve.problems import Problem, problem_of
 from twotower.serve.service import Service
 
 STATUSES = {400: "malformed", 404: "not-found", 405: "method-not-allowed"}
@@ -26,9 +26,9 @@ def add_error_replies(app: FastAPI, service: Service) -> None:
             case DataError():
                 return problem_of(error)
             case Unavailable():
-                return index_problem()
+                return Problem("index-unavailable")
             case BundleError():
-                return Problem("bundle-store", service.bundles.public_message(error), headers={"Retry-After": "5"})
+                return Problem("bundle-store", service.bundles.public_message(error))
             case RequestValidationError():
                 return _invalid(error)
             case HTTPException():
