@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 from pydantic import (
     BaseModel,
@@ -27,6 +27,7 @@ from pydantic_core import ErrorDetails, PydanticCustomError
 from twotower.errors import DataError, did_you_mean
 from twotower.retrieval.event import Event, checked_event
 
+T = TypeVar("T")
 MAX_ID_LENGTH = 512
 """Characters of an id, a column name or a filter value."""
 MAX_TEXT_LENGTH = 10_000
@@ -119,8 +120,6 @@ EventBody = Annotated[
     Annotated[Id, Tag(EVENT_BRANCHES[0])] | Annotated[ItemEvent, Tag(EVENT_BRANCHES[1])],
     Discriminator(_event_branch, custom_error_type=NO_EVENT, custom_error_message=EXPECTED_EVENT),
 ]
-_EVENTS = TypeAdapter(list[EventBody])
-
 
 RequestContext = Annotated[
     dict[ColumnName, FeatureValue],
@@ -150,26 +149,19 @@ class RequestBody(RequestModel):
     context: RequestContext = {}
 
 
+_BODY, _EVENTS = TypeAdapter(RequestBody), TypeAdapter(list[EventBody])
+
+
 def read_body(body: JsonValue) -> RequestBody:
     """Return the request in JSON. Raises DataError."""
     if not isinstance(body, dict):
         raise DataError('a request is a JSON object such as {"features": {"age": 25}, "history": ["1", "2"]}')
-    known = RequestBody.model_fields
-    for key in body:
-        if key not in known:
-            raise DataError(f"request: unknown key '{key}'{did_you_mean(key, known)} (allowed: {', '.join(known)})")
-    try:
-        return RequestBody.model_validate(body)
-    except ValidationError as e:
-        raise _data_error(e) from None
+    return _validated(_BODY, body)
 
 
 def read_events(name: str, given: JsonValue) -> list[Event]:
     """Return the events of the list `name` of a request. Raises DataError."""
-    try:
-        return item_events(_EVENTS.validate_python(given))
-    except ValidationError as e:
-        raise _data_error(e, name) from None
+    return item_events(_validated(_EVENTS, given, name))
 
 
 def item_events(given: Sequence[str | ItemEvent]) -> list[Event]:
@@ -190,9 +182,14 @@ def message_of(error: ErrorDetails) -> str:
     return str(error["msg"])
 
 
-def _data_error(error: ValidationError, *within: str) -> DataError:
-    first = error.errors()[0]
-    message = message_of(first)
-    given = "" if message.startswith("found ") else f", got {first['input']!r:.80}"
-    place = ".".join([*within, *filter(None, [place_of(first)])])
-    return DataError(f"request: {place}: {message[:1].lower()}{message[1:]}{given}")
+def _validated(form: TypeAdapter[T], given: JsonValue, *within: str) -> T:
+    """Return a value of a form, at a place `within` a request. Raises DataError."""
+    try:
+        return form.validate_python(given)
+    except ValidationError as e:
+        first, known = e.errors()[0], RequestBody.model_fields
+    place, message = ".".join([*within, *filter(None, [place_of(first)])]), message_of(first)
+    if first["type"] == "extra_forbidden" and place.isidentifier():
+        raise DataError(f"request: unknown key '{place}'{did_you_mean(place, known)} (allowed: {', '.join(known)})")
+    shown = "" if message.startswith("found ") else f", got {first['input']!r:.80}"
+    raise DataError(f"request: {place}: {message[:1].lower()}{message[1:]}{shown}")

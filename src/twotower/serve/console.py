@@ -131,7 +131,7 @@ class Console:
         seen_rows = [] if retriever.keeps_seen(body.keep_seen) else retriever.item_ids.rows([ItemId(i) for i in seen])
         gates = explained.gates if explained else []
         return {
-            "reply": ItemsReply.of(answer, query.n_recent),
+            "reply": ItemsReply(**vars(answer), recent_events=query.n_recent),
             "history": history[-SHOWN_EVENTS:],
             "filtered": {  # items that each filter excludes or, for `where`, leaves; and the best of those excluded
                 "seen": sum(row >= 0 for row in seen_rows),

@@ -250,7 +250,7 @@ class Service:
         self.metrics.count_answer(
             answer.bundle_id, answer.method, answer.source, answer.unknown, columns, answer.truncated
         )
-        return replies.ItemsReply.of(answer, recent_events)
+        return replies.ItemsReply(**vars(answer), recent_events=recent_events)
 
     # ---- parts of an answer
 
