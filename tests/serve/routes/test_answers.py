@@ -6,7 +6,6 @@ import asyncio
 import json
 from typing import Any
 
-import httpx
 import numpy as np
 import pytest
 from service_client import Client, Make, ids, problem
@@ -194,8 +193,7 @@ def test_fault_D8_a_client_that_goes_away_ends_its_batch_and_the_gauge_is_zero(
 
 def test_batches_beyond_the_bound_are_refused(client: Client) -> None:
     async def go() -> list[int]:
-        transport = httpx.ASGITransport(client.app)
-        async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as http:
+        async with client.http() as http:
             body = {"requests": [{"user_id": "u1"}] * 30}
             return [
                 r.status_code
