@@ -40,11 +40,17 @@ def test_an_item_id_alone_is_an_event_in_python(retriever: Retriever) -> None:
 
 
 @pytest.mark.parametrize(
-    "wrong", ["i1", b"i1", {"i1": True}, [True], [None], [("i1", "buy")], [["i1", True]], [{"id": "i1"}]]
-)
+    "wrong",
+    [
+        "i1", b"i1", {"i1": True}, 5, [True], [None], [2.5], [np.float64(7.0)], [("i1", "buy")], [(7,)], [(7, 1)],
+        [(7, True, "buy")], [["i1", True]], [{"id": "i1"}],
+    ],
+)  # fmt: skip
 def test_a_history_of_something_else_is_refused_in_python(wrong: Any) -> None:
-    with pytest.raises(DataError, match="request: a history"):
-        Request(history=wrong)
+    expected = "an item id, a pair such as" if isinstance(wrong, list) else "a list of item ids or events"
+    for name in ("history", "events"):
+        with pytest.raises(DataError, match=f"request: a history .*, expected {expected}"):
+            Request(**{name: wrong})
 
 
 @pytest.mark.parametrize(
@@ -128,18 +134,6 @@ def test_ids_of_pandas_and_numpy_are_ids() -> None:
 def test_a_user_id_that_is_none_is_refused_in_python(wrong: Any) -> None:
     with pytest.raises(DataError, match="user_id is .* expected text or a whole number"):
         Request(wrong)
-
-
-@pytest.mark.parametrize("history", [5, 5.0, b"7", "7", {"id": 7}])
-def test_a_history_that_is_no_list_is_refused(history: Any) -> None:
-    with pytest.raises(DataError, match="expected a list of item ids or events"):
-        Request(history=history)
-
-
-@pytest.mark.parametrize("told", [None, 2.5, True, (7,), (7, 1), (7, True, "buy"), np.float64(7.0)])
-def test_what_is_no_event_is_refused(told: Any) -> None:
-    with pytest.raises(DataError, match="expected an item id, a pair such as"):
-        Request(events=[told])
 
 
 @pytest.mark.parametrize("time", [0.0, -1.0, 1.7e12, float("inf"), float("nan")])

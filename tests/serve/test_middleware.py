@@ -149,7 +149,7 @@ def test_fault_G16_the_large_batch_of_a_client_leaves_another_its_turns(
 def test_fault_G33_the_openapi_document_is_made_once_and_is_a_request_like_others(
     make: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    client, made = make(rate=1.0, burst=2), []
+    client, made = make(rate=0.001, burst=2), []
     dumps = orjson.dumps
     monkeypatch.setattr(orjson, "dumps", lambda value: made.append(value) or dumps(value))  # type: ignore[func-returns-value]
     replies = [client.get("/openapi.json") for _ in range(3)]
