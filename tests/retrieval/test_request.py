@@ -13,7 +13,8 @@ from twotower.arrays.types import ItemId
 from twotower.errors import DataError
 from twotower.features.schema import Schema
 from twotower.retrieval.event import Event, EventTypes, checked_event
-from twotower.retrieval.request import Answer, Item, Json, Request
+from twotower.retrieval.request import Answer, Item, Request
+from twotower.retrieval.request_body import Json
 from twotower.retrieval.retriever import Retriever
 
 

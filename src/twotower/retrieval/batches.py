@@ -37,8 +37,8 @@ from twotower.model.inputs.gather import Feed, feed, stack_feeds
 from twotower.progress import JobProgress
 from twotower.retrieval.loaded_bundle import LoadedBundle
 from twotower.retrieval.query import Query
-from twotower.retrieval.request import Json, Method, Request, UnknownId, check_method, checked_k
-from twotower.retrieval.request_body import read_events
+from twotower.retrieval.request import Method, Request, UnknownId, check_method, checked_k
+from twotower.retrieval.request_body import Json, read_events
 
 if TYPE_CHECKING:
     from twotower.retrieval.retriever import Retriever

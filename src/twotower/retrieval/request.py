@@ -19,10 +19,8 @@ from twotower.escaping import representation
 from twotower.features.schema import Schema
 from twotower.features.text import words
 from twotower.retrieval.event import Event, EventInput, as_event
-from twotower.retrieval.request_body import RequestBody, item_events, read_body
+from twotower.retrieval.request_body import Json, RequestBody, item_events, read_body
 
-Json = str | float | None | abc.Sequence["Json"] | Mapping[str, "Json"]
-"""Parsed JSON. The value of a feature is a text, a number, or a list of texts or numbers."""
 Method = Literal[1, 2]
 Source = Literal["model", "cold_start", "popular", "fallback"]
 MAX_K = 10_000

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated, TypeVar
 
 from pydantic import (
@@ -28,6 +28,8 @@ from twotower.errors import DataError, did_you_mean
 from twotower.retrieval.event import Event, checked_event
 
 T = TypeVar("T")
+Json = str | float | None | Sequence["Json"] | Mapping[str, "Json"]
+"""Parsed JSON. The value of a feature is a text, a number, or a list of texts or numbers."""
 MAX_ID_LENGTH = 512
 """Characters of an id, a column name or a filter value."""
 MAX_TEXT_LENGTH = 10_000
@@ -152,16 +154,17 @@ class RequestBody(RequestModel):
 _BODY, _EVENTS = TypeAdapter(RequestBody), TypeAdapter(list[EventBody])
 
 
-def read_body(body: JsonValue) -> RequestBody:
+def read_body(body: Json) -> RequestBody:
     """Return the request in JSON. Raises DataError."""
     if not isinstance(body, dict):
         raise DataError('a request is a JSON object such as {"features": {"age": 25}, "history": ["1", "2"]}')
     return _validated(_BODY, body)
 
 
-def read_events(name: str, given: JsonValue) -> list[Event]:
+def read_events(name: str, given: Json) -> list[Event]:
     """Return the events of the list `name` of a request. Raises DataError."""
-    return item_events(_validated(_EVENTS, given, name))
+    events: list[str | ItemEvent] = _validated(_EVENTS, given, name)
+    return item_events(events)
 
 
 def item_events(given: Sequence[str | ItemEvent]) -> list[Event]:
@@ -182,7 +185,7 @@ def message_of(error: ErrorDetails) -> str:
     return str(error["msg"])
 
 
-def _validated(form: TypeAdapter[T], given: JsonValue, *within: str) -> T:
+def _validated(form: TypeAdapter[T], given: Json, *within: str) -> T:
     """Return a value of a form, at a place `within` a request. Raises DataError."""
     try:
         return form.validate_python(given)

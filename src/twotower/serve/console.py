@@ -18,7 +18,8 @@ from twotower.features.feature import Feature
 from twotower.features.values import canonical_ids
 from twotower.retrieval.event import Event, ReadEvent
 from twotower.retrieval.query import Query
-from twotower.retrieval.request import MAX_K, Answer, Json
+from twotower.retrieval.request import MAX_K, Answer
+from twotower.retrieval.request_body import Json
 from twotower.retrieval.retriever import Retriever, explain, stored_features, stored_history, stored_items
 from twotower.serve import schemas
 from twotower.serve.admission import ClientSlots, release_current_permit
