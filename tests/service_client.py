@@ -32,12 +32,16 @@ class Client:
 
     def ask(self, method: str, path: str, body: Any = None, **more: Any) -> httpx.Response:
         async def go() -> httpx.Response:
-            transport = httpx.ASGITransport(self.app, raise_app_exceptions=False)
-            async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
+            async with self.http(raise_app_exceptions=False) as client:
                 return await client.request(method, path, **({"json": body} if body is not None else {}), **more)
 
         reply: httpx.Response = self.run(go())
         return reply
+
+    def http(self, **more: Any) -> httpx.AsyncClient:
+        """A client for requests at the same time."""
+        transport = httpx.ASGITransport(self.app, **more)
+        return httpx.AsyncClient(transport=transport, base_url="http://localhost", timeout=60)
 
     def run(self, work: Any) -> Any:
         return self.loop.run_until_complete(work)

@@ -363,7 +363,9 @@ def test_every_fault_has_a_test_that_is_run_before_each_commit() -> None:
                 for n in tree.body
                 if isinstance(n, ast.Assign) and ast.unparse(n.targets[0]) == "pytestmark"
             ]
-            functions = [n for n in tree.body if isinstance(n, ast.FunctionDef) and not marks & set(whole)]
+            functions = [
+                n for n in tree.body if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef) and not marks & set(whole)
+            ]
             found[file] = {n.name for n in functions if not marks & set(map(ast.unparse, n.decorator_list))}
         return found[file]
 
@@ -379,7 +381,7 @@ def test_every_fault_has_a_test_that_is_run_before_each_commit() -> None:
 
 def test_every_heavy_case_is_of_a_test_that_exists() -> None:
     texts = (path.read_text(encoding="utf-8") for path in (ROOT / "tests").rglob("test_*.py"))
-    names = {name for text in texts for name in re.findall(r"^def (test_\w+)\(", text, re.M)}
+    names = {name for text in texts for name in re.findall(r"^(?:async )?def (test_\w+)\(", text, re.M)}
     assert HEAVY.keys() <= names
     assert HEAVY.keys() & COLLECTED <= MARKED, "no case has the pattern"
     assert {name for name, cases in HEAVY.items() if cases != ".*"} & COLLECTED <= QUICK, "no case is left to make test"

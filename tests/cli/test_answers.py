@@ -26,7 +26,8 @@ from twotower.features.hour_of_day import HourOfDay
 from twotower.features.numeric import Numeric
 from twotower.features.text import Text
 from twotower.retrieval.query import Query
-from twotower.retrieval.request import Json, Request
+from twotower.retrieval.request import Request
+from twotower.retrieval.request_body import Json
 from twotower.retrieval.user_inputs import ContextValues
 
 WORDS = ["red shoes", "blue sky", "green tea", "old books", "new music", "warm coat", "cold water", "fast car"]

@@ -19,7 +19,8 @@ from twotower.errors import DataError
 from twotower.evaluation.part_evaluation import evaluate_part
 from twotower.index import INDEXES
 from twotower.retrieval.batches import rank_items
-from twotower.retrieval.request import Json, Request, UnknownId
+from twotower.retrieval.request import Request, UnknownId
+from twotower.retrieval.request_body import Json
 from twotower.retrieval.retriever import Retriever, stored_history, stored_items
 from twotower.runs import Run
 from twotower.store.store import Store

@@ -22,6 +22,12 @@ GATED = {"layers": [8], "senet": {"enabled": True}}
 
 
 @pytest.fixture(scope="session")
+def anyio_backend() -> str:
+    """The event loop of tests that are coroutines."""
+    return "asyncio"
+
+
+@pytest.fixture(scope="session")
 def two_bundles(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A store with two bundles of a small gated model that reads every kind of feature; the second is current.
 

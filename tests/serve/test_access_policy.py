@@ -6,7 +6,6 @@ import contextlib
 import logging
 from pathlib import Path
 
-import httpx
 import pytest
 from clock import Clock
 from hypothesis import given, settings
@@ -117,8 +116,7 @@ def test_fault_E2_addresses_of_one_subscriber_are_one_client(make: Make, second:
     client = make(rate=0.001, burst=1)
 
     async def ask(whence: str) -> int:
-        transport = httpx.ASGITransport(client.app, client=(whence, 1))
-        async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as http:
+        async with client.http(client=(whence, 1)) as http:
             return (await http.get("/v1/bundle")).status_code
 
     addresses = ("2001:db8:0:1::1", second, "2001:db8:0:2::1", "192.0.2.1", "::ffff:192.0.2.1", "192.0.2.2")

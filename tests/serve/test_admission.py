@@ -19,147 +19,131 @@ from twotower.serve.admission import (
 )
 from twotower.serve.problems import Problem
 
-
-def test_permits_are_granted_one_at_a_time_in_order_of_arrival() -> None:
-    async def world() -> list[str]:
-        controller, said = AdmissionController(), []
-
-        async def one(name: str) -> None:
-            async with controller.permit():
-                said.append(f"{name} in")
-                await asyncio.sleep(0)
-                said.append(f"{name} out")
-
-        await asyncio.gather(*(one(n) for n in "abc"))
-        return said
-
-    assert asyncio.run(world()) == ["a in", "a out", "b in", "b out", "c in", "c out"]
+pytestmark = pytest.mark.anyio
 
 
-def test_a_concurrency_of_two_grants_two_permits_and_no_third() -> None:
-    async def world() -> int:
-        controller, inside, most = AdmissionController(concurrency=2), 0, 0
+async def test_permits_are_granted_one_at_a_time_in_order_of_arrival() -> None:
+    controller, said = AdmissionController(), []
 
-        async def one() -> None:
-            nonlocal inside, most
-            async with controller.permit():
-                inside += 1
-                most = max(most, inside)
-                await asyncio.sleep(0.001)
-                inside -= 1
-
-        await asyncio.gather(*(one() for _ in range(7)))
-        assert controller.expected_wait == 0
-        return most
-
-    assert asyncio.run(world()) == 2
-
-
-def test_a_cancelled_wait_keeps_nobody_from_a_permit() -> None:
-    async def world() -> list[int]:
-        controller, done = AdmissionController(), []
-
-        async def one(number: int) -> None:
-            async with controller.permit():
-                await asyncio.sleep(0.001)
-                done.append(number)
-
-        tasks = [asyncio.create_task(one(n)) for n in range(6)]
-        await asyncio.sleep(0)
-        for n in (0, 2, 5):
-            tasks[n].cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+    async def one(name: str) -> None:
         async with controller.permit():
-            done.append(99)
-        return done
-
-    assert asyncio.run(world()) == [1, 3, 4, 99]
-
-
-def test_a_permit_granted_and_cancelled_at_the_same_time_is_passed_on() -> None:
-    async def world() -> list[str]:
-        controller, done = AdmissionController(), []
-
-        async def one(name: str) -> None:
-            async with controller.permit():
-                done.append(name)
-
-        first = await controller.permit().__aenter__()
-        second, third = asyncio.create_task(one("second")), asyncio.create_task(one("third"))
-        await asyncio.sleep(0)
-        first.release()  # the permit is the second's, which has not woken up yet
-        second.cancel()
-        await asyncio.gather(second, third, return_exceptions=True)
-        return done
-
-    assert asyncio.run(world()) == ["third"]
-
-
-def test_a_burst_may_wait_long_and_an_overload_only_shortly() -> None:
-    clock = Clock()
-
-    async def world() -> None:
-        controller = AdmissionController(
-            max_wait=0.1, target_wait=0.005, service_time=0.0101, clock=clock
-        )  # a permit is held for 10 ms
-        permits: list[Permit] = []
-
-        async def come() -> None:
-            permits.append(await controller.permit().__aenter__())
-
-        assert not controller.overloaded()
-        await come()
-        waiting = []
-        for _ in range(10):
-            assert not controller.overloaded()
-            waiting.append(asyncio.create_task(come()))
+            said.append(f"{name} in")
             await asyncio.sleep(0)
-        assert controller.expected_wait == pytest.approx(0.101)
-        assert controller.overloaded()
-        clock.now += 0.02
-        controller._last_refusal -= REFUSAL_COOLDOWN  # long ago
+            said.append(f"{name} out")
 
-        async def leave(n: int) -> None:
-            for _ in range(n):
-                controller._last_release = clock.now - 0.0101
-                permits[-1].release()
-                await asyncio.sleep(0)
-
-        await leave(8)  # two wait
-        assert not controller.overloaded()  # there was nobody less than 100 ms ago
-        clock.now += 0.11
-        assert controller.overloaded()
-        controller._last_idle = clock.now
-        assert controller.overloaded()  # somebody has just been refused
-        controller._last_refusal -= REFUSAL_COOLDOWN
-        assert not controller.overloaded()
-        await leave(3)
-        assert not controller.overloaded()
-        await asyncio.gather(*waiting)
-
-    asyncio.run(world())
+    await asyncio.gather(*(one(n) for n in "abc"))
+    assert said == ["a in", "a out", "b in", "b out", "c in", "c out"]
 
 
-def test_the_service_time_is_measured_between_releases_while_requests_wait() -> None:
+async def test_a_concurrency_of_two_grants_two_permits_and_no_third() -> None:
+    controller, inside, most = AdmissionController(concurrency=2), 0, 0
+
+    async def one() -> None:
+        nonlocal inside, most
+        async with controller.permit():
+            inside += 1
+            most = max(most, inside)
+            await asyncio.sleep(0.001)
+            inside -= 1
+
+    await asyncio.gather(*(one() for _ in range(7)))
+    assert controller._empty
+    assert most == 2
+
+
+async def test_a_cancelled_wait_keeps_nobody_from_a_permit() -> None:
+    controller, done = AdmissionController(), []
+
+    async def one(number: int) -> None:
+        async with controller.permit():
+            await asyncio.sleep(0.001)
+            done.append(number)
+
+    tasks = [asyncio.create_task(one(n)) for n in range(6)]
+    await asyncio.sleep(0)
+    for n in (0, 2, 5):
+        tasks[n].cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+    async with controller.permit():
+        done.append(99)
+    assert done == [1, 3, 4, 99]
+
+
+async def test_a_permit_granted_and_cancelled_at_the_same_time_is_passed_on() -> None:
+    controller, done = AdmissionController(), []
+
+    async def one(name: str) -> None:
+        async with controller.permit():
+            done.append(name)
+
+    first = await controller.permit().__aenter__()
+    second, third = asyncio.create_task(one("second")), asyncio.create_task(one("third"))
+    await asyncio.sleep(0)
+    first.release()  # the permit is the second's, which has not woken up yet
+    second.cancel()
+    await asyncio.gather(second, third, return_exceptions=True)
+    assert done == ["third"]
+
+
+async def test_a_burst_may_wait_long_and_an_overload_only_shortly() -> None:
     clock = Clock()
 
-    async def world() -> AdmissionController:
-        controller = AdmissionController(clock=clock)
+    controller = AdmissionController(
+        max_wait=0.1, target_wait=0.005, service_time=0.0101, clock=clock
+    )  # a permit is held for 10 ms
+    permits: list[Permit] = []
 
-        async def one() -> None:
-            async with controller.permit():
-                clock.now += 0.002
-                await asyncio.sleep(0)
-                clock.now += 0.001  # others' work meanwhile
+    async def come() -> None:
+        permits.append(await controller.permit().__aenter__())
 
-        for _ in range(20):
-            await asyncio.gather(*(one() for _ in range(20)))
-            clock.now += 5.0  # nobody is there
-        return controller
+    assert not controller.overloaded()
+    await come()
+    waiting = []
+    for _ in range(10):
+        assert not controller.overloaded()
+        waiting.append(asyncio.create_task(come()))
+        await asyncio.sleep(0)
+    assert controller._wait_ahead("", 1.0, float("inf")) == pytest.approx(0.101)
+    assert controller.overloaded()
+    clock.now += 0.02
+    controller._last_refusal -= REFUSAL_COOLDOWN  # long ago
 
-    controller = asyncio.run(world())
+    async def leave(n: int) -> None:
+        for _ in range(n):
+            controller._last_release = clock.now - 0.0101
+            permits[-1].release()
+            await asyncio.sleep(0)
+
+    await leave(8)  # two wait
+    assert not controller.overloaded()  # there was nobody less than 100 ms ago
+    clock.now += 0.11
+    assert controller.overloaded()
+    controller._last_idle = clock.now
+    assert controller.overloaded()  # somebody has just been refused
+    controller._last_refusal -= REFUSAL_COOLDOWN
+    assert not controller.overloaded()
+    await leave(3)
+    assert not controller.overloaded()
+    await asyncio.gather(*waiting)
+
+
+async def test_the_service_time_is_measured_between_releases_while_requests_wait() -> None:
+    clock = Clock()
+
+    controller = AdmissionController(clock=clock)
+
+    async def one() -> None:
+        async with controller.permit():
+            clock.now += 0.002
+            await asyncio.sleep(0)
+            clock.now += 0.001  # others' work meanwhile
+
+    for _ in range(20):
+        await asyncio.gather(*(one() for _ in range(20)))
+        clock.now += 5.0  # nobody is there
+    controller = controller
     assert controller._clients[""].service_time == pytest.approx(0.003, rel=0.05)
-    assert controller.expected_wait == 0
+    assert controller._empty
 
 
 # ---- fairness
@@ -242,67 +226,58 @@ def test_fault_G16_small_requests_are_answered_among_large_ones_of_the_same_clie
     assert world.used["all"] > 1.0
 
 
-def test_fault_G16_a_large_request_waits_for_small_ones_of_its_client_as_long_as_it_takes_itself() -> None:
-    async def go() -> float:
-        world = World()
-        for _ in range(50):
-            await world.run("all", 0.001)  # it is known
-        small = [asyncio.create_task(world.run("all", 0.001)) for _ in range(4)]
+async def test_fault_G16_a_large_request_waits_for_small_ones_of_its_client_as_long_as_it_takes_itself() -> None:
+    world = World()
+    for _ in range(50):
+        await world.run("all", 0.001)  # it is known
+    small = [asyncio.create_task(world.run("all", 0.001)) for _ in range(4)]
+    await asyncio.sleep(0)
+    large = asyncio.create_task(world.run("all", 0.05, 50.0))
+    while not large.done():
+        if sum(not task.done() for task in small) < 4:
+            small.append(asyncio.create_task(world.run("all", 0.001)))
         await asyncio.sleep(0)
-        large = asyncio.create_task(world.run("all", 0.05, 50.0))
-        while not large.done():
-            if sum(not task.done() for task in small) < 4:
-                small.append(asyncio.create_task(world.run("all", 0.001)))
-            await asyncio.sleep(0)
-            assert len(small) < 1_000
-        await asyncio.gather(*small)
-        return await large
-
-    assert 0.04 < asyncio.run(go()) < 0.06
+        assert len(small) < 1_000
+    await asyncio.gather(*small)
+    assert 0.04 < (await large) < 0.06
 
 
-def test_fault_G16_who_has_much_in_the_queue_is_refused_and_not_who_has_little() -> None:
-    async def go() -> None:
-        world = World()
-        for _ in range(30):
-            await world.run("heavy", 0.1)
-        holder = asyncio.create_task(world.run("heavy", 0.1))
-        await asyncio.sleep(0)
-        waiting = [asyncio.create_task(world.run("heavy", 0.1)) for _ in range(3)]
-        await asyncio.sleep(0)
-        assert world.controller.overloaded("heavy")
-        assert not world.controller.overloaded("shop")
-        assert world.controller.overloaded("another heavy", 5_000.0)
-        await asyncio.gather(holder, *waiting)
-
-    asyncio.run(go())
+async def test_fault_G16_who_has_much_in_the_queue_is_refused_and_not_who_has_little() -> None:
+    world = World()
+    for _ in range(30):
+        await world.run("heavy", 0.1)
+    holder = asyncio.create_task(world.run("heavy", 0.1))
+    await asyncio.sleep(0)
+    waiting = [asyncio.create_task(world.run("heavy", 0.1)) for _ in range(3)]
+    await asyncio.sleep(0)
+    assert world.controller.overloaded("heavy")
+    assert not world.controller.overloaded("shop")
+    assert world.controller.overloaded("another heavy", 5_000.0)
+    await asyncio.gather(holder, *waiting)
 
 
 @settings(max_examples=20, deadline=None)
 @given(
     st.lists(st.tuples(st.integers(1, 5), st.floats(0.001, 0.1), st.sampled_from([1.0, 50.0])), min_size=2, max_size=5)
 )
-def test_fault_G16_clients_that_all_wait_have_equal_shares(clients: list[tuple[int, float, float]]) -> None:
-    async def go() -> None:
-        world = World()
+async def test_fault_G16_clients_that_all_wait_have_equal_shares(clients: list[tuple[int, float, float]]) -> None:
+    world = World()
 
-        async def busy(name: str, cost: float, weight: float) -> None:
-            while True:
-                await world.run(name, cost, weight)
+    async def busy(name: str, cost: float, weight: float) -> None:
+        while True:
+            await world.run(name, cost, weight)
 
-        # With two connections there is always one that waits.
-        tasks = [asyncio.create_task(busy(str(n), cost, weight)) for n,
-            (connections, cost, weight) in enumerate(clients)
-                 for _ in range(connections + 1)]  # fmt: skip
-        while world.clock.now < 105.0:
-            await asyncio.sleep(0)
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        share = 5.0 / len(clients)
-        assert all(abs(used - share) < 0.05 * share + 0.15 for used in world.used.values()), world.used
-
-    asyncio.run(go())
+    # With two connections there is always one that waits.
+    tasks = [asyncio.create_task(busy(str(n), cost, weight)) for n,
+        (connections, cost, weight) in enumerate(clients)
+             for _ in range(connections + 1)]  # fmt: skip
+    while world.clock.now < 105.0:
+        await asyncio.sleep(0)
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+    share = 5.0 / len(clients)
+    assert all(abs(used - share) < 0.05 * share + 0.15 for used in world.used.values()), world.used
 
 
 def test_fault_G16_a_client_alone_has_everything() -> None:
@@ -321,109 +296,94 @@ def test_fault_G16_a_client_alone_has_everything() -> None:
     assert world.used["shop"] == pytest.approx(world.clock.now - 100.0) == pytest.approx(0.04)
 
 
-def test_fault_G16_a_large_request_is_not_put_off_for_ever_by_newcomers() -> None:
-    async def go() -> float:
-        world = World()
-        held = asyncio.create_task(world.run("first", 0.001))
+async def test_fault_G16_a_large_request_is_not_put_off_for_ever_by_newcomers() -> None:
+    world = World()
+    held = asyncio.create_task(world.run("first", 0.001))
+    await asyncio.sleep(0)
+    large = asyncio.create_task(world.run("large", 0.1, 150.0))
+    newcomers = [held]
+    while not large.done():  # there are always three who wait
+        if sum(not task.done() for task in newcomers) < 4:
+            newcomers.append(asyncio.create_task(world.run(f"new {len(newcomers)}", 0.001)))
         await asyncio.sleep(0)
-        large = asyncio.create_task(world.run("large", 0.1, 150.0))
-        newcomers = [held]
-        while not large.done():  # there are always three who wait
-            if sum(not task.done() for task in newcomers) < 4:
-                newcomers.append(asyncio.create_task(world.run(f"new {len(newcomers)}", 0.001)))
-            await asyncio.sleep(0)
-            assert len(newcomers) < 5_000
-        await asyncio.gather(*newcomers)
-        return await large
-
-    assert asyncio.run(go()) < 1.0
+        assert len(newcomers) < 5_000
+    await asyncio.gather(*newcomers)
+    assert (await large) < 1.0
 
 
-def test_newcomers_in_great_numbers_are_an_overload_too() -> None:
-    async def go() -> int:
-        world, admitted = World(), []
-        for n in range(300):
-            await world.run(f"new {n}", 0.01)
-        assert not world.controller.overloaded("somebody")
-        async with world.controller.permit("somebody"):
-            for n in range(100):
-                if not world.controller.overloaded(f"newer {n}"):
-                    admitted.append(asyncio.create_task(world.run(f"newer {n}", 0.01)))
-                    await asyncio.sleep(0)
-        await asyncio.gather(*admitted)
-        return len(admitted)
-
-    assert 4 <= asyncio.run(go()) <= 7  # of 10 ms each, within 50 ms
+async def test_newcomers_in_great_numbers_are_an_overload_too() -> None:
+    world, admitted = World(), []
+    for n in range(300):
+        await world.run(f"new {n}", 0.01)
+    assert not world.controller.overloaded("somebody")
+    async with world.controller.permit("somebody"):
+        for n in range(100):
+            if not world.controller.overloaded(f"newer {n}"):
+                admitted.append(asyncio.create_task(world.run(f"newer {n}", 0.01)))
+                await asyncio.sleep(0)
+    await asyncio.gather(*admitted)
+    assert 4 <= len(admitted) <= 7  # of 10 ms each, within 50 ms
 
 
-def test_a_released_permit_is_granted_to_the_next() -> None:
-    async def go() -> list[str]:
-        controller, said = AdmissionController(), []
+async def test_a_released_permit_is_granted_to_the_next() -> None:
+    controller, said = AdmissionController(), []
 
-        async def beside() -> None:
-            async with controller.permit("a"):
-                said.append(release_current_permit())
-                await asyncio.sleep(0.005)
-                said.append("a ends")
+    async def beside() -> None:
+        async with controller.permit("a"):
+            said.append(release_current_permit())
+            await asyncio.sleep(0.005)
+            said.append("a ends")
 
-        async def other() -> None:
-            async with controller.permit("b"):
-                said.append("b")
+    async def other() -> None:
+        async with controller.permit("b"):
+            said.append("b")
 
-        await asyncio.gather(beside(), other())
-        assert release_current_permit() == ""
-        assert controller.expected_wait == 0
-        return said
-
-    assert asyncio.run(go()) == ["a", "b", "a ends"]
+    await asyncio.gather(beside(), other())
+    assert release_current_permit() == ""
+    assert controller._empty
+    assert said == ["a", "b", "a ends"]
 
 
-def test_a_client_that_is_always_there_keeps_no_other_in_memory() -> None:
-    async def world() -> None:
-        controller, there = AdmissionController(remembered_clients=64), True
+async def test_a_client_that_is_always_there_keeps_no_other_in_memory() -> None:
+    controller, there = AdmissionController(remembered_clients=64), True
 
-        async def ask() -> None:
-            while there:
-                async with controller.permit("always"):
-                    await asyncio.sleep(0)
+    async def ask() -> None:
+        while there:
+            async with controller.permit("always"):
+                await asyncio.sleep(0)
 
-        always = [asyncio.create_task(ask()) for _ in range(3)]
-        for n in range(200):
-            async with controller.permit(f"client {n}"):
-                assert "always" in controller._active_clients
-        there = False
-        await asyncio.gather(*always)
-        assert "always" in controller._clients
-        assert 64 <= len(controller._clients) <= 64 + 1
-        assert controller._active_clients == controller._queued_clients == {}
-
-    asyncio.run(world())
+    always = [asyncio.create_task(ask()) for _ in range(3)]
+    for n in range(200):
+        async with controller.permit(f"client {n}"):
+            assert "always" in controller._active_clients
+    there = False
+    await asyncio.gather(*always)
+    assert "always" in controller._clients
+    assert 64 <= len(controller._clients) <= 64 + 1
+    assert controller._active_clients == controller._queued_clients == {}
 
 
-def test_fault_G33_after_long_work_arrivals_are_queued_before_the_next_permit() -> None:
+async def test_fault_G33_after_long_work_arrivals_are_queued_before_the_next_permit() -> None:
     clock = Clock()
 
-    async def world() -> list[str]:
-        controller, order = AdmissionController(clock=clock), list[str]()
+    controller, order = AdmissionController(clock=clock), list[str]()
 
-        async def one(client: str, seconds: float) -> None:
-            async with controller.permit(client):
-                order.append(client)
-                clock.now += seconds
+    async def one(client: str, seconds: float) -> None:
+        async with controller.permit(client):
+            order.append(client)
+            clock.now += seconds
 
-        def accept() -> int:
-            order.append("accept")
-            tasks.append(asyncio.create_task(one("new", 0.0001)))  # it waited in the kernel
-            return 2
+    def accept() -> int:
+        order.append("accept")
+        tasks.append(asyncio.create_task(one("new", 0.0001)))  # it waited in the kernel
+        return 2
 
-        controller.accept = accept
-        tasks = [asyncio.create_task(one("greedy", seconds)) for seconds in (0.0001, 0.1, 0.0001)]
-        while len(order) < 5:
-            await asyncio.sleep(0)
-        await asyncio.gather(*tasks)
-        return order
-
-    assert asyncio.run(world()) == ["greedy", "greedy", "accept", "new", "greedy"]
+    controller.accept = accept
+    tasks = [asyncio.create_task(one("greedy", seconds)) for seconds in (0.0001, 0.1, 0.0001)]
+    while len(order) < 5:
+        await asyncio.sleep(0)
+    await asyncio.gather(*tasks)
+    assert order == ["greedy", "greedy", "accept", "new", "greedy"]
 
 
 @pytest.mark.parametrize(
@@ -433,46 +393,40 @@ def test_fault_G33_after_long_work_arrivals_are_queued_before_the_next_permit() 
         ("aaa", 0.115, [False, False, False]),  # of one client only the first comes before the small request
     ],
 )
-def test_fault_G33_a_small_request_is_not_refused_for_the_one_that_is_next(
+async def test_fault_G33_a_small_request_is_not_refused_for_the_one_that_is_next(
     clients: str, lag: float, refusals: list[bool]
 ) -> None:
     """While arrivals are queued, the next large request counts as one that holds a permit, and a second one does
     not."""
     clock = Clock()
 
-    async def world() -> list[bool]:
-        controller, refused = AdmissionController(max_wait=0.05, service_time=0.001, clock=clock), list[bool]()
+    controller, refused = AdmissionController(max_wait=0.05, service_time=0.001, clock=clock), list[bool]()
 
-        async def one(client: str, weight: float) -> None:
-            async with controller.permit(client, weight):
-                clock.now += 0.001 * weight
+    async def one(client: str, weight: float) -> None:
+        async with controller.permit(client, weight):
+            clock.now += 0.001 * weight
 
-        def accept() -> int:
-            controller._virtual_clock = (
-                max(c.used for c in controller._clients.values()) + lag
-            )  # those who wait have had less than their share
-            refused.append(controller.overloaded("small"))
-            return 0
+    def accept() -> int:
+        controller._virtual_clock = (
+            max(c.used for c in controller._clients.values()) + lag
+        )  # those who wait have had less than their share
+        refused.append(controller.overloaded("small"))
+        return 0
 
-        controller.accept = accept
-        await asyncio.gather(*(one(client, 60.0) for client in clients))
-        return refused
-
-    assert asyncio.run(world()) == refusals
+    controller.accept = accept
+    await asyncio.gather(*(one(client, 60.0) for client in clients))
+    assert refused == refusals
 
 
-def test_no_client_is_charged_for_the_work_of_other_processes() -> None:
+async def test_no_client_is_charged_for_the_work_of_other_processes() -> None:
     wall, work = Clock(), Clock()
 
-    async def world() -> AdmissionController:
-        controller = AdmissionController(clock=wall, work_clock=work)
-        for _ in range(200):
-            async with controller.permit("one"):
-                wall.now += 0.5  # the process has a tenth of a millisecond of it
-                work.now += 0.0001
-        return controller
-
-    assert asyncio.run(world())._clients["one"].service_time == pytest.approx(0.0001, rel=0.1)
+    controller = AdmissionController(clock=wall, work_clock=work)
+    for _ in range(200):
+        async with controller.permit("one"):
+            wall.now += 0.5  # the process has a tenth of a millisecond of it
+            work.now += 0.0001
+    assert controller._clients["one"].service_time == pytest.approx(0.0001, rel=0.1)
 
 
 def test_fault_G16_slots_beside_the_permits_are_not_all_one_clients() -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from pathlib import Path
 
-import httpx
 import numpy as np
 from service_client import Client, problem
 
@@ -96,8 +95,7 @@ def test_the_console_asks_another_bundle(client: Client, store: Path) -> None:
 
 def test_looks_beyond_the_bound_are_refused_and_do_not_count_as_answers(client: Client) -> None:
     async def go() -> list[int]:
-        transport = httpx.ASGITransport(client.app)
-        async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as http:
+        async with client.http() as http:
             asked = (http.post("/v1/console/explain", json={"user_id": "u1"}) for _ in range(40))
             return [r.status_code for r in await asyncio.gather(*asked)]
 

@@ -22,8 +22,7 @@ def test_fault_D8_a_cancelled_request_gives_its_turn_back(client: Client, monkey
             await asyncio.sleep(30)
 
         monkeypatch.setattr(client.service, "resolve", never)
-        transport = httpx.ASGITransport(client.app)
-        async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as http:
+        async with client.http() as http:
             task = asyncio.create_task(http.post("/v1/recommend", json={}))
             await asyncio.sleep(0.05)
             task.cancel()
@@ -58,8 +57,7 @@ def test_fault_E1_more_than_can_be_answered_is_refused_at_once(make: Make) -> No
     client.service.admission._first_service_time = 0.1
 
     async def go() -> list[httpx.Response]:
-        transport = httpx.ASGITransport(client.app)
-        async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as http:
+        async with client.http() as http:
             return await asyncio.gather(*(http.post("/v1/recommend", json={"user_id": "u1"}) for _ in range(20)))
 
     replies = client.run(go())
@@ -86,8 +84,7 @@ def test_fault_E6_single_requests_have_their_turns_between_those_of_a_batch(
     monkeypatch.setattr(client.service, "answer", noted)
 
     async def go() -> None:
-        transport = httpx.ASGITransport(client.app)
-        async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as http:
+        async with client.http() as http:
             batch = asyncio.create_task(http.post("/v1/recommend:batch", json={"requests": [{"k": 9}] * 60}))
             while len(order) < 5:
                 await asyncio.sleep(0.001)
@@ -122,8 +119,7 @@ def test_fault_G16_the_large_batch_of_a_client_leaves_another_its_turns(
     monkeypatch.setattr(client.service, "answer", answered)
 
     async def go() -> None:
-        transport = httpx.ASGITransport(client.app)
-        async with httpx.AsyncClient(transport=transport, base_url="http://localhost", timeout=60) as http:
+        async with client.http() as http:
             entries = [f"i{n % 40}" for n in range(1_000)]
             large = {"requests": [{"k": 9, "history": entries}] * 20}
             explain = {"k": 9, "ban": [f"{n:0>20}" for n in range(9_000)]}
@@ -153,7 +149,7 @@ def test_fault_G16_the_large_batch_of_a_client_leaves_another_its_turns(
 def test_fault_G33_the_openapi_document_is_made_once_and_is_a_request_like_others(
     make: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    client, made = make(rate=1.0, burst=2), []
+    client, made = make(rate=0.001, burst=2), []
     dumps = orjson.dumps
     monkeypatch.setattr(orjson, "dumps", lambda value: made.append(value) or dumps(value))  # type: ignore[func-returns-value]
     replies = [client.get("/openapi.json") for _ in range(3)]
@@ -168,8 +164,7 @@ def test_fault_G33_the_openapi_document_is_made_once_and_is_a_request_like_other
 
 def test_fault_G33_only_health_checks_need_no_permit(client: Client) -> None:
     async def go() -> None:
-        transport = httpx.ASGITransport(client.app)
-        async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as http:
+        async with client.http() as http:
             async with client.service.admission.permit("another"):
                 waiting = [asyncio.create_task(http.get(path)) for path in ("/metrics", "/openapi.json", "/", "/none")]
                 for path in ("/livez", "/readyz") * 10:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import random
 import shutil
-import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -16,10 +15,10 @@ import kill_points
 import preloaded
 import pytest
 from object_server import Fault, ObjectServer
-from store_worlds import FACTS, check_failed_writes, content, ids, tag_of
+from store_worlds import content, ids, tag_of
 
 from twotower import files
-from twotower.errors import BundleError, RunError
+from twotower.errors import BundleError
 from twotower.files.layout import MANIFEST
 from twotower.files.object_stores import ObjectClient
 from twotower.files.urls import Url
@@ -83,44 +82,6 @@ def elsewhere(store: Store, tmp_path: Path) -> Store:
 
 
 # ---- the way it goes when all is well -----------------------------------------------------------------------------
-
-
-def test_what_is_published_is_current_whole_and_read_elsewhere(store: Store, elsewhere: Store) -> None:
-    probed: list[Bundle] = []
-    bundle = store.publish(content("one", items=7), probed.append, reason="the first")
-    assert probed == [bundle]
-    assert (bundle.id, tag_of(bundle)) == (store.current().id, "one")
-    there = elsewhere.current()
-    assert there.manifest == bundle.manifest
-    assert there.folder != bundle.folder
-    assert tag_of(there) == "one"
-    (line,) = elsewhere.history()
-    assert (line["action"], line["bundle"], line["from"], line["reason"]) == ("publish", bundle.id, "", "the first")
-    (listed,) = elsewhere.bundles()
-    assert (listed.id, listed.current, listed.damaged, listed.size) == (bundle.id, True, None, 3 * 103)
-    assert get(store, "CURRENT").decode().startswith(f"{bundle.id}\n")
-    whole_and_tidy(elsewhere)
-
-
-def test_rollback_gc_and_the_history_are_as_on_the_disk(store: Store, elsewhere: Store, tmp_path: Path) -> None:
-    disk = Store.create(tmp_path / "disk")
-    told = []
-    for place in (store, disk):
-        a, b, c, d = (place.publish(content(tag)).id for tag in "abcd")
-        names = {a: "a", b: "b", c: "c", d: "d"}
-        assert place.rollback(reason="d is bad").id == c
-        assert place.rollback(b).id == b
-        with pytest.raises(BundleError, match="no bundle 20260101T000000Z-000000; available"):
-            place.rollback("20260101T000000Z-000000")
-        removed = place.gc()
-        actions = [
-            (line["action"], names.get(str(line["bundle"])), names.get(str(line["from"]))) for line in place.history()
-        ]
-        told.append([actions, [names[i] for i in removed], [names[i] for i in ids(place)], names[place.current().id]])
-        assert place.recent_ids(2) == [b, c]
-    assert told[0] == told[1]
-    assert tag_of(elsewhere.current()) == "b"
-    whole_and_tidy(store)
 
 
 def test_a_prefix_that_is_no_store_is_refused(bucket: str, tmp_path: Path) -> None:
@@ -335,23 +296,6 @@ def test_fault_A1_rollback_and_gc_killed_at_any_step_leave_a_whole_store(
     ) == len(points)
 
 
-def test_fault_A1_an_error_or_interrupt_while_writing_leaves_no_object(store: Store, tmp_path: Path) -> None:
-    old = store.publish(content("one"))
-    before = keys(store)
-
-    check_failed_writes(store, old)
-
-    def refuse(bundle: Bundle) -> None:
-        raise RunError("recommends nothing")
-
-    with pytest.raises(BundleError, match=r"CURRENT stays .*: recommends nothing") as caught:
-        store.publish(content("two"), refuse)
-    assert caught.value.reason == "probe"
-    assert keys(store) == before
-    assert not list((tmp_path / "cache").rglob("twotower-publish-*"))
-    assert len(list((tmp_path / "cache").rglob(MANIFEST))) == 1
-
-
 # ---- A2: writes refused -------------------------------------------------------------------------------------------
 
 
@@ -480,14 +424,6 @@ def test_fault_A8_current_that_names_no_bundle_lists_what_there_is(store: Store)
     assert [line["action"] for line in store.history()] == ["publish", "recover", "rollback"]
 
 
-def test_fault_A11_a_recall_below_the_threshold_is_refused_in_a_bucket_too(store: Store) -> None:
-    poor = FACTS["recall_check"] | {"recall": 0.5}
-    with pytest.raises(BundleError, match=r"recall 0\.5 is below the threshold"):
-        store.publish(content("one", recall_check=poor))
-    assert (store.history()[-1]["action"], keys(store, "bundles/")) == ("refused", [])
-    assert store.publish(content("one", recall_check=poor), force=True).manifest.forced
-
-
 @pytest.mark.parametrize("path", ["../x", "/etc/passwd", "a/../../x", "", "index//1.bin"])
 def test_fault_A12_a_key_that_leads_elsewhere_is_refused(
     path: str, store: Store, elsewhere: Store, tmp_path: Path
@@ -529,27 +465,6 @@ def test_fault_A9_of_two_publishers_the_later_write_of_current_is_refused(store:
     assert tag_of(store.publish(content("slow"))) == "slow"
 
 
-def test_fault_A9_of_many_at_once_each_wins_or_is_told_in_a_bucket(url: str, tmp_path: Path) -> None:
-    opened(url, tmp_path / "0")
-    won, told = list[str](), list[str]()
-
-    def publish(n: int) -> None:
-        try:
-            won.append(opened(url, tmp_path / str(n)).publish(content(f"tag{n}", count=1)).id)
-        except BundleError as e:
-            told.append(e.reason)
-
-    with ThreadPoolExecutor(4) as pool:
-        list(pool.map(publish, range(5)))
-    store = opened(url, tmp_path / "0")
-    assert won
-    assert (len(won) + len(told), {*told} - {"locked"}) == (5, set())
-    assert {line["bundle"] for line in store.history()} == {*won}
-    froms = [(line["from"], line["bundle"]) for line in store.history()]
-    assert [new for _, new in froms[:-1]] == [old for old, _ in froms[1:]], "each knew the one before it"
-    whole_and_tidy(store)
-
-
 def test_fault_A9_a_first_publisher_beside_another_takes_its_line_for_no_change_by_hand(
     store: Store, elsewhere: Store
 ) -> None:
@@ -571,57 +486,6 @@ def test_fault_A9_a_killed_publisher_is_in_nobodys_way(store: Store) -> None:
 
 
 # ---- A10, A13: readers --------------------------------------------------------------------------------------------
-
-
-def test_fault_A10_a_reader_finds_a_whole_bundle_while_it_is_replaced_and_collected(
-    store: Store, tmp_path: Path
-) -> None:
-    store.publish(content("tag"))
-    ended, found = threading.Event(), list[str]()
-
-    def read() -> None:
-        n = 0
-        while not ended.is_set():
-            reader = opened(str(store.at), tmp_path / f"reader{n % 2}", kept=1)
-            found.append(tag_of(reader.current()))
-            n += 1
-
-    thread = threading.Thread(target=read)
-    thread.start()
-    try:
-        for _ in range(3):
-            store.publish(content("tag", count=2))
-            store.gc()
-    finally:
-        ended.set()
-        thread.join()
-    assert found
-    assert {*found} == {"tag"}
-
-
-def test_fault_A10_a_reader_overtaken_by_publish_and_gc_reads_current_again_in_a_bucket(
-    store: Store, elsewhere: Store, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    store.publish(content("a"))
-    asked: list[str] = []
-
-    class Overtake:
-        def point(self, name: str) -> None:
-            """Let the bundle vanish after its name was read."""
-
-    original = elsewhere.place.open
-
-    def overtaken(name: str) -> Bundle:
-        asked.append(name)
-        if len(asked) == 1:
-            for tag in "bcd":
-                store.publish(content(tag))
-            store.gc()
-        return original(name)
-
-    monkeypatch.setattr(elsewhere.place, "open", overtaken)
-    assert tag_of(elsewhere.current()) == "d"
-    assert len(asked) == 2
 
 
 class WhileFetching:

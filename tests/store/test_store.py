@@ -16,7 +16,6 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -30,19 +29,14 @@ import pytest
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
-from store_worlds import FACTS, check_failed_writes, content, ids, tag_of
+from store_worlds import FACTS, content, ids, tag_of
 
 import twotower.store.bundle
-from twotower.errors import BundleError, ConfigError, RunError
+from twotower.errors import BundleError, RunError
 from twotower.files.layout import MANIFEST
 from twotower.store.bundle import Bundle
 from twotower.store.manifest import BundleFacts, manifest_digest
 from twotower.store.store import Store
-
-
-def linked(path: Path, target: Path) -> BundleFacts:
-    path.symlink_to(target)
-    return BundleFacts.model_validate(FACTS)
 
 
 def history(store: Store) -> list[Any]:
@@ -76,25 +70,6 @@ def store(quick: Path) -> Store:
 
 
 # ---- the way it goes when all is well -----------------------------------------------------------------------------
-
-
-def test_what_is_published_is_current_whole_and_says_what_it_is(store: Store) -> None:
-    probed: list[Bundle] = []
-    bundle = store.publish(content("one", items=7), probed.append, reason="the first")
-    assert probed == [bundle]
-    assert store.current() == bundle
-    assert tag_of(bundle) == "one"
-    about = bundle.manifest
-    assert [entry.path for entry in about.files] == ["0.bin", "2.bin", "index/1.bin"]
-    assert (about.bundle, about.dims, about.forced, about.schema_version) == (bundle.id, 64, False, 6)
-    (line,) = history(store)
-    assert (line["action"], line["bundle"], line["from"], line["reason"]) == ("publish", bundle.id, "", "the first")
-    assert line["recall_check"] == about.recall_check.model_dump()
-    (listed,) = store.bundles()
-    assert (listed.id, listed.created, listed.current, listed.damaged) == (bundle.id, about.created, True, None)
-    assert listed.size == 3 * 103
-    assert (store.path / "CURRENT").read_text() == bundle.id + "\n"
-    assert not leftovers(store)
 
 
 def test_a_reason_of_any_bytes_is_in_the_history_and_a_file_that_is_missing_is_named(store: Store) -> None:
@@ -159,27 +134,6 @@ def test_the_module_is_light_and_its_error_crosses_processes() -> None:
     assert (str(copy), copy.reason, copy.exit_code) == ("damaged", "size", 2)
 
 
-def test_rollback_goes_back_further_each_time_and_forward_by_id_only(store: Store) -> None:
-    a, b, c = (store.publish(content(tag)).id for tag in "abc")
-    assert store.rollback(reason="c is bad").id == b
-    assert store.current().id == b
-    assert store.rollback().id == a
-    with pytest.raises(BundleError, match=f"no bundle was current before; available: {a}, {b}, {c}; .* `to`"):
-        store.rollback()
-    assert store.rollback(c).id == c
-    assert store.rollback().id == a
-    d = store.publish(content("d")).id
-    assert store.rollback().id == a
-    with pytest.raises(BundleError, match=f"no bundle 20260101T000000Z-000000; available: {a}, {b}, {c}, {d}"):
-        store.rollback("20260101T000000Z-000000")
-    with pytest.raises(BundleError, match=r"no bundle \.\./x"):
-        store.rollback("../x")
-    assert store.current().id == a
-    actions = [(line["action"], line["from"], line["bundle"]) for line in history(store)]
-    assert actions[3] == ("rollback", c, b)
-    assert history(store)[3]["reason"] == "c is bad"
-
-
 def test_a_damaged_bundle_is_not_rolled_back_to(store: Store) -> None:
     a = store.publish(content("a"))
     b = store.publish(content("b"))
@@ -195,16 +149,6 @@ def test_gc_removes_what_a_killed_publisher_was_writing(store: Store) -> None:
     store.publish(content("a"))
     store.gc()
     assert not leftovers(store)
-
-
-def test_gc_keeps_the_newest_the_current_and_the_one_to_go_back_to(store: Store) -> None:
-    names = [store.publish(content(tag)).id for tag in "abcdef"]
-    assert store.rollback(names[1]).id == names[1]
-    assert store.gc() == [names[2], names[3]]
-    assert ids(store) == [names[0], names[1], names[4], names[5]]
-    with pytest.raises(ConfigError, match="keep is 1, expected at least 2"):
-        store.gc(1)
-    assert [line["bundle"] for line in history(store) if line["action"] == "gc"] == [names[2], names[3]]
 
 
 # ---- A1: killed ---------------------------------------------------------------------------------------------------
@@ -311,38 +255,6 @@ def test_fault_A1_kill_at_random_times_leaves_a_whole_store(quick: Path, kills: 
 
 def test_fault_A1_kill_at_every_point_of_rollback_and_gc(quick: Path) -> None:
     assert preloaded.number_told(__file__, f"kill_rollback_and_gc_everywhere({str(quick)!r})") >= 20
-
-
-def test_fault_A1_an_error_or_interrupt_while_writing_leaves_nothing(store: Store) -> None:
-    old = store.publish(content("one"))
-
-    check_failed_writes(store, old)
-    with pytest.raises(BundleError, match="stays .*: dims: input should be a valid integer, got 'x'"):
-        store.publish(content("two", dims="x"))
-    rest = {name: value for name, value in FACTS.items() if name != "metric"}
-    with pytest.raises(BundleError, match="stays .*: 'metric' is missing"):
-        store.publish(lambda folder: BundleFacts.model_validate(rest))
-    with pytest.raises(BundleError, match="a link"):
-        store.publish(lambda folder: linked(folder / "x", old.folder / "0.bin"))
-    assert (ids(store), leftovers(store), store.current()) == ([old.id], [], old)
-    assert [line["action"] for line in history(store)] == ["publish"]
-
-
-def test_fault_A1_a_bundle_that_fails_its_probe_is_removed(store: Store) -> None:
-    old = store.publish(content("one"))
-
-    def probe(bundle: Bundle) -> None:
-        assert tag_of(bundle) == "two"
-        assert store.current() == old
-        raise RuntimeError("the query found nothing")
-
-    with pytest.raises(BundleError, match="not published.* the query found nothing") as caught:
-        store.publish(content("two"), probe)
-    assert caught.value.reason == "probe"
-    with pytest.raises(BundleError, match="dims is 64 in MANIFEST.json, 32 in index") as caught:
-        store.publish(content("two"), lambda bundle: bundle.check_consistency({"index": {"dims": 32}}))
-    assert caught.value.reason == "mismatch"
-    assert (ids(store), leftovers(store), store.current()) == ([old.id], [], old)
 
 
 # ---- A2: no space -------------------------------------------------------------------------------------------------
@@ -762,27 +674,6 @@ def test_fault_A9_text_left_in_the_lock_never_costs_a_published_bundle(store: St
     assert (store.path / "LOCK").read_bytes() == b""
 
 
-def test_fault_A9_of_many_at_once_each_wins_or_is_told(store: Store) -> None:
-    store.publish(content("0"))
-    outcomes: list[str] = []
-
-    def run(tag: str) -> None:
-        try:
-            outcomes.append(store.publish(content(tag)).id)
-        except BundleError as e:
-            outcomes.append(e.reason)
-
-    threads = [threading.Thread(target=run, args=(str(i),)) for i in range(1, 13)]
-    for t in threads:
-        t.start()
-    for t in threads:
-        t.join()
-    won = [o for o in outcomes if o != "locked"]
-    assert won
-    assert sorted(won) == ids(store)[1:]
-    assert store.current().id == max(won)
-
-
 def test_fault_E8_bundles_are_in_the_order_of_publishing_when_the_clock_jumps_back(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -861,51 +752,6 @@ def test_fault_A10_fifty_publishes_and_rollbacks_leak_nothing_and_end_where_they
     assert len(ids(store)) <= 4
 
 
-def test_fault_A10_readers_always_find_a_whole_bundle_while_it_is_replaced_and_collected(store: Store) -> None:
-    store.publish(content("0"))
-    stop, errors, seen = threading.Event(), [], []
-
-    def read() -> None:
-        while not stop.is_set():
-            try:
-                seen.append(store.current().id)
-            except BundleError as e:
-                errors.append(e)
-
-    readers = [threading.Thread(target=read) for _ in range(3)]
-    for t in readers:
-        t.start()
-    for i in range(40):
-        store.publish(content(str(i)))
-        if i % 3 == 2:
-            store.rollback()
-        store.gc()
-    stop.set()
-    for t in readers:
-        t.join()
-    assert not errors
-    assert len(set(seen)) > 3
-
-
-def test_fault_A10_a_reader_overtaken_by_publish_and_gc_reads_current_again(
-    store: Store, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    old = store.publish(content("old"))
-    real, overtaken = store.open, [True, True]
-
-    def slow(name: str) -> Bundle:
-        if overtaken and overtaken.pop():
-            for tag in "abc":
-                Store(store.path).publish(content(tag))
-            Store(store.path).gc()
-        return real(name)
-
-    monkeypatch.setattr(store, "open", slow)
-    assert tag_of(store.current()) == "c"
-    assert not overtaken
-    assert old.id not in ids(store)
-
-
 def test_fault_A10_a_bundle_that_vanishes_while_it_is_verified_is_missing(
     sound: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -962,34 +808,6 @@ def test_fault_A13_an_open_mapping_outlives_gc_without_a_lease(store: Store) -> 
 
 
 # ---- A11: the recall check ----------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("recall", [0.93, -1, 0])
-def test_fault_A11_a_recall_below_the_threshold_is_refused_with_the_numbers(store: Store, recall: float) -> None:
-    old = store.publish(content("one"))
-    below = content("two", recall_check={"recall": recall, "threshold": 0.95, "k": 10, "queries": 5})
-    with pytest.raises(
-        BundleError,
-        match=f"stays {old.id}: recall {recall:g} is below the threshold 0.95, k 10, queries 5; .* `force=True`",
-    ) as caught:
-        store.publish(below)
-    assert caught.value.reason == "recall"
-    assert (ids(store), leftovers(store), store.current()) == ([old.id], [], old)
-    line = history(store)[-1]
-    assert (line["action"], line["from"]) == ("refused", old.id)
-    assert "is below the threshold 0.95" in line["reason"]
-
-
-def test_fault_A11_force_publishes_and_is_written_down(store: Store) -> None:
-    below = content("two", recall_check={"recall": 0.93, "threshold": 0.95, "k": 10, "queries": 5})
-    bundle = store.publish(below, reason="the fair is on Friday", force=True)
-    assert store.current() == bundle
-    assert bundle.manifest.forced
-    line = history(store)[-1]
-    assert (line["action"], line["forced"], line["reason"]) == ("publish", True, "the fair is on Friday")
-    assert line["recall_check"] == {"recall": 0.93, "threshold": 0.95, "k": 10, "queries": 5}
-    # Where nothing had to be forced, nothing was.
-    assert store.publish(content("three"), force=True).manifest.forced is False
 
 
 @pytest.mark.parametrize("recall_check", [None, {}, {"recall": 0.9}, {"recall": "0.9", "threshold": 0.5}, [1],

@@ -35,11 +35,14 @@ from twotower.serve.settings import ServeSettings
 
 USERS = "--users"
 """Option with which `recommend` writes files instead of printing an answer."""
+OF_TABLES = ("unknown", "shard_rows", "overwrite", "engine", "threads", "separator", "decimal", "columns")
+"""Options that go with USERS."""
 ENVIRONMENT_PREFIX = "TWOTOWER_SERVE_"
 """Start of the environment variable of an option. A Kubernetes Service named twotower sets TWOTOWER_PORT by itself."""
 
 
 def recommend(
+    call: typer.Context,
     store: StoreFolder,
     user: Annotated[str, typer.Option("--user", help="Id of the user.")] = "",
     features: Annotated[
@@ -79,20 +82,14 @@ def recommend(
         Path | None, typer.Option("--out", help="Folder or URL for the answers to --users, as Parquet.")
     ] = None,
     unknown: Annotated[
-        str | None,
+        str,
         typer.Option(
-            "--unknown",
-            help="Answer to a user of --users who is not in the bundle: popular (items; the default), drop or error.",
+            "--unknown", help="Answer to a user of --users who is not in the bundle: popular (items), drop or error."
         ),
-    ] = None,
+    ] = "popular",
     shard_rows: Annotated[
-        int | None,
-        typer.Option(
-            "--shard-rows",
-            min=1,
-            help=f"Users of a shard of --out; by default {SHARD_USERS:,}, or fewer with a large -k.",
-        ),
-    ] = None,
+        int, typer.Option("--shard-rows", min=1, help="Users of a shard of --out, or fewer with a large -k.")
+    ] = SHARD_USERS,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Discard answers of another bundle, table or options in --out first.")
     ] = False,
@@ -101,11 +98,9 @@ def recommend(
     decimal: Decimal = ".",
     columns: ColumnNames = "",
     threads: Annotated[
-        int | None,
-        typer.Option(
-            "--threads", min=0, max=1024, help="Threads of --users. 0, the default: OMP_NUM_THREADS, else all cores."
-        ),
-    ] = None,
+        int,
+        typer.Option("--threads", min=0, max=1024, help="Threads of --users. 0: OMP_NUM_THREADS, else all cores."),
+    ] = 0,
     kinds: KindModules = None,
 ) -> None:
     """Print the best items for a user, or write those for the users of a table, in bounded memory.
@@ -124,18 +119,14 @@ def recommend(
 
         recommend_users(
             store, users, out, k, method=1 if method is None else method,  # type: ignore[arg-type]
-            unknown="popular" if unknown is None else unknown,  # type: ignore[arg-type]
-            ban=ban or (), where=_filters(where), keep_seen=keep_seen,
-            shard_rows=shard_rows or SHARD_USERS, overwrite=overwrite, engine=engine, threads=threads or 0,
-            separator=separator, columns=split_names(columns), decimal=decimal,
+            unknown=unknown,  # type: ignore[arg-type]
+            ban=ban or (), where=_filters(where), keep_seen=keep_seen, shard_rows=shard_rows, overwrite=overwrite,
+            engine=engine, threads=threads, separator=separator, columns=split_names(columns), decimal=decimal,
         )  # fmt: skip
         return
-    for flag, given in (
-        ("--unknown", unknown is not None), ("--shard-rows", shard_rows is not None), ("--overwrite", overwrite),
-        ("--engine", engine != "local"), ("--threads", threads is not None), ("--separator", bool(separator)),
-        ("--decimal", decimal != "."), ("--columns", bool(columns)),
-    ):  # fmt: skip
-        if given:
+    for name in OF_TABLES:
+        if (source := call.get_parameter_source(name)) is not None and source.name == "COMMANDLINE":
+            flag = _flag(name)
             raise ConfigError(f"{flag} is an option of --users TABLE --out FOLDER; name both, or leave it out")
     from twotower.files.readers import read_json
     from twotower.retrieval.request import Request

@@ -12,7 +12,7 @@ import typer
 from pydantic import ValidationError
 from typer.models import OptionInfo
 
-from twotower.cli.flags import Overrides, Separator, split_names
+from twotower.cli.flags import ColumnNames, EngineName, Overrides, Separator, split_names
 from twotower.errors import ConfigError, DataError, OpenRoles
 from twotower.escaping import escape_controls, shell_command, shell_word
 from twotower.reports.terminal import print_line
@@ -31,14 +31,6 @@ OUTPUT = "--output"
 """The option with which the result is a file."""
 
 TableConfig = Annotated[Path, typer.Argument(help="TOML file that names the tables.")]
-SortEngine = Annotated[
-    str,
-    typer.Option(
-        "--engine",
-        metavar="local|ray|ray://HOST:PORT",
-        help="Processes that sort the interactions. local: this one. ray: several of Ray's, on this or other hosts.",
-    ),
-]
 Memory = Annotated[
     str, typer.Option("--memory", help="Memory for interactions, such as 500MB or 4GB, in addition to users and items.")
 ]
@@ -150,14 +142,7 @@ def stats(
         str, typer.Argument(help="Folder or URL with users, items and interactions, or one file of interactions.")
     ],
     separator: Separator = "",
-    columns: Annotated[
-        str,
-        typer.Option(
-            "--columns",
-            metavar="NAME,NAME,…",
-            help="Names of the columns of interactions without a header line, in order, separated by commas.",
-        ),
-    ] = "",
+    columns: ColumnNames = "",
     layout: Annotated[
         str,
         typer.Option(
@@ -210,7 +195,7 @@ def stats(
 def prepare(
     config: TableConfig,
     out: Annotated[Path, typer.Option("--out", help="Folder for the prepared dataset.")],
-    engine: SortEngine = "local",
+    engine: EngineName = "local",
     memory: Memory = "1GB",
     threads: Threads = 0,
     overrides: Overrides = None,
@@ -228,7 +213,7 @@ def prepare(
 def bucket(
     config: TableConfig,
     out: Annotated[Path, typer.Option("--out", help="Folder for the buckets.")],
-    engine: SortEngine = "local",
+    engine: EngineName = "local",
     memory: Memory = "1GB",
     threads: Threads = 0,
     overrides: Overrides = None,

@@ -97,7 +97,7 @@ EngineName = Annotated[
     typer.Option(
         "--engine",
         metavar="local|ray|ray://HOST:PORT",
-        help="Engine that makes the shards: this process, --threads processes of this machine, or a Ray cluster.",
+        help="Engine of the work: this process, --threads processes of this machine, or a Ray cluster.",
     ),
 ]
 Share = Annotated[

@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 from twotower.cli.flags import (
+    AsJson,
     ColumnNames,
     Decimal,
     EngineName,
@@ -88,15 +89,8 @@ def evaluate(
         str,
         typer.Argument(metavar="RUN|STORE", help="Run folder, or folder or URL of a store with a published bundle."),
     ],
-    as_json: Annotated[bool, typer.Option("--json", help="Print the metrics as JSON.")] = False,
-    engine: Annotated[
-        str,
-        typer.Option(
-            "--engine",
-            metavar="local|ray|ray://HOST:PORT",
-            help="Engine that ranks the users of a run: this process, --threads processes here, or a Ray cluster.",
-        ),
-    ] = "local",
+    as_json: AsJson = False,
+    engine: EngineName = "local",
     share: Share = "",
     threads: Threads = 0,
     trust: Trust = False,

@@ -37,7 +37,8 @@ from twotower.model.inputs.gather import Feed, feed, stack_feeds
 from twotower.progress import JobProgress
 from twotower.retrieval.loaded_bundle import LoadedBundle
 from twotower.retrieval.query import Query
-from twotower.retrieval.request import Json, Method, Request, UnknownId, check_method, checked_k
+from twotower.retrieval.request import Method, Request, UnknownId, check_method, checked_k
+from twotower.retrieval.request_body import Json, read_events
 
 if TYPE_CHECKING:
     from twotower.retrieval.retriever import Retriever
@@ -149,11 +150,11 @@ def _details(retriever: Retriever, ids: pl.Series, frame: pl.DataFrame) -> Itera
         given: dict[str, Json] = {name: value for name, value in values.items() if not _is_missing(value)}
         if not given:
             continue
-        body: dict[str, Json] = {name: given[name] for name in EVENT_COLUMNS if name in given}
-        body["context"] = {name: given[name] for name in retriever.context_columns if name in given}
-        body["features"] = {name: given[name] for name in retriever.user_columns if name in given}
+        context = {name: given[name] for name in retriever.context_columns if name in given}
+        features = {name: given[name] for name in retriever.user_columns if name in given}
         with naming_user(ids[place]):
-            query = retriever.query(Request.parse({"user_id": ids[place]} | body))
+            lists = {name: read_events(name, given[name]) for name in EVENT_COLUMNS if name in given}
+            query = retriever.query(Request(ids[place], features, context=context, **lists))
             if query.has_details:
                 yield place, query
 

@@ -20,8 +20,6 @@ from twotower.errors import DataError, did_you_mean
 from twotower.features.schema import OTHER_EVENTS, Schema
 from twotower.features.values import UNKNOWN
 
-EVENT_KEYS = ("id", "liked", "event", "time")
-"""Keys of an event in JSON."""
 CLOCK_TOLERANCE = 60 * MICROSECONDS
 """Microseconds by which two times of an event may differ: a service gives an event without a time the time of its
 call."""

@@ -18,10 +18,9 @@ from twotower.errors import DataError, did_you_mean
 from twotower.escaping import representation
 from twotower.features.schema import Schema
 from twotower.features.text import words
-from twotower.retrieval.event import EVENT_KEYS, Event, EventInput, as_event, checked_event
+from twotower.retrieval.event import Event, EventInput, as_event
+from twotower.retrieval.request_body import Json, RequestBody, item_events, read_body
 
-Json = str | float | None | abc.Sequence["Json"] | Mapping[str, "Json"]
-"""Parsed JSON. The value of a feature is a text, a number, or a list of texts or numbers."""
 Method = Literal[1, 2]
 Source = Literal["model", "cold_start", "popular", "fallback"]
 MAX_K = 10_000
@@ -77,28 +76,14 @@ class Request:
         {"id": …, "liked": true, "time": …}, with the time in seconds since 1970. If the log has types of events,
         `event` (the type) replaces `liked`.
         """
-        if not isinstance(body, dict):
-            raise DataError('a request is a JSON object such as {"features": {"age": 25}, "history": ["1", "2"]}')
-        known = ("user_id", "features", "history", "events", "context")
-        for key in body:
-            if key not in known:
-                raise DataError(f"request: unknown key '{key}'{did_you_mean(key, known)} (allowed: {', '.join(known)})")
-        objects: dict[str, Mapping[str, Json]] = {}
-        for name in ("features", "context"):
-            value = body.get(name)
-            if not isinstance(value, dict | None):
-                raise DataError(f"request: {name} is {value!r:.80}, expected an object of columns and values")
-            objects[name] = value or {}
-        lists: dict[str, list[Event]] = {}
-        for name in ("history", "events"):
-            if (value := body.get(name)) is not None:
-                if not isinstance(value, list):
-                    raise DataError(f"request: {name} is {value!r:.80}, expected a list")
-                lists[name] = [_event(e) for e in value]
-        user_id = body.get("user_id")
-        if not isinstance(user_id, str | int | None):
-            raise DataError(f"request: user_id is {user_id!r:.80}, expected text or a whole number")
-        return cls(user_id, objects["features"], lists.get("history"), lists.get("events", ()), objects["context"])
+        return cls.of(read_body(body))
+
+    @classmethod
+    def of(cls, body: RequestBody) -> Request:
+        """Return the request of a body. Raises DataError for an event with a type and `liked`, or an implausible
+        time."""
+        history = None if body.history is None else item_events(body.history)
+        return cls(body.user_id, body.features, history, item_events(body.events), body.context)
 
 
 def _events(given: abc.Sequence[EventInput]) -> list[Event]:
@@ -106,24 +91,6 @@ def _events(given: abc.Sequence[EventInput]) -> list[Event]:
     if isinstance(given, str | bytes | Mapping) or not isinstance(given, abc.Iterable):
         raise DataError(f"request: a history is {given!r:.80}, expected a list of item ids or events")
     return [as_event(event) for event in given]
-
-
-def _event(event: Json) -> Event:
-    if isinstance(event, str | int) and not isinstance(event, bool):
-        return Event(str(event))
-    if isinstance(event, dict) and set(event) <= {*EVENT_KEYS}:
-        item, liked, kind, time = (event.get(key) for key in EVENT_KEYS)
-        if (
-            (isinstance(item, str | int) and not isinstance(item, bool))
-            and isinstance(liked, bool | None)
-            and (kind is None or (isinstance(kind, str | int) and not isinstance(kind, bool)))
-            and (time is None or (isinstance(time, int | float) and not isinstance(time, bool)))
-        ):
-            return checked_event(str(item), liked, None if kind is None else str(kind), time)
-    raise DataError(
-        f'request: a history holds {event!r}, expected an item id or {{"id": …, "liked": true}}, where "event" may '
-        'replace "liked", and "time" is in seconds since 1970'
-    )
 
 
 @dataclass(frozen=True)

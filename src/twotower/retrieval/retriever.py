@@ -36,7 +36,6 @@ from twotower.retrieval.loaded_bundle import LoadedBundle, naming_damage
 from twotower.retrieval.query import Query, QueryReader
 from twotower.retrieval.request import (
     Answer,
-    Json,
     Method,
     Request,
     Source,
@@ -45,6 +44,7 @@ from twotower.retrieval.request import (
     checked_k,
     text_request,
 )
+from twotower.retrieval.request_body import Json
 from twotower.retrieval.user_inputs import UserInputs
 from twotower.store.bundle import Bundle
 from twotower.store.store import Store

@@ -21,7 +21,7 @@ from twotower.features.values import is_unknown
 from twotower.model.inputs.gather import Feed, FeedFields, OneRow
 from twotower.retrieval.event import NO_TIME, ReadEvent
 from twotower.retrieval.query import Query
-from twotower.retrieval.request import Json
+from twotower.retrieval.request_body import Json
 
 
 class UserInput(NamedTuple):

@@ -28,7 +28,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from types import TracebackType
 
-from twotower.serve.problems import overload_problem
+from twotower.serve.problems import Problem
 
 REFUSAL_COOLDOWN = 1.0
 """Seconds without a refusal before `max_wait` applies again."""
@@ -117,11 +117,6 @@ class AdmissionController:
 
     def permit(self, client: str = "", weight: float = 1.0) -> Permit:
         return Permit(self, client, weight)
-
-    @property
-    def expected_wait(self) -> float:
-        """Expected wait, in seconds, of an ordinary request of a client without a name."""
-        return 0.0 if self._empty else self._wait_ahead("", 1.0, float("inf"))
 
     @property
     def _empty(self) -> bool:
@@ -340,8 +335,8 @@ class ClientSlots:
         """Hold a slot during the block. Raises Problem "overload" if none is free."""
         held = self._taken.get(client, 0)
         if held >= self.per_client or sum(self._taken.values()) >= self.total:
-            raise overload_problem(
-                f"{self.per_client if held >= self.per_client else self.total} {self.what} are in progress"
+            raise Problem(
+                "overload", f"{self.per_client if held >= self.per_client else self.total} {self.what} are in progress"
             )
         self._taken[client] = held + 1
         try:

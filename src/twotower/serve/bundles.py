@@ -100,7 +100,7 @@ class BundleManager:
     def current(self) -> Retriever:
         """The retriever that answers requests now. Raises Problem "no-bundle"."""
         if self.retriever is None:
-            raise Problem("no-bundle", self.last_error, headers={"Retry-After": "5"})
+            raise Problem("no-bundle", self.last_error)
         return self.retriever
 
     @property

@@ -49,7 +49,7 @@ MAX_HEADERS = 128
 """Most headers of a request."""
 _HOST = re.compile(rb"(?:[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+(?:%[A-Za-z0-9._%-]+)?\])(?::\d{1,5})?")
 _ABSOLUTE = re.compile(rb"https?://([^/?#]*)", re.IGNORECASE)
-REFUSAL = Problem("too-many-connections", headers={"Retry-After": "1"}).last_reply()
+REFUSAL = Problem("too-many-connections").last_reply()
 log = logging.getLogger("twotower.connections")
 
 

@@ -18,7 +18,8 @@ from twotower.features.feature import Feature
 from twotower.features.values import canonical_ids
 from twotower.retrieval.event import Event, ReadEvent
 from twotower.retrieval.query import Query
-from twotower.retrieval.request import MAX_K, Answer, Json
+from twotower.retrieval.request import MAX_K, Answer
+from twotower.retrieval.request_body import Json
 from twotower.retrieval.retriever import Retriever, explain, stored_features, stored_history, stored_items
 from twotower.serve import schemas
 from twotower.serve.admission import ClientSlots, release_current_permit
@@ -131,7 +132,7 @@ class Console:
         seen_rows = [] if retriever.keeps_seen(body.keep_seen) else retriever.item_ids.rows([ItemId(i) for i in seen])
         gates = explained.gates if explained else []
         return {
-            "reply": ItemsReply.of(answer, query.n_recent),
+            "reply": ItemsReply(**vars(answer), recent_events=query.n_recent),
             "history": history[-SHOWN_EVENTS:],
             "filtered": {  # items that each filter excludes or, for `where`, leaves; and the best of those excluded
                 "seen": sum(row >= 0 for row in seen_rows),

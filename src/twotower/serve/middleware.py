@@ -21,7 +21,7 @@ from twotower.serve.access_policy import LIMITED_PATHS, AccessPolicy, Headers
 from twotower.serve.admission import BYTES_PER_WEIGHT
 from twotower.serve.api_keys import ApiKeys
 from twotower.serve.connections import UNCOUNTED_BYTES, RepeatedWarning
-from twotower.serve.problems import Problem, overload_problem
+from twotower.serve.problems import Problem
 from twotower.serve.service import Service
 
 log = logging.getLogger("twotower.middleware")
@@ -54,7 +54,7 @@ class BodyMemory:
         def reserve(size: int) -> None:
             nonlocal own
             if self._reserved >= self._limit:
-                raise overload_problem(f"bodies and replies in progress hold the allowed {self._limit:,} bytes")
+                raise Problem("overload", f"bodies and replies in progress hold the allowed {self._limit:,} bytes")
             self._reserved += size
             own += size
 
@@ -105,7 +105,7 @@ class RequestMiddleware:
                         receive, size = await self._read_body(receive, headers, reserve)
                         weight = _weight(headers, size)
                         if size and may_be_refused and self._admission.overloaded(client, weight):
-                            raise overload_problem()  # other requests arrived while it was read
+                            raise Problem("overload")  # other requests arrived while it was read
                     await self._answer(inner, receive, reply, client, weight)
                     route, reply[0]["headers"] = _route(inner), [*reply[0]["headers"], (b"x-request-id", request_id)]
                     if (reply_bytes := sum(len(message.get("body", b"")) for message in reply)) > UNCOUNTED_BYTES:
@@ -206,7 +206,7 @@ class RequestMiddleware:
         self._overload_refusals.inc()
         self._overload_replies.inc()
         self._overload_warning.count("requests")
-        for message in _messages(overload_problem(), request_id):
+        for message in _messages(Problem("overload"), request_id):
             await send(message)
 
 

@@ -87,6 +87,11 @@ PROBLEMS: dict[str, tuple[int, str, str]] = {
     "draining": (503, "The service is shutting down", "Send the request to another instance."),
 }
 """Problem name to status, title and remedy. The type of a problem is /problems/NAME, a page with the same text."""
+RETRY_AFTER = {
+    "overload": 1, "too-many-connections": 1, "index-unavailable": 2, "no-bundle": 5, "event-store": 5,
+    "bundle-store": 5,
+}  # fmt: skip
+"""Problem name to seconds in the header Retry-After."""
 
 
 class Problem(Exception):
@@ -104,7 +109,8 @@ class Problem(Exception):
         self.status, self.title, remedy = PROBLEMS[name]
         self.detail = detail or remedy
         self.errors = errors
-        self.headers = dict(headers or {})
+        retry = {"Retry-After": str(RETRY_AFTER[name])} if name in RETRY_AFTER else {}
+        self.headers = retry | dict(headers or {})
         super().__init__(self.detail)
 
     def as_dict(self, instance: str = "") -> ProblemObject:
@@ -140,16 +146,6 @@ class Problem(Exception):
         return b"\r\n".join((*head, b"connection: close", b"", body))
 
 
-def overload_problem(detail: str = "") -> Problem:
-    """Return the problem of a request that would wait too long."""
-    return Problem("overload", detail, headers={"Retry-After": "1"})
-
-
 def problem_of(error: DataError) -> Problem:
     """Return the problem for an invalid request."""
     return Problem("unknown-item" if isinstance(error, UnknownId) else "invalid", str(error))
-
-
-def index_problem() -> Problem:
-    """Return the problem for a remote index that does not answer."""
-    return Problem("index-unavailable", headers={"Retry-After": "2"})

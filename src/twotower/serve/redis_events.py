@@ -119,11 +119,9 @@ class RedisEvents:
         vector = np.frombuffer(kept, "<f4", offset=DIGEST_BYTES)[None]
         return UserState(events, vector if np.isfinite(vector).all() else None)
 
-    async def save_vector(self, bundle: str, user: str, events: Sequence[EventLike], vector: Floats) -> None:
-        value = history_digest(events) + vector.astype("<f4").tobytes()
-        await self._call(
-            "write", lambda: self._client.set(_vector_key(bundle, user), value, ex=self.seconds), attempts=1
-        )
+    async def save_vector(self, bundles: Sequence[str], user: str, events: Sequence[EventLike], vector: Floats) -> None:
+        key, value = _vector_key(bundles[-1], user), history_digest(events) + vector.astype("<f4").tobytes()
+        await self._call("write", lambda: self._client.set(key, value, ex=self.seconds), attempts=1)
 
     async def forget(self, bundles: Sequence[str], user: str) -> bool:
         await self._fallback.forget(bundles, user)

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, TypeVar, dataclass_transform
 
 from pydantic import BaseModel, ConfigDict, Field, GetPydanticSchema, with_config
 
-from twotower.retrieval.request import Answer, Item, Source
+from twotower.retrieval.request import Item, Source
 from twotower.serve.problems import ProblemObject
 
 T = TypeVar("T")
@@ -73,14 +73,6 @@ class ItemsReply:
     truncated: Annotated[bool, Field(description="Fewer than k items pass the conditions.")]
     unknown: _Unknown
     recent_events: _RecentEvents
-
-    @classmethod
-    def of(cls, answer: Answer, recent_events: int) -> ItemsReply:
-        """Return the reply of an answer for which `recent_events` were used."""
-        return cls(
-            answer.items, answer.bundle_id, answer.method, answer.source, answer.milliseconds, answer.truncated,
-            answer.unknown, recent_events,
-        )  # fmt: skip
 
 
 @_reply

@@ -15,12 +15,13 @@ from twotower.arrays.types import Floats
 from twotower.errors import DataError, Unavailable
 from twotower.retrieval.query import Query
 from twotower.retrieval.request import Answer, Method, Request
+from twotower.retrieval.request_body import RequestModel, item_events
 from twotower.retrieval.retriever import Retriever
 from twotower.serve import replies, schemas
 from twotower.serve.admission import ENTRIES_PER_WEIGHT, AdmissionController, ClientSlots, release_current_permit
 from twotower.serve.bundles import BundleLimits, BundleManager
 from twotower.serve.metrics import ServeMetrics
-from twotower.serve.problems import Problem, ProblemObject, index_problem, problem_of
+from twotower.serve.problems import Problem, ProblemObject, problem_of
 from twotower.serve.redis_events import RedisEvents
 from twotower.serve.search_executor import SEARCH_THREADS, RemoteSearchExecutor
 from twotower.serve.settings import ServeSettings
@@ -102,9 +103,8 @@ class Service:
         answer, vector = await self.answer_or_fallback(body, resolved, retriever)
         if vector is not None and resolved.cacheable and resolved.state.vector is None:
             assert body.user_id is not None
-            await self._save(
-                self.event_store.save_vector(retriever.bundle.id, body.user_id, resolved.state.events, vector)
-            )
+            bundles = self.bundles.event_bundles(retriever)
+            await self._save(self.event_store.save_vector(bundles, body.user_id, resolved.state.events, vector))
         return self._counted(answer, retriever, resolved.query.n_recent)
 
     async def recommend_batch(self, body: schemas.BatchRequest, request: HttpRequest) -> replies.BatchReply:
@@ -188,7 +188,7 @@ class Service:
                 "event_store = redis://HOST:PORT/DB, or workers = 1",
             )
         retriever = self.bundles.current
-        read = retriever.queries.event_types.read(schemas.item_events(body.events))
+        read = retriever.queries.event_types.read(item_events(body.events))
         events = [event for event in read if event is not None]
         count, shared = await self.event_store.add(self.bundles.event_bundles(retriever), body.user_id, events)
         self.metrics.event_memory.set(self._in_process.size)
@@ -199,7 +199,7 @@ class Service:
 
         Raises Problem "event-store" if they may still be there."""
         if not await self.event_store.forget(self.bundles.event_bundles(self.bundles.current), user_id):
-            raise Problem("event-store", headers={"Retry-After": "5"})
+            raise Problem("event-store")
 
     async def bundle(self) -> replies.BundleReply:
         """Describe the current bundle and the limits of requests."""
@@ -227,7 +227,7 @@ class Service:
             limits={"k": s.max_k, "list": s.max_list, "batch": s.max_batch, "body": s.max_body},
         )
 
-    def check_limits(self, body: schemas.RequestModel) -> None:
+    def check_limits(self, body: RequestModel) -> None:
         """Check the numbers and lists of a request against the settings. Raises Problem "invalid"."""
         s = self.settings
         if isinstance(body, schemas.ItemFilter):
@@ -250,7 +250,7 @@ class Service:
         self.metrics.count_answer(
             answer.bundle_id, answer.method, answer.source, answer.unknown, columns, answer.truncated
         )
-        return replies.ItemsReply.of(answer, recent_events)
+        return replies.ItemsReply(**vars(answer), recent_events=recent_events)
 
     # ---- parts of an answer
 
@@ -263,7 +263,7 @@ class Service:
             started = time.perf_counter()
             state = await self.event_store.fetch(self.bundles.event_bundles(retriever), body.user_id)
             self.metrics.stages["events"].observe(time.perf_counter() - started)
-        query = retriever.query(body.request(), state.events)
+        query = retriever.query(Request.of(body), state.events)
         if query.source == "popular" and body.user_id is not None and self.settings.unknown_user == "404":
             raise Problem("unknown-user", f"user '{body.user_id}' is not among the bundle's users")
         method: Method = body.method or retriever.usual_method(query)
@@ -294,7 +294,7 @@ class Service:
     ) -> Answer:  # fmt: skip
         """Return popular items; or raise Problem "index-unavailable", if the settings say so."""
         if self.settings.index_down == "503":
-            raise index_problem() from error
+            raise Problem("index-unavailable") from error
         return retriever.recommend(
             query, items.k, method, allow=items.allow, ban=items.ban, where=items.where or None, keep_seen=keep_seen,
             fallback=True,

@@ -53,8 +53,8 @@ class EventStore(Protocol):
     async def fetch(self, bundles: Sequence[str], user: str) -> UserState:
         """Return the user's events under the bundles, oldest first, and the vector under the last bundle."""
 
-    async def save_vector(self, bundle: str, user: str, events: Sequence[EventLike], vector: Floats) -> None:
-        """Save the vector (1, D) that was computed with these events."""
+    async def save_vector(self, bundles: Sequence[str], user: str, events: Sequence[EventLike], vector: Floats) -> None:
+        """Save the vector (1, D) that the last of the bundles computed with these events."""
 
     async def forget(self, bundles: Sequence[str], user: str) -> bool:
         """Delete the user's events. Return True if they are certainly deleted."""
@@ -132,10 +132,13 @@ class InProcessEvents:
         fits = kept is not None and events and kept.digest == history_digest(events)
         return UserState(events, np.frombuffer(kept.vector, "<f4")[None] if kept is not None and fits else None)
 
-    async def save_vector(self, bundle: str, user: str, events: Sequence[EventLike], vector: Floats) -> None:
-        kept = self._kept.get((bundle, user)) or _Kept(self._clock() + self.seconds)
+    async def save_vector(self, bundles: Sequence[str], user: str, events: Sequence[EventLike], vector: Floats) -> None:
+        if not any((bundle, user) in self._kept for bundle in bundles):
+            return  # the user was forgotten meanwhile
+        key = bundles[-1], user
+        kept = self._kept.get(key) or _Kept(self._clock() + self.seconds)
         digest, data = history_digest(events), vector.astype("<f4").tobytes()
-        self._keep((bundle, user), kept._replace(digest=digest, vector=data))
+        self._keep(key, kept._replace(digest=digest, vector=data))
 
     async def forget(self, bundles: Sequence[str], user: str) -> bool:
         for key in [key for key in self._kept if key[1] == user]:  # also under bundles of long ago

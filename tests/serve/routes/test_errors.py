@@ -22,7 +22,7 @@ def test_an_error_nobody_thought_of_is_a_problem_and_is_in_the_log(
     assert "secret" not in json.dumps(told)
     assert [fields(r)["id"] for r in caplog.records if r.message == "request failed"] == ["abc"]
     problem(client.post("/v1/recommend:batch", {"requests": [{}]}), "internal-error")
-    assert client.service.admission.expected_wait == 0
+    assert client.service.admission._empty
     assert 'twotower_requests_total{route="/v1/recommend",status="500"} 1.0' in client.get("/metrics").text
     assert client.get("/livez").status_code == 200
 

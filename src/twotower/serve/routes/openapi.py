@@ -17,7 +17,8 @@ from fastapi.routing import APIRoute
 from pydantic import JsonValue
 from starlette.types import Receive, Scope, Send
 
-from twotower.serve import replies, schemas
+from twotower.retrieval.request_body import RequestModel
+from twotower.serve import replies
 from twotower.serve.problems import PROBLEMS
 
 Replies = dict[int | str, dict[str, Any]]
@@ -47,15 +48,13 @@ class JsonRoute(APIRoute):
             await super().handle(scope, receive, send)
             return
         request = JsonRequest(scope, receive)
-        given: dict[str, schemas.RequestModel | Request] = {
-            takes.body_params[0].name: self._parsed(await request.body())
-        }
+        given: dict[str, RequestModel | Request] = {takes.body_params[0].name: self._parsed(await request.body())}
         if takes.request_param_name:
             given[takes.request_param_name] = request
         response: Response = await self.endpoint(**given)
         await response(scope, receive, send)
 
-    def _parsed(self, data: bytes) -> schemas.RequestModel:
+    def _parsed(self, data: bytes) -> RequestModel:
         """Return the body of a request. Raises RequestValidationError as FastAPI does."""
         if not data:
             raise RequestValidationError([{"type": "missing", "loc": ("body",), "msg": "Field required"}])
@@ -66,7 +65,7 @@ class JsonRoute(APIRoute):
             raise RequestValidationError([cause]) from e
         if errors:
             raise RequestValidationError(errors)
-        parsed: schemas.RequestModel = body
+        parsed: RequestModel = body
         return parsed
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[None, None, Response]]:
@@ -110,7 +109,7 @@ def add_route(
     The endpoint runs within the block of `within`."""
 
     @functools.wraps(endpoint)
-    async def answer(**given: schemas.RequestModel | Request | str | int) -> Response:
+    async def answer(**given: RequestModel | Request | str | int) -> Response:
         with within():
             found = await endpoint(**given)
         return Response(status_code=status) if found is None else json_response(found, status)
