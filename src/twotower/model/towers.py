@@ -27,6 +27,7 @@ from twotower.model.layers import (
     lower_normalized_pieces,
     norm_activation_dropout,
     normalize_pieces,
+    with_unknown,
 )
 from twotower.model.lowering import lower
 from twotower.model.tables import FieldTables, Table
@@ -256,8 +257,8 @@ class AugmentedVectors(nn.Module):
     def forward(self, inputs: Inputs, unknown_rate: float = 0.0) -> Float[Tensor, "U D"]:
         """Return the vectors; in training a share `unknown_rate` of the rows reads row 0."""
         codes = inputs.lookup[:, self.column]
-        if self.training and unknown_rate:
-            codes = codes.masked_fill(torch.rand(codes.shape, device=codes.device) < unknown_rate, UNKNOWN)
+        if self.training:
+            codes = with_unknown(codes, unknown_rate)
         out: Tensor = self.table(codes)
         return out
 

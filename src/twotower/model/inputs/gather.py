@@ -65,15 +65,15 @@ def gather(
 
 
 class ColumnRows:
-    """Some rows of encoded columns, by their numbers (U,) or as a slice."""
+    """Some rows of encoded columns, by their numbers (U,) or as a slice, each with a row of the context, if there is
+    one."""
 
     def __init__(
-        self,
-        columns: Mapping[str, Column],
-        rows: Shaped[Array, "U"] | slice,
-        stacked: Shaped[Ints, "n F"] | None = None,
-    ) -> None:
-        """Select `rows`. `stacked` are the codes of all lookup fields as one array, which is faster."""
+        self, columns: Mapping[str, Column], rows: Shaped[Array, "U"] | slice, context: Mapping[str, Column] = {},
+        interactions: Shaped[Array, "_"] = NO_ROWS, stacked: Shaped[Ints, "n F"] | None = None,
+    ) -> None:  # fmt: skip
+        """Select `rows`, and `interactions` (U,) of the context. `stacked` are the codes of all lookup fields as one
+        array, which is faster."""
         self.columns, self.stacked = columns, stacked
         self.slice = rows if isinstance(rows, slice) else None
         length = len(next(iter(columns.values()))) if isinstance(rows, slice) else 0
@@ -81,6 +81,7 @@ class ColumnRows:
             np.arange(*rows.indices(length)) if isinstance(rows, slice) else rows.astype(np.int64, copy=False)
         )
         self.n = len(self.numbers)
+        self._context = ColumnRows(context, interactions) if context else None
 
     def lookup(self, names: tuple[str, ...]) -> Shaped[Ints, "U F"]:
         if self.stacked is not None:
@@ -99,7 +100,7 @@ class ColumnRows:
 
     def of(self, name: str) -> ColumnRows:
         """Return the rows that have the column of a field."""
-        return self
+        return self._context if self._context is not None and name in self._context.columns else self
 
     def ragged(self, name: str) -> Ragged:
         """Return a whole column of many codes."""
@@ -112,21 +113,6 @@ class ColumnRows:
         column = self.columns[name]
         assert not isinstance(column, Ragged)
         return column[self.numbers if self.slice is None else self.slice]
-
-
-class JoinedRows(ColumnRows):
-    """Rows of users, each with a row of the context, by the numbers of interactions (U,), if there is one."""
-
-    def __init__(
-        self, columns: Mapping[str, Column], rows: Shaped[Array, "U"] | slice, context: Mapping[str, Column],
-        interactions: Shaped[Array, "_"], stacked: Shaped[Ints, "n F"] | None = None,
-    ) -> None:  # fmt: skip
-        """Select `rows`, and `interactions` of the context. `stacked` are as in `ColumnRows`."""
-        super().__init__(columns, rows, stacked)
-        self.context = ColumnRows(context, interactions)
-
-    def of(self, name: str) -> ColumnRows:
-        return self.context if name in self.context.columns else self
 
 
 class OneRow:
@@ -184,7 +170,7 @@ def feed(
 ) -> Feed:  # fmt: skip
     """Return the features of some rows of encoded columns, in the `context` of some interactions (U,) if fields read
     it, by input name."""
-    return FeedFields(fields)(JoinedRows(columns, rows, context, interactions))
+    return FeedFields(fields)(ColumnRows(columns, rows, context, interactions))
 
 
 def stack_feeds(feeds: Sequence[Feed]) -> Feed:

@@ -15,7 +15,7 @@ from twotower.data.side import Side
 from twotower.features.field import InputField
 from twotower.model.inputs.bag import Bag, bag_in_both_orders, bag_without_order, without_holes
 from twotower.model.inputs.code_layout import Arrays, CodeLayout, Inputs, Padded, pad, take_prefixes, take_windows
-from twotower.model.inputs.gather import NO_ROWS, ColumnRows, JoinedRows, TowerFields, gather
+from twotower.model.inputs.gather import NO_ROWS, ColumnRows, TowerFields, gather
 
 Carry = Callable[[ColumnRows, InputField], CodeLayout[Arrays]]
 """Maker of the codes of a field of some rows."""
@@ -63,17 +63,9 @@ class SideTensors:
         return self._timeline_positions[name]
 
     def blocks(self, rows: int, codes: int) -> Iterator[Shaped[Ints, "_"]]:
-        """Yield all rows in blocks of at most `rows` rows and `codes` codes of bags, at least one row each."""
-        ends = [self._ends(f, bag) for f, bag in self._bags]
-        start = 0
-        while start < self.n:
-            stop = min(start + rows, self.n)
-            if ends:
-                total = np.sum([column[start:stop] for column in ends], axis=0)
-                before = sum(int(column[start - 1]) for column in ends) if start else 0
-                stop = start + max(1, int(np.searchsorted(total, before + codes, side="right")))
-            yield np.arange(start, stop)
-            start = stop
+        """Return all rows in blocks of at most `rows` rows and `codes` codes of bags, at least one row each."""
+        every = np.arange(self.n)
+        return (every[part] for part in self.parts(every, rows, codes))
 
     def parts(self, rows: Shaped[Ints, "n"], most: int, codes: int) -> Iterator[slice]:
         """Yield parts of `rows` of at most `most` rows and `codes` codes of bags, at least one row each."""
@@ -94,10 +86,6 @@ class SideTensors:
         for _, f in self._fields.bags:
             if not f.limit and isinstance(bag := self._columns.get(f.name), Ragged):
                 yield f, bag
-
-    def _ends(self, f: InputField, bag: Ragged) -> Shaped[Ints, "n"]:
-        """Return the cumulative number of codes of the rows."""
-        return bag.offsets[1:] if self._owners is None or not f.sequence else np.cumsum(bag.lengths[self._owners])
 
     def _history_rows(self, rows: Shaped[Ints, "U"]) -> Shaped[Ints, "U"]:
         """Return the rows of the sequences of some rows."""
@@ -144,7 +132,7 @@ class SideTensors:
         return self._tensors(rows, interactions, carry)
 
     def _tensors(self, rows: Shaped[Ints, "U"], interactions: Shaped[Ints, "_"], carry: Carry) -> Inputs:
-        joined = JoinedRows(self._columns, rows, self._context, interactions, self._lookup)
+        joined = ColumnRows(self._columns, rows, self._context, interactions, self._lookup)
         return tensors(self._fields, joined, carry, self.device)
 
 
