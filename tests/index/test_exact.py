@@ -10,7 +10,7 @@ import pytest
 from vector_worlds import same, users, world
 
 from twotower.index.exact import Exact, Index
-from twotower.index.top_k import exact_top_k, one_blas_thread
+from twotower.index.top_k import exact_top_k
 
 
 @pytest.mark.parametrize(("n", "b", "k"), [(5000, 3, 10), (70_001, 1, 100), (40_000, 300, 5), (9000, 2, 5000)])
@@ -104,5 +104,3 @@ def test_searches_side_by_side() -> None:
     for thread in threads:
         thread.join()
     assert not wrong
-    with one_blas_thread, one_blas_thread:
-        pass

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import sys
-from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -27,7 +26,7 @@ from twotower.data.side import Side
 from twotower.data.tables import check
 from twotower.embedding.bulk import embed
 from twotower.embedding.folder import EmbeddingsFolder
-from twotower.errors import DataError, RunError
+from twotower.errors import RunError
 from twotower.features.categorical import Categorical
 from twotower.features.field import PoolingSpec
 from twotower.features.schema import Schema
@@ -622,22 +621,6 @@ def test_the_vectors_of_a_large_table_can_be_mapped_and_the_count_has_many_digit
             size = f.tell()
             npy_writer.write_npy_header(f, np.zeros(66, np.float32), n)
             assert f.tell() == size
-
-
-BAD: dict[str, tuple[Callable[[pl.DataFrame], pl.DataFrame], str]] = {
-    "a column is missing": (lambda f: f.drop("tags"), "items: no column 'tags'.*found: iid"),
-    "no rows": (lambda f: f.clear(), "no rows"),
-    "vectors of another length": (lambda f: f.with_columns(picture=pl.lit([1.0])), "expected 3"),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("name", BAD)
-def test_a_table_that_is_not_as_the_schema_says_is_a_data_error(name: str, run: Run, tmp_path: Path) -> None:
-    change, message = BAD[name]
-    change(source_of(run, "item")).write_parquet(tmp_path / "t.parquet")
-    with pytest.raises(DataError, match=message):
-        embed(run, "item", tmp_path / "t.parquet", tmp_path / "out")
-    assert {p.name for p in tmp_path.rglob("*") if p.is_file()} <= {"t.parquet", "_plan_embedding.json", "_lock"}
 
 
 def test_vectors_that_are_not_finite_are_not_written(run: Run, worlds: dict[str, Dataset], tmp_path: Path) -> None:

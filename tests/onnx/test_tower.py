@@ -108,14 +108,7 @@ def test_a_tower_gives_its_vectors(beside: Path) -> None:
         assert OnnxTower(source)(LOOKUP).tolist() == [[2.0] * hostile_towers.WIDTH]
 
 
-@pytest.mark.parametrize("change", hostile_towers.PLACES, ids=called)
-def test_fault_G1_numbers_of_another_file_are_refused_wherever_they_stand(
-    change: Change, refusals: dict[str, str]
-) -> None:
-    assert re.fullmatch(r"not a tower: .*publish the model again", refusals[called(change)])
-
-
-@pytest.mark.parametrize("change", hostile_towers.FOREIGN, ids=called)
+@pytest.mark.parametrize("change", [*hostile_towers.PLACES, *hostile_towers.FOREIGN], ids=called)
 def test_fault_G1_what_no_tower_holds_is_refused(change: Change, refusals: dict[str, str]) -> None:
     assert re.fullmatch(r"not a tower: .*publish the model again", refusals[called(change)])
 

@@ -174,7 +174,7 @@ class Feature(Kind):
 
     def field(self, encoder: Encoder) -> InputField:
         """Return the description of the encoded column. The encoder of a history is the encoder of the ids."""
-        return encoder.field(self.name, self.width)
+        return replace(encoder.field(self.name, self.width), pooling=self.pools or MEAN)
 
     def own_field(self, schema: Schema) -> InputField | None:
         """Return the description of a history without an encoder; None for any other feature."""
@@ -266,7 +266,7 @@ class InteractionHistory(Feature):
         return self.pooling
 
     def field(self, encoder: Encoder) -> InputField:
-        return replace(super().field(encoder), kind="bag", pooling=self.pooling, sequence=True)
+        return replace(super().field(encoder), kind="bag", sequence=True)
 
 
 class FactHistory(InteractionHistory):

@@ -100,15 +100,13 @@ class SideTensors:
         `left_out` are the indices of interactions that no sequence may hold."""
 
         def carry(joined: ColumnRows, f: InputField) -> Bag[Arrays] | Padded[Arrays]:
-            selected = joined.of(f.name)
             if f.name not in self._sequences or left_out is None or not len(left_out):
-                numbers = self._history_rows(selected.numbers) if f.sequence else selected.numbers
-                return _carry(f, selected.ragged(f.name), numbers)
+                return self._whole(joined.of(f.name), f)
             if f.name not in self._kept:
                 self._kept[f.name] = np.ones(len(self._sequences[f.name].values), bool)
             kept, holes = self._kept[f.name], self._positions(f.name).find(left_out)
             kept[holes] = False
-            ragged = without_holes(self._sequences[f.name], self._history_rows(selected.numbers), kept)
+            ragged = without_holes(self._sequences[f.name], self._history_rows(joined.numbers), kept)
             kept[holes] = True
             return _carry(f, ragged)
 
@@ -120,16 +118,18 @@ class SideTensors:
         distinct, which = np.unique(owners, return_inverse=True)
 
         def carry(joined: ColumnRows, f: InputField) -> CodeLayout[Arrays]:
-            selected = joined.of(f.name)
             if f.name not in self._sequences:
-                numbers = self._history_rows(selected.numbers) if f.sequence else selected.numbers
-                return _carry(f, selected.ragged(f.name), numbers)
+                return self._whole(joined.of(f.name), f)
             length = self._positions(f.name).prefix_lengths(owners, interactions)
             if f.limit:
                 return take_windows(self._sequences[f.name], distinct, which, length, f.limit)
             return take_prefixes(self._sequences[f.name], distinct, which, length)
 
         return self._tensors(rows, interactions, carry)
+
+    def _whole(self, rows: ColumnRows, f: InputField) -> Bag[Arrays] | Padded[Arrays]:
+        """Return all codes of a field."""
+        return _carry(f, rows.ragged(f.name), self._history_rows(rows.numbers) if f.sequence else rows.numbers)
 
     def _tensors(self, rows: Shaped[Ints, "U"], interactions: Shaped[Ints, "_"], carry: Carry) -> Inputs:
         joined = ColumnRows(self._columns, rows, self._context, interactions, self._lookup)
