@@ -24,6 +24,7 @@ from twotower import api, limited_process
 from twotower.cli.app import run_command
 from twotower.errors import BundleError, RunError
 from twotower.kinds import Kind
+from twotower.onnx import export
 from twotower.onnx.allow_list import disallowed_content
 from twotower.onnx.export import build_graph, export_tower
 from twotower.onnx.tower import INSPECT_FUNCTION, InspectionLimits, OnnxTower, TowerError, inspect_towers
@@ -260,13 +261,14 @@ def test_fault_G1_a_foreign_tower_is_not_published(
     assert len(Store(store).bundles()) == 1
 
 
-def test_fault_G1_the_exporter_writes_no_other_tower(run: Run, tmp_path: Path) -> None:
+def test_fault_G1_the_exporter_writes_no_other_tower(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def build(*inputs: Any) -> bytes:
         return hostile_towers.of(hostile_towers.initialiser)(build_graph(*inputs))
 
+    monkeypatch.setattr(export, "build_graph", build)
     fields = run.dataset.encoders.fields("user")
     with pytest.raises(RunError, match="x.onnx: not a tower: it holds the tensor"):
-        export_tower(run.model, "user", fields, tmp_path / "x.onnx", build=build)
+        export_tower(run.model, "user", fields, tmp_path / "x.onnx")
     assert not list(tmp_path.iterdir())
 
 

@@ -40,7 +40,7 @@ class SideTensors:
         self._context = context
         # One array of all codes is faster to take from; with a context there are two tables.
         self._lookup = None if context else ColumnRows(side.columns, slice(None)).lookup(self._fields.lookups)
-        columns = ((f.name, side.columns[f.name]) for _, f in self._fields.bags if f.sequence)
+        columns = ((f.name, side.columns[f.name]) for f in self._fields.bags if f.sequence)
         self._sequences = {name: c for name, c in columns if isinstance(c, Ragged) and c.source is not None}
         # Made on first use: only training needs them, and they are as long as all sequences.
         self._kept: dict[str, Bools] = {}
@@ -83,7 +83,7 @@ class SideTensors:
     @property
     def _bags(self) -> Iterator[tuple[InputField, Ragged]]:
         """Fields of many codes that are read whole, and their columns."""
-        for _, f in self._fields.bags:
+        for f in self._fields.bags:
             if not f.limit and isinstance(bag := self._columns.get(f.name), Ragged):
                 yield f, bag
 
