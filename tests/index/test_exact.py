@@ -79,16 +79,6 @@ def test_candidates_of_many_queries_take_memory_that_is_bounded(allowed: np.ndar
     assert peak < 16e6, "the answers take 0.4 MB, nominees of all blocks for all queries fifty"
 
 
-def test_a_score_does_not_depend_on_company() -> None:
-    vectors, rows = world("dot", 50_000)
-    index = Exact().build(vectors, rows, "dot")
-    together = index.search(users(64), 20)
-    for number in (0, 63):
-        alone = index.search(users(64)[number : number + 1], 20)
-        np.testing.assert_array_equal(alone[0][0], together[0][number])
-        np.testing.assert_array_equal(alone[1][0], together[1][number])
-
-
 def test_searches_side_by_side() -> None:
     index = Exact().build(*world("dot", 20_000), "dot")
     wanted, wrong = index.search(users(40), 10)[0], []

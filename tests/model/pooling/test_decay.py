@@ -296,15 +296,6 @@ def test_what_comes_later_or_is_held_out_changes_no_state_and_what_came_before_d
         assert not any(torch.equal(start[n], without[n]) for n in start)
 
 
-def test_the_timeline_is_every_users_training_interactions_oldest_first() -> None:
-    data = long_world()
-    for u in range(USERS):
-        mine = [i for i in range(len(data.parts)) if data.pairs.user[i] == u and data.parts[i] == TRAIN]
-        wanted = sorted(mine, key=lambda i: (data.times[i], i))
-        a, b = data.timeline.offsets[u : u + 2]
-        assert data.timeline.values[a:b].tolist() == wanted
-
-
 # ---- the towers
 
 
