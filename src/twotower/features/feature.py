@@ -119,8 +119,9 @@ class Feature(Kind):
 
     @property
     def pools(self) -> PoolingSpec | None:
-        """Pooling of the codes; None if a row has one."""
-        return None
+        """Pooling of the codes, the option `pooling`; None if a row has one code."""
+        found: PoolingSpec | None = getattr(self, "pooling", None)
+        return found
 
     @property
     def defaults(self) -> JsonValue:
@@ -129,8 +130,8 @@ class Feature(Kind):
 
     @property
     def without_effect(self) -> tuple[str, ...]:
-        """Options of `cuts` that are set and have no effect, as with hash buckets."""
-        return ()
+        """Options of `cuts` that are set and have no effect, as hash buckets need no vocabulary."""
+        return self.set_options(self.cuts) if getattr(self, "hash_buckets", 0) else ()
 
     @property
     def identifies(self) -> bool:
@@ -260,10 +261,6 @@ class InteractionHistory(Feature):
     interactions: Interactions = Field("all", description="Interactions in the sequence, by label.")
     max_length: int = Field(0, ge=0, description="Maximum length, from the latest interaction. 0: unlimited.")
     pooling: PoolingSpec = Field(MEAN, description="Pooling of the embeddings, by name or section.")
-
-    @property
-    def pools(self) -> PoolingSpec:
-        return self.pooling
 
     def field(self, encoder: Encoder) -> InputField:
         return replace(super().field(encoder), kind="bag", sequence=True)

@@ -82,10 +82,6 @@ class MultiHot(ColumnFeature):
     )
     pooling: PoolingSpec = Field(MEAN, description="Pooling of the embeddings, by name or section.")
 
-    @property
-    def pools(self) -> PoolingSpec:
-        return self.pooling
-
     def fit(self, series: pl.Series, counts: Ints) -> MultiHotEncoder:
         rows, flat = explode(series, self.separator)
         inner = CategoricalEncoder.fit(flat, counts[rows], self.min_count, self.min_rate, total=int(counts.sum()))

@@ -228,16 +228,8 @@ class Text(ColumnFeature):
         return self
 
     @property
-    def without_effect(self) -> tuple[str, ...]:
-        return self.set_options(self.cuts) if self.hash_buckets else ()
-
-    @property
     def shares(self) -> str:
         return self.share_with
-
-    @property
-    def pools(self) -> PoolingSpec:
-        return self.pooling
 
     def check(self, schema: Schema) -> None:
         other = other_side(self.side)
