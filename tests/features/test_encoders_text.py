@@ -140,15 +140,6 @@ def test_hashed_grams_need_no_vocabulary_and_are_the_same_everywhere() -> None:
     assert rows(encoder, ["good"]) == [[5617, 979, 15491, 4104]]
 
 
-def test_a_long_text_is_cut_and_zero_keeps_all() -> None:
-    long = "abc " * 700
-    for keep, n in ((1000, 1000), (7, 7), (0, 2100)):
-        encoder = fitted([long], max_length=keep)
-        found = rows(encoder, [long, "abc", None])
-        assert [len(r) for r in found] == [n, 3, 0]
-        assert found[0][:3] == found[1]
-
-
 @FEW
 @given(
     st.lists(st.none() | st.text(st.sampled_from("abcé侍 '-"), max_size=12), min_size=1, max_size=8),
