@@ -38,8 +38,9 @@ from twotower.model.inputs.side_tensors import SideTensors
 from twotower.model.pooling.ridge import Ridge
 from twotower.model.towers import TowerConfig
 from twotower.model.two_tower import ModelConfig, TwoTower
-from twotower.onnx import builder, export
+from twotower.onnx import export
 from twotower.onnx.allow_list import ELEMENT_TYPES, MESSAGE_FIELDS, METADATA_KEYS, OPERATORS
+from twotower.onnx.builder import GraphBuilder
 from twotower.onnx.check import inspect_tower
 from twotower.onnx.export import MAX_DIFFERENCE, allowed_difference, build_graph, export_tower, parity
 from twotower.onnx.tower import GateInfo, OnnxTower, trust_tower
@@ -471,12 +472,11 @@ def test_of_the_other_tower_only_the_shared_rows_are_in_the_file(tmp_path: Path)
     assert path.stat().st_size < 40_000
 
 
-def test_tables_that_no_file_holds_are_refused(
-    worlds: dict[str, Dataset], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(builder, "MAX_TABLE_BYTES", 4000)
+def test_tables_that_no_file_holds_are_refused() -> None:
+    graph = GraphBuilder(max_table_bytes=4000)
+    graph.constant(np.zeros(900, np.float32))
     with pytest.raises(RunError, match="min_count"):
-        export_tower(trained(worlds["even"]), "user", worlds["even"].encoders.fields("user"), tmp_path / "x.onnx")
+        graph.constant(np.ones(200, np.float32))
 
 
 def test_a_damaged_or_foreign_file_is_a_run_error(worlds: dict[str, Dataset], tmp_path: Path) -> None:

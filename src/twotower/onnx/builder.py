@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 class GraphBuilder:
     """Builder of an ONNX graph: nodes, constants and inputs with numbered names."""
 
-    def __init__(self) -> None:
+    def __init__(self, max_table_bytes: int = MAX_TABLE_BYTES) -> None:
         try:
             import onnx
         except ImportError:
@@ -34,7 +34,7 @@ class GraphBuilder:
         self.inputs: list[ValueInfoProto] = []
         self.constants: list[TensorProto] = []
         self.gates: dict[GateInfo, str] = {}  # each with the name of its weights (U, fields)
-        self.size = 0
+        self.size, self.max_table_bytes = 0, max_table_bytes
         self._operators = allowed_operators()
         self._known: dict[Hashable, str] = {}
 
@@ -61,9 +61,9 @@ class GraphBuilder:
         if key is not None and key in self._known:
             return self._known[key]
         self.size += array.nbytes
-        if self.size > MAX_TABLE_BYTES:
+        if self.size > self.max_table_bytes:
             raise RunError(
-                f"the tables of the tower exceed the {MAX_TABLE_BYTES / 2**30:.1f} GiB of one ONNX file; "
+                f"the tables of the tower exceed the {self.max_table_bytes / 2**30:.1f} GiB of one ONNX file; "
                 "reduce its vocabularies (min_count, hash_buckets) or the widths of its fields"
             )
         name = f"c{len(self.constants)}"
