@@ -56,7 +56,10 @@ HASHED: Schema = EVERYTHING_SCHEMA.model_copy(
 )
 
 
-def tables() -> tuple[pl.DataFrame, pl.DataFrame, pl.DataFrame]:
+Tables = tuple[pl.DataFrame, pl.DataFrame, pl.DataFrame]
+
+
+def tables() -> Tables:
     users, items, actions = everything()
     return (
         users,
@@ -146,7 +149,7 @@ def test_a_feature_that_no_sequence_can_hold_is_refused(feature: Sequence, words
 
 
 def prepared_as_in_memory(
-    frames: tuple[pl.DataFrame, ...], schema: Schema, split: SplitConfig, folder: Path, names: tuple[str, ...]
+    frames: Tables, schema: Schema, split: SplitConfig, folder: Path, names: tuple[str, ...]
 ) -> tuple[DataConfig, Dataset, Dataset]:
     """Check that prepared histories of users are those in memory; return the files, and both datasets."""
     paths = {name: folder / f"{name}.parquet" for name in ("users", "items", "interactions")}
@@ -208,7 +211,7 @@ def test_an_event_replaces_the_item_it_repeats_and_no_other_of_its_brand(name: s
 CATEGORIES, ITEMS = 6, 240
 
 
-def categories() -> tuple[pl.DataFrame, pl.DataFrame, pl.DataFrame]:
+def categories() -> Tables:
     """Each user buys items of one category; hardly any item is bought twice."""
     rng = np.random.default_rng(0)
     rows = [
