@@ -237,7 +237,7 @@ HEAVY = {
     "test_a_config_names_kinds_of_ones_own_by_import_path": r".*",
     "test_a_dataset_holds_the_column_also_after_its_files": r"(categorical|numeric|multi_hot|vector|text|mykinds\..*)-context|hour_of_day-context",
     "test_a_run_is_trained_published_and_asked": r"(day_of_week|days_since_previous|numeric|multi_hot|vector|text|mykinds\.features.*)-context|mykinds\.carriers.*-user|(gap_sequence|text|numeric|vector|multi_hot|categorical)-user|mykinds\.carriers.*-context|event_sequence-user",
-    "test_a_run_stopped_at_any_step_ends_in_the_same_weights": r"3-candidates|6-pairs|[35]|3-pairs|8|6-candidates",
+    "test_a_run_stopped_at_any_step_ends_in_the_same_weights": r"[358]",
     "test_every_optimizer_and_precision_lowers_the_loss": r"bf16-(?!Adam$).*|bf16-Adam",
     "test_ranks_train_what_one_trains": r"2-(pairs|pairs and random ones|mimic of pairs|in batch|memory|own candidates|earlier|weights of candidates|a last batch of one|a last batch of one pair|mimic of candidates)|2-(in batch, in shards|the whole catalogue|own candidates in shards|earlier in shards|weights of pairs in shards|a last batch of one, histories of items)",
     "test_the_checkerboard_is_solved_by_every_loss_and_source_of_candidates": r"(uniform|popularity)-.*|full-.*-dot|all-.*|in batch-(gbce|bpr)-dot|in batch-(gbce|bpr)-cosine",
@@ -246,7 +246,7 @@ HEAVY = {
     "test_the_mean_count_of_an_item_is_the_exponential_of_its_log_q": r"(?!popularity\^0\.5).*",
     "test_two_ranks_train_with_pieces_what_one_trains_with_whole_tables": r"(?!(attention, by column|earlier, by row|pairs, Adagrad|mimic of candidates, by table)$).*",
     # indexes
-    "test_a_saved_index_gives_the_same": r".*-milvus (IVF|HNSW).*|.*-dot",
+    "test_a_saved_index_gives_the_same": r"milvus (IVF|HNSW).*|.*-dot",
     "test_allowed_and_banned_rows": r"(0\.5|0\.0)-.*|.*-milvus (IVF|HNSW).*",
     "test_both_methods_give_what_an_exact_index_gives": r".*",
     "test_a_list_that_all_items_have_adds_no_rounding": r"101|137|211|251",

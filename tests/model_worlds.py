@@ -138,13 +138,6 @@ def weight_of(module: object) -> Tensor:
     return module.weight
 
 
-def bias_of(module: object) -> Tensor:
-    """The bias of a layer."""
-    assert isinstance(module, nn.Linear | nn.LayerNorm)
-    assert module.bias is not None
-    return module.bias
-
-
 def pool(table: Tensor, codes: CodeLayout, pooling: Pooling) -> Tensor:
     """The rows of a table, pooled by a fresh module."""
     found: Tensor = pooling.build(table.shape[1], "f")(table, codes)

@@ -108,13 +108,6 @@ def test_overrides_are_for_what_is_suggested() -> None:
         twotower.fit(checkerboard(), CHECKERBOARD_SCHEMA, settings(), overrides=["train.lr=0.1"])
 
 
-def test_a_dataset_alone_is_trained_with_its_schema() -> None:
-    schema = CHECKERBOARD_SCHEMA
-    config = settings(train={"epochs": 1})
-    data = build_dataset(check(*checkerboard(), schema), schema, config.split)
-    assert twotower.fit(data, config=config).dataset is data
-
-
 def test_what_a_training_without_a_schema_cannot_tell_is_an_error(tmp_path: Path) -> None:
     users, items, actions = checkerboard()
     checked = check(users, items, actions, CHECKERBOARD_SCHEMA)
@@ -166,7 +159,7 @@ def test_a_dataset_of_another_split_or_schema_is_refused(tmp_path: Path) -> None
     with pytest.raises(ConfigError, match=r"made with another \[schema\] \(positive_above\)"):
         api.fit(data, schema.model_copy(update={"positive_above": 4}), config, folder=tmp_path / "run")
     assert not (tmp_path / "run").exists()
-    run = api.fit(data, schema, config, folder=tmp_path / "run")
+    run = api.fit(data, config=config, folder=tmp_path / "run")
     assert run.dataset is data
     assert api.load(tmp_path / "run").metrics == run.metrics
 
@@ -209,10 +202,15 @@ def test_what_is_no_id_is_an_error(user: Any, rated: Run) -> None:
         twotower.recommend(rated, user)
 
 
-def test_recent_lists_liked_training_items_latest_first() -> None:
-    done = twotower.fit(everything(), EVERYTHING_SCHEMA, settings(train={"epochs": 1}))
-    titles = api.recent_titles(done, "u5", 50)
-    data = done.dataset
+@pytest.mark.parametrize("k", [0, -1])
+def test_a_k_below_one_is_an_error(k: int, rated: Run) -> None:
+    with pytest.raises(DataError, match=f"k is {k}"):
+        twotower.recommend(rated, "u5", k=k)
+
+
+def test_recent_lists_liked_training_items_latest_first(rated: Run) -> None:
+    titles = api.recent_titles(rated, "u5", 50)
+    data = rated.dataset
     row = data.users.ids.to_list().index("u5")
     mine = (data.pairs.user == row) & data.pairs.positive & (data.parts == 0)
     order = np.argsort(-data.times[mine])
@@ -295,13 +293,6 @@ def test_nothing_to_learn_is_said_before_anything_is_written(tmp_path: Path) -> 
         with pytest.raises(error, match=words):
             twotower.fit((users, items, clicks), schema, config, folder=tmp_path / "run")
         assert not (tmp_path / "run").exists()
-
-
-@pytest.mark.parametrize("k", [0, -1])
-def test_a_k_below_one_is_an_error(k: int) -> None:
-    done = twotower.fit(checkerboard(), CHECKERBOARD_SCHEMA, settings(train={"epochs": 1}))
-    with pytest.raises(DataError, match=f"k is {k}"):
-        twotower.recommend(done, 3, k=k)
 
 
 def test_a_training_is_silent_but_in_a_notebook(

@@ -194,11 +194,6 @@ def test_a_protocol_and_what_is_of_no_family_are_no_kinds() -> None:
         SHAPES.find(f"{__name__}:Shape")
 
 
-def test_find_raises_the_error_of_a_config() -> None:
-    with pytest.raises(ConfigError, match="no shape of kind 'x'"):
-        SHAPES.find("x")
-
-
 def test_the_operators_of_kinds_of_elsewhere_are_collected() -> None:
     assert outside_operators(Shape) == {"Mod": {"fmod"}}
 

@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from twotower.arrays.ragged import Ragged, offsets_of, row_of, run_indices
+from twotower.arrays.ragged import Ragged, offsets_of, row_of, run_indices, stable_order
 
 quick = settings(deadline=None, max_examples=60)
 LISTS = st.lists(st.lists(st.integers(0, 99), max_size=6), min_size=1, max_size=8)
@@ -67,3 +67,19 @@ def test_one_row_of_a_column_is_an_array_of_its_values() -> None:
     assert row_of(ragged([[1, 2], [3]]), 0).tolist() == [1, 2]
     assert row_of(np.array([4, 5], np.int32), 1).tolist() == [5]
     assert row_of(np.array([[0.5, 2.0]], np.float32), 0).tolist() == [0.5, 2.0]
+
+
+CODES = st.one_of(st.integers(0, 3), st.integers(65_530, 65_545), st.integers(0, 2**31 - 1), st.just(2**16), st.just(0))
+
+
+@quick
+@given(st.lists(CODES, max_size=60))
+def test_stable_order_equals_a_stable_argsort_also_beyond_16_bits(codes: list[int]) -> None:
+    array = np.array(codes, np.int32)
+    assert stable_order(array).tolist() == np.argsort(array, kind="stable").tolist()
+
+
+def test_stable_order_keeps_ties_in_place_in_a_long_array_of_large_codes() -> None:
+    codes = np.random.default_rng(0).integers(0, 200, 20_000).astype(np.int32) * 1000
+    assert codes.max() > 65_535
+    assert np.array_equal(stable_order(codes), np.argsort(codes, kind="stable"))

@@ -7,7 +7,7 @@ import json
 from collections import Counter
 from datetime import date
 from pathlib import Path
-from typing import Any, overload
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -22,7 +22,7 @@ from twotower.data.dataset import Dataset
 from twotower.errors import DataError, RunError
 from twotower.features.categorical import Categorical, CategoricalEncoder
 from twotower.features.encoders import Encoders, read_vocabularies, write_vocabularies
-from twotower.features.multi_hot import MultiHot, MultiHotEncoder
+from twotower.features.multi_hot import MultiHot
 from twotower.features.numeric import Numeric, NumericEncoder
 from twotower.features.schema import Schema
 from twotower.features.sequence import Sequence
@@ -48,16 +48,9 @@ def ones(n: int) -> Any:
     return np.ones(n, np.int64)
 
 
-def kept(vocabulary: pl.Series) -> pl.Series:
-    return read_vocabularies(write_vocabularies({"values": vocabulary}))["values"]
-
-
-@overload
-def restored(encoder: CategoricalEncoder) -> CategoricalEncoder: ...
-@overload
-def restored(encoder: MultiHotEncoder) -> MultiHotEncoder: ...
-def restored(encoder: CategoricalEncoder | MultiHotEncoder) -> CategoricalEncoder | MultiHotEncoder:
-    return type(encoder).restore(json.loads(encoder.state().model_dump_json()), kept(encoder.stored_vocabulary()))
+def restored(encoder: CategoricalEncoder) -> CategoricalEncoder:
+    vocabulary = read_vocabularies(write_vocabularies({"values": encoder.vocabulary}))["values"]
+    return CategoricalEncoder.restore(json.loads(encoder.state().model_dump_json()), vocabulary)
 
 
 def numeric(column: pl.Series, counts: Any, buckets: int = 0) -> NumericEncoder:
@@ -278,10 +271,7 @@ def test_multi_hot_reads_lists_and_separated_text_alike_and_drops_unknown_values
     encoder = feature.fit(column, ones(5))
     assert encoder.values.vocabulary.to_list() == ["x", "y"]
     found = encoder.transform(column)
-    assert np.split(found.values, found.offsets[1:-1])[0].tolist() == [1, 2]
     assert [row.tolist() for row in np.split(found.values, found.offsets[1:-1])] == [[1, 2], [], [], [2], [1]]
-    again = restored(encoder).transform(column)
-    assert (again.values.tolist(), again.offsets.tolist()) == (found.values.tolist(), found.offsets.tolist())
 
 
 @pytest.mark.parametrize("dtype", [pl.String, pl.Categorical, pl.Enum(["x|y", "z"])])
@@ -312,9 +302,7 @@ def test_vectors_are_scaled_to_a_mean_square_of_one_and_missing_ones_are_zeros(d
     found = encoder.transform(column)
     root = np.sqrt((9 + 16) / 2)
     np.testing.assert_allclose(found, np.array([[3, 4], [0, 0], [-4, 3]]) / root, rtol=1e-6)
-    again = VectorEncoder.restore(json.loads(encoder.state().model_dump_json()))
-    assert again.transform(column).tolist() == found.tolist()
-    assert again.transform(series([None])).tolist() == [[0, 0]]
+    assert encoder.transform(series([None])).tolist() == [[0, 0]]
 
 
 def test_numbers_in_vectors_that_are_not_finite_are_zeros() -> None:

@@ -11,17 +11,16 @@ import numpy as np
 import polars as pl
 import pytest
 from event_worlds import BROWSED, GAPS, TYPES, shop_schema, shop_settings, shopping
-from features.test_sequence import column
+from features.test_sequence import column, prepared_as_in_memory
 from pydantic import ValidationError
 from service_client import clients, problem
 
 import twotower
 from twotower.data import prepare
 from twotower.data.buckets.check import check_buckets
-from twotower.data.config import DataConfig
 from twotower.data.dataset import Dataset, build_dataset
 from twotower.data.split import SplitConfig
-from twotower.data.splits import TEST, TRAIN
+from twotower.data.splits import TEST
 from twotower.data.tables import check
 from twotower.errors import DataError
 from twotower.features.event_sequence import EventSequence
@@ -78,21 +77,10 @@ def test_types_that_the_rule_of_all_others_is_for_have_one_code_and_ignored_ones
     "schema", [shop_schema(TYPES, GAPS), shop_schema(TYPES, duplicates="last")], ids=["keep", "last"]
 )
 def test_prepared_histories_are_those_in_memory(schema: Schema, tmp_path: Path) -> None:
-    frames = shopping("type")
-    for name, table in zip(("users", "items", "log"), frames, strict=True):
-        table.write_parquet(tmp_path / f"{name}.parquet")
-    files = DataConfig(users=str(tmp_path / "users.parquet"), items=str(tmp_path / "items.parquet"),
-        interactions=str(tmp_path / "log.parquet"))  # fmt: skip
+    names = tuple(f.name for f in schema.side("user") if f.history)
+    files, disk, memory = prepared_as_in_memory(shopping("type"), schema, SPLIT, tmp_path, names)
     prepare.write_buckets(files, schema, tmp_path / "buckets", split=SPLIT)
     assert not check_buckets(tmp_path / "buckets", schema)
-    disk = prepare.write_prepared(files, schema, SPLIT, tmp_path / "out")
-    memory = build_dataset(check(*frames, schema), schema, SPLIT)
-    row_of = {user: row for row, user in enumerate(memory.users.ids.to_list())}
-    for name in (f.name for f in schema.side("user") if f.history):
-        for part in (TRAIN, TEST):
-            on_disk, in_memory = (of.side_before("user", part).columns[name] for of in (disk, memory))
-            for row, user in enumerate(disk.users.ids.to_list()):
-                assert on_disk.row(row).tolist() == in_memory.row(row_of[user]).tolist()  # type: ignore[union-attr]
     with_types = disk.pairs.event
     assert with_types is not None
     assert sorted(with_types.tolist()) == sorted(memory.pairs.event.tolist())

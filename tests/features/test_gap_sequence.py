@@ -11,7 +11,6 @@ import polars as pl
 import pytest
 from event_worlds import BROWSED, DAY, GAPS, shop_schema, shop_settings, shopping
 from features.test_sequence import column
-from pydantic import ValidationError
 from service_client import clients
 
 import twotower
@@ -153,10 +152,3 @@ def test_days_since_previous_sees_the_times_of_events(tmp_path: Path) -> None:
         retriever.user_inputs.context.read(retriever.query(request), values := dict[str, Values]())
         found.append(int(values["days"][0]))
     assert found[0] == found[1] == found[3] != found[2]
-
-
-@pytest.mark.parametrize(("options", "words"), [({"time": ""}, "needs times; name their column"),
-    ({"time_unit": "order"}, "time_unit = 'order' has none")])  # fmt: skip
-def test_gaps_need_times(options: dict[str, Any], words: str) -> None:
-    with pytest.raises(ValidationError, match=words):
-        shop_schema(GAPS, **options)

@@ -80,8 +80,9 @@ def test_a_feature_of_no_context_is_refused_in_one_line(feature: dict[str, Any],
     [({}, "name their column in schema.time"), ({"time": "at", "time_unit": "order"}, "'order' has none")],
 )
 def test_a_feature_of_the_time_needs_times(times: dict[str, str], told: str) -> None:
-    with pytest.raises(ValidationError, match=told):
-        Schema.model_validate({**times, "features": [*IDS, {"kind": "hour_of_day", "name": "h"}]})
+    for feature in ({"kind": "hour_of_day", "name": "h"}, {"kind": "gap_sequence", "name": "g", "side": "user"}):
+        with pytest.raises(ValidationError, match=told):
+            Schema.model_validate({**times, "features": [*IDS, feature]})
 
 
 def test_days_since_previous_needs_the_times_that_last_drops() -> None:

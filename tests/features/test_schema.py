@@ -22,7 +22,7 @@ from twotower.features.sequence import Sequence
     [
         (ID_FEATURES[:1], "no feature on the item side; give each tower at least one, or leave features out"),
         ((*ID_FEATURES[:1], Numeric(name="age", side="user")), "no feature on the item side"),
-        ((*ID_FEATURES, Numeric(name="user_id", side="user")), "feature 'user_id' is defined twice on the user side"),
+        ((*ID_FEATURES, Numeric(name="user_id", side="user")), "feature 'user_id' is defined twice in the user tower"),
         (
             (ID_FEATURES[0], Numeric(name="n", side="item"), Sequence(name="s", side="user")),
             "sequence 's' shares the item id embedding, but no categorical feature reads the item id column",

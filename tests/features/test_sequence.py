@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import cache
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from twotower.data.config import DataConfig
 from twotower.data.dataset import Dataset, build_dataset
 from twotower.data.ids import ItemIds, UserIds
 from twotower.data.split import SplitConfig
-from twotower.data.splits import TRAIN
+from twotower.data.splits import TEST, TRAIN
 from twotower.data.tables import check
 from twotower.features.categorical import Categorical
 from twotower.features.numeric import Numeric
@@ -55,7 +56,10 @@ HASHED: Schema = EVERYTHING_SCHEMA.model_copy(
 )
 
 
-def tables() -> tuple[pl.DataFrame, pl.DataFrame, pl.DataFrame]:
+Tables = tuple[pl.DataFrame, pl.DataFrame, pl.DataFrame]
+
+
+def tables() -> Tables:
     users, items, actions = everything()
     return (
         users,
@@ -144,25 +148,32 @@ def test_a_feature_that_no_sequence_can_hold_is_refused(feature: Sequence, words
     assert words in str(e.value)
 
 
+def prepared_as_in_memory(
+    frames: Tables, schema: Schema, split: SplitConfig, folder: Path, names: tuple[str, ...]
+) -> tuple[DataConfig, Dataset, Dataset]:
+    """Check that prepared histories of users are those in memory; return the files, and both datasets."""
+    paths = {name: folder / f"{name}.parquet" for name in ("users", "items", "interactions")}
+    for path, table in zip(paths.values(), frames, strict=True):
+        table.write_parquet(path)
+    files = DataConfig.model_validate({name: str(path) for name, path in paths.items()})
+    disk = prepare.write_prepared(files, schema, split, folder / "out")
+    memory = build_dataset(check(*frames, schema), schema, split)
+    row_of = {user: row for row, user in enumerate(memory.users.ids.to_list())}
+    for name, part in product(names, (TRAIN, TEST)):
+        on_disk, in_memory = (of.side_before("user", part).columns[name] for of in (disk, memory))
+        for row, user in enumerate(disk.users.ids.to_list()):
+            assert on_disk.row(row).tolist() == in_memory.row(row_of[user]).tolist()  # type: ignore[union-attr]
+    return files, disk, memory
+
+
 @pytest.mark.parametrize("hashed", [False, True])
 def test_prepared_sequences_are_those_in_memory(tmp_path: Path, hashed: bool) -> None:
     schema: Schema = HASHED if hashed else SCHEMA
     schema = schema.model_copy(
         update={"features": tuple(f for f in schema.features if f.name not in ("fans", "cities"))}
     )
-    for name, table in zip(("users", "items", "log"), tables(), strict=True):
-        table.write_parquet(tmp_path / f"{name}.parquet")
-    files = DataConfig(**{k: str(tmp_path / f"{f}.parquet") for k,
-        f in (("users", "users"), ("items", "items"), ("interactions", "log"))})  # fmt: skip
-    split = SplitConfig(kind="last")
-    disk = prepare.write_prepared(files, schema, split, tmp_path / "out")
-    memory = build_dataset(check(*tables(), schema), schema, split)
-    row_of = {user: row for row, user in enumerate(memory.users.ids.to_list())}
-    for name in ("seen",) if hashed else ("brands", "liked_brands", "prices"):
-        for row, user in enumerate(disk.users.ids.to_list()):
-            assert (
-                column(disk, "user", name).row(row).tolist() == column(memory, "user", name).row(row_of[user]).tolist()
-            )
+    names = ("seen",) if hashed else ("brands", "liked_brands", "prices")
+    prepared_as_in_memory(tables(), schema, SplitConfig(kind="last"), tmp_path, names)
 
 
 def inputs(of: Dataset) -> UserInputs:
@@ -200,7 +211,7 @@ def test_an_event_replaces_the_item_it_repeats_and_no_other_of_its_brand(name: s
 CATEGORIES, ITEMS = 6, 240
 
 
-def categories() -> tuple[pl.DataFrame, pl.DataFrame, pl.DataFrame]:
+def categories() -> Tables:
     """Each user buys items of one category; hardly any item is bought twice."""
     rng = np.random.default_rng(0)
     rows = [

@@ -99,32 +99,19 @@ def test_the_exported_tower_gives_what_the_model_gives(pooling: str, tmp_path: P
         ({"beside": ("brands", "brands")}, "names 'brands' twice; name it once"),
         ({"max_length": 3}, "whose max_length is 0, not 3; give both the same interactions"),
         ({"interactions": "positive"}, "whose interactions is 'all', not 'positive'"),
-    ],
-)  # fmt: skip
-def test_sequences_that_cannot_stand_beside_are_refused(changed: dict[str, Any], words: str) -> None:
-    *others, host = schema_of("mean").features
-    with pytest.raises(ValidationError) as e:
-        Schema.model_validate(EVERYTHING_SCHEMA.model_dump() | {"features": [*others, host.model_copy(update=changed)]})
-    assert words in str(e.value)
-
-
-@pytest.mark.parametrize(
-    ("more", "words"),
-    [
         (Sequence(name="more", side="user", beside=("brands",)), "which is added to 'history' already"),
         (Sequence(name="more", side="user", beside=("history",)), "which has a beside of its own"),
+        (Sequence(name="history", side="user", beside=("sums",)), "which is pooled with 'history'; leave out the "
+            "pooling of 'sums'"),
     ],
-)
-def test_a_sequence_stands_beside_one_other(more: Sequence, words: str) -> None:
+)  # fmt: skip
+def test_sequences_that_cannot_stand_beside_are_refused(changed: dict[str, Any] | Sequence, words: str) -> None:
+    *others, host = schema_of("mean").features
+    if isinstance(changed, dict):
+        others.append(host.model_copy(update=changed))
+    else:
+        summed = Sequence(name="sums", side="user", feature="brand", pooling=PoolingSpec(kind="sum"))
+        others += [summed, changed] if changed.name == "history" else [host, changed]
     with pytest.raises(ValidationError) as e:
-        Schema.model_validate(EVERYTHING_SCHEMA.model_dump() | {"features": [*schema_of("mean").features, more]})
+        Schema.model_validate(EVERYTHING_SCHEMA.model_dump() | {"features": others})
     assert words in str(e.value)
-
-
-def test_a_pooling_of_a_sequence_beside_another_is_refused() -> None:
-    brands = Sequence(name="brands", side="user", feature="brand", pooling=PoolingSpec(kind="sum"))
-    host = Sequence(name="history", side="user", beside=("brands",))
-    with pytest.raises(ValidationError, match="which is pooled with 'history'; leave out the pooling of 'brands'"):
-        Schema.model_validate(
-            EVERYTHING_SCHEMA.model_dump() | {"features": [*EVERYTHING_SCHEMA.features, brands, host]}
-        )

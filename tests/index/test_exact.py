@@ -10,7 +10,7 @@ import pytest
 from vector_worlds import same, users, world
 
 from twotower.index.exact import Exact, Index
-from twotower.index.top_k import exact_top_k, one_blas_thread
+from twotower.index.top_k import exact_top_k
 
 
 @pytest.mark.parametrize(("n", "b", "k"), [(5000, 3, 10), (70_001, 1, 100), (40_000, 300, 5), (9000, 2, 5000)])
@@ -79,16 +79,6 @@ def test_candidates_of_many_queries_take_memory_that_is_bounded(allowed: np.ndar
     assert peak < 16e6, "the answers take 0.4 MB, nominees of all blocks for all queries fifty"
 
 
-def test_a_score_does_not_depend_on_company() -> None:
-    vectors, rows = world("dot", 50_000)
-    index = Exact().build(vectors, rows, "dot")
-    together = index.search(users(64), 20)
-    for number in (0, 63):
-        alone = index.search(users(64)[number : number + 1], 20)
-        np.testing.assert_array_equal(alone[0][0], together[0][number])
-        np.testing.assert_array_equal(alone[1][0], together[1][number])
-
-
 def test_searches_side_by_side() -> None:
     index = Exact().build(*world("dot", 20_000), "dot")
     wanted, wrong = index.search(users(40), 10)[0], []
@@ -104,5 +94,3 @@ def test_searches_side_by_side() -> None:
     for thread in threads:
         thread.join()
     assert not wrong
-    with one_blas_thread, one_blas_thread:
-        pass

@@ -131,12 +131,11 @@ def test_little_effort_keeps_the_promises(kind: str, metric: str) -> None:
 
 
 @each
-@pytest.mark.parametrize("mmap", [True, False])
-def test_a_saved_index_gives_the_same(kind: str, metric: str, mmap: bool, folder: Path) -> None:
+def test_a_saved_index_gives_the_same(kind: str, metric: str, folder: Path) -> None:
     index, vectors, rows = made(kind, metric)
     full(index).save(folder)
     queries = users(4)
-    again = load_index(folder, mmap, verify=mmap and metric == "dot")  # another process, for each kind once
+    again = load_index(folder, verify=metric == "dot")  # another process, for each kind once
     assert (again.options.params, again.metric, again.search_params) == (
         index.options.params,
         metric,
@@ -149,7 +148,7 @@ def test_a_saved_index_gives_the_same(kind: str, metric: str, mmap: bool, folder
     for got, wanted in zip(again.search(queries, 25), index.search(queries, 25), strict=True):
         np.testing.assert_array_equal(got, wanted)
     again.save(folder)  # onto the files that are mapped
-    same(load_index(folder, mmap, verify=False).search(queries, 25), naive(vectors, rows, queries, 25), ordered(kind))
+    same(load_index(folder, verify=False).search(queries, 25), naive(vectors, rows, queries, 25), ordered(kind))
 
 
 @each
@@ -395,9 +394,8 @@ def test_folders_that_are_no_index(folder: Path) -> None:
         # Headers that numpy's parser fails on with TypeError, TokenError, SyntaxError and ValueError.
         for at, byte in [(shape - 2, b"{"), (data.index(b"("), b"B"), (8, b"\1"), (21, b","), (8, b"\0")]:
             file.write_bytes(data[:at] + byte + data[at + 1 :])
-            for mmap in (True, False):
-                with pytest.raises(RunError, match=name):
-                    load_index(folder, mmap)
+            with pytest.raises(RunError, match=name):
+                load_index(folder)
     index.save(folder)
     (folder / "vectors.npy").write_bytes(b"")
     with pytest.raises(RunError):

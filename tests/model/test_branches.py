@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from functools import cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,7 +22,6 @@ from model_worlds import (
     world_of,
 )
 from torch import Tensor, nn
-from trainers import StopAt, same, weights
 from worlds import CHECKERBOARD_SCHEMA, EVERYTHING_SCHEMA, checkerboard, everything, settings
 
 from twotower.config.experiment import Config
@@ -487,46 +484,6 @@ def test_mimicry_without_a_vector_to_train_is_refused() -> None:
 
 
 # ---- a run with all of it
-
-
-EVERY = [branch(k) for k in ("mlp", "cross", "cin")] + [branch(k, senet=GATE) for k in ("fm", "bilinear", "identity")]
-WHOLE: dict[str, Any] = {
-    "width": 8,
-    "pairs": [{s: {"layers": [8], "branches": EVERY, "augment": True} for s in ("user", "item")}],
-}
-
-
-STOPPED: dict[str, dict[str, dict[str, object]]] = {
-    "pairs": {"negatives": {"random": 1}, "loss": {"mimic": 0.5}},
-    "candidates": {
-        "negatives": {"uniform": 10, "cross_batch_memory": 90}, "loss": {"kind": "softmax", "mimic": 0.5},
-    },
-}  # fmt: skip
-
-
-def config_of(kind: str) -> Config:
-    train: dict[str, object] = {"epochs": 2, "batch_size": 100, "checkpoint_steps": 1, "ema_decay": 0.9}
-    return settings(model=WHOLE, train=train, **STOPPED[kind])
-
-
-@cache
-def unbroken(kind: str) -> dict[str, Tensor]:
-    """The weights of a training that nothing stops."""
-    trainer = Trainer(world().data, config_of(kind))
-    trainer.run()
-    return weights(trainer)
-
-
-@pytest.mark.parametrize("kind", sorted(STOPPED))
-@pytest.mark.parametrize("stop", [3, 6])
-def test_a_run_stopped_at_any_step_ends_in_the_same_weights(kind: str, stop: int, folder: Path) -> None:
-    data, config = world().data, config_of(kind)
-    with pytest.raises(KeyboardInterrupt):
-        Trainer(data, config, folder, StopAt(stop)).run()
-    again = Trainer(data, config, folder)
-    assert again.resume()
-    again.run()
-    assert same(unbroken(kind), weights(again))
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])

@@ -2,26 +2,20 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import onnxruntime
 import pytest
 import torch
-from model_worlds import build, tower, world
 from mykinds.branches import MaskBranch
 from pydantic import ValidationError
 from torch import Tensor, nn
 
-from twotower.errors import ConfigError
-from twotower.features.side import SIDES
 from twotower.kinds import outside_operators
 from twotower.model.branches import BRANCHES
 from twotower.model.branches.branch import Branch, TowerBranch
 from twotower.model.layers import SenetConfig
 from twotower.onnx.allow_list import OPERATORS
 from twotower.onnx.builder import GraphBuilder
-from twotower.onnx.export import export_tower
 
 KINDS = [*BRANCHES, MaskBranch]
 WIDTHS = [4, 4, 4]
@@ -82,17 +76,6 @@ def test_the_nodes_of_a_branch_give_what_its_module_gives(kind: type[Branch], ga
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=name_of)
-def test_a_branch_in_a_tower_is_exported(kind: type[Branch], tmp_path: Path) -> None:
-    side = tower(branches=[{"kind": kind.kind}])
-    names = {"user": ["uid", "city", "income"], "item": ["iid", "brand"]}
-    model = build((side | {"fields": names["user"]}, side | {"fields": names["item"]}))
-    of = world()
-    for name in SIDES:
-        data = of.data.side(name)
-        assert export_tower(model, name, of.data.encoders.fields(name), tmp_path / name, data) < 1e-5
-
-
-@pytest.mark.parametrize("kind", KINDS, ids=name_of)
 def test_a_branch_has_a_documentation_a_default_and_no_options_of_others(kind: type[Branch]) -> None:
     assert len(kind.__doc__ or "") > 20
     assert BRANCHES.parse(kind().model_dump()) == kind() == BRANCHES.parse(kind.kind)
@@ -100,14 +83,3 @@ def test_a_branch_has_a_documentation_a_default_and_no_options_of_others(kind: t
         for option in other.model_fields.keys() - kind.model_fields.keys():
             with pytest.raises(ValidationError, match=f"unknown key '{option}'"):
                 kind.model_validate({option: 1})
-
-
-@pytest.mark.parametrize("kind", KINDS, ids=name_of)
-def test_fields_of_several_widths_are_mapped_or_refused_with_a_remedy(kind: type[Branch]) -> None:
-    widths = [4, 6]
-    try:
-        branch = TowerBranch(kind(), widths, widths, 1.0)
-    except ConfigError as e:
-        assert "needs fields of one width" in str(e)  # noqa: PT017
-    else:
-        assert branch.eval()(torch.randn(3, 10)).shape == (3, branch.size)

@@ -81,10 +81,11 @@ def test_the_gradient_of_gathered_rows_has_the_same_bits_with_any_number_of_thre
 # ---- logits
 
 
-FOLDED = [
-    (tower(layers=[5]), tower(layers=[6, 5])),
-    (tower(layers=[], fields=["uid", "city"]), tower(layers=[], fields=["iid", "brand"])),
-    (tower(layers=[8]), tower(layers=[], fields=["iid", "picture"])),
+Pairs = list[tuple[dict[str, Any], dict[str, Any]]]
+FOLDED: list[Pairs] = [
+    [(tower(layers=[5]), tower(layers=[6, 5])), (tower(layers=[7, 3], fields=["liked"]), tower(layers=[3]))],
+    [(tower(layers=[], fields=["uid", "city"]), tower(layers=[], fields=["iid", "brand"]))],
+    [(tower(layers=[8]), tower(layers=[], fields=["iid", "picture"]))],
 ]
 
 
@@ -140,15 +141,15 @@ def logits_by_hand(model: TwoTower, inputs: tuple[Inputs, Inputs]) -> Tensor:
     return logits + model.global_bias if model.config.bias else logits
 
 
-@pytest.mark.parametrize("pair", FOLDED)
+@pytest.mark.parametrize("pairs", FOLDED)
 @pytest.mark.parametrize("learn", [True, False])
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("similarity", ["cosine", "dot"])
 @pytest.mark.parametrize("stacking", [False, True])
 def test_a_logit_is_the_similarity_over_the_temperature_plus_the_biases_and_a_plain_dot_product(
-    stacking: bool, similarity: str, bias: bool, learn: bool, pair: tuple[dict[str, Any], dict[str, Any]]
+    stacking: bool, similarity: str, bias: bool, learn: bool, pairs: Pairs
 ) -> None:
-    pairs = (pair, pair) if stacking else (pair,)
+    pairs = 2 * pairs if stacking else pairs
     model = build(
         *pairs, similarity=similarity, bias=bias, stacking=stacking, learn_temperature=learn, temperature=0.25
     )
@@ -247,22 +248,6 @@ def test_reduction_sets_the_width_of_the_middle_layer(fields: int, reduction: fl
     first, last = (m for m in gate.excite if isinstance(m, nn.Linear))
     assert (first.in_features, first.out_features) == (fields, middle)
     assert (last.in_features, last.out_features) == (middle, fields)
-
-
-@pytest.mark.parametrize("fields", [[], ["income", "liked", "age"]])
-def test_the_gate_multiplies_its_field_before_the_layers(fields: list[str]) -> None:
-    gated = build((tower(senet={"enabled": True}, fields=fields), tower()), bias=False, similarity="dot")
-    users, items = world().inputs()
-    user, item = pair_of(gated).user, pair_of(gated).item
-    with torch.no_grad():
-        embedded = fields_of(user.embeddings, users)
-        gates = user.gates(users)["senet"]
-        assert user.field_names == list(embedded)
-        joined = torch.cat([f * gates[:, i : i + 1] for i, f in enumerate(embedded.values())], 1)
-        (first,), last = (m for m in user.layers if isinstance(m, nn.Linear)), not_none(user.head.layer)
-        expected = last(nn.functional.leaky_relu(first(joined)))
-        assert close(outputs_of(user, users), expected)
-        assert item.gates(items) == {}
 
 
 # ---- fields of a tower
@@ -424,30 +409,6 @@ def test_residual_adds_a_linear_map_of_the_joined_fields_to_the_last_layer(
         TowerConfig(residual=True, layers=())
 
 
-@pytest.mark.parametrize("residual", [True, False])
-@pytest.mark.parametrize("layers", [[6, 5], []])
-@pytest.mark.parametrize("bias", [True, False])
-def test_output_norm_normalises_the_vector_and_not_the_bias(bias: bool, layers: list[int], residual: bool) -> None:
-    if residual and not layers:
-        return
-    fields = ["uid", "city"]
-    options = tower(output_norm=True, layers=layers, residual=residual, fields=fields)
-    item = tower(layers=[8] if not layers else [5])
-    model = build((options, item), bias=bias)
-    users, _ = world().inputs()
-    mine = pair_of(model).user
-    norm = not_none(mine.head.norm)
-    n = 5 if layers else 8
-    assert norm.weight.shape == (n,)
-    with torch.no_grad():
-        out = outputs_of(mine, users)
-        mine.head.norm = None
-        before = outputs_of(mine, users)
-        assert before.shape == out.shape == (60, n + (bias and bool(layers)))
-        assert close(out[:, :n], normed(before[:, :n], norm.weight, norm.bias), 1e-3)
-        assert torch.equal(out[:, n:], before[:, n:])
-
-
 # ---- dropout
 
 
@@ -500,30 +461,6 @@ def test_dropout_follows_torchs_seed_passes_its_mask_to_the_gradient_and_is_off_
 
 
 # ---- pairs
-
-
-@pytest.mark.parametrize("bias", [True, False])
-def test_with_the_dot_product_the_scores_of_the_pairs_add_up(bias: bool) -> None:
-    towers = [(tower(layers=[5]), tower(layers=[5])), (tower(layers=[7, 3], fields=["liked"]), tower(layers=[3]))]
-    both = build(*towers, similarity="dot", bias=bias, temperature=1)
-    inputs = world().inputs()
-    rows = torch.arange(40), torch.arange(40).flip(0)
-    with torch.no_grad():
-        total = torch.zeros(40)
-        for number, pair in enumerate(towers):
-            alone = build(pair, similarity="dot", bias=bias, temperature=1)
-            pair_of(alone).load_state_dict(both.pairs[number].state_dict())
-            if bias:
-                # Pairs of towers give their rows' biases; the rest of the bias is there once, whatever their number.
-                for part in ("user_bias", "item_bias"):
-                    nn.init.zeros_(getattr(both, part).table.weight)
-                    nn.init.zeros_(getattr(alone, part).table.weight)
-                nn.init.zeros_(both.global_bias)
-                nn.init.zeros_(alone.global_bias)
-            total = total + alone(*inputs, *rows)
-        assert close(both(*inputs, *rows), total, 1e-4)
-        width = both.user_vectors(inputs[0]).shape[1]
-        assert width == both.item_vectors(inputs[1]).shape[1] == 5 + 3 + 2 * bias
 
 
 # ---- the unknown row

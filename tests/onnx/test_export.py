@@ -5,9 +5,7 @@ from __future__ import annotations
 import json
 import math
 import sys
-from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +25,7 @@ from twotower.data.side import Side
 from twotower.data.tables import check
 from twotower.embedding.bulk import embed
 from twotower.embedding.folder import EmbeddingsFolder
-from twotower.errors import DataError, RunError
+from twotower.errors import RunError
 from twotower.features.categorical import Categorical
 from twotower.features.field import PoolingSpec
 from twotower.features.schema import Schema
@@ -42,6 +40,7 @@ from twotower.model.towers import TowerConfig
 from twotower.model.two_tower import ModelConfig, TwoTower
 from twotower.onnx import export
 from twotower.onnx.allow_list import ELEMENT_TYPES, MESSAGE_FIELDS, METADATA_KEYS, OPERATORS
+from twotower.onnx.builder import GraphBuilder
 from twotower.onnx.check import inspect_tower
 from twotower.onnx.export import MAX_DIFFERENCE, allowed_difference, build_graph, export_tower, parity
 from twotower.onnx.tower import GateInfo, OnnxTower, trust_tower
@@ -314,11 +313,7 @@ def test_fault_G1_the_list_of_what_a_tower_holds_is_what_the_exporter_writes(wor
 
 
 def test_a_model_with_an_unknown_part_is_refused(worlds: dict[str, Dataset], tmp_path: Path) -> None:
-    data, model = worlds["even"], trained(worlds["even"])
-    model.towers("item")[0].add_module("mixture", torch.nn.Linear(2, 2))
-    with pytest.raises(RunError, match="mixture"):
-        export_tower(model, "item", data.encoders.fields("item"), tmp_path / "x.onnx")
-    model = trained(data, pairs=both(layers=[12, 8]))
+    data, model = worlds["even"], trained(worlds["even"], pairs=both(layers=[12, 8]))
     model.towers("item")[0].layers[1] = torch.nn.Softplus()
     with pytest.raises(RunError, match="Softplus"):
         export_tower(model, "item", data.encoders.fields("item"), tmp_path / "x.onnx")
@@ -477,10 +472,11 @@ def test_of_the_other_tower_only_the_shared_rows_are_in_the_file(tmp_path: Path)
     assert path.stat().st_size < 40_000
 
 
-def test_tables_that_no_file_holds_are_refused(worlds: dict[str, Dataset], tmp_path: Path) -> None:
-    fields, small = worlds["even"].encoders.fields("user"), partial(build_graph, max_table_bytes=4000)
+def test_tables_that_no_file_holds_are_refused() -> None:
+    graph = GraphBuilder(max_table_bytes=4000)
+    graph.constant(np.zeros(900, np.float32))
     with pytest.raises(RunError, match="min_count"):
-        export_tower(trained(worlds["even"]), "user", fields, tmp_path / "x.onnx", build=small)
+        graph.constant(np.ones(200, np.float32))
 
 
 def test_a_damaged_or_foreign_file_is_a_run_error(worlds: dict[str, Dataset], tmp_path: Path) -> None:
@@ -622,22 +618,6 @@ def test_the_vectors_of_a_large_table_can_be_mapped_and_the_count_has_many_digit
             size = f.tell()
             npy_writer.write_npy_header(f, np.zeros(66, np.float32), n)
             assert f.tell() == size
-
-
-BAD: dict[str, tuple[Callable[[pl.DataFrame], pl.DataFrame], str]] = {
-    "a column is missing": (lambda f: f.drop("tags"), "items: no column 'tags'.*found: iid"),
-    "no rows": (lambda f: f.clear(), "no rows"),
-    "vectors of another length": (lambda f: f.with_columns(picture=pl.lit([1.0])), "expected 3"),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("name", BAD)
-def test_a_table_that_is_not_as_the_schema_says_is_a_data_error(name: str, run: Run, tmp_path: Path) -> None:
-    change, message = BAD[name]
-    change(source_of(run, "item")).write_parquet(tmp_path / "t.parquet")
-    with pytest.raises(DataError, match=message):
-        embed(run, "item", tmp_path / "t.parquet", tmp_path / "out")
-    assert {p.name for p in tmp_path.rglob("*") if p.is_file()} <= {"t.parquet", "_plan_embedding.json", "_lock"}
 
 
 def test_vectors_that_are_not_finite_are_not_written(run: Run, worlds: dict[str, Dataset], tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from twotower.embedding.folder import StoredVectors
 from twotower.errors import ConfigError, RunError
 from twotower.features.categorical import CategoricalEncoder
 from twotower.features.side import SideName
-from twotower.model.inputs.gather import JoinedRows, TowerFields
+from twotower.model.inputs.gather import ColumnRows, TowerFields
 from twotower.model.inputs.side_tensors import carry_forward, tensors
 from twotower.model.two_tower import evaluation_mode
 from twotower.runs import Run
@@ -64,7 +64,7 @@ class TableVectors:
         return pl.DataFrame({"id": ids, "vector": np.concatenate(blocks)})
 
     def _block(self, columns: dict[str, Column], rows: slice) -> StoredVectors:
-        block, model = JoinedRows(columns, rows, self._context, np.zeros(rows.stop - rows.start, np.int64)), self._model
+        block, model = ColumnRows(columns, rows, self._context, np.zeros(rows.stop - rows.start, np.int64)), self._model
         tower = model.user_vectors if self.side == "user" else model.item_vectors
         with evaluation_mode(model), np.errstate(over="ignore"):
             vectors = tower(tensors(self._fields, block, carry_forward, model.log_temperature.device)).cpu().numpy()

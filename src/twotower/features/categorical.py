@@ -126,10 +126,6 @@ class Categorical(ColumnFeature):
     hash_buckets: int = Field(0, ge=0, lt=2**31, description="Number of hash buckets. 0: a vocabulary.")
 
     @property
-    def without_effect(self) -> tuple[str, ...]:
-        return self.set_options(self.cuts) if self.hash_buckets else ()
-
-    @property
     def identifies(self) -> bool:
         return not self.hash_buckets
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 import polars as pl
 from pydantic import Field
 
-from twotower.arrays.types import Ints
-from twotower.features.moment import ClockMoment, RangeEncoder, local_times
+from twotower.features.moment import ClockMoment
 
 
 class DayOfWeek(ClockMoment):
@@ -16,16 +15,9 @@ class DayOfWeek(ClockMoment):
     """
 
     kind = "day_of_week"
-    encoder = RangeEncoder
+    first, count = 1, 7
 
     default: int = Field(0, ge=0, le=7, description="Day of precomputed user vectors, 1 to 7. 0: no such vectors.")
 
-    @property
-    def defaults(self) -> int | None:
-        return self.default or None
-
-    def fit(self, series: pl.Series, counts: Ints) -> RangeEncoder:
-        return RangeEncoder(first=1, count=7, trained=[]).fitted(series, counts)
-
-    def of_times(self, times: Ints, previous: Ints) -> pl.Series:
-        return local_times(times, self.time_zone).dt.weekday().cast(pl.Int64).alias(self.source)
+    def of_clock(self, times: pl.Series) -> pl.Series:
+        return times.dt.weekday()

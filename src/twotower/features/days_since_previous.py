@@ -12,7 +12,7 @@ from pydantic import Field, field_validator
 from twotower.arrays.types import Codes, Ints
 from twotower.features.field import InputField
 from twotower.features.moment import Moment, TrainedCodes
-from twotower.features.values import UNKNOWN, numbers
+from twotower.features.values import bucket_codes, numbers
 
 if TYPE_CHECKING:
     from twotower.features.schema import Schema
@@ -26,10 +26,7 @@ class DaysEncoder(TrainedCodes):
     edges: list[float]
 
     def by_rule(self, series: pl.Series) -> Codes:
-        days = numbers(series)
-        codes = np.searchsorted(np.asarray(self.edges), days, side="right").astype(np.int32) + 1
-        codes[~np.isfinite(days)] = UNKNOWN
-        return codes
+        return bucket_codes(numbers(series), self.edges)
 
     def known_values(self) -> list[float]:
         """Return the first day of each trained bucket."""

@@ -119,8 +119,9 @@ class Feature(Kind):
 
     @property
     def pools(self) -> PoolingSpec | None:
-        """Pooling of the codes; None if a row has one."""
-        return None
+        """Pooling of the codes, the option `pooling`; None if a row has one code."""
+        found: PoolingSpec | None = getattr(self, "pooling", None)
+        return found
 
     @property
     def defaults(self) -> JsonValue:
@@ -129,8 +130,8 @@ class Feature(Kind):
 
     @property
     def without_effect(self) -> tuple[str, ...]:
-        """Options of `cuts` that are set and have no effect, as with hash buckets."""
-        return ()
+        """Options of `cuts` that are set and have no effect, as hash buckets need no vocabulary."""
+        return self.set_options(self.cuts) if getattr(self, "hash_buckets", 0) else ()
 
     @property
     def identifies(self) -> bool:
@@ -174,7 +175,7 @@ class Feature(Kind):
 
     def field(self, encoder: Encoder) -> InputField:
         """Return the description of the encoded column. The encoder of a history is the encoder of the ids."""
-        return encoder.field(self.name, self.width)
+        return replace(encoder.field(self.name, self.width), pooling=self.pools or MEAN)
 
     def own_field(self, schema: Schema) -> InputField | None:
         """Return the description of a history without an encoder; None for any other feature."""
@@ -261,12 +262,8 @@ class InteractionHistory(Feature):
     max_length: int = Field(0, ge=0, description="Maximum length, from the latest interaction. 0: unlimited.")
     pooling: PoolingSpec = Field(MEAN, description="Pooling of the embeddings, by name or section.")
 
-    @property
-    def pools(self) -> PoolingSpec:
-        return self.pooling
-
     def field(self, encoder: Encoder) -> InputField:
-        return replace(super().field(encoder), kind="bag", pooling=self.pooling, sequence=True)
+        return replace(super().field(encoder), kind="bag", sequence=True)
 
 
 class FactHistory(InteractionHistory):

@@ -5,8 +5,7 @@ from __future__ import annotations
 import polars as pl
 from pydantic import Field
 
-from twotower.arrays.types import Ints
-from twotower.features.moment import ClockMoment, RangeEncoder, local_times
+from twotower.features.moment import ClockMoment
 
 
 class HourOfDay(ClockMoment):
@@ -16,16 +15,9 @@ class HourOfDay(ClockMoment):
     """
 
     kind = "hour_of_day"
-    encoder = RangeEncoder
+    first, count = 0, 24
 
     default: int = Field(-1, ge=-1, le=23, description="Hour of precomputed user vectors. -1: no such vectors.")
 
-    @property
-    def defaults(self) -> int | None:
-        return None if self.default < 0 else self.default
-
-    def fit(self, series: pl.Series, counts: Ints) -> RangeEncoder:
-        return RangeEncoder(first=0, count=24, trained=[]).fitted(series, counts)
-
-    def of_times(self, times: Ints, previous: Ints) -> pl.Series:
-        return local_times(times, self.time_zone).dt.hour().cast(pl.Int64).alias(self.source)
+    def of_clock(self, times: pl.Series) -> pl.Series:
+        return times.dt.hour()

@@ -75,11 +75,15 @@ class Moment(Feature):
 
 
 class ClockMoment(Moment):
-    """Feature of the clock in a time zone."""
+    """Feature of the clock in a time zone: one of the `count` whole numbers from `first` on."""
 
+    encoder = RangeEncoder
     counts_values = True
+    first: ClassVar[int]
+    count: ClassVar[int]
 
     time_zone: str = Field("UTC", description="IANA name of the time zone of the clock, such as 'Europe/Zurich'.")
+    default: int
 
     @field_validator("time_zone")
     @classmethod
@@ -92,6 +96,20 @@ class ClockMoment(Moment):
             hint = did_you_mean(name, sorted(available_timezones()))
             raise ValueError(f"no time zone '{name}'{hint} (such as UTC or Europe/Zurich)")
         return name
+
+    @property
+    def defaults(self) -> int | None:
+        return None if self.default < self.first else self.default
+
+    def fit(self, series: pl.Series, counts: Ints) -> RangeEncoder:
+        return RangeEncoder(first=self.first, count=self.count, trained=[]).fitted(series, counts)
+
+    def of_times(self, times: Ints, previous: Ints) -> pl.Series:
+        return self.of_clock(local_times(times, self.time_zone)).cast(pl.Int64).alias(self.source)
+
+    @abstractmethod
+    def of_clock(self, times: pl.Series) -> pl.Series:
+        """Return the values (n,) at `times` of the time zone."""
 
 
 def local_times(times: Ints, zone: str) -> pl.Series:

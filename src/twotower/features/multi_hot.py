@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import polars as pl
 from pydantic import Field, JsonValue
 
@@ -84,17 +82,10 @@ class MultiHot(ColumnFeature):
     )
     pooling: PoolingSpec = Field(MEAN, description="Pooling of the embeddings, by name or section.")
 
-    @property
-    def pools(self) -> PoolingSpec:
-        return self.pooling
-
     def fit(self, series: pl.Series, counts: Ints) -> MultiHotEncoder:
         rows, flat = explode(series, self.separator)
         inner = CategoricalEncoder.fit(flat, counts[rows], self.min_count, self.min_rate, total=int(counts.sum()))
         return MultiHotEncoder(inner, self.separator)
-
-    def field(self, encoder: Encoder) -> InputField:
-        return replace(super().field(encoder), pooling=self.pooling)
 
     def values(self, series: pl.Series) -> pl.Series:
         return lists(series, self.separator) if series.dtype in TEXT_TYPES and self.separator else series

@@ -16,7 +16,7 @@ from twotower.errors import DataError
 from twotower.features.encoder import Count, StateEncoder
 from twotower.features.feature import ColumnFeature, Statistic
 from twotower.features.field import InputField
-from twotower.features.values import UNKNOWN, numbers
+from twotower.features.values import bucket_codes, numbers
 
 
 class NumericEncoder(StateEncoder):
@@ -29,12 +29,9 @@ class NumericEncoder(StateEncoder):
 
     def transform(self, series: pl.Series) -> Column:
         x = numbers(series)
-        missing = ~np.isfinite(x)
         if self.buckets:
-            codes = np.searchsorted(np.asarray(self.edges), x, side="right").astype(np.int32) + 1
-            codes[missing] = UNKNOWN
-            return codes
-        x = np.where(missing, self.mean, x)
+            return bucket_codes(x, self.edges)
+        x = np.where(np.isfinite(x), x, self.mean)
         with np.errstate(over="ignore"):  # callers check that the tower's vector is finite
             return ((x - self.mean) / self.deviation).astype(np.float32)[:, None]
 

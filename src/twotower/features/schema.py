@@ -175,13 +175,13 @@ class Schema(Section):
     @model_validator(mode="after")
     def _check(self) -> Schema:
         self._check_names()
-        for side in ("user", "item"):
-            names = [f.name for f in self.features if f.side == side]
-            if not names:
+        for side in SIDES:
+            if not self.side(side):
                 raise ValueError(f"no feature on the {side} side; give each tower at least one, or leave features out")
-            twice = sorted({n for n in names if names.count(n) > 1})
-            if twice:
-                raise ValueError(f"feature {twice[0]!r} is defined twice on the {side} side")
+            names = [f.name for f in self.tower(side)]
+            if twice := sorted({n for n in names if names.count(n) > 1}):
+                reads = ", which reads the context too" if twice[0] in {f.name for f in self.side("context")} else ""
+                raise ValueError(f"feature {twice[0]!r} is defined twice in the {side} tower{reads}; rename one")
         self._check_context()
         for option, column in _NEEDED.items():
             if getattr(self, option) != type(self).model_fields[option].default and not getattr(self, column):
@@ -252,14 +252,8 @@ class Schema(Section):
                 )
 
     def _check_context(self) -> None:
-        """Raise ValueError for a context feature that no request can give, or whose name the user tower already has."""
-        known = {f.name for f in self.side("user")}
+        """Raise ValueError for a context feature that no request can give."""
         for f in self.side("context"):
-            if f.name in known:
-                raise ValueError(
-                    f"feature {f.name!r} is defined twice in the user tower, which reads the context too; rename one"
-                )
-            known.add(f.name)
             for key in ("item_id", "label", "weight", "event", "time"):
                 if getattr(self, key) and f.source == getattr(self, key):
                     what = "it is the time: use hour_of_day" if key == "time" else "no request knows it: drop it"

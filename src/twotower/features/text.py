@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
 
 import numpy as np
@@ -228,16 +228,8 @@ class Text(ColumnFeature):
         return self
 
     @property
-    def without_effect(self) -> tuple[str, ...]:
-        return self.set_options(self.cuts) if self.hash_buckets else ()
-
-    @property
     def shares(self) -> str:
         return self.share_with
-
-    @property
-    def pools(self) -> PoolingSpec:
-        return self.pooling
 
     def check(self, schema: Schema) -> None:
         other = other_side(self.side)
@@ -268,9 +260,6 @@ class Text(ColumnFeature):
     def borrow(self, encoder: Encoder) -> TextEncoder:
         assert isinstance(encoder, TextEncoder)
         return TextEncoder(encoder.values, encoder.n, self.max_length, self.distinct)
-
-    def field(self, encoder: Encoder) -> InputField:
-        return replace(super().field(encoder), pooling=self.pooling)
 
     def request_type(self, dtype: pl.DataType) -> pl.DataType:
         """Return text, as a request may give any text even for a column of digits."""

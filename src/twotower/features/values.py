@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 import numpy as np
-import numpy.typing as npt
 import polars as pl
 
 from twotower.arrays.ragged import Ragged, Values
-from twotower.arrays.types import Ints
+from twotower.arrays.types import Codes, Doubles, Ints
 from twotower.errors import DataError
 
 TEXT_TYPES = (pl.String, pl.Categorical, pl.Enum)
@@ -65,7 +65,7 @@ def with_texts(frame: pl.DataFrame) -> pl.DataFrame:
     return frame.with_columns(pl.col(pl.Categorical, pl.Enum).cast(pl.String), *nested)
 
 
-def numbers(series: pl.Series) -> npt.NDArray[np.float64]:
+def numbers(series: pl.Series) -> Doubles:
     """Return a numeric column as float64, NaN for nulls and non-finite values. Raises DataError for another type."""
     if not (series.dtype.is_numeric() or series.dtype in (pl.Boolean, pl.Null)):
         raise DataError(
@@ -75,6 +75,13 @@ def numbers(series: pl.Series) -> npt.NDArray[np.float64]:
     x = np.array(series.cast(pl.Float64).to_numpy())  # a null is nan
     x[~np.isfinite(x)] = np.nan
     return x
+
+
+def bucket_codes(x: Doubles, edges: Sequence[float]) -> Codes:
+    """Return the codes of the buckets between rising `edges`, from 1 on; `UNKNOWN` for numbers that are not finite."""
+    codes = np.searchsorted(np.asarray(edges), x, side="right").astype(np.int32) + 1
+    codes[~np.isfinite(x)] = UNKNOWN
+    return codes
 
 
 def are_numbers(series: pl.Series) -> bool:

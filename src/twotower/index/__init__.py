@@ -54,8 +54,8 @@ def build_index(
     return options.build(vectors, rows, metric)
 
 
-def load_index(folder: Path, mmap: bool = True, verify: bool = True) -> Index:
-    """Load the index of a folder, with memory-mapped vectors if `mmap`. Raises RunError.
+def load_index(folder: Path, verify: bool = True) -> Index:
+    """Load the index of a folder, with memory-mapped vectors. Raises RunError.
 
     `verify` loads a FAISS file in a child process first: a malicious file can crash the process that reads it. A kind
     of another package must be imported already.
@@ -69,7 +69,7 @@ def load_index(folder: Path, mmap: bool = True, verify: bool = True) -> Index:
         raise BundleError(f"{folder}: {e.in_data}", "kinds") from None
     except ConfigError as e:
         raise RunError(f"{folder}: {e}") from None
-    return kind.load(folder, facts, mmap, verify)
+    return kind.load(folder, facts, verify)
 
 
 Banned = Sequence[Shaped[Rows, "_"]] | None

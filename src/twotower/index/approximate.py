@@ -73,7 +73,7 @@ class ApproximateIndex(Index):
         if len(self):
             self.rebuild(self._engine_vectors(self._store.vectors))
 
-    def load_engine(self, folder: Path, mmap: bool, verify: bool) -> None:
+    def load_engine(self, folder: Path, verify: bool) -> None:
         self._build_engine()
 
     @property

@@ -175,13 +175,13 @@ class Index:
         np.save(folder / "vectors.npy", self._store.vectors)
         np.save(folder / "rows.npy", self._store.rows)
 
-    def restore(self, folder: Path, known: IndexDescription, mmap: bool) -> None:
+    def restore(self, folder: Path, known: IndexDescription) -> None:
         """Read the rows and vectors of a folder with the description `known`. Raises ValueError, DataError,
         RunError."""
-        self._store.load(folder, mmap)
+        self._store.load(folder)
         self._set_description(known)
 
-    def load_engine(self, folder: Path, mmap: bool, verify: bool) -> None:
+    def load_engine(self, folder: Path, verify: bool) -> None:
         """Read the other files after `restore`, first in a child process if `verify`. Raises RunError."""
 
     def _set_description(self, facts: IndexDescription) -> None:

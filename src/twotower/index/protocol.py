@@ -147,17 +147,17 @@ class IndexConfig(Kind):
         return index
 
     @classmethod
-    def load(cls, folder: Path, facts: dict[str, JsonValue], mmap: bool, verify: bool) -> Index:
+    def load(cls, folder: Path, facts: dict[str, JsonValue], verify: bool) -> Index:
         """Load the index of a folder; `facts` is the content of its `index.json`. Raises RunError, Unavailable."""
         try:
             known = cls.description_type.model_validate(facts)
             index = cls.from_description(known).empty(known.width, known.metric, Publication())
-            index.restore(folder, known, mmap)
+            index.restore(folder, known)
         except ValidationError as e:
             raise RunError(f"{folder}: not a usable index ({first_problem(e)})") from None
         except (ValueError, KeyError, OverflowError, DataError) as e:
             raise RunError(f"{folder}: not a usable index ({e})") from e
-        index.load_engine(folder, mmap, verify)
+        index.load_engine(folder, verify)
         return index
 
 

@@ -90,11 +90,11 @@ class VectorStore:
             raise ValueError("rows are repeated, negative or in no order")
         self.rows = rows
 
-    def load(self, folder: Path, mmap: bool) -> None:
-        """Read rows and vectors of a folder, the vectors memory-mapped if `mmap`. Raises RunError, ValueError."""
+    def load(self, folder: Path) -> None:
+        """Read rows and memory-mapped vectors of a folder. Raises RunError, ValueError."""
         self.load_rows(folder)
         # A plain array over the map: slices of a memmap are slow to make.
-        vectors = np.asarray(read_checked(folder / "vectors.npy", lambda path: read_array(path, "r" if mmap else None)))
+        vectors = np.asarray(read_checked(folder / "vectors.npy", lambda path: read_array(path, "r")))
         if (
             vectors.dtype != np.float32
             or vectors.shape != (len(self.rows), self.width)

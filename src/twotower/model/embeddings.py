@@ -13,7 +13,7 @@ from twotower.features.field import InputField
 from twotower.features.values import UNKNOWN
 from twotower.model.inputs import carrier, stacked
 from twotower.model.inputs.code_layout import CodeLayout, Inputs
-from twotower.model.layers import gather
+from twotower.model.layers import gather, with_unknown
 from twotower.model.lowering import lower
 from twotower.model.pooling import resolve
 from twotower.model.pooling.pooling import PoolingLayer, lower_known
@@ -112,9 +112,8 @@ class FieldEmbeddings(nn.Module):
         parts = []
         for table, columns, first_rows in self.lookups():
             codes = inputs.lookup if columns is None else inputs.lookup[:, columns]
-            if self.training and unknown_rate:
-                unknown = torch.rand(codes.shape, device=codes.device) < unknown_rate
-                codes = codes.masked_fill(unknown, UNKNOWN)
+            if self.training:
+                codes = with_unknown(codes, unknown_rate)
             parts.append(table(codes + first_rows).flatten(1))
         for name, f in self.others.items():
             if name in self.projections:

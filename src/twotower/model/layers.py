@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.autograd.function import BackwardCFunction
 
 from twotower.arrays.types import Float, Int
+from twotower.features.values import UNKNOWN
 from twotower.model.lowering import LoweredModule, lower
 from twotower.section import Section
 
@@ -69,6 +70,11 @@ def gather(table: Float[Tensor, "rows E"], codes: Int[Tensor, "*n"]) -> Float[Te
         return nn.functional.embedding(codes, table)
     # The same values. The backward pass sorts gradients by row first, which is several times as fast.
     return table.index_select(0, codes.reshape(-1)).view(*codes.shape, table.shape[1])
+
+
+def with_unknown(codes: Int[Tensor, "*n"], rate: float) -> Int[Tensor, "*n"]:
+    """Return codes in which the unknown code replaces a random share `rate`."""
+    return codes.masked_fill(torch.rand(codes.shape, device=codes.device) < rate, UNKNOWN) if rate else codes
 
 
 def normalize_pieces(joined: Float[Tensor, "U N"], widths: list[int]) -> Float[Tensor, "U N"]:

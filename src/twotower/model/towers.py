@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from twotower.arrays.types import Float, Int
-from twotower.errors import ConfigError, RunError, did_you_mean
+from twotower.errors import ConfigError, did_you_mean
 from twotower.features.field import InputField
 from twotower.features.values import UNKNOWN
 from twotower.model.branches import BRANCHES
@@ -27,6 +27,7 @@ from twotower.model.layers import (
     lower_normalized_pieces,
     norm_activation_dropout,
     normalize_pieces,
+    with_unknown,
 )
 from twotower.model.lowering import lower
 from twotower.model.tables import FieldTables, Table
@@ -34,9 +35,6 @@ from twotower.section import Positive, Section
 
 if TYPE_CHECKING:
     from twotower.onnx.builder import GraphBuilder
-
-_MODULES = {"embeddings", "senet", "field_dropout", "branches", "augmented", "layers", "head"}
-"""Modules of a tower that `Tower.lower` knows."""
 
 
 class TowerConfig(Section):
@@ -189,11 +187,7 @@ class Tower(nn.Module):
     def lower(self, g: GraphBuilder, inputs: Mapping[str, str], number: int) -> tuple[str, str]:
         """Build `forward` of the tower of pair `number`, from 0; return the vectors, and the biases or "".
 
-        `inputs` maps a field to its input. Raises RunError for an unknown module."""
-        if unknown := {name for name, _ in self.named_children()} - _MODULES:
-            raise RunError(
-                f"a tower with the module '{min(unknown)}' cannot be exported; build its nodes in `Tower.lower` first"
-            )
+        `inputs` maps a field to its input."""
         pair, fields = f"pair {number + 1}", self.field_names
         joined = self.embeddings.lower(g, inputs, number)
         if self.pieces:
@@ -256,8 +250,8 @@ class AugmentedVectors(nn.Module):
     def forward(self, inputs: Inputs, unknown_rate: float = 0.0) -> Float[Tensor, "U D"]:
         """Return the vectors; in training a share `unknown_rate` of the rows reads row 0."""
         codes = inputs.lookup[:, self.column]
-        if self.training and unknown_rate:
-            codes = codes.masked_fill(torch.rand(codes.shape, device=codes.device) < unknown_rate, UNKNOWN)
+        if self.training:
+            codes = with_unknown(codes, unknown_rate)
         out: Tensor = self.table(codes)
         return out
 

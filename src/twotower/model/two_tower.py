@@ -23,12 +23,11 @@ from twotower.errors import ConfigError
 from twotower.features.field import InputField
 from twotower.features.side import SIDES, SideName
 from twotower.features.values import UNKNOWN
-from twotower.model.id_prior import IdPrior
 from twotower.model.inputs import stacked
 from twotower.model.inputs.code_layout import Inputs
-from twotower.model.layers import normalize
+from twotower.model.layers import normalize, with_unknown
 from twotower.model.tables import FieldTables, Table
-from twotower.model.term import Term
+from twotower.model.term import IdPrior, Term
 from twotower.model.towers import Tower, TowerConfig, select_fields
 from twotower.section import Section
 
@@ -383,8 +382,8 @@ class FirstOrder(nn.Module):
     def forward(self, inputs: Inputs, unknown_rate: float = 0.0) -> Float[Tensor, "U 1"]:
         """Return the sums; in training the unknown code replaces a share `unknown_rate` of the codes."""
         codes = inputs.lookup
-        if self.training and unknown_rate:
-            codes = codes.masked_fill(torch.rand(codes.shape, device=codes.device) < unknown_rate, UNKNOWN)
+        if self.training:
+            codes = with_unknown(codes, unknown_rate)
         out: Tensor = self.table(codes + self.first_rows.long()).sum(1)
         return out
 

@@ -7,7 +7,7 @@ the other tower that a shared sequence reads. A file is written only if its vect
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +23,6 @@ from twotower.features.side import SideName
 from twotower.model.inputs import carrier, stacked
 from twotower.model.inputs.gather import feed
 from twotower.model.inputs.side_tensors import SideTensors
-from twotower.model.lowering import MAX_TABLE_BYTES
 from twotower.model.pooling import resolve
 from twotower.model.two_tower import TwoTower, evaluation_mode
 from twotower.onnx.builder import GraphBuilder
@@ -33,15 +32,9 @@ MAX_DIFFERENCE = 1e-4
 """Largest allowed `parity` over random features. Over rows of data it is the largest `Pooling.rounding`, if larger."""
 
 
-def build_graph(
-    model: TwoTower,
-    side: SideName,
-    fields: tuple[InputField, ...],
-    digest: str = "",
-    max_table_bytes: int = MAX_TABLE_BYTES,
-) -> bytes:
-    """Return the ONNX file of one side's vectors. Raises RunError if its constants exceed `max_table_bytes`."""
-    g = GraphBuilder(max_table_bytes)
+def build_graph(model: TwoTower, side: SideName, fields: tuple[InputField, ...], digest: str = "") -> bytes:
+    """Return the ONNX file of one side's vectors. Raises RunError if its constants exceed MAX_TABLE_BYTES."""
+    g = GraphBuilder()
     g.input("lookup", np.int64, ["U", len(stacked(fields))])
     inputs = {
         f.name: carrier(f.kind).declare(g, f"{carrier(f.kind).label}{number}", f)
@@ -59,7 +52,6 @@ def export_tower(
     path: Path,
     rows: Side | None = None,
     digest: str = "",
-    build: Callable[[TwoTower, SideName, tuple[InputField, ...], str], bytes] = build_graph,
 ) -> float:
     """Write the tower of `side` as ONNX and return its `parity` with the model over random features and over `rows`.
 
@@ -68,10 +60,10 @@ def export_tower(
     concatenated weights, for each pair the tower's gate before the gates of its branches. The metadata "gates" lists
     them as JSON: [{"name": "pair 1" or "pair 2, branch 3 (fm)", "fields": [feature names, as the weights]}, …].
 
-    The metadata has the `digest` of the model; `build` makes the content. Raises RunError, and writes nothing, if the
-    parity exceeds `allowed_difference`, the tables exceed one file, or the allow-list refuses the content.
+    The metadata has the `digest` of the model. Raises RunError, and writes nothing, if the parity exceeds
+    `allowed_difference`, the tables exceed one file, or the allow-list refuses the content.
     """
-    data = build(model, side, fields, digest)
+    data = build_graph(model, side, fields, digest)
     trust_tower(data, str(path))
     tower = OnnxTower(data)
     largest = 0.0

@@ -6,7 +6,6 @@ A child process inspects a file first, and refuses content that the exporter doe
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import JsonValue
+from pydantic import JsonValue, TypeAdapter, ValidationError
 
 from twotower import limited_process
 from twotower.errors import ConfigError, RunError, first_line
@@ -167,6 +166,9 @@ class GateInfo:
     fields: tuple[str, ...]
 
 
+_GATES = TypeAdapter(list[GateInfo])
+
+
 class OnnxTower:
     """Exported tower: inputs of U rows, as `gather.feed` makes them -> vectors (U, D). Threads may share one tower.
 
@@ -199,8 +201,8 @@ class OnnxTower:
         self.inputs = tuple(i.name for i in self._session.get_inputs())
         try:
             about = self._session.get_modelmeta().custom_metadata_map
-            self.gates = _parse_gates(about.get(GATES_OUTPUT, "[]"))
-        except (ValueError, TypeError, KeyError, RecursionError):
+            self.gates = _GATES.validate_json(about.get(GATES_OUTPUT, "[]"), strict=True)
+        except ValidationError:
             raise RunError(f"{self.name}: damaged (its metadata '{GATES_OUTPUT}' is not a list of gates)") from None
         self.side, self.model = str(about.get("side", "")), str(about.get("model", ""))  # "user" or "item"; its digest
         weights = outputs[GATES_OUTPUT][1] if GATES_OUTPUT in outputs else 0
@@ -232,14 +234,3 @@ class OnnxTower:
         except Exception as e:
             raise RunError(f"{self.name}: the inputs do not fit the tower ({first_line(e)})") from None
         return vectors
-
-
-def _parse_gates(text: str) -> list[GateInfo]:
-    """Parse the metadata "gates". Raises ValueError, TypeError, KeyError or RecursionError if it is malformed."""
-    gates = []
-    for entry in json.loads(text):
-        name, fields = entry["name"], entry["fields"]
-        if not isinstance(name, str) or not isinstance(fields, list) or not all(isinstance(f, str) for f in fields):
-            raise TypeError
-        gates.append(GateInfo(name, tuple(fields)))
-    return gates

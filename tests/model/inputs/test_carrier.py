@@ -8,56 +8,19 @@ import numpy as np
 import pytest
 import torch
 from mykinds.carriers import Curve
-from torch import Tensor, nn
 
 from twotower.arrays.ragged import row_of
-from twotower.arrays.types import Array
 from twotower.errors import ConfigError
 from twotower.features.field import InputField
 from twotower.model.inputs import CARRIERS, carrier, stacked
 from twotower.model.inputs.carrier import Carrier
-from twotower.model.inputs.gather import ColumnRows, OneRow, RowSource, feed
+from twotower.model.inputs.gather import ColumnRows, OneRow, feed
 from twotower.model.inputs.side_tensors import SideTensors
-from twotower.model.lowering import LoweredModule
 from twotower.model.two_tower import ModelConfig, TwoTower
-from twotower.onnx.builder import GraphBuilder
 from twotower.onnx.export import export_tower, random_side
 from twotower.onnx.tower import OnnxTower
 
-
-class Angle(Carrier):
-    """Numbers as angles of a circle: their sines, embedded by a layer of its own."""
-
-    operators = {"Sin": ()}
-
-    def feed(self, rows: RowSource, field: InputField) -> Array:
-        return rows.dense(field.name)
-
-    def declare(self, g: GraphBuilder, name: str, field: InputField) -> str:
-        return g.input(name, np.float32, ["U", field.length])
-
-    def sample(self, field: InputField, n: int, rng: np.random.Generator) -> np.ndarray:
-        return rng.standard_normal((n, field.length)).astype(np.float32)
-
-    def build(self, field: InputField) -> nn.Module:
-        return Sines(field)
-
-
-class Sines(LoweredModule):
-    """W sin(x)."""
-
-    def __init__(self, field: InputField) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.randn(field.length, field.width))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x.sin() @ self.weight
-
-    def lower(self, g: GraphBuilder, x: str) -> str:
-        return g("MatMul", g("Sin", x), g.constant(self.weight))
-
-
-KINDS = (*CARRIERS, Curve, Angle)
+KINDS = (*CARRIERS, Curve)
 every_kind = pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.kind)
 
 

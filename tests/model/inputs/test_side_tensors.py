@@ -111,16 +111,6 @@ def test_left_out_interactions_are_in_no_sequence_and_nothing_else_changes(
     assert equal(own.take(rows, np.zeros(0, np.int64)), before)
 
 
-def test_leaving_out_every_training_row_empties_the_sequences_and_no_other_bag(everything_data: Dataset) -> None:
-    for side in SIDES:
-        own = tensors(everything_data, side)
-        rows = np.arange(own.n)
-        before, after = own.take(rows), own.take(rows, np.arange(ROWS))
-        sequences = {f.name for f in own.fields if f.sequence}
-        assert {name for name, bag in after.bags.items() if not any(rows_of(bag))} == sequences
-        assert all(any(rows_of(bag)) for bag in before.bags.values())
-
-
 def test_a_cut_sequence_is_not_refilled_and_does_not_miss_what_it_never_held(everything_data: Dataset) -> None:
     data = everything_data
     own = tensors(data, "user")

@@ -143,23 +143,6 @@ def test_cut_rows_give_what_their_items_give_alone() -> None:
             torch.testing.assert_close(found[u], one(model, codes), atol=2e-5, rtol=1e-4)
 
 
-@pytest.mark.parametrize("pooling", ATTENDING)
-def test_no_vector_changes_with_its_target_or_with_what_comes_later(pooling: str) -> None:
-    model = encoder(pooling, limit=16)
-    side, history = tensors([40, 7], limit=16)
-    row, source, _ = moments(history)
-    with torch.no_grad():
-        before = model(TABLE, side.take_before(row, source).bags["history"])
-        for i in (0, 1, 11, 39):
-            history.values[i] = (history.values[i] + 1) % ROWS
-            after = model(TABLE, side.take_before(row, source).bags["history"])
-            history.values[i] = (history.values[i] - 1) % ROWS
-            assert torch.equal(before[: i + 1], after[: i + 1])
-            assert torch.equal(before[40:], after[40:])  # nor does another user's
-            if i + 1 < 40:
-                assert not torch.equal(before[i + 1], after[i + 1])
-
-
 def test_whole_histories_are_read_up_to_the_limit_without_what_is_left_out() -> None:
     side, history = tensors([9, 0, 3, 5], limit=4)
     assert history.source is not None
@@ -248,22 +231,6 @@ def test_a_world_whose_next_item_follows_the_last_but_one_is_learnt_by_a_transfo
     factors = done.factors()
     _, _, hit = rank_catalogue(factors.users, factors.items, data.validation, [data.train], 1)
     assert hit.mean() > 0.75
-
-
-def test_a_resumed_transformer_ends_in_the_same_weights(tmp_path: Any) -> None:
-    data = interleaved_world(40)
-    whole = trainer(data, epochs=2)
-    whole.run()
-    first = Trainer(data, whole.recipe, tmp_path)
-    epoch = first.objective.sampler.epoch(0)
-    for number in range(2):
-        first.step(epoch, number)
-    first._save()
-    again = Trainer(data, whole.recipe, tmp_path)
-    assert again.resume()
-    again.run()
-    for (name, a), b in zip(whole.model.named_parameters(), again.model.parameters(), strict=True):
-        assert torch.equal(a, b), name
 
 
 def test_pairs_with_other_interactions_as_history_train_attention_too() -> None:

@@ -45,6 +45,17 @@ def test_a_user_vector_is_the_half_step_of_ials() -> None:
     torch.testing.assert_close(found.double(), expected, rtol=1e-4, atol=1e-5)
 
 
+def errors(items: Tensor, codes: Tensor, penalty: Tensor, rate: float, **options: int) -> tuple[float, float]:
+    """The largest errors of the vectors and of their products with the items, relative to the largest numbers."""
+    layer = Ridge(**options).build(items.shape[1], "f")
+    layer.set_penalties(penalty, rate)
+    x = items[codes].double()
+    system = x.mT @ x + penalty.double() + codes.shape[1] * rate * torch.eye(items.shape[1]).double()
+    expected, found = torch.linalg.solve(system, x.sum(1)), layer(items, Padded(codes)).detach().double()
+    of_products = ((found - expected) @ items.double().T).abs().max() / (expected @ items.double().T).abs().max()
+    return float((found - expected).abs().max() / expected.abs().max()), float(of_products)
+
+
 @pytest.mark.parametrize("rate", [1e-12, 1e-4])
 def test_small_penalties_of_a_start_are_solved_as_exactly(rate: float) -> None:
     """Steps that are not scaled are off by a twentieth and more there, and by another one in other software."""
@@ -52,35 +63,18 @@ def test_small_penalties_of_a_start_are_solved_as_exactly(rate: float) -> None:
     items = torch.randn(60, 48, generator=generator) * torch.logspace(0, -2, 48)
     axes = torch.linalg.eigh(items.double().T @ items.double()).eigenvectors
     items = (items.double() @ axes).float()
-    penalty = 1e-4 * items.square().sum(0).diag()
-    layer = Ridge().build(48, "f")
-    layer.set_penalties(penalty, rate)
     codes = torch.randint(1, 60, (40, 9), generator=generator)
-    x = items[codes].double()
-    system = x.mT @ x + penalty.double() + 9 * rate * torch.eye(48).double()
-    expected = torch.linalg.solve(system, x.sum(1))
-    found = layer(items, Padded(codes)).detach().double()
-    for ours, exact in ((found, expected), (found @ items.double().T, expected @ items.double().T)):
-        assert float((ours - exact).abs().max() / exact.abs().max()) < 0.005
+    assert max(errors(items, codes, 1e-4 * items.square().sum(0).diag(), rate)) < 0.005
 
 
 def test_histories_of_hundreds_are_solved_as_exactly() -> None:
     """With half the steps the vectors are off by more than a thousandth, and depend on rounding."""
     generator = torch.Generator().manual_seed(4)
     items = torch.randn(2000, 128, generator=generator) * torch.logspace(0, -1, 128)
-    penalty = 1e-3 * items.square().sum(0).diag()
     codes = torch.randint(1, 2000, (20, 400), generator=generator)
-    x = items[codes].double()
-    system = x.mT @ x + penalty.double() + 400 * 1e-4 * torch.eye(128).double()
-    expected = torch.linalg.solve(system, x.sum(1))
-
-    def error(layer: RidgeLayer) -> float:
-        layer.set_penalties(penalty, 1e-4)
-        found = layer(items, Padded(codes)).detach().double()
-        return float((found - expected).abs().max() / expected.abs().max())
-
-    assert error(Ridge().build(128, "f")) < 1e-5
-    assert error(Ridge(steps=16).build(128, "f")) > 1e-3
+    penalty = 1e-3 * items.square().sum(0).diag()
+    assert errors(items, codes, penalty, 1e-4)[0] < 1e-5
+    assert errors(items, codes, penalty, 1e-4, steps=16)[0] > 1e-3
 
 
 def test_gradients_are_those_of_the_exact_solution() -> None:

@@ -113,14 +113,14 @@ class FaissIndex(ApproximateIndex):
             except RuntimeError as e:
                 raise RunError(f"{folder}: cannot be written ({str(e).splitlines()[-1]})") from e
 
-    def load_engine(self, folder: Path, mmap: bool, verify: bool) -> None:
+    def load_engine(self, folder: Path, verify: bool) -> None:
         size = len(self)
         if size < FAISS_MIN_VECTORS:
             return
         path = folder / layout.INDEX_FAISS
         if verify:
             verify_file(path)
-        engine = read_faiss(path, mmap)
+        engine = read_faiss(path)
         if type(engine).__name__ not in self.types or (engine.ntotal, engine.d) != (size, self._engine_width):
             found = f"{type(engine).__name__} of {engine.ntotal:,} vectors of {engine.d} numbers"
             wanted = f"{' or '.join(self.types)} of {size:,} of {self._engine_width}, by {layout.INDEX_FACTS}"

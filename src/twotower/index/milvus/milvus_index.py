@@ -223,7 +223,7 @@ class MilvusIndex(ApproximateIndex):
     def _save_engine(self, folder: Path) -> None:
         np.save(folder / "rows.npy", self._store.rows)
 
-    def restore(self, folder: Path, known: IndexDescription, mmap: bool) -> None:
+    def restore(self, folder: Path, known: IndexDescription) -> None:
         self._store.load_rows(folder)
         self._set_description(known)
 
@@ -236,7 +236,7 @@ class MilvusIndex(ApproximateIndex):
         self.model = facts.model
         self._is_remote = True
 
-    def load_engine(self, folder: Path, mmap: bool, verify: bool) -> None:
+    def load_engine(self, folder: Path, verify: bool) -> None:
         """Raise CollectionError if the collection does not match the folder, Unavailable if Milvus does not answer."""
         name, client = f"{self.options.uri}: {self.collection}", self._connection
         width, descriptions = client.describe(self.collection)

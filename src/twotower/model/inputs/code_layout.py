@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Generic
 
 import numpy as np
@@ -66,25 +66,28 @@ class CodeLayout(ABC, Generic[A]):
         """Return the codes padded to one length, for poolings without a faster way."""
 
 
-def _places(codes: Shaped[Tensor, "*n"]) -> Shaped[Tensor, "*n"]:
-    """Return the place of each code among the flat codes."""
-    return (codes.new_ones(codes.numel()).cumsum(0) - 1).view_as(codes)
+@dataclass(frozen=True)
+class Grid(CodeLayout[A]):
+    """Codes in an array of two axes."""
+
+    codes: A  # (…) int64, -1 in padding that is no code
+
+    def flat(self: Grid) -> Shaped[Tensor, "L"]:
+        return self.codes.flatten().clamp(min=0).long()
+
+    def recoded(self: Grid, recode: Recode, rows: int) -> Grid:
+        return replace(self, codes=recode(self.codes.clamp(min=0)).where(self.codes >= 0, -1))
+
+    def numbered(self: Grid) -> Grid:
+        places = (self.codes.new_ones(self.codes.numel()).cumsum(0) - 1).view_as(self.codes)
+        return replace(self, codes=places.where(self.codes >= 0, -1))
 
 
 @dataclass(frozen=True)
-class Padded(CodeLayout[A]):
+class Padded(Grid[A]):
     """U rows of codes, oldest first, padded to one length."""
 
     codes: A  # (U, T) int64; -1 after the end of a row
-
-    def flat(self: Padded) -> Shaped[Tensor, "L"]:
-        return self.codes.flatten().clamp(min=0).long()
-
-    def recoded(self: Padded, recode: Recode, rows: int) -> Padded:
-        return Padded(recode(self.codes.clamp(min=0)).where(self.codes >= 0, -1))
-
-    def numbered(self: Padded) -> Padded:
-        return Padded(_places(self.codes).where(self.codes >= 0, -1))
 
     def pooled(self: Padded, layer: PoolingLayer, table: Float[Tensor, "rows E"]) -> Float[Tensor, "U O"]:
         return layer.pool_padded(table, self)
@@ -110,7 +113,7 @@ SCAN_CHUNK = 32
 
 
 @dataclass(frozen=True)
-class Prefixes(CodeLayout[A]):
+class Prefixes(Grid[A]):
     """U prefixes of S sequences, the interactions before U time steps.
 
     Sequences are cut into K chunks of SCAN_CHUNK codes; the last chunk of a sequence is padded with zeros.
@@ -120,15 +123,6 @@ class Prefixes(CodeLayout[A]):
     number: A  # (K,) int64, index of a chunk in its sequence; the chunks of a sequence are consecutive
     last: A  # (U,) int64, position of a prefix's last interaction in the flat codes; undefined if the length is 0
     length: A  # (U,) float32, number of interactions of a prefix
-
-    def flat(self: Prefixes) -> Shaped[Tensor, "L"]:
-        return self.codes.flatten().long()
-
-    def recoded(self: Prefixes, recode: Recode, rows: int) -> Prefixes:
-        return Prefixes(recode(self.codes), self.number, self.last, self.length)
-
-    def numbered(self: Prefixes) -> Prefixes:
-        return Prefixes(_places(self.codes), self.number, self.last, self.length)
 
     def pooled(self: Prefixes, layer: PoolingLayer, table: Float[Tensor, "rows E"]) -> Float[Tensor, "U O"]:
         return layer.pool_prefixes(table, self)
@@ -166,7 +160,7 @@ CONTEXT_DIVISOR = 8
 
 
 @dataclass(frozen=True)
-class HistoryWindows(CodeLayout[A]):
+class HistoryWindows(Grid[A]):
     """U prefixes of S sequences for attention. The sequences are concatenated and cut into R rows of W codes.
 
     Every row but the first begins with the last codes of the row before, so that every time step has context. The cuts
@@ -177,17 +171,6 @@ class HistoryWindows(CodeLayout[A]):
     sequence: A  # (R, W) int64, index of the sequence of a code; -1 after the end of the last sequence
     place: A  # (U,) int64, position of a prefix's last interaction in the flat codes; undefined if the length is 0
     length: A  # (U,) float32, number of interactions of a prefix
-
-    def flat(self: HistoryWindows) -> Shaped[Tensor, "L"]:
-        return self.codes.flatten().clamp(min=0).long()
-
-    def recoded(self: HistoryWindows, recode: Recode, rows: int) -> HistoryWindows:
-        codes = recode(self.codes.clamp(min=0)).where(self.codes >= 0, -1)
-        return HistoryWindows(codes, self.sequence, self.place, self.length)
-
-    def numbered(self: HistoryWindows) -> HistoryWindows:
-        places = _places(self.codes).where(self.codes >= 0, -1)
-        return HistoryWindows(places, self.sequence, self.place, self.length)
 
     def pooled(self: HistoryWindows, layer: PoolingLayer, table: Float[Tensor, "rows E"]) -> Float[Tensor, "U O"]:
         return layer.pool_windows(table, self)

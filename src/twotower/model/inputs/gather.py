@@ -19,17 +19,14 @@ from twotower.model.inputs.code_layout import pad
 
 
 class TowerFields:
-    """Fields of a tower by kind, in order, each with the key of its input."""
+    """Fields of a tower by kind, in order."""
 
-    def __init__(self, fields: Iterable[InputField], keys: Iterable[str] | None = None) -> None:
-        """Sort the fields. `keys` are by default their names."""
+    def __init__(self, fields: Iterable[InputField]) -> None:
         self.all = tuple(fields)
-        keyed = list(zip(keys or [f.name for f in self.all], self.all, strict=True))
         self.lookups = tuple(f.name for f in stacked(self.all))
-        others = [(key, f, carrier(f.kind)) for key, f in keyed if not carrier(f.kind).is_stacked]
-        self.bags = tuple((key, f) for key, f, of in others if of.has_table)
-        self.dense = tuple((key, f, of) for key, f, of in others if not of.has_table)
-        self.keys = tuple(key for key, _, _ in others)
+        others = [f for f in self.all if not carrier(f.kind).is_stacked]
+        self.bags = tuple(f for f in others if carrier(f.kind).has_table)
+        self.dense = tuple(f for f in others if not carrier(f.kind).has_table)
 
 
 class RowSource(Protocol):
@@ -55,25 +52,21 @@ C = TypeVar("C")
 def gather(
     fields: TowerFields, rows: R, carry: Callable[[R, InputField], C]
 ) -> tuple[Shaped[Ints, "U F"], dict[str, C], dict[str, Shaped[Array, "U *_"]]]:
-    """Return the codes of lookup fields, and by key what `carry` makes of many codes, and numbers (U, length)."""
-    bags, dense = {}, {}
-    for key, field in fields.bags:
-        bags[key] = carry(rows, field)
-    for key, field, of in fields.dense:
-        dense[key] = of.feed(rows, field)
-    return rows.lookup(fields.lookups), bags, dense
+    """Return the codes of lookup fields, and by name what `carry` makes of many codes, and numbers (U, length)."""
+    dense = {f.name: carrier(f.kind).feed(rows, f) for f in fields.dense}
+    return rows.lookup(fields.lookups), {f.name: carry(rows, f) for f in fields.bags}, dense
 
 
 class ColumnRows:
-    """Some rows of encoded columns, by their numbers (U,) or as a slice."""
+    """Some rows of encoded columns, by their numbers (U,) or as a slice, each with a row of the context, if there is
+    one."""
 
     def __init__(
-        self,
-        columns: Mapping[str, Column],
-        rows: Shaped[Array, "U"] | slice,
-        stacked: Shaped[Ints, "n F"] | None = None,
-    ) -> None:
-        """Select `rows`. `stacked` are the codes of all lookup fields as one array, which is faster."""
+        self, columns: Mapping[str, Column], rows: Shaped[Array, "U"] | slice, context: Mapping[str, Column] = {},
+        interactions: Shaped[Array, "_"] = NO_ROWS, stacked: Shaped[Ints, "n F"] | None = None,
+    ) -> None:  # fmt: skip
+        """Select `rows`, and `interactions` (U,) of the context. `stacked` are the codes of all lookup fields as one
+        array, which is faster."""
         self.columns, self.stacked = columns, stacked
         self.slice = rows if isinstance(rows, slice) else None
         length = len(next(iter(columns.values()))) if isinstance(rows, slice) else 0
@@ -81,6 +74,7 @@ class ColumnRows:
             np.arange(*rows.indices(length)) if isinstance(rows, slice) else rows.astype(np.int64, copy=False)
         )
         self.n = len(self.numbers)
+        self._context = ColumnRows(context, interactions) if context else None
 
     def lookup(self, names: tuple[str, ...]) -> Shaped[Ints, "U F"]:
         if self.stacked is not None:
@@ -99,7 +93,7 @@ class ColumnRows:
 
     def of(self, name: str) -> ColumnRows:
         """Return the rows that have the column of a field."""
-        return self
+        return self._context if self._context is not None and name in self._context.columns else self
 
     def ragged(self, name: str) -> Ragged:
         """Return a whole column of many codes."""
@@ -112,21 +106,6 @@ class ColumnRows:
         column = self.columns[name]
         assert not isinstance(column, Ragged)
         return column[self.numbers if self.slice is None else self.slice]
-
-
-class JoinedRows(ColumnRows):
-    """Rows of users, each with a row of the context, by the numbers of interactions (U,), if there is one."""
-
-    def __init__(
-        self, columns: Mapping[str, Column], rows: Shaped[Array, "U"] | slice, context: Mapping[str, Column],
-        interactions: Shaped[Array, "_"], stacked: Shaped[Ints, "n F"] | None = None,
-    ) -> None:  # fmt: skip
-        """Select `rows`, and `interactions` of the context. `stacked` are as in `ColumnRows`."""
-        super().__init__(columns, rows, stacked)
-        self.context = ColumnRows(context, interactions)
-
-    def of(self, name: str) -> ColumnRows:
-        return self.context if name in self.context.columns else self
 
 
 class OneRow:
@@ -166,16 +145,14 @@ class FeedFields:
     """
 
     def __init__(self, fields: tuple[InputField, ...]) -> None:
-        self._fields = TowerFields(fields, [f"{carrier(f.kind).label}{n}" for n, f in enumerate(fields)])
-        self._empty: Feed = dict.fromkeys(("lookup", *self._fields.keys), np.zeros(0, np.int64))
+        self._lookups = tuple(f.name for f in stacked(fields))
+        of_fields = [(number, f, carrier(f.kind)) for number, f in enumerate(fields)]
+        self._others = [(f"{of.label}{number}", f, of) for number, f, of in of_fields if not of.is_stacked]
 
-    def __call__(self, rows: R) -> Feed:
+    def __call__(self, rows: RowSource) -> Feed:
         """Return the features of U rows by input name, in the fields' order."""
-        feed = self._empty.copy()
-        feed["lookup"], bags, dense = gather(self._fields, rows, lambda rows, f: carrier(f.kind).feed(rows, f))
-        feed.update(bags)
-        feed.update(dense)
-        return feed
+        others = {name: of.feed(rows, field) for name, field, of in self._others}
+        return {"lookup": rows.lookup(self._lookups), **others}
 
 
 def feed(
@@ -184,7 +161,7 @@ def feed(
 ) -> Feed:  # fmt: skip
     """Return the features of some rows of encoded columns, in the `context` of some interactions (U,) if fields read
     it, by input name."""
-    return FeedFields(fields)(JoinedRows(columns, rows, context, interactions))
+    return FeedFields(fields)(ColumnRows(columns, rows, context, interactions))
 
 
 def stack_feeds(feeds: Sequence[Feed]) -> Feed:

@@ -15,7 +15,7 @@ from twotower.data.side import Side
 from twotower.features.field import InputField
 from twotower.model.inputs.bag import Bag, bag_in_both_orders, bag_without_order, without_holes
 from twotower.model.inputs.code_layout import Arrays, CodeLayout, Inputs, Padded, pad, take_prefixes, take_windows
-from twotower.model.inputs.gather import NO_ROWS, ColumnRows, JoinedRows, TowerFields, gather
+from twotower.model.inputs.gather import NO_ROWS, ColumnRows, TowerFields, gather
 
 Carry = Callable[[ColumnRows, InputField], CodeLayout[Arrays]]
 """Maker of the codes of a field of some rows."""
@@ -40,7 +40,7 @@ class SideTensors:
         self._context = context
         # One array of all codes is faster to take from; with a context there are two tables.
         self._lookup = None if context else ColumnRows(side.columns, slice(None)).lookup(self._fields.lookups)
-        columns = ((f.name, side.columns[f.name]) for _, f in self._fields.bags if f.sequence)
+        columns = ((f.name, side.columns[f.name]) for f in self._fields.bags if f.sequence)
         self._sequences = {name: c for name, c in columns if isinstance(c, Ragged) and c.source is not None}
         # Made on first use: only training needs them, and they are as long as all sequences.
         self._kept: dict[str, Bools] = {}
@@ -63,17 +63,9 @@ class SideTensors:
         return self._timeline_positions[name]
 
     def blocks(self, rows: int, codes: int) -> Iterator[Shaped[Ints, "_"]]:
-        """Yield all rows in blocks of at most `rows` rows and `codes` codes of bags, at least one row each."""
-        ends = [self._ends(f, bag) for f, bag in self._bags]
-        start = 0
-        while start < self.n:
-            stop = min(start + rows, self.n)
-            if ends:
-                total = np.sum([column[start:stop] for column in ends], axis=0)
-                before = sum(int(column[start - 1]) for column in ends) if start else 0
-                stop = start + max(1, int(np.searchsorted(total, before + codes, side="right")))
-            yield np.arange(start, stop)
-            start = stop
+        """Return all rows in blocks of at most `rows` rows and `codes` codes of bags, at least one row each."""
+        every = np.arange(self.n)
+        return (every[part] for part in self.parts(every, rows, codes))
 
     def parts(self, rows: Shaped[Ints, "n"], most: int, codes: int) -> Iterator[slice]:
         """Yield parts of `rows` of at most `most` rows and `codes` codes of bags, at least one row each."""
@@ -91,13 +83,9 @@ class SideTensors:
     @property
     def _bags(self) -> Iterator[tuple[InputField, Ragged]]:
         """Fields of many codes that are read whole, and their columns."""
-        for _, f in self._fields.bags:
+        for f in self._fields.bags:
             if not f.limit and isinstance(bag := self._columns.get(f.name), Ragged):
                 yield f, bag
-
-    def _ends(self, f: InputField, bag: Ragged) -> Shaped[Ints, "n"]:
-        """Return the cumulative number of codes of the rows."""
-        return bag.offsets[1:] if self._owners is None or not f.sequence else np.cumsum(bag.lengths[self._owners])
 
     def _history_rows(self, rows: Shaped[Ints, "U"]) -> Shaped[Ints, "U"]:
         """Return the rows of the sequences of some rows."""
@@ -112,15 +100,13 @@ class SideTensors:
         `left_out` are the indices of interactions that no sequence may hold."""
 
         def carry(joined: ColumnRows, f: InputField) -> Bag[Arrays] | Padded[Arrays]:
-            selected = joined.of(f.name)
             if f.name not in self._sequences or left_out is None or not len(left_out):
-                numbers = self._history_rows(selected.numbers) if f.sequence else selected.numbers
-                return _carry(f, selected.ragged(f.name), numbers)
+                return self._whole(joined.of(f.name), f)
             if f.name not in self._kept:
                 self._kept[f.name] = np.ones(len(self._sequences[f.name].values), bool)
             kept, holes = self._kept[f.name], self._positions(f.name).find(left_out)
             kept[holes] = False
-            ragged = without_holes(self._sequences[f.name], self._history_rows(selected.numbers), kept)
+            ragged = without_holes(self._sequences[f.name], self._history_rows(joined.numbers), kept)
             kept[holes] = True
             return _carry(f, ragged)
 
@@ -132,10 +118,8 @@ class SideTensors:
         distinct, which = np.unique(owners, return_inverse=True)
 
         def carry(joined: ColumnRows, f: InputField) -> CodeLayout[Arrays]:
-            selected = joined.of(f.name)
             if f.name not in self._sequences:
-                numbers = self._history_rows(selected.numbers) if f.sequence else selected.numbers
-                return _carry(f, selected.ragged(f.name), numbers)
+                return self._whole(joined.of(f.name), f)
             length = self._positions(f.name).prefix_lengths(owners, interactions)
             if f.limit:
                 return take_windows(self._sequences[f.name], distinct, which, length, f.limit)
@@ -143,8 +127,12 @@ class SideTensors:
 
         return self._tensors(rows, interactions, carry)
 
+    def _whole(self, rows: ColumnRows, f: InputField) -> Bag[Arrays] | Padded[Arrays]:
+        """Return all codes of a field."""
+        return _carry(f, rows.ragged(f.name), self._history_rows(rows.numbers) if f.sequence else rows.numbers)
+
     def _tensors(self, rows: Shaped[Ints, "U"], interactions: Shaped[Ints, "_"], carry: Carry) -> Inputs:
-        joined = JoinedRows(self._columns, rows, self._context, interactions, self._lookup)
+        joined = ColumnRows(self._columns, rows, self._context, interactions, self._lookup)
         return tensors(self._fields, joined, carry, self.device)
 
 

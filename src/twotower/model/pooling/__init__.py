@@ -1,4 +1,4 @@
-"""Poolings: maps from the embeddings of a field of many codes to one vector or several. One file a kind."""
+"""Poolings: maps from the embeddings of a field of many codes to one vector or several. One file a kind or family."""
 
 from __future__ import annotations
 
@@ -10,12 +10,9 @@ from twotower.features.schema import Schema
 from twotower.kinds import Kinds
 from twotower.model.pooling.attention import Attention
 from twotower.model.pooling.decay import Decay
-from twotower.model.pooling.mean import Mean
 from twotower.model.pooling.pooling import Pooling
-from twotower.model.pooling.power import Power
 from twotower.model.pooling.ridge import Ridge
-from twotower.model.pooling.sqrt import Sqrt
-from twotower.model.pooling.sum import Sum
+from twotower.model.pooling.sum import Mean, Power, Sqrt, Sum
 from twotower.model.pooling.transformer import Transformer
 
 __all__ = [

@@ -1,10 +1,12 @@
-"""Pooling `sum`, and the base of sums that are scaled by their number of terms."""
+"""Poolings `sum`, `sqrt`, `mean` and `power`: the sum of n embeddings divided by a power of n."""
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from typing import TYPE_CHECKING
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 from torch.autograd.function import BackwardCFunction
 
@@ -18,7 +20,19 @@ if TYPE_CHECKING:
     from twotower.onnx.builder import GraphBuilder
 
 
-class Sum(Pooling):
+class ScaledSum(Pooling):
+    """Sum of n embeddings divided by n^p."""
+
+    @property
+    @abstractmethod
+    def length_exponent(self) -> float:
+        """The exponent p."""
+
+    def build(self, width: int, name: str) -> SumLayer:
+        return SumLayer(width, self.length_exponent)
+
+
+class Sum(ScaledSum):
     """Sum of the embeddings.
 
     Use it if the number of codes matters too."""
@@ -29,24 +43,74 @@ class Sum(Pooling):
     def length_exponent(self) -> float:
         return 0.0
 
-    def build(self, width: int, name: str) -> SumLayer:
-        return SumLayer(width)
+
+class Sqrt(ScaledSum):
+    """Sum of n embeddings, divided by sqrt(n). The norm of the result grows slowly with n.
+
+    Use it if a longer history should have a slightly larger vector.
+    """
+
+    kind = "sqrt"
+
+    @property
+    def length_exponent(self) -> float:
+        return 0.5
+
+
+class Mean(ScaledSum):
+    """Mean of the embeddings: their sum divided by their number n.
+
+    Use it for lasting tastes and short histories."""
+
+    kind = "mean"
+
+    @property
+    def decay_rates(self) -> tuple[float, ...]:
+        return (1.0,)
+
+    @property
+    def length_exponent(self) -> float:
+        return 1.0
+
+
+class Power(ScaledSum):
+    """Sum of the embeddings divided by n^exponent, n their number: `sum` for 0, `sqrt` for 0.5, `mean` for 1.
+
+    Use it with similarity = "dot" to set the weight of long texts or lists, as b does in BM25 (Robertson and Zaragoza
+    2009, "The Probabilistic Relevance Framework", section 3.4).
+    """
+
+    kind = "power"
+
+    exponent: float = Field(0.35, ge=0, le=1, description="Exponent of the number of embeddings. 0: their sum.")
+
+    @property
+    def length_exponent(self) -> float:
+        return self.exponent
 
 
 class SumLayer(PoolingLayer):
-    """Sum of rows, scaled by their number n."""
+    """Sum of rows, divided by a power of their number n."""
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, exponent: float) -> None:
         super().__init__()
-        self.width = width
+        self.width, self.exponent = width, exponent
 
     def scaled(self, total: Float[Tensor, "U E"], n: Shaped[Tensor, "U"]) -> Float[Tensor, "U E"]:
         """Return the scaled sums."""
-        return total
+        if not self.exponent:
+            return total
+        return total / n.clamp(min=1).to(total.dtype).pow(self.exponent)[:, None]
 
     def lower_scaled(self, g: GraphBuilder, total: str, n: str) -> str:
         """Build `scaled`; n (U, 1) is float and at least 1."""
-        return total
+        if not self.exponent:
+            return total
+        if self.exponent == 0.5:
+            n = g("Sqrt", n)
+        elif self.exponent != 1:
+            n = g("Pow", n, g.constant(self.exponent))
+        return g("Div", total, n)
 
     def pool(self, rows: Float[Tensor, "U T E"], known: Bool[Tensor, "U T"]) -> Float[Tensor, "U E"]:
         return self.scaled((known.to(rows.dtype)[:, None] @ rows).flatten(1), known.sum(1))
