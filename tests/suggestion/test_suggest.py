@@ -535,16 +535,6 @@ def test_a_column_of_a_name_that_no_schema_has_is_left_out(name: str, values: li
         suggest(rows, overrides=[f"schema.user_id={name}"])
 
 
-def test_a_table_without_a_value_is_refused() -> None:
-    nothing = pl.DataFrame({"user_id": [None] * 50, "item_id": [None] * 50, "time": [None] * 50})
-    with pytest.raises(DataError, match="'user_id' has 50 missing ids in 50 rows; fill them, or set schema.missing"):
-        suggest(nothing)
-    with pytest.raises(DataError, match="50 of 50 rows have no id .* and no other row is left"):
-        suggest(nothing, overrides=["schema.missing=drop"])
-    with pytest.raises(DataError, match="user: no usual name\n  item: no usual name"):
-        suggest(nothing.rename({"user_id": "a", "item_id": "b", "time": "c"}))
-
-
 def test_rows_without_an_id_are_one_refusal_that_names_the_setting(tmp_path: Path) -> None:
     rows = log(length=8).with_columns(session=pl.col("user_id") * 2)
     rows = rows.with_columns(user_id=pl.when(pl.int_range(pl.len()) % 4 > 0).then("user_id"))

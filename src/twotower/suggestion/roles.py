@@ -50,7 +50,7 @@ FORMATS = (
     "%d %b %Y %H:%M:%S", "%b %d, %Y", "%m/%d/%Y %I:%M:%S %p", "%Y-%m", "%Y%m%d", "%Y年%m月%d日",
 )  # fmt: skip
 """Formats of text that need `schema.time_format`."""
-SAMPLED_ROWS = 200  # distinct values, the first, in which formats are tried
+SAMPLED_ROWS = 200  # values, the first, in which forms of times are tried
 
 _NAMES = {
     "user": "user uid customer client visitor member buyer reader account 用户",
@@ -255,7 +255,7 @@ class _Search:
         if "time" not in roles.options:
             free, named = self._free(), self._free("time")
             ends = [n for n in free if plain(n).rpartition("_")[2] in _TIMES and time_form(frame[n])]
-            like = [n for n in free if time_form(frame[n])] if not (named or ends) else []
+            like = [] if named or ends else [n for n in free if time_form(frame[n].drop_nulls().head(SAMPLED_ROWS))]
             times = [n for n in free if n in (*named, *ends, *like)]
             found = [n for n in times if self._varies(n, "time") and 2 * missing_count(frame[n]) <= len(frame)]
             self._settle("time", found, "its values look like times" if like else "")
