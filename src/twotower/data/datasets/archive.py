@@ -71,19 +71,21 @@ def download(archive: Archive, timeout: float) -> bytes:
 _DAMAGE = (zipfile.BadZipFile, zlib.error, struct.error, EOFError, OSError, RuntimeError, ValueError)
 
 
-def open_zip(data: bytes, what: str) -> zipfile.ZipFile:
-    """Open an archive, whose members are read into memory and never written as files. Raises DataError for damage."""
+def open_zip(data: bytes, what: str, max_member_bytes: int = MAX_MEMBER_BYTES) -> zipfile.ZipFile:
+    """Open an archive, whose members are read into memory and never written as files. Raises DataError for damage, and
+    for a member that is too large."""
     try:
-        return zipfile.ZipFile(io.BytesIO(data))
+        archive = zipfile.ZipFile(io.BytesIO(data))
     except _DAMAGE as e:
         raise DataError(f"{what}: not a complete zip archive ({e}); fetch it again") from None
+    for entry in archive.infolist():
+        if entry.file_size > max_member_bytes:
+            raise DataError(f"{what}: entry '{entry.filename}' unpacks to {entry.file_size} bytes; refused")
+    return archive
 
 
 def read_member(archive: zipfile.ZipFile, name: str, what: str) -> bytes:
-    """Return the content of a member of an archive. Raises DataError for damage, and for more than MAX_MEMBER_BYTES."""
     try:
-        if (size := archive.getinfo(name).file_size) > MAX_MEMBER_BYTES:
-            raise DataError(f"{what}: entry '{name}' unpacks to {size} bytes; refused")
         return archive.read(name)
     except KeyError:
         raise DataError(f"{what}: no entry '{name}' (found: {', '.join(archive.namelist()[:5])}, …)") from None

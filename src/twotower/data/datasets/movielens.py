@@ -19,7 +19,7 @@ import polars as pl
 from pydantic import Field
 
 from twotower.data.datasets import title_queries
-from twotower.data.datasets.archive import Archive, download, open_zip, read_member
+from twotower.data.datasets.archive import MAX_MEMBER_BYTES, Archive, download, open_zip, read_member
 from twotower.data.datasets.named_dataset import NamedDataset
 from twotower.data.tables import Tables
 from twotower.errors import DataError
@@ -101,9 +101,9 @@ class MovieLens(ArchivedDataset):
     def fall_back(self, error: DataError, downloads: Downloads) -> Tables:
         """Return the tables from elsewhere after the `error` of a download, or raise it with advice."""
 
-    def parse(self, data: bytes, what: str) -> Tables:
+    def parse(self, data: bytes, what: str, max_member_bytes: int = MAX_MEMBER_BYTES) -> Tables:
         """Return the tables of the bytes of an archive. Raises DataError."""
-        return self.read(open_zip(data, what), what)
+        return self.read(open_zip(data, what, max_member_bytes), what)
 
     def load(self, downloads: Downloads = Downloads()) -> Tables:
         """Return the tables, from the archive, else from that of TWOTOWER_DATA, else from the network.
