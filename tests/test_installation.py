@@ -100,7 +100,6 @@ def test_the_extras_are_those_that_texts_name() -> None:
     extras = PROJECT["optional-dependencies"]
     assert set(extras) == {
         "train",
-        "prepare",
         "milvus",
         "bucket",
         "ray",
@@ -112,7 +111,7 @@ def test_the_extras_are_those_that_texts_name() -> None:
         "test",
     }
     assert {Requirement(line).name for line in extras["train"]} >= {"torch", "safetensors", "tomli-w"}
-    assert Requirement(extras["all"][0]).extras == {"train", "prepare", "milvus", "bucket", "ray", "delta", "iceberg"}
+    assert Requirement(extras["all"][0]).extras == {"train", "milvus", "bucket", "ray", "delta", "iceberg"}
     named = set()
     for path in [
         *ROOT.glob("*.md"),

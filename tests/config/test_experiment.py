@@ -15,7 +15,6 @@ from twotower.config.toml import dump_config, load_config, override_config, pars
 from twotower.data.datasets import movielens
 from twotower.data.datasets.ml_1m import MovieLens1M
 from twotower.errors import ConfigError, did_you_mean
-from twotower.evaluation.config import MetricSet
 from twotower.features.categorical import Categorical
 from twotower.features.multi_hot import MultiHot
 from twotower.features.numeric import Numeric
@@ -157,12 +156,10 @@ def test_paths_in_data_are_relative_to_the_file(tmp_path: Path, monkeypatch: pyt
     ("text", "value"),
     [
         ("train.lr=1e-2", 0.01),
-        ("train.monitor=validation.recall@10", "validation.recall@10"),
         ("evaluation.k=[5, 10]", (5, 10)),
         ("data.interactions=/data/a=b.csv", "/data/a=b.csv"),
         ("data.users=", ""),
         ("model.pairs.0.user.dropout=0.5", 0.5),
-        ("model.pairs.0.item.layers=[]", ()),
         (" split.seed = 7", 7),
     ],
 )
@@ -222,13 +219,11 @@ def test_overrides_apply_in_order_to_pairs_features_and_schema(tmp_path: Path) -
     ("text", "words"),
     [
         ("train.epochs", "`overrides` train.epochs: expected key=value, such as train.epochs=3"),
-        ("=3", "`overrides` =3: expected key=value"),
         ("train.epochs.x=1", "'train.epochs' is a value, not a section"),
         ("model.pairs.1.user.dropout=0.5", "expected an index 0..0 instead of '1'"),
         ("model.pairs.user.dropout=0.5", "expected an index 0..0 instead of 'user'"),
         ("trian.epochs=1", "unknown section 'trian'; did you mean 'train'?"),
         ("train.epoch=1", "unknown key 'train.epoch'; did you mean 'epochs'?"),
-        ("train=3", "train: input should be a valid dictionary"),
     ],
 )
 def test_a_bad_override_is_refused(tmp_path: Path, text: str, words: str) -> None:
@@ -258,14 +253,9 @@ def test_an_unknown_section_or_key_is_named_with_the_nearest(tmp_path: Path, tex
     ("override", "words"),
     [
         ("train.epochs=-1", ["train.epochs: input should be greater than or equal to 0, got -1"]),
-        ("train.epochs=1.5", ["train.epochs: input should be a valid integer", "got 1.5"]),
         ("train.lr=nan", ["train.lr: input should be a finite number"]),
         ("train.device=gpu", ["train.device: input should be 'auto', 'cpu', 'cuda' or 'mps', got 'gpu'"]),
-        ("split.test=1", ["split.test: input should be less than 1, got 1"]),
-        ("data.users=3", ["data.users: input should be a valid string, got 3"]),
-        ("model.pairs=[]", ["model.pairs: list should have at least 1 item"]),
         ("model.pairs.0.user.layers=[8, 0]", ["pairs.0.user.layers.1: input should be greater than or equal to"]),
-        ("evaluation.k=[10, 0]", ["evaluation.k.1: input should be greater than or equal to 1, got 0"]),
         ("train.monitor=validation.acu", ["'validation.acu' is not measured; did you mean 'auc'?", "recall@50"]),
         (
             "train.pairs=apart",
@@ -290,17 +280,14 @@ def test_a_value_of_another_type_or_range_is_named_with_what_is_allowed(
     ("text", "words"),
     [
         ("[schema]\nfeatures = [{name = 'a', side = 'user'}]", "schema.features.0.kind: missing (allowed: categorical"),
-        ("[schema]\nfeatures = [{side = 'user', kind = 'vector'}]", "'schema.features.0.name' is missing"),
         ("[data]\ndataset = 'ml-1m'\nusers = 'u'", "give either data.dataset or data.interactions"),
         ("[[model.pairs]]\nuser = {join = 'sum', senet = {enabled = true}}", "pairs.0.user: senet needs join"),
         (
             "[[model.pairs]]\nitem = {residual = true, layers = []}",
             "pairs.0.item: residual needs layers, and layers is empty",
         ),
-        ("[train\nepochs = 1", "not valid TOML"),
         pytest.param("data.users = " + "[" * 20_000, "not valid TOML: lists or tables nested too deep", id="deep"),
         ('data.interactions = "C:\\Users\\clicks.csv"', "a backslash begins an escape: write a path with /"),
-        ('data.interactions = "D:\\Daten\\clicks.csv"', "a backslash begins an escape: write a path with /"),
     ],
 )
 def test_a_setting_that_is_missing_or_does_not_go_with_another_is_refused(
@@ -369,11 +356,9 @@ def test_pairs_and_candidates_do_not_mix(tmp_path: Path, kind: str) -> None:
         ("loss.kind=hinge", "loss.kind: no loss of kind 'hinge' (allowed: bce, softmax, gbce, bpr)"),
         ("loss.calibration=0.5", "unknown key 'loss.calibration' (allowed: mimic, log_q)"),
         ("negatives.hard.ranks=[9, 3]", "negatives.hard: ranks [9, 3] ends before it begins"),
-        ("negatives.hard.ranks=[3]", "negatives.hard.ranks.1"),
         ("negatives.unifrom=3", "unknown key 'negatives.unifrom'; did you mean 'uniform'?"),
         ("negatives.in_batch=3", "negatives.in_batch: 3 is no option; set true or false"),
         ("negatives.attribute=true", "'negatives.attribute.feature' is missing"),
-        ("negatives.uniform=-1", "negatives.uniform.n: input should be greater than or equal to 1, got -1"),
         (
             "schema.features.2.pooling=max",
             "schema.features.2.pooling.kind: no pooling of kind 'max' (allowed: mean, sqrt, sum, power, ridge, decay, "
@@ -382,10 +367,6 @@ def test_pairs_and_candidates_do_not_mix(tmp_path: Path, kind: str) -> None:
         (
             "schema.features.2.pooling.rates=[0.5, 1.5]",
             "features.2.pooling.rates.1: Input should be less than or equal to 1",
-        ),
-        (
-            "schema.features.2.pooling=3",
-            "features.2.pooling: expected the name of a pooling or a section with its kind",
         ),
     ],
 )
@@ -417,7 +398,6 @@ def test_a_file_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
         ("schema.features.0.hash_buckets=1000000000000", "hash_buckets: input should be less than 2147483648"),
         ("schema.features.0.width=1000000000000", "width: at most 4,294,967,295 is allowed, got 1,000,000,000,000"),
         ("model.pairs=[{user={layers=[8, 1000000000000]}}]", "layers: at most 4,294,967,295"),
-        ("evaluation.bootstrap=1000000001", "bootstrap: input should be less than or equal to 1000000"),
         ("negatives.random=1000000000", "negatives.random.n: input should be less than or equal to 100000"),
     ],
 )
@@ -426,11 +406,6 @@ def test_fault_G19_an_absurd_size_is_refused_with_what_is_allowed(tmp_path: Path
     path.write_text(dump_config(Schema(features=ID_FEATURES), Config()), encoding="utf-8")
     with pytest.raises(ConfigError, match=re.escape(words)):
         load_config(path, [override])
-
-
-def test_metrics_are_named_for_every_cut_off() -> None:
-    names = "auc gauc log_loss recall@3 ndcg@3 mrr@3 hit_rate@3 coverage@3"
-    assert MetricSet().names([3]) == names.split()
 
 
 @pytest.mark.parametrize(("name", "hint"), [("epoch", "; did you mean 'epochs'?"), ("zzz", ""), ("", "")])

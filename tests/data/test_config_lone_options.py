@@ -10,7 +10,6 @@ import pytest
 from worlds import CHECKERBOARD_SCHEMA, ID_FEATURES, checkerboard, settings
 
 import twotower
-from twotower import api
 from twotower.data import prepare
 from twotower.data.config import DataConfig, check_lone_options
 from twotower.data.dataset import build_dataset
@@ -21,7 +20,6 @@ from twotower.features.categorical import Categorical
 from twotower.features.numeric import Numeric
 from twotower.features.schema import Schema
 from twotower.features.text import Text
-from twotower.runs import load
 
 ALL_POSITIVE = CHECKERBOARD_SCHEMA.model_copy(update={"label": ""})
 MEAN = Numeric(name="mean", side="user", statistic="mean")
@@ -133,19 +131,3 @@ def test_a_training_and_a_preparation_tell_it_once(tmp_path: Path, caplog: pytes
     data = DataConfig(interactions=str(tmp_path / "log.parquet"))
     prepare.write_prepared(data, CHECKERBOARD_SCHEMA, SplitConfig.model_validate(split), tmp_path / "out")
     assert sum(words in line for line in caplog.messages) == 1
-
-
-def test_a_run_of_before_loads_is_evaluated_and_goes_on(tmp_path: Path) -> None:
-    tables, folder = checkerboard(), tmp_path / "run"
-    done = twotower.fit(tables, ALL_POSITIVE, CONFIG, folder=folder)
-    written = (folder / "config.toml").read_text(encoding="utf-8")
-    assert "positive_above = 0.0" in written
-    (folder / "config.toml").write_text(
-        written.replace("positive_above = 0.0", "positive_above = 3.0"), encoding="utf-8"
-    )
-    old = load(folder)
-    assert old.dataset.schema.positive_above == 3
-    assert api.evaluate(old).items() <= done.metrics.items()
-    longer = CONFIG.model_copy(update={"train": CONFIG.train.model_copy(update={"epochs": 2})})
-    more = twotower.fit(tables, LONE["threshold"][0], longer, folder=folder, resume=True, override=True)
-    assert len(more.history) == 2

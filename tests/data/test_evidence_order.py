@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from twotower.arrays.types import Ints
-from twotower.data.evidence import MIN_LIFT, MIN_Z, OrderEvidence, order_evidence
+from twotower.data.evidence import OrderEvidence, order_evidence
 
 
 def chains(
@@ -97,11 +97,3 @@ def test_a_long_log_is_cut_to_whole_users() -> None:
 def test_a_log_without_pairs_has_no_order(n: int) -> None:
     none = np.zeros(n, np.int64)
     assert order_evidence(none, none, none) == OrderEvidence(0, 0.0, 0.0, 1.0, 0.0)
-
-
-def test_both_thresholds_decide() -> None:
-    low, high = OrderEvidence(100, 1199, 999, 40, 0), OrderEvidence(100, 1200, 999, 40, 0)
-    assert (low.lift, high.z) == (MIN_LIFT, 201 / 40)
-    assert (low.z, low.exists) == (MIN_Z, True)
-    assert not OrderEvidence(100, 1198, 999, 30, 0).exists
-    assert not OrderEvidence(100, 1200, 999, 41, 0).exists

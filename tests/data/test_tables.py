@@ -111,17 +111,6 @@ def test_tables_of_every_make_are_the_same_tables(make: Callable[[pl.DataFrame],
     assert found.notes == expected.notes
 
 
-@pytest.mark.parametrize("ending", ["csv", "tsv", "parquet", "PQ"])
-def test_files_are_read_by_their_ending(tmp_path: Path, ending: str) -> None:
-    frame, path = pl.DataFrame(actions()), tmp_path / f"table.{ending}"
-    if ending in ("csv", "tsv"):
-        frame.write_csv(path, separator="," if ending == "csv" else "\t")
-    else:
-        frame.write_parquet(path)
-    assert read_file(path).equals(frame)
-    assert as_frame(str(path), "interactions").equals(frame)
-
-
 @pytest.mark.parametrize(
     ("column", "values"),
     [
@@ -139,12 +128,6 @@ def test_files_are_read_by_their_ending(tmp_path: Path, ending: str) -> None:
 )
 def test_pandas_cells_keep_their_values_and_gaps_become_null(column: pd.Series, values: list[Any]) -> None:
     assert as_frame(pd.DataFrame({"a": column}), "x")["a"].to_list() == values
-
-
-def test_columns_of_a_dict_may_mix_integers_fractions_and_arrays() -> None:
-    frame = as_frame({"a": [1, 2.5], "b": np.arange(2), "c": np.ones((2, 3))}, "x")
-    assert frame["a"].to_list() == [1.0, 2.5]
-    assert frame["c"].to_list() == [[1, 1, 1], [1, 1, 1]]
 
 
 NO_TABLES = {
@@ -185,21 +168,13 @@ WRONG: dict[str, tuple[Callable[[], Any], list[str]]] = {
         ),
         ["interactions: column 'price' holds String, expected numbers", "'m'", "cast it"],
     ),
-    "label of decimal commas": (
-        lambda: check(None, None, actions(stars=["1", "3,5", "2", " -0,25 ", "5"]), RATED),
-        ["'3,5': write decimal commas as points, or, in text files whose values no comma separates, set "
-         "data.format.decimal = ','; a column"],
-    ),
-    "label of decimal commas and points of thousands": (
-        lambda: check(None, None, actions(stars=["1", "1.234,5", "2", "3,5", "5"]), RATED),
-        ["the first that is none is '1.234,5': give all numbers one decimal mark, and no separators of thousands; a "
-         "column"],
-    ),
-    "label of thousands": (
-        lambda: check(None, None, actions(stars=["1", "1,234", "2", "-1,234,567.5", "5"]), RATED),
-        ["the first that is none is '1,234': remove commas that separate thousands, and write decimal commas as "
-         "points; a column"],
-    ),
+    **{
+        f"label {odd}": (
+            lambda odd=odd: check(None, None, actions(stars=["1", odd, "2", " -0,25 ", "5"]), RATED),
+            [f"the first that is none is '{odd}': write a decimal point, and no separators of thousands (data.format."],
+        )
+        for odd in ("3,5", "1.234,5", "1,234")
+    },
     "label of words": (
         lambda: check(None, None, actions(stars=["1", "", "no", "yes", "5"]), RATED),
         ["the first that is none is 'no': give a number in its place, or drop the rows; a column of words",
@@ -402,9 +377,9 @@ UNITS = {"s": "seconds", "ms": "milliseconds", "us": "microseconds"}
 @pytest.mark.parametrize(
     ("latest", "unit", "what"),
     [
-        (1e30, "s", "no unit of time: set schema.bad_times = 'drop'"),
-        (10**18, "s", "nanoseconds: give all rows one unit"),
-        (FUTURE, "s", "times in the future: set schema.bad_times = 'drop'"),
+        (1e30, "s", "no unit of time: correct them, or set schema.bad_times = 'drop'"),
+        (10**18, "s", "nanoseconds: correct them"),
+        (FUTURE, "s", "times in the future: correct them, or set schema.bad_times = 'drop'"),
     ],
     ids=["beyond any time", "nanoseconds", "dates"],
 )
@@ -546,7 +521,7 @@ def test_fault_C9_a_damaged_gzip_is_refused_by_the_command_line(
         (tmp_path / f"{name}.csv.gz").write_bytes(data)
         for verb in ("suggest", "data stats"):
             assert run_command([*verb.split(), str(tmp_path / f"{name}.csv.gz")]) == 2, verb
-            error = capsys.readouterr().err
+            error = capsys.readouterr().err.splitlines()[-1]  # after lines of progress on a slow machine
             assert error.startswith("error: ")
             assert f"{name}.csv.gz: cannot be read" in error
             assert "is the file complete?" in error

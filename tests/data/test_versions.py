@@ -186,19 +186,20 @@ def users_of(*rows: tuple[Any, ...]) -> pl.DataFrame:
         (
             users_of((1, "a", datetime(1900, 1, 1)), (2, "b", datetime(2020, 1, 1))),
             "users: time 'since': 1 of 2 times are not between 1990 and tomorrow (the first, in row 1: 1900-01-01 "
-            "00:00:00); 50 % look like dates since 1990, 50 % like times before 1990: drop those rows, or set their "
-            "times; leave 'since' empty in rows that always held",
+            "00:00:00); 50 % look like dates since 1990, 50 % like times before 1990: give 'since' as "
+            "schema.time (unit 's') or as dates, and leave it empty in rows that always held",
         ),
         (
             users_of((1, "a", 1_600_000_000_000), (2, "b", 1_600_000_000_000)),
             "users: time 'since': 2 of 2 times are not between 1990 and tomorrow in unit 's' (the first, in row 1: "
-            "1600000000000); all look like milliseconds: give 'since' in the unit of schema.time ('s'), or as dates",
+            "1600000000000); all look like milliseconds: give 'since' as schema.time (unit 's') or as dates, and "
+            "leave it empty in rows that always held",
         ),
         (
             users_of((1, "a", 5), (2, "b", 6)),
             "users: time 'since': 2 of 2 times are not between 1990 and tomorrow in unit 's' (the first, in row 1: "
-            "5); all look like no unit of time: drop those rows, or set their times; leave 'since' empty in rows that "
-            "always held",
+            "5); all look like no unit of time: give 'since' as schema.time (unit 's') or as dates, and leave it "
+            "empty in rows that always held",
         ),
         (
             users_of((1, "a", 5), (2, "b", 6)).drop("since"),

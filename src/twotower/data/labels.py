@@ -94,7 +94,7 @@ def without_ignored(actions: pl.DataFrame, schema: Schema) -> pl.DataFrame:
         return actions
     rules = _rules(actions[schema.event], schema)
     ignored = [name for name, rule in rules.items() if rule.target == "ignored"]
-    return actions.filter(~_names(actions[schema.event]).is_in(ignored)) if ignored else actions
+    return actions.filter(~type_names(actions[schema.event]).is_in(ignored)) if ignored else actions
 
 
 def event_counts(actions: pl.DataFrame, schema: Schema) -> Counter[str]:
@@ -102,7 +102,7 @@ def event_counts(actions: pl.DataFrame, schema: Schema) -> Counter[str]:
     `without_ignored`."""
     if not schema.event:
         return Counter()
-    return Counter(dict(_names(actions[schema.event]).rename("type").value_counts(name="rows").iter_rows()))
+    return Counter(dict(type_names(actions[schema.event]).rename("type").value_counts(name="rows").iter_rows()))
 
 
 def event_notes(counts: Mapping[str, int], schema: Schema) -> list[str]:
@@ -135,13 +135,15 @@ def event_notes(counts: Mapping[str, int], schema: Schema) -> list[str]:
 def event_positives(events: pl.Series, schema: Schema) -> pl.Series:
     """Return (n,) booleans: True for events that are positives."""
     rules = _rules(events, schema)
-    return _names(events).is_in([name for name, rule in rules.items() if rule.positive])
+    return type_names(events).is_in([name for name, rule in rules.items() if rule.positive])
 
 
 def event_factors(events: pl.Series, schema: Schema) -> pl.Series:
     """Return (n,) the weights of events, of type Float64."""
     rules = _rules(events, schema)
-    return _names(events).replace_strict({name: rule.factor for name, rule in rules.items()}, return_dtype=pl.Float64)
+    return type_names(events).replace_strict(
+        {name: rule.factor for name, rule in rules.items()}, return_dtype=pl.Float64
+    )
 
 
 def event_types(events: pl.Series, schema: Schema) -> pl.Series:
@@ -149,12 +151,7 @@ def event_types(events: pl.Series, schema: Schema) -> pl.Series:
     is for. Raises DataError for a type without a rule."""
     _rules(events, schema)
     codes = {name: code for code, name in enumerate(schema.event_types, 1)}
-    return _names(events).replace_strict(codes, default=0, return_dtype=pl.Int32)
-
-
-def type_names(events: pl.Series) -> pl.Series:
-    """Return the types of events as text."""
-    return _names(events)
+    return type_names(events).replace_strict(codes, default=0, return_dtype=pl.Int32)
 
 
 def _rules(events: pl.Series, schema: Schema) -> dict[str, EventRule]:
@@ -166,7 +163,7 @@ def _rules(events: pl.Series, schema: Schema) -> dict[str, EventRule]:
     if n := events.null_count():
         raise DataError(f"{what} has {n} missing values; fill them or drop the rows")
     found = dict[str, EventRule]()
-    for name in sorted(_names(events.unique()).to_list()):
+    for name in sorted(type_names(events.unique()).to_list()):
         rule = schema.events.get(name, schema.events.get(OTHER_EVENTS))
         if rule is None:
             known = list(schema.events)
@@ -178,5 +175,6 @@ def _rules(events: pl.Series, schema: Schema) -> dict[str, EventRule]:
     return found
 
 
-def _names(events: pl.Series) -> pl.Series:
+def type_names(events: pl.Series) -> pl.Series:
+    """Return the types of events as text."""
     return events.cast(pl.String)

@@ -99,10 +99,10 @@ class Schema(Section):
 
     The tutorial explains weights, events, repeats and versions.
 
-    **Times.** In `time_format` a month without a day, as "%Y-%m", is its first day. "%z" reads offsets such as +0100,
-    and "%Z" only the names UTC, GMT and Z. Without a format, dates such as 2023-01-31 12:30:15.250 and 31/01/2023 12:30
-    are read. Times without a zone are in UTC, and times before 1990 or after tomorrow are refused. With the unit
-    "order" only the order counts; `bad_times = "drop"` then leaves out rows without a number.
+    **Times.** In `time_format` a month without a day, as "%Y-%m", is its first day. "%z" reads offsets such as +0100.
+    Without a format, dates such as 2023-01-31 12:30:15.250 and 31/01/2023 12:30 are read. Times without a zone are in
+    UTC, and times before 1990 or after tomorrow are refused. With the unit "order" only the order counts;
+    `bad_times = "drop"` then leaves out rows without a number.
     """
 
     start_here = ("label", "time", "features")
@@ -190,6 +190,11 @@ class Schema(Section):
             raise ValueError(
                 f"time_format is {self.time_format!r}, expected a format such as '%d/%m/%Y %H:%M:%S.%f'; .%f is a "
                 "fraction"
+            )
+        if "%Z" in self.time_format.replace("%%", ""):
+            raise ValueError(
+                f"time_format is {self.time_format!r}, and the letters of a zone, %Z, say no offset; write them, as in "
+                "'%H:%M:%S UTC', or give offsets and %z"
             )
         self._check_events()
         if self.valid_from and self.time_unit == "order":

@@ -21,8 +21,6 @@ UNKNOWN = 0
 SINGLE_ROW_MAX_VALUES = 400
 """Most values of a list or characters of a text that a single row encodes without data frames, which is faster."""
 
-THOUSANDS = r"^[-+]?\d{1,3}(,\d{3})+(\.\d*)?$"
-"""Numbers with three digits after every comma."""
 _NUMBER = r"^[-+]?(0|[1-9]\d*)(\.\d+)?$"
 """Printed numbers, without leading zeros."""
 
@@ -92,29 +90,17 @@ def are_numbers(series: pl.Series) -> bool:
 
 def advice_on_text(series: pl.Series, may_be_empty: bool = False) -> str:
     """Return advice for a column that should hold numbers. `may_be_empty`: values may be missing."""
-    if series.dtype != pl.String:
-        return "cast it"
-    is_odd = series.cast(pl.Float64, strict=False).is_null() & (series.str.strip_chars() != "")
-    if not (odd := series.filter(is_odd).str.strip_chars()).len():
+    texts = series.str.strip_chars() if series.dtype == pl.String else pl.Series([], dtype=pl.String)
+    if not len(odd := texts.filter(texts.cast(pl.Float64, strict=False).is_null() & (texts != ""))):
         return "cast it"
     first = f"the first that is none is '{odd[0]:.40}'"
-    if odd.str.contains(THOUSANDS).all():
-        return f"{first}: remove commas that separate thousands, and write decimal commas as points"
+    if re.fullmatch(r"[-+\d.,]+", odd[0]):
+        return (
+            f"{first}: write a decimal point, and no separators of thousands (data.format.decimal = ',' reads decimal "
+            "commas of text files whose values no comma separates)"
+        )
     number = "give a number in its place"
-    empty = f"leave it empty, or {number}" if may_be_empty else f"{number}, or drop the rows"
-    if not re.fullmatch(r"[-+]?\d[\d.]*,\d+", odd[0]):
-        return f"{first}: {empty}"
-    texts = present(series.str.strip_chars())
-    with_points = texts.str.replace_all(".", "_", literal=True).str.replace(",", ".", literal=True)
-    others = texts.filter(with_points.cast(pl.Float64, strict=False).is_null())
-    if not len(others):
-        no_separator = "in text files whose values no comma separates"
-        return f"{first}: write decimal commas as points, or, {no_separator}, set data.format.decimal = ','"
-    if others[0] != odd[0]:
-        first += f", and with decimal commas (data.format.decimal = ',') '{others[0]:.40}' is none"
-    if re.fullmatch(r"[-+\d.,]+", others[0]):
-        return f"{first}: give all numbers one decimal mark, and no separators of thousands"
-    return f"{first}: {empty}"
+    return f"{first}: {f'leave it empty, or {number}' if may_be_empty else f'{number}, or drop the rows'}"
 
 
 def cast_value(given: pl.Series, dtype: pl.DataType, category: bool) -> pl.Series:

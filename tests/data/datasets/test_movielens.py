@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import os
 import subprocess
 import threading
-import zipfile
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
@@ -22,7 +20,7 @@ from movielens_archives import ML_1M, ML_100K, zipped
 from twotower.data.datasets import archive, movielens
 from twotower.data.datasets.archive import MAX_MEMBER_BYTES, Archive
 from twotower.data.datasets.ml_1m import MovieLens1M
-from twotower.data.datasets.ml_100k import WHEEL_FOLDER, WHEEL_SHA256, MovieLens100K
+from twotower.data.datasets.ml_100k import WHEEL_FOLDER, MovieLens100K
 from twotower.data.datasets.movielens import Downloads, MovieLens, kind_of_archive
 from twotower.data.tables import Tables, check, save
 from twotower.errors import DataError, RunError
@@ -120,26 +118,6 @@ def test_a_missing_member_is_refused(name: Any) -> None:
 # --- hostile archives ---------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("entry", ["../evil", "/etc/evil", "C:\\evil"])
-def test_an_entry_outside_the_archive_is_refused(entry: str) -> None:
-    refused(lambda: parse(zipped(ML_1M | {entry: b"x"}), "a.zip", "ml-1m"), "points outside the archive; refused")
-
-
-def test_a_link_is_refused() -> None:
-    buffer = io.BytesIO(zipped(ML_1M))
-    with zipfile.ZipFile(buffer, "a") as archive:
-        entry = zipfile.ZipInfo("ml-1m/link")
-        entry.create_system, entry.external_attr = 3, 0o120777 << 16
-        archive.writestr(entry, "/etc/passwd")
-    refused(lambda: parse(buffer.getvalue(), "a.zip", "ml-1m"), "a.zip: entry 'ml-1m/link' is a link; refused")
-
-
-def test_a_zip_bomb_is_refused() -> None:
-    bomb = zipped(ML_1M | {"ml-1m/bomb": b"\0" * 2_000_000})
-    assert len(bomb) < 5_000
-    refused(lambda: parse(bomb, "a.zip", "ml-1m"), "entry 'ml-1m/bomb' unpacks to 2000000 bytes; refused")
-
-
 def test_a_large_entry_is_refused() -> None:
     refused(lambda: parse(zipped(ML_1M), "a.zip", "ml-1m", 60), "entry 'ml-1m/movies.dat' unpacks to")
 
@@ -224,9 +202,6 @@ class Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         kind, name = self.path.split("/")[1:]
         body = GOOD[name]
-        if kind == "silent":
-            self.stop.wait(10)
-            return
         if kind == "garbage":
             self.wfile.write(b"hello\r\n\r\n")
             return
@@ -237,7 +212,7 @@ class Handler(BaseHTTPRequestHandler):
             self.wfile.write(body[:10])
             self.stop.wait(10)
             return
-        self.wfile.write(body[:-1] if kind == "short" else body)
+        self.wfile.write(body)
 
     def log_message(self, *_: Any) -> None:
         """Keeps the test's output clean."""
@@ -311,9 +286,6 @@ def test_a_failed_download_refuses_ml_1m_and_falls_back_to_the_wheel_for_ml_100k
     server: str, pip: list[list[str]], failure: str, messages: list[str]
 ) -> None:
     kind, wrong, words = FAILURES[failure]
-    if kind == "refused":
-        with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as closed:
-            server = f"http://127.0.0.1:{closed.server_port}"
     downloads = served("ml-1m", f"{server}/{kind}/ml-1m", **wrong)
     refused(
         lambda: load("ml-1m", "", downloads),
@@ -357,14 +329,6 @@ def test_without_pip_either_ml_100k_is_refused(server: str, monkeypatch: pytest.
         "with pip either (no route to host)",
         "`archive`",
     )
-
-
-def test_the_official_archives_are_pinned() -> None:
-    for name, kind in KINDS.items():
-        official = kind.official
-        assert official.url == f"https://files.grouplens.org/datasets/movielens/{name}.zip"
-        assert len(official.sha256) == len(WHEEL_SHA256) == 64
-        assert 4_000_000 < official.size < 6_000_000
 
 
 # --- saving -------------------------------------------------------------------------------------------------------

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from twotower.data.datasets.ml_1m import MovieLens1M
-from twotower.data.datasets.ml_1m_titles import MovieLens1MTitles
-from twotower.data.datasets.ml_100k import MovieLens100K
-from twotower.data.datasets.ml_100k_titles import MovieLens100KTitles
+from twotower.data.datasets.ml_1m import MovieLens1M, MovieLens1MTitles
+from twotower.data.datasets.ml_100k import MovieLens100K, MovieLens100KTitles
 from twotower.data.datasets.named_dataset import NamedDataset
 from twotower.kinds import Kinds
 

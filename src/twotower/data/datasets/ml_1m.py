@@ -1,4 +1,4 @@
-"""MovieLens 1M."""
+"""MovieLens 1M, and queries made of its titles."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from twotower.data.datasets.movielens import (
     USER,
     Downloads,
     MovieLens,
+    MovieLensTitles,
     films_frame,
     read_rows,
     split_lines,
@@ -44,3 +45,13 @@ class MovieLens1M(MovieLens):
             f"{error}; download it elsewhere and pass `archive='path/to/ml-1m.zip'` (data.dataset.archive in a "
             f"config), set {SOURCE_VARIABLE}, or use ml-100k"
         ) from None
+
+
+class MovieLens1MTitles(MovieLensTitles):
+    """Search queries made of the titles of MovieLens 1M, as typed by people who remember a title in part.
+
+    Use it to try text features and a search.
+    """
+
+    kind = "ml-1m-titles"
+    films = MovieLens1M

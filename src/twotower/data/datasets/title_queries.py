@@ -21,26 +21,9 @@ QUERIES_PER_FILM = 10
 LATE_ITEM_SHARE = 0.1
 """Share of the items whose queries all come in the last tenth of the time."""
 _ARTICLES = [
-    "the",
-    "a",
-    "an",
-    "la",
-    "le",
-    "les",
-    "il",
-    "lo",
-    "el",
-    "los",
-    "las",
-    "der",
-    "die",
-    "das",
-    "un",
-    "une",
-    "una",
-    "o",
+    "the", "a", "an", "la", "le", "les", "il", "lo", "el", "los", "las", "der", "die", "das", "un", "une", "una", "o",
     "os",
-]
+]  # fmt: skip
 _YEAR = re.compile(r"\s*\((\d{4})\)\s*$")
 _MOVED = re.compile(rf"^(.+), ({'|'.join(_ARTICLES)}|l')$", re.I)
 _LETTERS = "abcdefghijklmnopqrstuvwxyz"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import zlib
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -156,7 +156,11 @@ def _check_form(path: TablePath, reading: Reading) -> None:
         _check_separator(path, found[0].to_list() if len(found) else [], reading)
         return
     header = path.scan_csv(separator, first=True).collect().row(0)
-    check_line_ends(path, header)
+    if any(re.search(r"\r(?!\n)", value or "") for value in header):  # as old spreadsheets write them
+        raise DataError(
+            f"{path}: its lines end with a carriage return alone; convert it with `tr '\\r' '\\n' < OLD > NEW`, or "
+            "save it from a spreadsheet as 'CSV UTF-8'"
+        )
     _check_separator(path, header, reading)
     if reading.columns:
         option = reading.option.format("columns")
@@ -178,25 +182,16 @@ def _check_form(path: TablePath, reading: Reading) -> None:
 def _check_separator(path: TablePath, first: Sequence[str | None], reading: Reading) -> None:
     """Raise DataError if one value of a file's first line alone holds another separator: the only one, or of one user a
     line the user or the only item."""
-    separator = reading.of_file(path).separator
-    own = (separator, "\t") if separator == SPACE and reading.lines else (separator,)
-    for other in (s for s in (*SEPARATORS, *([SPACE] if reading.lines else [])) if s not in own):
-        held = [value.count(other) if value and not value.startswith('"') else 0 for value in first]
-        if sum(map(bool, held)) != 1 or not (held[0] or (reading.lines and len(held) == 2)):
-            continue
-        if len(first) == 1:
-            what = (
-                f"set {reading.option.format('separator')} = "
-                f"{json.dumps(other)}{'' if '`' in reading.option else ', for one table alone in separators'}"
-                if len(other) == 1
-                else "replace it in the file by a tab"
-            )
-            raise DataError(f"{path}: found one column, and its first line holds {other!r} {held[0]} times; {what}")
-        if reading.lines:
-            value = first[0 if held[0] else 1] or ""
+    separator, lines = reading.of_file(path).separator, bool(reading.lines)
+    own = (separator, "\t") if separator == SPACE and lines else (separator,)
+    for other in (s for s in (*SEPARATORS, *([SPACE] if lines else [])) if s not in own):
+        held = [value for value in first if value and other in value and not value.startswith('"')]
+        if len(held) == 1 and (len(first) == 1 or (lines and (len(first) == 2 or held[0] == first[0]))):
+            option = reading.option.format("separator")
+            what = f"set {option} = {json.dumps(other)}" if len(other) == 1 else "replace it in the file by a tab"
             raise DataError(
-                f"{path}: {separator!r} separates the values, and in the first line '{value[:40]}' holds {other!r}; "
-                "separate all values by one character, or put this one between double quotes"
+                f"{path}: {separator!r} separates the values, and in the first line '{held[0][:40]}' holds {other!r}; "
+                f"{what}, or put the value between double quotes"
             )
 
 
@@ -272,47 +267,30 @@ _NOT_TEXT = {
 _UTF_16 = (b"\xff\xfe", b"\xfe\xff")
 
 
-class NotUtf8Error(DataError):
-    """A text file in another encoding: `encoding` is one that the message names for an option, "" without an option."""
-
-    encoding = ""
-
-
 def check_utf8(path: TablePath) -> None:
-    """Raise DataError with the number of the first line that is not UTF-8. Damage of a gzipped file ends the search."""
+    """Raise DataError with the number of the first line that is not UTF-8, and the ways to read the file. Damage of a
+    gzipped file ends the search."""
     with suppress(EOFError, OSError, zlib.error), path.open() as f:
         for number, line in enumerate(f, 1):
             try:
                 line.decode()
             except UnicodeDecodeError:
-                raise not_utf8(path, f"line {number} is") from None
+                raise _not_utf8(path, number) from None
 
 
-def not_utf8(path: TablePath, where: str = "it is") -> DataError:
-    """Return the error of a text file that is not UTF-8, with the ways to read it."""
+def _not_utf8(path: TablePath, line: int) -> DataError:
     with path.open() as f:
         start = f.read(4)
     if other := next((what for mark, what in _NOT_TEXT.items() if start.startswith(mark)), ""):
         return DataError(f"{path}: {other}")
     likely = "utf-16" if start.startswith(_UTF_16) else "windows-1252"
+    option = {
+        "utf-16": "set data.format.encoding = 'utf-16', or ",
+        "windows-1252": "set data.format.encoding = 'windows-1252' if Windows of Western Europe or America wrote it, "
+        "'gb18030' if it is Chinese, 'windows-1251' if its letters are Cyrillic, or ",
+    }[likely]
     convert = f"convert the file, for example with `iconv -f {likely.upper()} -t UTF-8 OLD > NEW`"
-    if path.encoding and likely == "utf-16":
-        convert = f"set data.format.encoding = 'utf-16', or {convert}"
-    elif path.encoding:
-        convert = (
-            "set data.format.encoding = 'windows-1252' if Windows of Western Europe or America wrote it, 'gb18030' if "
-            f"it is Chinese, 'windows-1251' if its letters are Cyrillic, or {convert}"
-        )
-    error = NotUtf8Error(f"{path}: {where} not UTF-8; {convert}; or save it from a spreadsheet as 'CSV UTF-8'")
-    error.encoding = likely if path.encoding else ""
-    return error
-
-
-def check_line_ends(path: TablePath, first_line: Iterable[str | None]) -> None:
-    """Raise DataError if a value of a file's first line holds ends of lines of one character, as old spreadsheets write
-    them."""
-    if any(re.search(r"\r(?!\n)", value or "") for value in first_line):
-        raise DataError(
-            f"{path}: its lines end with a carriage return alone; convert it with `tr '\\r' '\\n' < OLD > NEW`, or "
-            "save it from a spreadsheet as 'CSV UTF-8'"
-        )
+    return DataError(
+        f"{path}: line {line} is not UTF-8; {option if path.encoding else ''}{convert}; or save it from a spreadsheet "
+        "as 'CSV UTF-8'"
+    )

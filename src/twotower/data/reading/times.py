@@ -36,11 +36,6 @@ _DIGITS = {
     "dates as YYYYMMDDhhmmss": "%Y%m%d%H%M%S",
 }
 
-_ZONE_NAME = re.compile(r"%%|%Z")
-"""A zone by its letters, of a format, or an escaped %."""
-_ZONES_OF_ZERO = ("UTC", "GMT", "Z")
-"""Letters of a zone that are read. Those of all others stand for no offset of their own: CST is one of America and one
-of Asia."""
 _MONTH, _DAY_OF_MONTH = (re.compile(f"%[-_0]?[{letters}]") for letters in ("mbBh", "de"))
 """Parts of a format. A month without a day is its first."""
 SAMPLED_TEXTS = 200
@@ -180,12 +175,6 @@ class Times:
     def _odd_text(self, value: str, row: int) -> DataError:
         """Return the error of a text that is not of the format of the rows before."""
         given = self.schema.time_format
-        if _spell_zone(given, "") != given and not _read(pl.Series([value]), given, any_zone=True).null_count():
-            return DataError(
-                f"{self.what}: row {row + 1:,} holds '{value}', and %Z of schema.time_format = '{given}' reads the "
-                f"zones {', '.join(_ZONES_OF_ZERO[:-1])} and {_ZONES_OF_ZERO[-1]} alone, as names of others say no "
-                "offset; write offsets, such as +0100, and %z in its place"
-            )
         if given or row:
             what = f"schema.time_format = '{given}'" if given else "the format of the rows before"
             return DataError(
@@ -277,15 +266,12 @@ class Times:
         )
 
     def _advice(self) -> str:
-        names, own = [*self._like], _UNIT_NAMES.get(self.schema.time_unit)
-        has_others = bool({*names} & {*_UNIT_NAMES.values(), *_DIGITS} - {own})
+        names = [*self._like]
         if self.column == self.schema.valid_from:
-            if has_others:
-                form = self.schema.time_format
-                of_unit = f"unit of schema.time ('{self.schema.time_unit}')"
-                like = f"format of schema.time ('{form}')" if form else of_unit
-                return f"give '{self.column}' in the {like}, or as dates"
-            return f"drop those rows, or set their times; leave '{self.column}' empty in rows that always held"
+            form = f"'{self.schema.time_format}'" if self.schema.time_format else f"unit '{self.schema.time_unit}'"
+            return (
+                f"give '{self.column}' as schema.time ({form}) or as dates, and leave it empty in rows that always held"
+            )
         if len(names) == 1:
             if unit := next((u for u in ("s", "ms", "us") if _UNIT_NAMES[u] == names[0]), ""):
                 return f"set schema.time_unit = '{unit}'"
@@ -295,12 +281,10 @@ class Times:
                 return f"set schema.time_format = '{_DIGITS[names[0]]}'"
         if self.drops:
             return "no row would be left; give times, or leave schema.time out"
-        drop = "set schema.bad_times = 'drop' to leave those rows out"
-        if has_others:
-            return f"give all rows one unit, or {drop}"
-        if not {*names} - {"zeros", "dates since 1990", own}:
-            return f"{drop}, or set their times"
-        return f"{drop}; if all are right, set schema.time_unit = 'order'"
+        return (
+            "correct them, or set schema.bad_times = 'drop' to leave those rows out; if all are right, set "
+            "schema.time_unit = 'order'"
+        )
 
 
 def _percent(n: int, of: int) -> str:
@@ -330,19 +314,9 @@ def _formats(text: str) -> list[str]:
     return [found["sep"].join("%" + part for part in order) + rest for order in orders]
 
 
-def _spell_zone(form: str, zone: str) -> str:
-    """Return a format with a zone in the place of %Z."""
-    return _ZONE_NAME.sub(lambda found: zone if found[0] == "%Z" else found[0], form)
-
-
-def _read(text: pl.Series, form: str, any_zone: bool = False) -> pl.Series:
-    """Return datetimes or numbers; null where the text does not have this format, or a zone that it names is not UTC.
-    `any_zone`: the name of a zone is skipped. Raises PolarsError for a format that is not read."""
-    if not any_zone and (forms := [_spell_zone(form, zone) for zone in _ZONES_OF_ZERO])[0] != form:
-        found, *others = (_read(text, each) for each in forms)
-        for other in others:
-            found = found.zip_with(found.is_not_null(), other)
-        return found
+def _read(text: pl.Series, form: str) -> pl.Series:
+    """Return datetimes or numbers; null where the text does not have this format. Raises PolarsError for a format that
+    is not read."""
     if form != _NUMBER:
         return text.to_frame("text").select(_datetimes(form)).to_series().alias(text.name)
     for kind in (pl.Int64, pl.Int128):  # many numbers such as 20231105123015250999 are one float
@@ -362,7 +336,7 @@ def _datetimes(form: str) -> pl.Expr:
 
 
 def formats_of(text: str, formats: Sequence[str]) -> list[str]:
-    """Return those of some formats without %Z that a text has."""
+    """Return those of some formats that a text has."""
     read = pl.DataFrame({"text": [text.strip()]}).select(_datetimes(form).is_not_null().alias(form) for form in formats)
     return [form for form, is_read in zip(formats, read.row(0), strict=True) if is_read]
 
