@@ -20,6 +20,7 @@ from twotower.evaluation.config import EvaluationConfig, Repeats
 from twotower.evaluation.factors import CatalogueScorer
 from twotower.evaluation.metrics.auc import ordered_codes
 from twotower.evaluation.metrics.measured import RankedItems, Rankings, TargetWeights
+from twotower.evaluation.slices import TableSlice
 from twotower.progress import JobProgress, Summary
 
 log = logging.getLogger(__name__)
@@ -204,12 +205,17 @@ class EvaluationQueries:
         found = Rankings.alike(best, self.hits(best), self.n_targets, items)
         return replace(found, weights=self.target_weights(best)) if weighted else found
 
-    def among(self, rankings: Rankings, items: Shaped[Bools, "I"], weighted: bool) -> Rankings:
-        """Return rankings of the queries as if the targets in a mask of items were the only ones; a user may have
-        none."""
-        best = rankings.best
-        found = Rankings.alike(best, rankings.hit & items[best], self.count_targets(items), rankings.items)
-        return replace(found, weights=self.target_weights(best, items)) if weighted else found
+    def sliced(self, rankings: Rankings, of: TableSlice, weighted: bool) -> tuple[Shaped[Ints, "S"], Rankings]:
+        """Return the users in a slice, or of items those with a target among them, and their rankings of the queries,
+        in which items of the slice are the only targets."""
+        if of.side == "user":
+            kept = of.rows[self.users]
+            return self.users[kept], rankings.of_users(kept)
+        best, n_targets = rankings.best, self.count_targets(of.rows)
+        found = Rankings.alike(best, rankings.hit & of.rows[best], n_targets, rankings.items)
+        if weighted:
+            found = replace(found, weights=self.target_weights(best, of.rows))
+        return self.users[n_targets > 0], found.of_users(n_targets > 0)
 
     def _weighted_targets(self, part: slice) -> tuple[Shaped[Ints, "n"], Shaped[Doubles, "n"]]:
         """Return the places of the targets of a block in its flat scores, each once and rising, and their weights."""
