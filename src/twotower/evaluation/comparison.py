@@ -103,8 +103,8 @@ def compare_factors(
     for of in slices:
         parts = [m.sliced(of, data) for m in models]
         for c in _compare(parts, data.n_users, k[:1], metrics.of_slices(of.side), resamples):
-            few = {"low": np.nan, "high": np.nan, "p": np.nan} if c.users < slice_min_users else {}
-            out.append(replace(c, of=of.name, **few))
+            few = c.users < slice_min_users
+            out.append(replace(c, of=of.name, low=np.nan, high=np.nan, p=np.nan) if few else replace(c, of=of.name))
     return out
 
 
@@ -135,7 +135,9 @@ class _Measured:
         """Return the values and weights of every metric over the `n` users."""
         found = {m.name: m.by_user(self.scored) for m in metrics.of_pairs}
         out = {name: _scatter(n, *of) for name, of in found.items() if of and len(of.users)}
-        for cut in k if self.rankings and len(self.users) else ():
+        if self.rankings is None or not len(self.users):
+            return out
+        for cut in k:
             rankings = self.rankings.at(cut)
             for m in metrics.of_users:
                 out[f"{m.name}@{cut}"] = _scatter(n, self.users, m.values(rankings), np.ones(len(self.users)))

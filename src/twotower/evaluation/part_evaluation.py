@@ -86,26 +86,15 @@ class PartEvaluation:
         what they find."""
         queries = queries or evaluation_queries(dataset, part, config)
         best = queries.top_k(factors, max(config.k)) if best is None else best
-        return cls._of(queries, best, factors.part_scores(dataset, part), dataset, part, config)
+        return cls.of(queries, best, factors.part_scores(dataset, part), dataset, part, config)
 
     @classmethod
-    def from_search(
-        cls, search: Callable[[EvaluationQueries, int], Shaped[Ints, "Q K"]], scores: Shaped[Floats, "n"],
-        dataset: Dataset, part: int,
-        config: EvaluationConfig,
-    ) -> PartEvaluation:  # fmt: skip
-        """Evaluate any search: `search(queries, k)` returns the best item rows; `scores` are those of the part's
-        pairs."""
-        queries = evaluation_queries(dataset, part, config)
-        best = search(queries, min(max(config.k), queries.n_items))
-        return cls._of(queries, best, scores, dataset, part, config)
-
-    @classmethod
-    def _of(
+    def of(
         cls, queries: EvaluationQueries, best: Shaped[Ints, "Q K"], scores: Shaped[Floats, "n"], dataset: Dataset,
-        part: int,
-        config: EvaluationConfig,
+        part: int, config: EvaluationConfig,
     ) -> PartEvaluation:  # fmt: skip
+        """Evaluate any search: `best` are the items that it finds for the queries of a part, `scores` those of the
+        part's pairs."""
         pairs = dataset.pairs_of(part)
         items = RankedItems.of(dataset, weighted=config.weighted, part=part)
         rankings = queries.rankings(best, items, config.weighted)
@@ -303,4 +292,4 @@ def _baselines(
     of_pairs = {m.name for m in config.metric_set.of_pairs}
     for name, scores in alone:
         best, nothing = queries.top_k(scores, max(config.k)), np.zeros(len(dataset.test), np.float32)
-        yield name, PartEvaluation._of(queries, best, nothing, dataset, TEST, config), of_pairs
+        yield name, PartEvaluation.of(queries, best, nothing, dataset, TEST, config), of_pairs

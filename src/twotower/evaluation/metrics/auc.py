@@ -215,8 +215,10 @@ class _OrderedPairs:
             not_above[part] = np.searchsorted(lower, upper[part] | _PLACE)
         for places in (lower, upper):
             np.bitwise_and(places, _PLACE, out=places)
-        users, weights = ([gathered(of, places) for places in (lower, upper)] for of in (pairs.users, pairs.weights))
-        return cls(*users, below, not_above, *weights, temporary_array(len(lower) + 1, np.float64))
+        return cls(
+            gathered(pairs.users, lower), gathered(pairs.users, upper), below, not_above,
+            gathered(pairs.weights, lower), gathered(pairs.weights, upper), temporary_array(len(lower) + 1, np.float64),
+        )  # fmt: skip
 
     def weighted_auc(self, weights: Shaped[Doubles, "U"]) -> float:
         """Return the area with the weight of each user; 0.5 where a class has no weight."""
