@@ -128,7 +128,6 @@ HEAVY = {
     "test_fault_B2_a_signal_ends_the_closed_forms_after_the_last_epoch_and_a_later_call_goes_on": r"mix.*",
     "test_no_byte_depends_on_sizes": r".*",
     "test_main_trains_and_tests": r".*",
-    "test_the_model_beats_popularity_and_knows_its_own_quality": r".*",
     "test_fault_G10_categories_of_a_csv_are_prepared_as_they_are_spelled": r".*",
     "test_the_admin_port_is_another_one": r".*",
     "test_fault_G13_an_emptied_or_deleted_file_of_keys_lets_nobody_in": r".*",

@@ -88,16 +88,6 @@ def test_log_loss_of_a_huge_logit_is_finite() -> None:
     assert log_loss(np.array([1000.0, -2000.0], np.float32), np.array([False, True])) == pytest.approx(1500.0)
 
 
-def test_pair_metrics_by_hand() -> None:
-    scores = np.array([0.9, 0.8, 0.8, 0.1], np.float32)
-    positive = np.array([True, False, True, False])
-    # Of the four (positive, negative) pairs three are in order and one is a tie.
-    assert auc(scores, positive) == 3.5 / 4
-    # User 0 has (0.9+, 0.8-): 1. User 1 has (0.8+, 0.1-): 1. User 2 has one class only.
-    assert gauc(np.r_[scores, 5.0], np.r_[positive, True], np.array([0, 0, 1, 1, 2])) == 1.0
-    assert gauc(scores, positive, np.array([0, 1, 1, 0])) == (2 * 1 + 2 * 0.5) / 4
-
-
 EDGES = [-math.inf, -1e38, -1.0, -1e-45, -0.0, 0.0, 1e-45, 1.0, 1e38, math.inf]
 
 
@@ -150,26 +140,6 @@ def test_ranking_metrics_equal_loops_over_the_ranks(users: list[tuple[list[bool]
         assert found["ndcg"][q] == pytest.approx(sum(1 / math.log2(r + 1) for r in ranks) / ideal)
         assert found["mrr"][q] == pytest.approx(1 / ranks[0] if ranks else 0)
         assert found["hit_rate"][q] == (1.0 if ranks else 0.0)
-
-
-@pytest.mark.parametrize(
-    ("k", "recall", "ndcg", "mrr", "hit_rate"),
-    [
-        (1, [1 / 2, 0, 0], [1, 0, 0], [1, 0, 0], [1, 0, 0]),
-        (2, [1 / 2, 0, 1 / 5], [1 / 1.6309298, 0, 0.6309298 / 1.6309298], [1, 0, 1 / 2], [1, 0, 1]),
-        (3, [2 / 2, 0, 1 / 5], [1.5 / 1.6309298, 0, 0.6309298 / 2.1309298], [1, 0, 1 / 2], [1, 0, 1]),
-    ],
-)
-def test_ranking_metrics_by_hand(
-    k: int, recall: list[float], ndcg: list[float], mrr: list[float], hit_rate: list[float]
-) -> None:
-    # Discounts of the ranks 1, 2, 3 are 1, 1 / log2(3) = 0.6309298 and 1 / 2.
-    hit = np.array([[True, False, True], [False, False, False], [False, True, False]])
-    found = ranking_metrics(hit, np.array([2, 1, 5]), k)
-    assert found["recall"].tolist() == pytest.approx(recall)
-    assert found["ndcg"].tolist() == pytest.approx(ndcg)
-    assert found["mrr"].tolist() == pytest.approx(mrr)
-    assert found["hit_rate"].tolist() == pytest.approx(hit_rate)
 
 
 # ---- the set of metrics

@@ -59,12 +59,6 @@ def test_diversity_by_hand(form: str) -> None:
     assert found.tolist() == pytest.approx([(2 / 3 + 0 + 2 / 3) / 3, 1, 0, 0, 0], abs=1e-15)
 
 
-def test_diversity_of_one_value_an_item_is_the_share_of_pairs_that_differ() -> None:
-    items = ranked_items(np.zeros(4, np.int64), pl.Series("tags", [7, 7, 9, None]))
-    found = Diversity(column="tags").values(shown([[0, 1, 2], [0, 1, -1], [2, 3, -1]], items))
-    assert found.tolist() == pytest.approx([2 / 3, 0, 1], abs=1e-15)
-
-
 def test_diversity_equals_a_loop_over_sets() -> None:
     rng = np.random.default_rng(0)
     sets = [set(rng.integers(0, 30, rng.integers(0, 6)).tolist()) for _ in range(50)]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -90,52 +89,6 @@ def test_weights_matter_where_rows_are_counted(weighted: Dataset) -> None:
     )
     changed = {name.partition("@")[0] for name in NAMES if one[name] != pytest.approx(other[name])}
     assert changed == {"auc", "gauc", "log_loss", "recall", "ndcg", "arp", "tail_share"}
-
-
-def test_weighted_rankings_are_those_of_loops(weighted: Dataset) -> None:
-    e, weight = evaluation(weighted), weighted.pairs.weight
-    seen = {
-        (u, i) for u, i, p in zip(weighted.pairs.user, weighted.pairs.item, weighted.parts, strict=True) if p != TEST
-    }
-    recall, ndcg = [], []
-    for q, user in enumerate(e.users):
-        mine = (weighted.parts == TEST) & (weighted.pairs.user == user) & weighted.pairs.positive & (weight > 0)
-        targets = {
-            int(i): float(w)
-            for i, w in zip(weighted.pairs.item[mine], weight[mine], strict=True)
-            if (user, i) not in seen
-        }
-        gains = [targets.get(int(item), 0.0) for item in e.rankings.best[q, :3]]
-        ideal = sorted(targets.values(), reverse=True)[:3]
-        recall.append(sum(gains) / sum(targets.values()))
-        ndcg.append(
-            sum(g / math.log2(r + 2) for r, g in enumerate(gains))
-            / sum(g / math.log2(r + 2) for r, g in enumerate(ideal))
-        )
-    found = e.metrics()
-    assert found["recall@3"] == pytest.approx(np.mean(recall), rel=1e-9)
-    assert found["ndcg@3"] == pytest.approx(np.mean(ndcg), rel=1e-9)
-
-
-def test_weighted_pairs_are_those_of_loops(weighted: Dataset) -> None:
-    scored = evaluation(weighted).scored
-    assert scored.weights is not None
-    rows = list(zip(*(c.tolist() for c in (scored.scores, scored.positive, scored.users, scored.weights)), strict=True))
-
-    def auc(rows: list[tuple[float, bool, int, float]]) -> float:
-        wins = [(w * v * ((s > t) + 0.5 * (s == t)), w * v) for s, p, _, w in rows if p for t, q, _, v in rows if not q]
-        return sum(a for a, _ in wins) / sum(b for _, b in wins)
-
-    by_user = {u: [r for r in rows if r[2] == u] for u in {r[2] for r in rows}}
-    both = {u: mine for u, mine in by_user.items() if len({r[1] for r in mine}) == 2}
-    sizes = {u: sum(r[3] for r in mine) for u, mine in both.items()}
-    loss = sum(w * math.log1p(math.exp(-s if p else s)) for s, p, _, w in rows) / sum(r[3] for r in rows)
-    found = evaluation(weighted).metrics()
-    assert found["auc"] == pytest.approx(auc(rows), rel=1e-9)
-    assert found["gauc"] == pytest.approx(
-        sum(sizes[u] * auc(m) for u, m in both.items()) / sum(sizes.values()), rel=1e-9
-    )
-    assert found["log_loss"] == pytest.approx(loss, rel=1e-6)
 
 
 @pytest.mark.parametrize("heavy", [1e6, 1e12])

@@ -26,7 +26,7 @@ from twotower.evaluation.metrics.diversity import Diversity
 from twotower.evaluation.metrics.measured import RankedItems
 from twotower.evaluation.moments import VersionFactors
 from twotower.evaluation.part_evaluation import PartEvaluation, evaluate_part
-from twotower.evaluation.user_slices import MISSING
+from twotower.evaluation.slices import MISSING
 from twotower.model.inputs.side_tensors import SideTensors
 from twotower.runs import Run
 from twotower.scorers.recent_popularity import PopularityTerms

@@ -81,16 +81,6 @@ def test_coverage_is_the_share_of_the_catalogue_in_somebodys_ranking(board: Data
     assert found["coverage@2"] == pytest.approx(3 / 30)
 
 
-def test_coverage_does_not_count_the_places_that_no_item_fills(board: Dataset) -> None:
-    n = len(board.items)
-    rows = [(0, i, True) for i in range(n)]
-    data = replace(board, pairs=pairs_of(rows), parts=np.array([TRAIN] * (n - 3) + [TEST] * 3, np.int8))
-    found = evaluate_part(random_factors(data), data, TEST, EvaluationConfig(k=(2, n)))
-    assert found[f"coverage@{n}"] == pytest.approx(3 / n)
-    assert found[f"recall@{n}"] == 1.0
-    assert found["recall@2"] == pytest.approx(2 / 3)
-
-
 SLICED = EvaluationConfig(k=(5, 10), bootstrap=20, head_share=0.3, new_user_below=13, new_item_below=20)
 
 

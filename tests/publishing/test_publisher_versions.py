@@ -8,12 +8,11 @@ import numpy as np
 import polars as pl
 import pytest
 from trainers import StopAt
-from version_worlds import CITY_SCHEMA, N_CITIES, N_ITEMS, Tables, moving_city
+from version_worlds import CITY_SCHEMA, N_CITIES, N_ITEMS, moving_city
 from worlds import settings
 
 import twotower
 from twotower import api
-from twotower.cli.app import run_command
 from twotower.config.experiment import Config
 from twotower.data.splits import TEST
 from twotower.files import layout
@@ -29,18 +28,10 @@ def config() -> Config:
     )  # fmt: skip
 
 
-def tables(folder: Path) -> Tables:
-    """The tables, and files of them in a folder."""
-    found = moving_city()
-    for name, table in zip(("users", "items", "log"), found, strict=True):
-        table.write_csv(folder / f"{name}.csv")
-    return found
-
-
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     folder = tmp_path_factory.mktemp("versions")
-    return twotower.fit(tables(folder), CITY_SCHEMA, config(), folder=folder / "run")
+    return twotower.fit(moving_city(), CITY_SCHEMA, config(), folder=folder / "run")
 
 
 def test_a_run_is_loaded_with_its_versions(run: Run) -> None:
@@ -79,41 +70,3 @@ def test_a_bundle_serves_the_newest_version(run: Run, tmp_path: Path, messages: 
     measured = api.evaluate_bundle(retriever)
     assert measured["exact"]["recall@5"] < 0.5 < run.metrics["test.recall@5"]
     assert sum("a bundle serves the newest versions" in line for line in messages) == 1
-
-
-def test_the_command_line_trains_on_files_with_versions(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    tables(tmp_path)
-    (tmp_path / "config.toml").write_text(
-        """
-format = 4
-[data]
-users = "users.csv"
-items = "items.csv"
-interactions = "log.csv"
-[schema]
-time = "at"
-valid_from = "since"
-features = [
-    {kind = "categorical", name = "city", side = "user"},
-    {kind = "categorical", name = "item_id", side = "item"},
-    {kind = "categorical", name = "town", side = "item"},
-]
-[split]
-kind = "last"
-[train]
-epochs = 1
-device = "cpu"
-monitor = "validation.recall@10"
-[loss]
-kind = "softmax"
-""",
-        encoding="utf-8",
-    )
-    arguments = ["train", str(tmp_path / "config.toml"), "--run", str(tmp_path / "run")]
-    assert run_command(arguments) == 0
-    assert "300 versions of 60 ids, by 'since'" in capsys.readouterr().out
-    users = (tmp_path / "users.csv").read_text(encoding="utf-8")
-    (tmp_path / "users.csv").write_text(users + users.splitlines()[1] + "\n", encoding="utf-8")
-    assert run_command([*arguments[:2], "--run", str(tmp_path / "other")]) == 2
-    assert "two versions hold at once; drop one of them" in capsys.readouterr().err.splitlines()[-1]
-    assert not (tmp_path / "other").exists(), "nothing half-written"

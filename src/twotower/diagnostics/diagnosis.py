@@ -15,12 +15,11 @@ import torch
 from twotower.arrays.pieces import pieces
 from twotower.arrays.ragged import rows_of
 from twotower.arrays.sets import find_in_sorted
-from twotower.arrays.types import Ints
+from twotower.arrays.types import Codes, Ints
 from twotower.config.experiment import Config
 from twotower.config.toml import parse_config
 from twotower.data.dataset import Dataset
 from twotower.data.evidence import OrderEvidence
-from twotower.data.pairs import Pairs
 from twotower.data.side import Side
 from twotower.data.split import PART_NAMES
 from twotower.data.splits import TEST
@@ -36,7 +35,6 @@ from twotower.train.defaults import STEPS_OF_EPOCH, batch_of, training_rows
 from twotower.train.losses.loss import PointwiseLoss
 from twotower.train.negatives.candidates import Candidates
 from twotower.train.negatives.mixture import CandidateSampler
-from twotower.train.order import Epoch
 from twotower.train.preconditions import training_order
 from twotower.train.samplers import PairSampler, PositiveSampler
 
@@ -146,14 +144,8 @@ class DiagnosisContext:
         return [tensors.take(r) for r in rows]
 
     @cached_property
-    def epoch(self) -> Epoch:
-        """Pairs of the first epoch of a pointwise loss, on the sampled users."""
-        train = self.config.train
-        return PairSampler(self.sampled, self.config.negatives, train.seed, train.shuffle).epoch(0)
-
-    @cached_property
-    def batch(self) -> tuple[Pairs, Candidates]:
-        """Positives of a batch of the sampled users, at most MAX_BATCH_POSITIVES, and the candidates of the batch."""
+    def batch(self) -> tuple[Codes, Candidates]:
+        """Items of a batch of positives of the sampled users, at most MAX_BATCH_POSITIVES, and their candidates."""
         config = self.config
         by_user = config.train.history_scope == "causal"
         size = config.train.batch_size
@@ -169,8 +161,7 @@ class DiagnosisContext:
         drawn = sampler(batch, 0)
         columns = max(1, len(drawn.log_q) + drawn.per_positive.shape[1])
         rows = sample(np.arange(len(batch)), max(1, min(MAX_BATCH_POSITIVES, MAX_BATCH_CELLS // columns)))
-        drawn = drawn.take(torch.from_numpy(rows))
-        return Pairs(batch.user[rows], batch.item[rows], np.ones(len(rows), bool)), drawn
+        return batch.item[rows], drawn.take(torch.from_numpy(rows))
 
     @cached_property
     def follows_recipe(self) -> bool:
@@ -202,16 +193,16 @@ class DiagnosisContext:
         loss = self.config.loss
         if loss.pointwise:
             return self._loss_of_pairs(loss, cosine / self.temperature, -cosine / self.temperature)
-        pairs, drawn = self.batch
-        distinct, which = np.unique(pairs.item, return_inverse=True)
+        positives, drawn = self.batch
+        distinct, which = np.unique(positives, return_inverse=True)
         # One direction for each distinct positive; the last direction is common to all items.
         items = torch.zeros(len(drawn.items) + len(drawn.memory_items), len(distinct) + 1)
         items[:, -1] = 1
         rows = np.concatenate([drawn.items, drawn.memory_items.numpy()])
         at, same = find_in_sorted(distinct, rows)
         items[torch.from_numpy(np.flatnonzero(same)), torch.from_numpy(at[same])] = 1
-        users = torch.zeros(len(pairs), len(distinct) + 1)
-        users[torch.arange(len(pairs)), torch.from_numpy(which)] = 2
+        users = torch.zeros(len(which), len(distinct) + 1)
+        users[torch.arange(len(which)), torch.from_numpy(which)] = 2
         users[:, -1] = -1
         users *= cosine / self.temperature if cosine else 0.0
         return float(contrastive_loss(users, items, drawn, loss, len(self.data.items)))
@@ -224,7 +215,9 @@ class DiagnosisContext:
 
     @cached_property
     def _positive_share(self) -> float:
-        return float(np.average(self.epoch.all.label, weights=self.epoch.all.weight))
+        train = self.config.train
+        pairs = PairSampler(self.sampled, self.config.negatives, train.seed, train.shuffle).epoch(0).all
+        return float(np.average(pairs.label, weights=pairs.weight))
 
     @cached_property
     def constant_loss(self) -> float:

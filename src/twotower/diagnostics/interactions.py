@@ -7,12 +7,9 @@ from collections.abc import Iterator
 from itertools import combinations
 
 import numpy as np
-import torch
 
 from twotower.arrays.pieces import pieces
-from twotower.arrays.sets import distinct_keys, is_in_sorted, pair_keys
-from twotower.arrays.types import Bools, Ints
-from twotower.data.dataset import Dataset
+from twotower.arrays.sets import distinct_keys, pair_keys
 from twotower.data.evidence import begin_apart, drift_evidence
 from twotower.data.split import PART_NAMES
 from twotower.data.splits import TRAIN
@@ -140,83 +137,14 @@ def drift(context: DiagnosisContext) -> Iterator[Finding]:
 
 
 def false_negatives(context: DiagnosisContext) -> Iterator[Finding]:
-    """Measure the shares of sampled negatives that are positives of the same user: in training, and only later.
+    """Check that the positives of a user are no candidates of its other positives, unless the next item is the target.
 
-    With history_scope "causal" and no mask, negatives of a moment may be positives of another moment."""
-    data, n = context.sampled, context.config.negatives
-    later_positives = _distinct_keys(data, (data.parts != TRAIN) & data.pairs.target)
-    train_positives = _distinct_keys(data, (data.parts == TRAIN) & data.pairs.target)
-    later_positives = np.setdiff1d(later_positives, train_positives, assume_unique=True)  # repeats are in training
-    if context.config.loss.pointwise:
-        drawn = context.epoch.all.source < 0
-        if not drawn.any():
-            return
-        keys = pair_keys(context.epoch.all.user[drawn], context.epoch.all.item[drawn], len(data.items))
-        unmasked, later = (
-            float(is_in_sorted(train_positives, keys).mean()),
-            float(is_in_sorted(later_positives, keys).mean()),
-        )
-        options = [f"negatives.{s.kind}.{key}" for s in n.pairs for key in ("n", "share")]
-        remedy = context.remedy(f"Lower {' or '.join(options)}.")
-    else:
-        unmasked, later = _false_candidates(context, train_positives, later_positives)
-        options = [f"negatives.{s.kind}" for s in n.sources if s.draws] or ["train.batch_size"]
-        remedy = context.remedy(
-            f"Draw fewer or others: {', '.join(options)}; negatives.disliked draws items that the user is known to "
-            "dislike."
-        )
-    evidence = {"train_positives": unmasked, "later_positives": later}
-    if context.config.train.history_scope == "causal" and not n.mask_positives:
-        yield Finding(
-            "ok", "false_negatives",
-            f"{unmasked:.1%} of the sampled negatives are positives of the same user at other moments of training, "
-            f"{later:.1%} only later: with train.history_scope = 'causal' the target is the item that comes next, and "
-            "with negatives.mask_positives = false the user's other positives are negatives.",
-            evidence,
-        )  # fmt: skip
+    With history_scope "causal" they are positives of another moment."""
+    config = context.config
+    if config.negatives.mask_positives or config.loss.pointwise or config.train.history_scope == "causal":
         return
-    if unmasked >= 0.01:
-        yield Finding(
-            "error" if unmasked >= 0.1 else "warning", "false_negatives",
-            f"{unmasked:.1%} of the sampled negatives are positives of the same user in the training part: the loss "
-            "lowers the scores of positives. Set negatives.mask_positives = true.",
-            evidence,
-        )  # fmt: skip
-    if later >= 0.05:
-        yield Finding(
-            "error" if later >= 0.3 else "warning", "false_negatives",
-            f"{later:.1%} of the sampled negatives are positives of the same user in validation or test. No mask can "
-            f"exclude them, and they lower the scores of the targets. {remedy}",
-            evidence,
-        )  # fmt: skip
-    if unmasked < 0.01 and later < 0.05:
-        yield Finding(
-            "ok", "false_negatives",
-            f"{unmasked:.2%} of the sampled negatives are training positives of the user, {later:.2%} later positives.",
-            evidence,
-        )  # fmt: skip
-
-
-def _false_candidates(context: DiagnosisContext, train_positives: Ints, later_positives: Ints) -> tuple[float, float]:
-    """Return the shares of a batch's candidates that are positives of the user in training, and later."""
-    pairs, drawn = context.batch
-    logits = torch.zeros(len(pairs), len(drawn.log_q))
-    drawn.mask_excluded(logits, slice(None))
-    logits.scatter_(1, drawn.positive[:, None], -torch.inf)
-    weight = np.where(torch.isfinite(logits).numpy(), drawn.counts.numpy(), 0.0)
-    columns = np.concatenate([drawn.items[: drawn.shared], drawn.memory_items.numpy()])
-    own = drawn.per_positive.numpy()
-    item = np.concatenate([np.broadcast_to(columns, weight.shape), drawn.items[np.maximum(own, 0)]], 1)
-    weight = np.concatenate([weight, own >= 0], 1)
-    keys = pair_keys(pairs.user[:, None], item, len(context.data.items))
-    total = max(float(weight.sum()), 1e-12)
-    in_train, later = (
-        float((weight * is_in_sorted(positives, keys)).sum()) / total
-        for positives in (train_positives, later_positives)
-    )
-    return in_train, later
-
-
-def _distinct_keys(data: Dataset, keep: Bools) -> Ints:
-    """Return the distinct keys of some pairs, rising."""
-    return distinct_keys(pair_keys(data.pairs.user[keep], data.pairs.item[keep], len(data.items)))
+    yield Finding(
+        "warning", "false_negatives",
+        "Negatives may be positives of the same user in the training part: the loss lowers their scores. Set "
+        "negatives.mask_positives = true.",
+    )  # fmt: skip

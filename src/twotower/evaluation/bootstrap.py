@@ -21,12 +21,8 @@ def bootstrap(
     if not resamples or not len(values):
         nothing = np.full(values.shape[1:], np.nan)
         return nothing, nothing
-    rng = np.random.default_rng(seed)
-    n, weighted = len(values), (values.T * weights).T
-    means = []
-    for _ in range(resamples):
-        counts = np.bincount(rng.integers(0, n, n), minlength=n).astype(np.float64)
-        means.append(counts @ weighted / (counts @ weights))
+    weighted, draws = (values.T * weights).T, bootstrap_counts(len(values), resamples, seed)
+    means = [counts @ weighted / (counts @ weights) for block in draws for counts in block]
     bounds = np.quantile(means, [0.025, 0.975], axis=0)
     return bounds[0, ...], bounds[1, ...]
 

@@ -8,16 +8,15 @@ from functools import cached_property
 
 import numpy as np
 
-from twotower.arrays.pieces import gathered, selected
 from twotower.arrays.types import Doubles, Ints, Shaped
 from twotower.data.pairs import GroupedPairs, Pairs, counts
 from twotower.evaluation.bootstrap import bootstrap_counts, paired_bootstrap, percentile_interval
 from twotower.evaluation.config import MetricSet, Repeats
 from twotower.evaluation.factors import Factors
-from twotower.evaluation.metrics.measured import RankedItems, ScoredPairs
+from twotower.evaluation.metrics.measured import RankedItems, Rankings, ScoredPairs
 from twotower.evaluation.metrics.metric import PairMetric
 from twotower.evaluation.ranking import EvaluationQueries
-from twotower.evaluation.table_slices import TableSlice
+from twotower.evaluation.slices import TableSlice
 
 ByUser = dict[str, tuple[Shaped[Doubles, "U"], Shaped[Doubles, "U"]]]
 """Values and weights over users of metrics by name; the weight is 0 where a metric is undefined."""
@@ -99,38 +98,67 @@ def compare_factors(
     registered ones. `slices` of these users and items follow, by the metrics that have slices, at the first cut-off; a
     slice of fewer than `slice_min_users` users has no interval."""
     metrics = metrics or MetricSet()
-    scores = [f.scores(data.pairs) for f in (a, b)]
-    scored = [ScoredPairs.of(s, data.pairs, data.weighted) for s in scores]
-    out = [c for m in metrics.of_pairs if (c := compare_resampled(m, scored[0], scored[1], data.n_users, resamples))]
-    best = [data.queries.top_k(f, max(k)) if k else None for f in (a, b)]
-    first, second = (_per_user(s, found, data, k, metrics) for s, found in zip(scored, best, strict=True))
-    out += _compare_per_user(first, second, data.n_users, metrics, resamples)
+    models = [_Measured.of(factors, data, max(k, default=0)) for factors in (a, b)]
+    out = _compare(models, data.n_users, k, metrics, resamples)
     for of in slices:
-        keep = gathered(of.rows, data.pairs.user if of.side == "user" else data.pairs.item)
-        pairs = data.pairs.take(keep)
-        parts = [ScoredPairs.of(selected(s, keep), pairs, data.weighted) for s in scores]
-        n_users = len(np.unique(parts[0].users))
-        found = [
-            replace(c, users=n_users)
-            for m in metrics.of_pairs
-            if of.side in m.slices and (c := compare_resampled(m, parts[0], parts[1], data.n_users, resamples))
-        ]
-        by_user = [_per_user(s, b, data, k[:1], metrics, of) for s, b in zip(parts, best, strict=True)]
-        found += _compare_per_user(by_user[0], by_user[1], data.n_users, metrics, resamples)
-        few = [c.users < slice_min_users for c in found]
-        found = [replace(c, low=np.nan, high=np.nan, p=np.nan) if f else c for c, f in zip(found, few, strict=True)]
-        out += [replace(c, of=of.name) for c in found]
+        parts = [m.sliced(of, data) for m in models]
+        for c in _compare(parts, data.n_users, k[:1], metrics.of_slices(of.side), resamples):
+            few = c.users < slice_min_users
+            out.append(replace(c, of=of.name, low=np.nan, high=np.nan, p=np.nan) if few else replace(c, of=of.name))
     return out
 
 
-def _compare_per_user(a: ByUser, b: ByUser, n_users: int, metrics: MetricSet, resamples: int) -> list[Comparison]:
-    """Compare the values over users of every metric of A, which B has too, with the weights of A."""
-    names, n = list(a), n_users
-    weights = np.stack([a[m][1] for m in names], 1) if names else np.zeros((n, 0))
-    values = [np.stack([v[m][0] for m in names], 1) if names else np.zeros((n, 0)) for v in (a, b)]
-    means = [(values[i] * weights).sum(0) / weights.sum(0) for i in (0, 1)]
+@dataclass(frozen=True)
+class _Measured:
+    """Scored pairs and rankings of a model: of all users and items, or of a slice."""
+
+    scored: ScoredPairs
+    users: Shaped[Ints, "Q"]
+    rankings: Rankings | None
+    """Rankings of the users; None without a cut-off."""
+
+    @classmethod
+    def of(cls, factors: Factors, data: ComparisonData, k: int) -> _Measured:
+        """Measure a model by its vectors, with rankings of `k` items."""
+        scored, queries = ScoredPairs.of(factors.scores(data.pairs), data.pairs, data.weighted), data.queries
+        rankings = queries.rankings(queries.top_k(factors, k), data.items, data.weighted) if k else None
+        return cls(scored, queries.users, rankings)
+
+    def sliced(self, of: TableSlice, data: ComparisonData) -> _Measured:
+        """Return what is measured of a slice."""
+        scored = self.scored.where(of.of_pairs(data.pairs.counted))
+        if self.rankings is None:
+            return replace(self, scored=scored)
+        return _Measured(scored, *data.queries.sliced(self.rankings, of, data.weighted))
+
+    def by_user(self, n: int, k: Sequence[int], metrics: MetricSet) -> ByUser:
+        """Return the values and weights of every metric over the `n` users."""
+        found = {m.name: m.by_user(self.scored) for m in metrics.of_pairs}
+        out = {name: _scatter(n, *of) for name, of in found.items() if of and len(of.users)}
+        if self.rankings is None or not len(self.users):
+            return out
+        for cut in k:
+            rankings = self.rankings.at(cut)
+            for m in metrics.of_users:
+                out[f"{m.name}@{cut}"] = _scatter(n, self.users, m.values(rankings), np.ones(len(self.users)))
+        return out
+
+
+def _compare(
+    models: Sequence[_Measured], n_users: int, k: Sequence[int], metrics: MetricSet, resamples: int
+) -> list[Comparison]:
+    """Compare two models by the metrics that resample themselves, then by every metric over users of the first, which
+    the second has too, with the weights of the first."""
+    resampled = (compare_resampled(m, models[0].scored, models[1].scored, n_users, resamples) for m in metrics.of_pairs)
+    out = [c for c in resampled if c]
+    a, b = (m.by_user(n_users, k, metrics) for m in models)
+    if not a:
+        return out
+    names, weights = list(a), np.stack([weight for _, weight in a.values()], 1)
+    values = [np.stack([of[m][0] for m in names], 1) for of in (a, b)]
+    means = [(v * weights).sum(0) / weights.sum(0) for v in values]
     low, high, p = paired_bootstrap(values[0], values[1], weights, resamples)
-    return [
+    return out + [
         Comparison(
             m, float(means[0][i]), float(means[1][i]), float(means[1][i] - means[0][i]), float(low[i]), float(high[i]),
             float(p[i]), int((weights[:, i] > 0).sum()), metrics.find(m).higher_is_better,
@@ -147,46 +175,8 @@ def compare_resampled(
     if first is None or second is None:
         return None
     low, high, p = (float(x[0]) for x in percentile_interval((second - first)[:, None]))
-    values = metric.value(a), metric.value(b)
-    return Comparison(metric.name, *values, values[1] - values[0], low, high, p, n_users, metric.higher_is_better)
-
-
-def _per_user(
-    scored: ScoredPairs,
-    best: Shaped[Ints, "Q K"] | None,
-    data: ComparisonData,
-    k: Sequence[int],
-    metrics: MetricSet,
-    of: TableSlice | None = None,
-) -> ByUser:
-    """Return the values and weights of every metric over users: of scored pairs and of rankings, None without; of those
-    in a slice."""
-    by_user = {m.name: m.by_user(scored) for m in metrics.of_pairs if of is None or of.side in m.slices}
-    out = {name: _scatter(data.n_users, *found) for name, found in by_user.items() if found and len(found.users)}
-    return out if best is None else out | _of_rankings(best, data, k, metrics, of)
-
-
-def _of_rankings(
-    best: Shaped[Ints, "Q K"], data: ComparisonData, k: Sequence[int], metrics: MetricSet, of: TableSlice | None = None
-) -> ByUser:
-    """Return the values and weights of every metric of rankings over users; of the users in a slice, or with its items
-    as the only targets."""
-    queries, out = data.queries, ByUser()
-    if of and of.side == "user":
-        kept = of.rows[queries.users]
-        queries, best = queries.take(kept), best[kept]
-    users = queries.users
-    rankings = queries.rankings(best, data.items, data.weighted)
-    if of and of.side == "item":
-        rankings = queries.among(rankings, of.rows, data.weighted)
-        defined = rankings.n_targets > 0
-        rankings, users = rankings.of_users(defined), users[defined]
-    for cut in k if len(users) else ():
-        for m in metrics.of_users:
-            if of is not None and of.side not in m.slices:
-                continue
-            out[f"{m.name}@{cut}"] = _scatter(data.n_users, users, m.values(rankings.at(cut)), np.ones(len(users)))
-    return out
+    values, n = (metric.value(a), metric.value(b)), np.count_nonzero(counts(a.users, n_users))
+    return Comparison(metric.name, *values, values[1] - values[0], low, high, p, int(n), metric.higher_is_better)
 
 
 def _scatter(

@@ -9,6 +9,7 @@ from pydantic import Field, field_validator
 
 from twotower.evaluation.metrics import METRICS
 from twotower.evaluation.metrics.metric import CatalogueMetric, Metric, PairMetric, Prominence, RankingMetric
+from twotower.features.side import SideName
 from twotower.kinds import Added
 from twotower.section import Positive, Section
 
@@ -21,11 +22,19 @@ class MetricSet:
     """Metrics that are measured together: the registered ones that always are, and added ones."""
 
     def __init__(self, added: Iterable[Metric] = ()) -> None:
-        measured = [*(kind() for kind in METRICS if kind.always), *added]
+        self._hold([*(kind() for kind in METRICS if kind.always), *added])
+
+    def _hold(self, measured: list[Metric]) -> None:
         self.of_pairs = [m for m in measured if isinstance(m, PairMetric)]
         self.of_users = [m for m in measured if isinstance(m, RankingMetric)]
         self.of_catalogue = [m for m in measured if isinstance(m, CatalogueMetric)]
         self._all: list[Metric] = [*self.of_pairs, *self.of_users, *self.of_catalogue]
+
+    def of_slices(self, side: SideName) -> MetricSet:
+        """Return the metrics that are reported by slices of a side."""
+        found = MetricSet()
+        found._hold([m for m in self._all if side in m.slices])
+        return found
 
     def names(self, k: Iterable[int], prominence: Prominence = Prominence.FILE) -> list[str]:
         """Return the names down to a level of prominence, without the part's name: auc, …, recall@10, …"""

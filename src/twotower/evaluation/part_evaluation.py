@@ -11,13 +11,13 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+import torch
+from torch import Tensor
 
-from twotower.arrays.pieces import gathered
-from twotower.arrays.types import Bools, Doubles, Floats, Ints, Shaped
+from twotower.arrays.types import Bools, Doubles, Float, Floats, Ints, Shaped
 from twotower.data.dataset import Dataset
 from twotower.data.pairs import Pairs
 from twotower.data.splits import TEST, VALIDATION
-from twotower.evaluation import cold_items
 from twotower.evaluation.added_scores import AddedScores
 from twotower.evaluation.baselines import BASELINES, baseline_of
 from twotower.evaluation.bootstrap import bootstrap
@@ -26,11 +26,8 @@ from twotower.evaluation.config import EvaluationConfig, Metrics
 from twotower.evaluation.factors import CatalogueScorer, Scorer
 from twotower.evaluation.metrics.measured import RankedItems, Rankings, ScoredPairs
 from twotower.evaluation.metrics.metric import PairMetric, RankingMetric, UserValues
-from twotower.evaluation.moments import users_during
 from twotower.evaluation.ranking import EvaluationQueries, evaluation_queries
-from twotower.evaluation.table_slices import fixed_slices
-from twotower.evaluation.user_slices import UserSlices
-from twotower.features.side import SideName
+from twotower.evaluation.slices import COLD, COLD_ALONE, TableSlice, slices_of
 
 log = logging.getLogger(__name__)
 
@@ -89,26 +86,15 @@ class PartEvaluation:
         what they find."""
         queries = queries or evaluation_queries(dataset, part, config)
         best = queries.top_k(factors, max(config.k)) if best is None else best
-        return cls._of(queries, best, factors.part_scores(dataset, part), dataset, part, config)
+        return cls.of(queries, best, factors.part_scores(dataset, part), dataset, part, config)
 
     @classmethod
-    def from_search(
-        cls, search: Callable[[EvaluationQueries, int], Shaped[Ints, "Q K"]], scores: Shaped[Floats, "n"],
-        dataset: Dataset, part: int,
-        config: EvaluationConfig,
-    ) -> PartEvaluation:  # fmt: skip
-        """Evaluate any search: `search(queries, k)` returns the best item rows; `scores` are those of the part's
-        pairs."""
-        queries = evaluation_queries(dataset, part, config)
-        best = search(queries, min(max(config.k), queries.n_items))
-        return cls._of(queries, best, scores, dataset, part, config)
-
-    @classmethod
-    def _of(
+    def of(
         cls, queries: EvaluationQueries, best: Shaped[Ints, "Q K"], scores: Shaped[Floats, "n"], dataset: Dataset,
-        part: int,
-        config: EvaluationConfig,
+        part: int, config: EvaluationConfig,
     ) -> PartEvaluation:  # fmt: skip
+        """Evaluate any search: `best` are the items that it finds for the queries of a part, `scores` those of the
+        part's pairs."""
         pairs = dataset.pairs_of(part)
         items = RankedItems.of(dataset, weighted=config.weighted, part=part)
         rankings = queries.rankings(best, items, config.weighted)
@@ -170,54 +156,59 @@ class PartEvaluation:
 
     def slices(self) -> Metrics:
         """Return `auc.new_user`, `recall@10.tail`, `recall@10.cold_item`, `recall@10.gender=F`, … for the slices on
-        which the metric is defined."""
+        which the metric is defined, with the number of their pairs, `rows.tail`.
+
+        Of a column of the users also `users.gender=F`, the number of ranked users, `users.gender.left_out`, those of
+        the values with too few, and `recall@10.gender.gap`, the largest value minus the smallest."""
         config, k, out = self.config, self.config.k[0], Metrics()
-        rankings = self.rankings.at(k)
-        for name, side, rows in fixed_slices(self.dataset, config, self.pairs.item):
-            out |= self._pair_slice(side, name, gathered(rows, self.pairs.user if side == "user" else self.pairs.item))
-            if side == "user":
-                selected = rows[self.users]
-                for m in self._sliced_rankings("user") if selected.any() else ():
-                    out[f"{m.name}@{k}.{name}"] = float(m.values(rankings)[selected].mean())
-                continue
-            sliced = self.queries.among(rankings, rows, config.weighted)
-            if (defined := sliced.n_targets > 0).any():
-                for m in self._sliced_rankings("item"):
-                    out[f"{m.name}@{k}.{name}"] = float(m.values(sliced.of_users(defined)).mean())
-        for column in config.slices:
-            out |= self._column_slices(column)
+        rankings, users = self.rankings.at(k), np.unique(self.users)
+        values: dict[str, list[str]] = {column: [] for column in config.slices}
+        for of in slices_of(self.dataset, config, self.part, self.pairs.item, users):
+            metrics, kept = config.metric_set.of_slices(of.side), of.of_pairs(self.pairs)
+            out[f"rows.{of.name}"] = int(np.count_nonzero(kept))
+            if of.column:
+                values[of.column].append(of.name)
+                out[f"users.{of.name}"] = int(np.count_nonzero(of.rows[users]))
+            scored = self.scored.where(kept)
+            out |= {f"{m.name}.{of.name}": m.value(scored) for m in metrics.of_pairs}
+            ranked, sliced = self.queries.sliced(rankings, of, config.weighted)
+            if len(ranked):
+                out |= {f"{m.name}@{k}.{of.name}": float(m.values(sliced).mean()) for m in metrics.of_users}
+        for column, names in values.items():
+            out[f"users.{column}.left_out"] = len(users) - sum(out[f"users.{name}"] for name in names)
+            for metric in config.metric_set.of_slices("user").names((k,)):
+                found = [v for name in names if (v := out[f"{metric}.{name}"]) == v]
+                if len(found) > 1:
+                    out[f"{metric}.{column}.gap"] = max(found) - min(found)
         return {name: value for name, value in out.items() if value == value}
 
-    def _column_slices(self, column: str) -> Metrics:
-        """Return `recall@10.gender=F`, … for the values of a column of the users at their ranking, `users.gender=F`,
-        the number of ranked users, `users.gender.left_out`, those of the values with too few, and
-        `recall@10.gender.gap`, the largest value minus the smallest."""
-        sliced, k = UserSlices.of(users_during(self.dataset, self.part), column), self.config.k[0]
-        rankings, place = self.rankings.at(k), sliced.places[self.users]
-        by_user = {f"{m.name}@{k}": m.values(rankings) for m in self._sliced_rankings("user")}
-        users = np.unique(self.users)
-        measured = sliced.measured(users, self.config.slice_min_users)
-        out: Metrics = {f"users.{column}.left_out": len(users) - sum(measured.values())}
-        for i, n_users in measured.items():
-            name = f"{column}={sliced.values[i]}"
-            out[f"users.{name}"] = n_users
-            out |= self._pair_slice("user", name, gathered(sliced.places == i, self.pairs.user))
-            out |= {f"{metric}.{name}": float(values[place == i].mean()) for metric, values in by_user.items()}
-        of_pairs = [m.name for m in self.config.metric_set.of_pairs if "user" in m.slices]
-        for metric in (*of_pairs, *by_user):
-            found = [v for i in measured if (v := out[f"{metric}.{column}={sliced.values[i]}"]) == v]
-            if len(found) > 1:
-                out[f"{metric}.{column}.gap"] = max(found) - min(found)
-        return out
+    def among_cold_items(self, factors: CatalogueScorer) -> Metrics:
+        """Return `recall@10.cold_item_alone`, … at the first cut-off: the metrics sliced by users, of rankings of the
+        cold items alone, those without a training interaction, for the users with a target among them. Empty without
+        such a user."""
+        config, k = self.config, self.config.k[0]
+        of = TableSlice(COLD, "item", self.dataset.item_counts == 0)
+        queries = self.queries.take(self.queries.count_targets(of.rows) > 0)
+        if not len(queries.users):
+            return {}
+        best = queries.top_k(_SomeItems(factors, of.rows), k)
+        _, rankings = queries.sliced(queries.rankings(best, self.rankings.items, config.weighted), of, config.weighted)
+        metrics = config.metric_set.of_slices("user").of_users
+        return {f"{m.name}@{k}.{COLD_ALONE}": float(m.values(rankings).mean()) for m in metrics}
 
-    def _sliced_rankings(self, side: SideName) -> list[RankingMetric]:
-        return [m for m in self.config.metric_set.of_users if side in m.slices]
 
-    def _pair_slice(self, side: SideName, name: str, keep: Shaped[Bools, "n"]) -> Metrics:
-        """Return the number of rows of a slice, and its metrics of pairs."""
-        scored = self.scored.where(keep)
-        sliced = [m for m in self.config.metric_set.of_pairs if side in m.slices]
-        return {f"rows.{name}": int(np.count_nonzero(keep))} | {f"{m.name}.{name}": m.value(scored) for m in sliced}
+@dataclass(frozen=True)
+class _SomeItems(CatalogueScorer):
+    """Scores of some items, -inf for all others."""
+
+    every: CatalogueScorer
+    rows: Shaped[Bools, "I"]
+
+    def catalogue_scores(
+        self, users: Shaped[Ints, "B"], interactions: Shaped[Ints, "B"] | None = None
+    ) -> Float[Tensor, "B I"]:
+        scores = self.every.catalogue_scores(users, interactions)
+        return scores.masked_fill(~torch.from_numpy(self.rows).to(scores.device), -torch.inf)
 
 
 def _by_user(
@@ -270,7 +261,7 @@ def evaluate_model(
         if part == TEST:
             for m, (low, high) in evaluation.intervals().items():
                 out[f"test.{m}.low"], out[f"test.{m}.high"] = low, high
-            found = evaluation.slices() | cold_items.among_cold_items(evaluation, factors)
+            found = evaluation.slices() | evaluation.among_cold_items(factors)
             out |= {f"test.{m}": v for m, v in found.items()}
     judged = config.metric_set.judged_by(monitor) if monitor else ""
     sign = 1 if not judged or config.metric_set.find(judged).higher_is_better else -1
@@ -301,4 +292,4 @@ def _baselines(
     of_pairs = {m.name for m in config.metric_set.of_pairs}
     for name, scores in alone:
         best, nothing = queries.top_k(scores, max(config.k)), np.zeros(len(dataset.test), np.float32)
-        yield name, PartEvaluation._of(queries, best, nothing, dataset, TEST, config), of_pairs
+        yield name, PartEvaluation.of(queries, best, nothing, dataset, TEST, config), of_pairs

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from twotower.arrays.pieces import pieces
-from twotower.arrays.sets import distinct_keys, find_in_sorted, is_in_sorted, pair_keys
+from twotower.arrays.sets import find_in_sorted, is_in_sorted, pair_keys
 from twotower.arrays.types import Bools, Doubles, Float, Floats, Ints, Shaped
 from twotower.data.context import distinct_contexts
 from twotower.data.dataset import Dataset
@@ -20,6 +20,7 @@ from twotower.evaluation.config import EvaluationConfig, Repeats
 from twotower.evaluation.factors import CatalogueScorer
 from twotower.evaluation.metrics.auc import ordered_codes
 from twotower.evaluation.metrics.measured import RankedItems, Rankings, TargetWeights
+from twotower.evaluation.slices import TableSlice
 from twotower.progress import JobProgress, Summary
 
 log = logging.getLogger(__name__)
@@ -153,30 +154,19 @@ class EvaluationQueries:
     def hits(self, best: Shaped[Ints, "Q K"]) -> Shaped[Bools, "Q K"]:
         """Return a mask: true where an item of `best`, which holds no excluded item, is a target of its user."""
         hit = np.zeros(best.shape, bool)
-        is_target = np.zeros((self.block, self.n_items), bool)
         for part in self._blocks():
-            rows, targets = best[part], self._targets(part)
-            is_target.flat[targets] = True
-            hit[part] = is_target[np.arange(len(rows))[:, None], rows] & (rows >= 0)
-            is_target.flat[targets] = False
+            targets, rows = self._targets(part)[0], best[part]
+            cells = pair_keys(np.arange(len(rows))[:, None], rows, self.n_items)
+            hit[part] = is_in_sorted(targets, cells) & (rows >= 0)
         return hit
 
     def count_targets(self, items: Shaped[Bools, "I"] | None = None) -> Shaped[Ints, "Q"]:
         """Return the number of distinct items of each user, of all or those in a mask, that are positives and may be
         ranked."""
         found = np.zeros(len(self.users), np.int64)
-        is_seen = np.zeros(self.block * self.n_items, bool)
         for part in self._blocks():
-            targets, seen = distinct_keys(self._targets(part)), self._seen_cells(self.users[part])
-            for cells in seen:
-                is_seen[cells] = True
-            left = targets[is_seen[targets] == self.only_seen]
-            for cells in seen:
-                is_seen[cells] = False
-            owners, rows = np.divmod(left, self.n_items)
-            found[part] = np.bincount(
-                owners if items is None else owners[items[rows]], minlength=part.stop - part.start
-            )
+            owners, rows = np.divmod(self._targets(part)[0], self.n_items)
+            found[part] = np.bincount(owners if items is None else owners[items[rows]], minlength=len(found[part]))
         return found
 
     def target_weights(self, best: Shaped[Ints, "Q K"], items: Shaped[Bools, "I"] | None = None) -> TargetWeights:
@@ -184,7 +174,7 @@ class EvaluationQueries:
         (n, k), n_items = best.shape, self.n_items
         hit, total, heaviest = np.zeros((n, k)), np.zeros(n), np.zeros((n, k))
         for part in self._blocks():
-            keys, weights = self._weighted_targets(part)
+            keys, weights = self._targets(part)
             if items is not None:
                 keep = items[keys % n_items]
                 keys, weights = keys[keep], weights[keep]
@@ -204,14 +194,19 @@ class EvaluationQueries:
         found = Rankings.alike(best, self.hits(best), self.n_targets, items)
         return replace(found, weights=self.target_weights(best)) if weighted else found
 
-    def among(self, rankings: Rankings, items: Shaped[Bools, "I"], weighted: bool) -> Rankings:
-        """Return rankings of the queries as if the targets in a mask of items were the only ones; a user may have
-        none."""
-        best = rankings.best
-        found = Rankings.alike(best, rankings.hit & items[best], self.count_targets(items), rankings.items)
-        return replace(found, weights=self.target_weights(best, items)) if weighted else found
+    def sliced(self, rankings: Rankings, of: TableSlice, weighted: bool) -> tuple[Shaped[Ints, "S"], Rankings]:
+        """Return the users in a slice, or of items those with a target among them, and their rankings of the queries,
+        in which items of the slice are the only targets."""
+        if of.side == "user":
+            kept = of.rows[self.users]
+            return self.users[kept], rankings.of_users(kept)
+        best, n_targets = rankings.best, self.count_targets(of.rows)
+        found = Rankings.alike(best, rankings.hit & of.rows[best], n_targets, rankings.items)
+        if weighted:
+            found = replace(found, weights=self.target_weights(best, of.rows))
+        return self.users[n_targets > 0], found.of_users(n_targets > 0)
 
-    def _weighted_targets(self, part: slice) -> tuple[Shaped[Ints, "n"], Shaped[Doubles, "n"]]:
+    def _targets(self, part: slice) -> tuple[Shaped[Ints, "n"], Shaped[Doubles, "n"]]:
         """Return the places of the targets of a block in its flat scores, each once and rising, and their weights."""
         pairs = self.pairs.take(self.groups[part])
         target = pairs.target
@@ -219,11 +214,6 @@ class EvaluationQueries:
         sums: Doubles = np.bincount(place, pairs.weight[target], len(keys)).astype(np.float64)
         left = is_in_sorted(np.sort(np.concatenate(self._seen_cells(self.users[part]))), keys) == self.only_seen
         return keys[left], sums[left]
-
-    def _targets(self, part: slice) -> Shaped[Ints, "n"]:
-        """Return the places of the positives of a block in its flat scores."""
-        pairs = self.pairs.take(self.groups[part])
-        return pair_keys(pairs.user, pairs.item, self.n_items)[pairs.target]
 
     def _seen_cells(self, users: Shaped[Ints, "B"]) -> list[Shaped[Ints, "_"]]:
         """Return the places of the seen items of a block in its flat scores."""

@@ -8,14 +8,14 @@ import numpy as np
 
 from twotower import runs
 from twotower.arrays.pieces import pieces
-from twotower.arrays.types import Codes, Floats, Ints
+from twotower.arrays.types import Codes, Floats
 from twotower.data.dataset import Dataset
 from twotower.data.splits import TEST
 from twotower.errors import RunError
 from twotower.evaluation.added_scores import SparseScores
 from twotower.evaluation.config import EvaluationConfig, Metrics
 from twotower.evaluation.part_evaluation import PartEvaluation
-from twotower.evaluation.ranking import EvaluationQueries
+from twotower.evaluation.ranking import evaluation_queries
 from twotower.features.side import SideName
 from twotower.retrieval.batches import RANKED_USERS, embed_users, rank_items
 from twotower.retrieval.request import Method
@@ -56,12 +56,11 @@ def evaluate_bundle(retriever: Retriever, config: EvaluationConfig | None = None
     searches: tuple[tuple[str, Method, bool], ...] = (("index", 1, False), ("exact", 1, True), ("live", 2, False))
     if not dataset.schema.precomputes:
         searches = (("live", 2, False), ("live_exact", 2, True))
+    queries = evaluation_queries(dataset, TEST, config)
+    k = min(max(config.k), queries.n_items)
     for name, method, exact in searches:
-
-        def search(queries: EvaluationQueries, k: int, method: Method = method, exact: bool = exact) -> Ints:
-            return rank_items(retriever, queries.users, k, method, seen, exact, only_seen, queries.interactions)
-
-        report = PartEvaluation.from_search(search, _scores(retriever, method), dataset, TEST, config)
+        best = rank_items(retriever, queries.users, k, method, seen, exact, only_seen, queries.interactions)
+        report = PartEvaluation.of(queries, best, _scores(retriever, method), dataset, TEST, config)
         out[name] = report.metrics()
         if name == searches[0][0]:
             ends = ((m, *pair) for m, pair in report.intervals().items())

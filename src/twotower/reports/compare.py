@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import chain
 from string import ascii_uppercase
 from typing import TYPE_CHECKING
 
@@ -26,7 +25,7 @@ from twotower.evaluation.comparison import Comparison, ComparisonData, compare_f
 from twotower.evaluation.config import Metrics, MetricSet
 from twotower.evaluation.factors import Factors
 from twotower.evaluation.metrics.measured import RankedItems
-from twotower.evaluation.table_slices import TableSlice, column_slices, fixed_slices
+from twotower.evaluation.slices import TableSlice, slices_of
 from twotower.features.schema import Schema
 from twotower.reports.verdict import verdict
 
@@ -237,5 +236,5 @@ def _slices(
     """Yield the slices of a run over rows of its tables."""
     data, config = run.dataset, run.config.evaluation
     ranked = users[aligned.queries.users]
-    for of in chain(fixed_slices(data, config, data.test.item), column_slices(data, config, TEST, ranked)):
+    for of in slices_of(data, config, TEST, data.test.item, ranked):
         yield of._replace(rows=of.rows[users if of.side == "user" else items])

@@ -10,11 +10,11 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 
 from twotower import files
 from twotower.config.experiment import differing_options
-from twotower.evaluation.cold_items import ALONE, SLICE
 from twotower.evaluation.comparison import Comparison
 from twotower.evaluation.config import MetricSet
 from twotower.evaluation.factors import Scorer
 from twotower.evaluation.metrics.metric import Prominence
+from twotower.evaluation.slices import COLD, COLD_ALONE
 from twotower.reports.charts import calibration, curves, distributions, gates
 from twotower.reports.compare import DECISION_RULE, ComparedRun, summarize
 from twotower.reports.figure import Figure, Series
@@ -110,8 +110,8 @@ def _slices(run: Run) -> list[_SliceRow]:
     rows: list[_SliceRow] = [("all", len(run.dataset.test), _slice_values(run, ""))]
     of_slices = fixed_slices(run.metrics, run.config.evaluation)
     rows += [(of.text, of.size, _slice_values(run, f".{of.name}")) for of in of_slices]
-    if any(alone := _slice_values(run, f".{ALONE}")):
-        rows.append(("cold items, ranked among themselves", int(run.metrics[f"test.rows.{SLICE}"]), alone))
+    if any(alone := _slice_values(run, f".{COLD_ALONE}")):
+        rows.append(("cold items, ranked among themselves", int(run.metrics[f"test.rows.{COLD}"]), alone))
     return rows
 
 

@@ -16,7 +16,7 @@ from twotower.distributed import DistributedContext
 from twotower.errors import ConfigError, DataError, listed
 from twotower.evaluation.metrics.measured import ScoredPairs
 from twotower.evaluation.metrics.metric import PairMetric
-from twotower.evaluation.user_slices import UserSlices
+from twotower.evaluation.slices import UserSlices
 from twotower.features.schema import Schema
 from twotower.features.side import SIDES
 from twotower.model.pooling import check_poolings, resolve

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from twotower.arrays.pieces import PIECE_ROWS, is_constant, ones, pieces, selected, temporary_array
+from twotower.arrays.pieces import PIECE_ROWS, gathered, is_constant, ones, pieces, selected, temporary_array
 from twotower.arrays.types import Bools, Doubles, Floats, Ints, Numbers, Shaped, WholeNumbers
 from twotower.evaluation.metrics.measured import ScoredPairs
 from twotower.evaluation.metrics.metric import PairMetric, Prominence
@@ -203,28 +203,22 @@ class _OrderedPairs:
     @classmethod
     def of(cls, pairs: ScoredPairs) -> _OrderedPairs:
         """Order the pairs."""
-        n, order = len(pairs.scores), _places_by_score(pairs.scores)
-        positive = temporary_array(n, np.bool_)
-        users = temporary_array(n, pairs.users.dtype.type)
-        scores = temporary_array(n, np.uint32)
-        equal = is_constant(pairs.weights)
-        weights = pairs.weights if equal else temporary_array(n, pairs.weights.dtype.type)
-        for part in pieces(n):
-            place = order[part] & _PLACE
-            positive[part], users[part], scores[part] = pairs.positive[place], pairs.users[place], order[part] >> 32
-            if not equal:
-                weights[part] = pairs.weights[place]
-        upper, upper_users = selected(scores, positive), selected(users, positive)
-        upper_weights = selected(weights, positive)
-        np.logical_not(positive, out=positive)
-        lower, lower_users = selected(scores, positive), selected(users, positive)
-        lower_weights = selected(weights, positive)
+        order = _places_by_score(pairs.scores)
+        positive = temporary_array(len(order), np.bool_)
+        for part in pieces(len(order)):
+            positive[part] = pairs.positive[order[part] & _PLACE]
+        upper = selected(order, positive)
+        lower = selected(order, np.logical_not(positive, out=positive))
         below, not_above = temporary_array(len(upper), np.int64), temporary_array(len(upper), np.int64)
         for part in pieces(len(upper)):
-            below[part] = np.searchsorted(lower, upper[part], side="left")
-            not_above[part] = np.searchsorted(lower, upper[part], side="right")
-        before = temporary_array(len(lower) + 1, np.float64)
-        return cls(lower_users, upper_users, below, not_above, lower_weights, upper_weights, before)
+            below[part] = np.searchsorted(lower, upper[part] & ~_PLACE)
+            not_above[part] = np.searchsorted(lower, upper[part] | _PLACE)
+        for places in (lower, upper):
+            np.bitwise_and(places, _PLACE, out=places)
+        return cls(
+            gathered(pairs.users, lower), gathered(pairs.users, upper), below, not_above,
+            gathered(pairs.weights, lower), gathered(pairs.weights, upper), temporary_array(len(lower) + 1, np.float64),
+        )  # fmt: skip
 
     def weighted_auc(self, weights: Shaped[Doubles, "U"]) -> float:
         """Return the area with the weight of each user; 0.5 where a class has no weight."""
