@@ -7,6 +7,7 @@ import math
 import time as clock
 from collections.abc import Callable
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -170,7 +171,7 @@ WRONG: dict[str, tuple[Callable[[], Any], list[str]]] = {
     ),
     **{
         f"label {odd}": (
-            lambda odd=odd: check(None, None, actions(stars=["1", odd, "2", " -0,25 ", "5"]), RATED),
+            partial(check, None, None, actions(stars=["1", odd, "2", " -0,25 ", "5"]), RATED),
             [f"the first that is none is '{odd}': write a decimal point, and no separators of thousands (data.format."],
         )
         for odd in ("3,5", "1.234,5", "1,234")
