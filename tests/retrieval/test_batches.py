@@ -306,7 +306,10 @@ BAD: dict[str, tuple[pl.DataFrame, dict[str, Any], str]] = {
     "ban": (TABLE, {"ban": "i1"}, "expected a list of item ids"),
     "unknown": (TABLE, {"unknown": "guess"}, "`unknown` is 'guess', expected popular, drop, error"),
     "history": (TABLE.with_columns(history=pl.lit("i1")), {"method": 2}, "'history' holds String, expected lists"),
-    "event": (TABLE.with_columns(events=[None, "i1"]), {"method": 2}, "user 'u1': request: events.0: found null, expected an item id"),
+    "event": (
+        TABLE.with_columns(events=[None, "i1"]), {"method": 2},
+        "user 'u1': request: events.0: found null, expected an item id",
+    ),
     "feature": (TABLE.with_columns(age=pl.lit("old")), {"method": 2}, "user 'u1': request: feature 'age' is 'old'"),
     "vector": (TABLE.with_columns(age=1e35), {"method": 2}, "user 'u1': the user tower's vector is not finite"),
 }  # fmt: skip
