@@ -349,10 +349,13 @@ def test_fault_B5_codes_are_those_of_the_fields_that_a_model_has(tmp_path: Path)
 
 def test_another_evaluation_measures_the_best_weights_anew(board: Dataset, tmp_path: Path) -> None:
     config = settings(train={"epochs": 1})
-    Trainer(board, config, tmp_path, fingerprint=runs.fingerprint(board, config)).run()
+    first = Trainer(board, config, tmp_path)
+    first.checkpoints.fingerprint = runs.fingerprint(board, config)
+    first.run()
     for evaluation, is_new in (({}, False), ({"max_users": 9}, True)):
         config = settings(train={"epochs": 1}, evaluation=evaluation)
-        trainer = Trainer(board, config, tmp_path, fingerprint=runs.fingerprint(board, config))
+        trainer = Trainer(board, config, tmp_path)
+        trainer.checkpoints.fingerprint = runs.fingerprint(board, config)
         trainer.resume()
         assert trainer.checkpoints.has_changed == is_new
 

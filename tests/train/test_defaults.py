@@ -35,7 +35,7 @@ from twotower.features.categorical import Categorical
 from twotower.features.schema import Schema
 from twotower.features.sequence import Sequence
 from twotower.runs import Run
-from twotower.train import defaults
+from twotower.train import defaults, trainer
 from twotower.train.defaults import MIN_MULTIPLICATIONS, has_bf16, multiplications, with_defaults, with_precision
 from twotower.train.negatives.config import NegativesConfig
 from twotower.train.trainer import Trainer
@@ -406,6 +406,27 @@ def test_large_products_are_in_bf16_where_the_device_has_it(
     said = [m for m in messages if m.startswith("train.precision")]
     instructions = f"{'' if has else 'no '}instructions for matrix products in bf16"
     assert said == [f"train.precision = '{expected}': this cpu has {instructions}"]
+
+
+def test_a_recipe_is_settled_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = list[str]()
+
+    def counted(name: str) -> None:
+        made = getattr(defaults, name)
+
+        def call(*arguments: Any) -> Config:
+            calls.append(name)
+            found: Config = made(*arguments)
+            return found
+
+        for module in (trainer, defaults):
+            monkeypatch.setattr(module, name, call)
+
+    for name in ("with_defaults", "with_precision"):
+        counted(name)
+    run = trained(folder)
+    assert calls == ["with_defaults", "with_precision"]
+    assert (run.config.loss.kind, run.config.train.precision) == ("softmax", "fp32"), "the run has the settled one"
 
 
 def test_small_models_train_in_fp32(board: Dataset, messages: list[str], monkeypatch: pytest.MonkeyPatch) -> None:

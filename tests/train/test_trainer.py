@@ -401,12 +401,14 @@ def test_fault_B2_a_signal_ends_a_validation_saved_and_the_resumed_training_is_t
 def test_fault_B2_a_signal_while_the_best_weights_are_measured_again_leaves_the_present_ones_in_the_checkpoint(
     board: Dataset, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first = Trainer(board, settings(train={"epochs": 2}), folder, fingerprint={EVALUATION: "then"})
+    first = Trainer(board, settings(train={"epochs": 2}), folder)
+    first.checkpoints.fingerprint = {EVALUATION: "then"}
     first._train_epoch(first.objective.sampler.epoch(0))
     first.step(first.objective.sampler.epoch(1), 0)
     first._save()
     saved = Checkpoint.newest(folder)
-    again = Trainer(board, settings(train={"epochs": 2}), folder, fingerprint={EVALUATION: "now"})
+    again = Trainer(board, settings(train={"epochs": 2}), folder)
+    again.checkpoints.fingerprint = {EVALUATION: "now"}
     assert again.resume()
 
     def interrupted(*_: Any) -> None:

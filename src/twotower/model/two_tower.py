@@ -23,12 +23,11 @@ from twotower.errors import ConfigError
 from twotower.features.field import InputField
 from twotower.features.side import SIDES, SideName
 from twotower.features.values import UNKNOWN
-from twotower.model.id_prior import IdPrior
 from twotower.model.inputs import stacked
 from twotower.model.inputs.code_layout import Inputs
 from twotower.model.layers import normalize
 from twotower.model.tables import FieldTables, Table
-from twotower.model.term import Term
+from twotower.model.term import IdPrior, Term
 from twotower.model.towers import Tower, TowerConfig, select_fields
 from twotower.section import Section
 
@@ -151,7 +150,7 @@ class TwoTower(nn.Module):
             self.term_weights = nn.Parameter(torch.ones(n_terms), requires_grad=False)
             if config.bias:
                 self.user_prior, self.item_prior = IdPrior(user_fields), IdPrior(item_fields)
-        self._fitted_biases: dict[SideName, list[IdPrior | Term]] = {"user": [], "item": []}
+        self._fitted_biases: dict[SideName, list[Term]] = {"user": [], "item": []}
         if config.cold_item_bias:
             self.cold_items = IdPrior(item_fields, "cold_items")
             if self.cold_items.field is None:

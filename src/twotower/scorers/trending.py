@@ -20,8 +20,8 @@ from twotower.evaluation.factors import CatalogueScorer, Factors
 from twotower.evaluation.moments import asked_times
 from twotower.features.field import InputField
 from twotower.features.values import UNKNOWN
-from twotower.model.id_prior import IdPrior
 from twotower.model.inputs.code_layout import Inputs
+from twotower.model.term import IdPrior
 from twotower.model.two_tower import ModelConfig
 from twotower.scorers.choices import MIN_ROWS, Choices
 from twotower.scorers.logit import FREE, Column

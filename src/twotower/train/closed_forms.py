@@ -58,12 +58,10 @@ def evaluation_of_search(config: EvaluationConfig, n_items: int) -> EvaluationCo
 
 
 class ClosedForm(NamedTuple):
-    """A pair whose values are solved, and its vectors by these."""
+    """A pair whose values are solved, and the start with those that are chosen."""
 
     pair: int
     start: Start
-    users: F32[Tensor, "U E"]
-    items: F32[Tensor, "I E"]
 
 
 class ClosedForms:
@@ -88,7 +86,7 @@ class ClosedForms:
         found = self.best(pair, start, positives)
         self._solve(pair, found, positives)
         log.info(f"pair {pair} by {start.kind}: {found.describe() or 'no values to choose'}")
-        return ClosedForm(pair, found, *self._factors(pair))
+        return ClosedForm(pair, found)
 
     def solve_again(self, form: ClosedForm, dataset: Dataset, weight: float) -> None:
         """Solve a closed form from the train part of another dataset. Its strengths and its weight stay."""
@@ -109,7 +107,7 @@ class ClosedForms:
             score, line = -math.inf, f"left out of the values that are tried: {str(e).partition(';')[0]}"
         else:
             monitor = self.recipe.train.monitor
-            metrics = self.measure(self._with_term(Factors(*self._factors(pair))), self._evaluation)
+            metrics = self.measure(self._with_term(self.vectors(pair)), self._evaluation)
             score = self.score_of(metrics)
             line = f"pair {pair} by {start.kind}: {start.describe()}: {monitor} = {metrics[monitor]:.4f}"
         log.info(line)
@@ -136,11 +134,11 @@ class ClosedForms:
     def _solve(self, pair: int, start: Start, positives: PositiveMatrix | None) -> None:
         solve_pair(self.model, pair, start, positives, self.recipe.train.seed, self.context)
 
-    def _factors(self, pair: int) -> tuple[F32[Tensor, "U E"], F32[Tensor, "I E"]]:
+    def vectors(self, pair: int) -> Factors:
         """Return the vectors of users and items of a pair, without columns of biases."""
         found = gathered_factors(self.model, self.users, self.items, self.context, pairs=[pair])
         (place,) = self.model.parts_of_pairs([pair])
-        return found.users[:, place], found.items[:, place]
+        return Factors(found.users[:, place], found.items[:, place])
 
 
 def spread_of_scores(found: Factors, dataset: Dataset) -> float:
