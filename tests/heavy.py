@@ -269,7 +269,6 @@ HEAVY = {
     "test_a_run_answers_as_its_bundle": r"only",
     "test_answers_of_every_way_hold_seen_items_by_default": r"True-True",
     "test_a_damaged_list_is_made_again": r"whole|\{\}",
-    "test_a_resume_that_forgot_the_memory_or_the_mined_would_be_seen": r"cross_batch_memory",
     "test_files_of_another_model_than_the_one_in_memory_are_not_published": r"folder|measured",
     "test_the_correction_by_log_q_is_not_scaled_by_the_temperature": r"(?!0\.05$).*",
     "test_numbers_are_what_they_were": r"negatives (disliked|hard|unmasked)|pooling transformer, plain blocks|branch (bilinear (each|interaction)|cross, low rank)|senet (sum|max)",

@@ -216,18 +216,6 @@ def test_too_few_rows_of_validation_add_nothing(caplog: pytest.LogCaptureFixture
     assert not found[:, 1:].any()
 
 
-@pytest.mark.parametrize("epochs", [0, 1])
-def test_closed_forms_solved_again_from_the_same_rows_are_as_they_were(epochs: int) -> None:
-    data = groups()
-    trainer = Trainer(data, trained_and_ease(epochs))
-    before = {name: weight.clone() for name, weight in trainer.run().model.state_dict().items()}
-    assert len(trainer._solved) == 2 - bool(epochs)
-    for form, weight in trainer._solved:
-        trainer._closed_forms.solve_again(form, data, weight)
-    for name, found in trainer.model.state_dict().items():
-        torch.testing.assert_close(found, before[name], rtol=1e-5, atol=1e-6, msg=name)
-
-
 @pytest.mark.parametrize("scorers", [[], ["trending"]])
 def test_a_model_has_the_weighted_sum_of_all_terms(
     scorers: list[str], monkeypatch: pytest.MonkeyPatch, messages: list[str]

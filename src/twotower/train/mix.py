@@ -78,7 +78,7 @@ class Mix:
     context: DistributedContext
 
     def fit(
-        self, first: Factors | ContextFactors, forms: Sequence[ClosedForm], vectors: Sequence[Factors]
+        self, first: Factors | ContextFactors, forms: Sequence[ClosedForm], vectors: Sequence[Factors] = ()
     ) -> MixWeights | None:
         """Return the weights of closed forms of these vectors, popularity and terms that no tower computes, each of a
         model that has it, added to the `first` scores; None with a line in the log where validation determines none."""

@@ -41,7 +41,7 @@ from twotower.model.two_tower import TwoTower
 from twotower.train.checkpoint import Checkpoint, Checkpoints, Stateful
 from twotower.train.closed_forms import ClosedForm, ClosedForms, evaluation_of_search, scale_pair
 from twotower.train.defaults import with_defaults, with_precision
-from twotower.train.factors import context_factors, gathered_factors, has_finite_vectors, with_added
+from twotower.train.factors import context_factors, has_finite_vectors, model_factors, with_added
 from twotower.train.mix import Mix, climbed, cold_items
 from twotower.train.objective import ContrastiveObjective, PointwiseObjective
 from twotower.train.order import Epoch
@@ -482,7 +482,7 @@ class Trainer:
         if users.has_context:
             return added(context_factors(self.model, users, items, self.dataset))
         pairs = self._measured_pairs
-        return added(gathered_factors(self.model, users, items, self.context, self.torchrec, pairs, known))
+        return added(model_factors(self.model, users, items, self.context, self.torchrec, pairs, known))
 
     def resume(self, override: bool = False, checkpoint: Checkpoint | None = None) -> bool:
         """Continue from a checkpoint, by default the newest intact one of the folder. Return False if there is none.
