@@ -75,7 +75,7 @@ def _newton(
     if first is not None:
         w[0] = first
     size = max(1, BLOCK_NUMBERS // x[0].numel())
-    blocks = [*zip(x.split(size), offsets.split(size), strict=True)]
+    blocks = [(x[first : first + size], offsets[first : first + size]) for first in range(0, len(x), size)]
 
     def loss_of(w: F64[Tensor, "T"]) -> float:
         total = sum(float((b @ w.float() + o).logsumexp(1).double().sum() - (b[:, 0] @ w.float()).double().sum())
