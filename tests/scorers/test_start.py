@@ -709,7 +709,7 @@ def test_given_values_that_float32_cannot_solve_with_lose_to_others() -> None:
     assert Trainer(data, config("ials", unobserved=[1e38, 0.2])).run().metrics["train.best_epoch"] == 0.0
     for option, values in {"unobserved": [1e38, 1e37], "regularization": [1e-6]}.items():
         with pytest.raises(TrainingError, match=rf"'ials' \(.*{option} = .*\) has values that are not finite"):
-            Trainer(data, config("ials", **{option: values})).run()
+            Trainer(data, config("ials", 1, None, **{option: values})).run()
 
 
 def test_a_narrow_ease_is_the_projection_on_leading_right_singular_vectors() -> None:

@@ -192,7 +192,8 @@ def leading(
         latest = product(block)
         basis, products = torch.cat([basis, block], 1), torch.cat([products, latest], 1)
     vectors = torch.linalg.eigh((basis.T @ products).double()).eigenvectors
-    return (basis.double() @ vectors.flip(1)[:, : min(n, width)]).float()
+    found: Tensor = basis.double() @ vectors.flip(1)[:, : min(n, width)]
+    return found.float()
 
 
 def scaled_values(

@@ -74,8 +74,8 @@ def _newton(
     w, free = torch.zeros(x.shape[2], dtype=torch.float64), slice(first is not None, None)
     if first is not None:
         w[0] = first
-    size = max(1, BLOCK_NUMBERS // x[0].numel())
-    blocks = [(x[first : first + size], offsets[first : first + size]) for first in range(0, len(x), size)]
+    n = max(1, BLOCK_NUMBERS // x[0].numel())
+    blocks = [(x[first : first + n], offsets[first : first + n]) for first in range(0, len(x), n)]
 
     def loss_of(w: F64[Tensor, "T"]) -> float:
         total = sum(float((b @ w.float() + o).logsumexp(1).double().sum() - (b[:, 0] @ w.float()).double().sum())
