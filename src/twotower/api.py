@@ -63,7 +63,6 @@ from twotower.scorers import alone
 from twotower.suggestion.roles import RoleColumns
 from twotower.suggestion.suggest import suggest
 from twotower.train.checkpoint import shared_checkpoint
-from twotower.train.defaults import settled
 from twotower.train.preconditions import check_times
 from twotower.train.progress import Callback, EpochRecord
 from twotower.train.recipe import Recipe
@@ -233,8 +232,10 @@ def _train(
         if resume and found is None:
             check_lone_options(dataset.schema, dataset.split)
         earlier = found.fingerprint.get("train.precision") if found else None
-        config = settled(config, dataset, device, context, earlier)
-        trainer = Trainer(dataset, config, checkpoints, callback, runs.fingerprint(dataset, config), context, device)
+        trainer = Trainer(dataset, config, checkpoints, callback, context, device, earlier)
+        assert isinstance(trainer.recipe, Config)  # the config, settled
+        config = trainer.recipe
+        trainer.checkpoints.fingerprint = runs.fingerprint(dataset, config)
         if folder and place:
             if found:
                 trainer.resume(override, found)
@@ -263,7 +264,7 @@ def _train(
         return done
     best = None
     # Earlier epochs of a resumed run may have other settings of `evaluation`; fits to validation follow the last epoch.
-    if not resumed and not config.is_fitted_last:
+    if not resumed and not config.fitted_last:
         best = next((e for e in trained.history if e["epoch"] == trained.metrics["train.best_epoch"]), None)
     best = {m: v for m, v in trained.metrics.items() if m.startswith("validation.")} or best
     factors_of: Callable[[int], Scorer] = lru_cache(1)(done.factors_during)  # the report shows those of the test part

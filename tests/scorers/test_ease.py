@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import polars as pl
 import pytest
+import torch
 from worlds import settings
 
 from twotower.config.experiment import Config
@@ -15,6 +16,7 @@ from twotower.data.tables import check
 from twotower.features.categorical import Categorical
 from twotower.features.schema import Schema
 from twotower.features.sequence import Sequence
+from twotower.scorers.ease import leading
 from twotower.train.factors import factors_before
 from twotower.train.trainer import Trainer
 
@@ -104,3 +106,14 @@ def test_without_negatives_the_values_are_those_of_the_positives() -> None:
     both = scores(Trainer(data, config(0.5)), data)
     alone = scores(Trainer(data, config(None, ("liked",))), data)
     np.testing.assert_allclose(both, alone, atol=1e-5)
+
+
+@pytest.mark.parametrize(("rank", "width"), [(200, 12), (200, 300), (20, 12), (3, 12), (0, 4)])
+def test_leading_vectors_are_those_of_the_whole_matrix(rank: int, width: int) -> None:
+    """Also of a matrix of fewer directions."""
+    generator, place = torch.Generator().manual_seed(1), torch.arange(200)
+    axes = torch.linalg.qr(torch.randn(200, 200, generator=generator)).Q
+    matrix = (axes * torch.where(place < rank, 0.9**place, 0.0)) @ axes.T
+    found, best = leading(lambda rows: matrix @ rows, 200, width, generator), axes[:, :width]
+    torch.testing.assert_close(found.T @ found, torch.eye(min(width, 200)), rtol=0, atol=1e-5)
+    torch.testing.assert_close(found @ (found.T @ matrix), best @ (best.T @ matrix), rtol=0, atol=1e-4)

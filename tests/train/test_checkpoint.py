@@ -17,7 +17,7 @@ import pytest
 import torch
 from safetensors.torch import save as save_tensors
 from torch import Tensor
-from trainers import StopAt, contrastive, same, weights
+from trainers import StopAt, same, weights
 from worlds import CHECKERBOARD_SCHEMA, EVERYTHING_SCHEMA, checkerboard, everything, settings
 
 from twotower import api, runs
@@ -31,8 +31,6 @@ from twotower.features.numeric import Numeric
 from twotower.features.sequence import Sequence
 from twotower.train import checkpoint
 from twotower.train.checkpoint import Checkpoint, TensorBlocks, join_states, load_states, write_tensors
-from twotower.train.negatives.cross_batch_memory import VectorQueue
-from twotower.train.negatives.hard import HardSampler
 from twotower.train.progress import Callback
 from twotower.train.trainer import Trainer
 
@@ -116,33 +114,6 @@ def test_what_an_overriding_resume_no_longer_asks_for_is_not_restored(everything
     again = Trainer(everything_data, settings(**options), folder)  # type: ignore[arg-type]
     assert again.resume(override=True)
     assert not again.objective.state()
-
-
-@pytest.mark.parametrize("forgotten", ["cross_batch_memory", "hard"])
-def test_a_resume_that_forgot_the_memory_or_the_mined_would_be_seen(
-    board: Dataset, folder: Path, forgotten: str
-) -> None:
-    config = settings(
-        loss={"kind": "softmax"},
-        train={"epochs": 2, "batch_size": 100, "checkpoint_steps": 1},
-        negatives={"cross_batch_memory": 150, "hard": {"n": 2, "ranks": [1, 3], "ratio": 10}},
-    )
-    whole = Trainer(board, config)
-    whole.run()
-    with pytest.raises(KeyboardInterrupt):
-        Trainer(board, config, folder, StopAt(8)).run()
-    again = Trainer(board, config, folder)
-    again.resume()
-    assert again.progress.epoch == 1
-    assert again.progress.batch > 0
-    sampler = contrastive(again).candidates.samplers[forgotten]
-    if isinstance(sampler, VectorQueue):
-        sampler.memory = None
-    else:
-        assert isinstance(sampler, HardSampler)
-        sampler.windows = None
-    again.run()
-    assert not same(weights(whole), weights(again))
 
 
 def _write_config(tmp_path: Path, config: Config) -> Path:
@@ -349,10 +320,13 @@ def test_fault_B5_codes_are_those_of_the_fields_that_a_model_has(tmp_path: Path)
 
 def test_another_evaluation_measures_the_best_weights_anew(board: Dataset, tmp_path: Path) -> None:
     config = settings(train={"epochs": 1})
-    Trainer(board, config, tmp_path, fingerprint=runs.fingerprint(board, config)).run()
+    first = Trainer(board, config, tmp_path)
+    first.checkpoints.fingerprint = runs.fingerprint(board, config)
+    first.run()
     for evaluation, is_new in (({}, False), ({"max_users": 9}, True)):
         config = settings(train={"epochs": 1}, evaluation=evaluation)
-        trainer = Trainer(board, config, tmp_path, fingerprint=runs.fingerprint(board, config))
+        trainer = Trainer(board, config, tmp_path)
+        trainer.checkpoints.fingerprint = runs.fingerprint(board, config)
         trainer.resume()
         assert trainer.checkpoints.has_changed == is_new
 

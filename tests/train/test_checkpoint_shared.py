@@ -32,7 +32,9 @@ class Part:
 def save(folder: Path, *steps: int, value: float = 0.5) -> None:
     """Write checkpoints of some steps, whose tensors hold the step and a value."""
     for step in steps:
-        Checkpoints(folder, {"seed": value}, {"model": Part(step + value)}).save(TrainingProgress(step=step))
+        written = Checkpoints(folder, {"model": Part(step + value)})
+        written.fingerprint = {"seed": value}
+        written.save(TrainingProgress(step=step))
 
 
 RANK = """

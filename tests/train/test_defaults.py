@@ -35,7 +35,7 @@ from twotower.features.categorical import Categorical
 from twotower.features.schema import Schema
 from twotower.features.sequence import Sequence
 from twotower.runs import Run
-from twotower.train import defaults
+from twotower.train import defaults, trainer
 from twotower.train.defaults import MIN_MULTIPLICATIONS, has_bf16, multiplications, with_defaults, with_precision
 from twotower.train.negatives.config import NegativesConfig
 from twotower.train.trainer import Trainer
@@ -86,11 +86,6 @@ def test_three_lines_train(folder: Path, tmp_path: Path, capsys: pytest.CaptureF
     assert written["negatives"]["full"] == {"cold": True}
     assert written["loss"]["kind"] == "softmax"
     assert written["model"]["pairs"][0]["user"]["layers"] == []
-    assert {key: written["train"][key] for key in ("epochs", "lr", "patience")} == {
-        "epochs": 30,
-        "lr": 3e-3,
-        "patience": 3,
-    }
     assert done.metrics["test.recall@10"] > 0
 
 
@@ -214,7 +209,6 @@ def test_what_is_given_stays_beside_the_model_of_clicks(folder: Path) -> None:
     assert with_defaults(load_config(folder / "shop.toml", ["loss.kind=bce"])[1], dataset).loss.kind == "bce"
     whole = build_dataset(check(None, None, clicks(), schema), schema, SplitConfig(validation=0))
     assert with_defaults(Config(), whole).train.patience == 0
-    assert with_defaults(left, dataset) is left
 
 
 def test_features_that_are_given_keep_the_loss_of_pairs() -> None:
@@ -338,8 +332,7 @@ def test_the_batch_follows_the_training_rows_unless_it_is_given(rows: int, given
     schema = Schema(features=(Categorical(name="item_id", side="item"), Sequence(name="history", side="user")))
     data = build_dataset(check(None, None, parts, schema), schema, SplitConfig(kind="column", column="part"))
     config = Config.model_validate({"train": {"batch_size": given}} if given else {})
-    once = with_defaults(config, data)
-    assert once.train.batch_size == with_defaults(once, data).train.batch_size == batch
+    assert with_defaults(config, data).train.batch_size == batch
     assert given or rows < 1280 or rows // batch >= 20
 
 
@@ -406,6 +399,27 @@ def test_large_products_are_in_bf16_where_the_device_has_it(
     said = [m for m in messages if m.startswith("train.precision")]
     instructions = f"{'' if has else 'no '}instructions for matrix products in bf16"
     assert said == [f"train.precision = '{expected}': this cpu has {instructions}"]
+
+
+def test_a_recipe_is_settled_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = list[str]()
+
+    def counted(name: str) -> None:
+        made = getattr(defaults, name)
+
+        def call(*arguments: Any) -> Config:
+            calls.append(name)
+            found: Config = made(*arguments)
+            return found
+
+        for module in (trainer, defaults):
+            monkeypatch.setattr(module, name, call)
+
+    for name in ("with_defaults", "with_precision"):
+        counted(name)
+    run = trained(folder)
+    assert calls == ["with_defaults", "with_precision"]
+    assert (run.config.loss.kind, run.config.train.precision) == ("softmax", "fp32"), "the run has the settled one"
 
 
 def test_small_models_train_in_fp32(board: Dataset, messages: list[str], monkeypatch: pytest.MonkeyPatch) -> None:

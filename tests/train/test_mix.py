@@ -193,8 +193,8 @@ def test_a_closed_form_that_finds_more_is_added_after_the_last_epoch(epochs: int
 def test_a_mix_that_finds_less_adds_nothing(monkeypatch: pytest.MonkeyPatch, messages: list[str]) -> None:
     data, fit = groups(), Mix.fit
 
-    def worse(self: Mix, first: Any, forms: Any) -> Any:
-        found = fit(self, first, forms)
+    def worse(self: Mix, *parts: Any) -> Any:
+        found = fit(self, *parts)
         assert found is not None
         return mix.MixWeights([-100.0 for _ in found.forms], [], [])
 
@@ -216,29 +216,17 @@ def test_too_few_rows_of_validation_add_nothing(caplog: pytest.LogCaptureFixture
     assert not found[:, 1:].any()
 
 
-@pytest.mark.parametrize("epochs", [0, 1])
-def test_closed_forms_solved_again_from_the_same_rows_are_as_they_were(epochs: int) -> None:
-    data = groups()
-    trainer = Trainer(data, trained_and_ease(epochs))
-    before = {name: weight.clone() for name, weight in trainer.run().model.state_dict().items()}
-    assert len(trainer._solved) == 2 - bool(epochs)
-    for form, weight in trainer._solved:
-        trainer._closed_forms.solve_again(form, data, weight)
-    for name, found in trainer.model.state_dict().items():
-        torch.testing.assert_close(found, before[name], rtol=1e-5, atol=1e-6, msg=name)
-
-
 @pytest.mark.parametrize("scorers", [[], ["trending"]])
 def test_a_model_has_the_weighted_sum_of_all_terms(
     scorers: list[str], monkeypatch: pytest.MonkeyPatch, messages: list[str]
 ) -> None:
     """Of courses, whose columns and popularity have weights."""
-    data, seen, fit = courses(300), list[tuple[Factors, Any, mix.MixWeights]](), Mix.fit
+    data, seen, fit = courses(300), list[tuple[Factors, list[Factors], mix.MixWeights]](), Mix.fit
 
-    def watched(self: Mix, first: Any, forms: Any) -> Any:
-        found = fit(self, first, forms)
+    def watched(self: Mix, first: Any, forms: Any, vectors: Any) -> Any:
+        found = fit(self, first, forms, vectors)
         assert found is not None
-        seen.append((first, forms, found))
+        seen.append((first, vectors, found))
         return found
 
     monkeypatch.setattr(Mix, "fit", watched)
@@ -264,14 +252,14 @@ def test_a_model_has_the_weighted_sum_of_all_terms(
     )  # fmt: skip
     trainer = Trainer(data, chosen)
     trainer.run()
-    ((first, forms, found),) = seen
+    ((first, vectors, found),) = seen
     (share,) = (float(line.partition("the share ")[2].split()[0]) for line in messages if "the share " in line)
     found = found.times(share)
     assert share
     assert abs(found.forms[0]) > 0.01
     users = np.unique(data.validation.user).astype(np.int64)
     wanted = first.catalogue_scores(users)
-    wanted += found.forms[0] * (forms[0].users @ forms[0].items.T)[torch.from_numpy(users)]
+    wanted += found.forms[0] * (vectors[0].users @ vectors[0].items.T)[torch.from_numpy(users)]
     if not scorers:
         assert abs(found.popularity) > 0.01
         wanted += found.popularity * log_popularity(data)
@@ -384,13 +372,11 @@ def mixed(
         negatives={"full": True},
         train={"epochs": 1, "monitor": "validation.ndcg@5", "device": "cpu"},
     )
-    forms = [
-        ClosedForm(place, ColumnFactors(), found.users[:, part], found.items[:, part])
-        for place, part in enumerate(PARTS, 1)
-    ]
+    forms = [ClosedForm(place, ColumnFactors()) for place, _ in enumerate(PARTS, 1)]
+    vectors = [Factors(found.users[:, part], found.items[:, part]) for part in PARTS]
     trainer = Trainer(data, chosen)
     first = Factors(found.users[:, :2], found.items[:, :2])
-    weights = Mix(trainer.model, data, trainer.recipe, DistributedContext()).fit(first, forms)
+    weights = Mix(trainer.model, data, trainer.recipe, DistributedContext()).fit(first, forms, vectors)
     assert weights is not None
     return weights, recent_of(trainer, weights) if scorers else PopularityTerms(1.0, 0.0)
 

@@ -87,7 +87,7 @@ def test_scorers_need_a_validation_part() -> None:
     settings = suggested("sequence-short")
     settings["split"] = {**settings.get("split", {}), "validation": 0}
     del settings["train"]["patience"]
-    assert "gets its weight on the validation part, and the split has none" in refused(settings)
+    assert "is fitted to the validation part, and the split has none; leave it out of scorers" in refused(settings)
     assert trained(without_scorers(settings))
 
 

@@ -227,6 +227,11 @@ class Dataset:
         """Indices of the training targets, which are positives of a weight above 0, rising."""
         return np.flatnonzero((self.parts == TRAIN) & self.pairs.target)
 
+    @property
+    def negative_indices(self) -> Ints:
+        """Indices of the training negatives of a weight above 0, rising."""
+        return np.flatnonzero((self.parts == TRAIN) & ~self.pairs.positive & (self.pairs.weight > 0))
+
     @cached_property
     def timeline(self) -> Ragged:
         """Every user's training interactions by index, oldest first."""

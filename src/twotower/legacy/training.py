@@ -18,7 +18,6 @@ from twotower.legacy.interaction_rows import LabelledRows, assemble_rows
 from twotower.reports.terminal import printed_messages
 from twotower.runs import Run
 from twotower.runs.folder import locked, replace_run, writing_folder
-from twotower.train.defaults import with_defaults
 from twotower.train.progress import Callback, EpochRecord
 from twotower.train.trainer import Trainer
 
@@ -35,13 +34,13 @@ class _EpochPrinter(Callback):
 def fit(dataset: Dataset, config: Config) -> tuple[Run, float]:
     """Train with one line an epoch; return the run and its best validation AUC."""
     train = config.train.model_copy(update={"monitor": config.train.monitor or "validation.auc"})
-    config = with_defaults(config.model_copy(update={"train": train}), dataset)
     with printed_messages():
-        trainer = Trainer(dataset, config, None, _EpochPrinter())
+        trainer = Trainer(dataset, config.model_copy(update={"train": train}), None, _EpochPrinter())
         trained = trainer.run()
     best = max(h["validation.auc"] for h in trained.history if "validation.auc" in h)
     metrics = trained.metrics | {"validation.auc": best}
-    return Run(None, config, dataset, trained.model.eval(), metrics, trained.history), best
+    assert isinstance(trainer.recipe, Config)  # the config, settled
+    return Run(None, trainer.recipe, dataset, trained.model.eval(), metrics, trained.history), best
 
 
 def save(trained: Run, folder: Path) -> None:

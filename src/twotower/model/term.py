@@ -1,4 +1,4 @@
-"""Terms of a score that no tower computes and no step trains: their protocol, and values of ids."""
+"""Protocol of the terms of a score that no tower computes, and values of ids."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class Term(nn.Module):
-    """Numbers of a term, which no step trains. A term is a bias of each item, or added to the products of vectors."""
+    """Numbers of a term, which no step trains. A term is a bias of each row, or added to the products of vectors."""
 
     is_bias: ClassVar[bool] = False
     """True if the bias of an item holds the term, or a part of it."""
@@ -27,8 +27,8 @@ class Term(nn.Module):
         super().__init__()
         self.name = name
 
-    def forward(self, inputs: Inputs, bias: F32[Tensor, "I 1"]) -> F32[Tensor, "I 1"]:
-        """Return the biases of items with this one."""
+    def forward(self, inputs: Inputs, bias: F32[Tensor, "n 1"]) -> F32[Tensor, "n 1"]:
+        """Return the biases of rows with this one."""
         return bias
 
     def lower(self, g: GraphBuilder, bias: str) -> str:
@@ -36,24 +36,21 @@ class Term(nn.Module):
         return bias
 
 
-class IdPrior(nn.Module):
-    """A number for each id of a side, 0 at first, added to the biases of a score."""
+class IdPrior(Term):
+    """A number for each id of a side, from statistics of the training rows, 0 at first."""
 
     def __init__(self, fields: tuple[InputField, ...], name: str = "prior") -> None:
         """Find the ids among the fields of a side; without one, add nothing. `name` names the values in a graph."""
-        super().__init__()
-        self.name = name
+        super().__init__(name)
         lookups = stacked(fields)
         self.field = next((f for f in lookups if f.identifies), None)
         self.column = lookups.index(self.field) if self.field else 0
         self.values = nn.Parameter(torch.zeros(self.field.rows if self.field else 0), requires_grad=False)
 
-    def forward(self, inputs: Inputs, bias: F32[Tensor, "U 1"]) -> F32[Tensor, "U 1"]:
-        """Return the biases with the values of the ids."""
+    def forward(self, inputs: Inputs, bias: F32[Tensor, "n 1"]) -> F32[Tensor, "n 1"]:
         return bias + self.values[inputs.lookup[:, self.column, None].long()] if self.field else bias
 
     def lower(self, g: GraphBuilder, bias: str) -> str:
-        """Build `forward`."""
         if not self.field:
             return bias
         codes = g("Gather", "lookup", g.constant([self.column]), axis=1)

@@ -150,7 +150,7 @@ class TwoTower(nn.Module):
             self.term_weights = nn.Parameter(torch.ones(n_terms), requires_grad=False)
             if config.bias:
                 self.user_prior, self.item_prior = IdPrior(user_fields), IdPrior(item_fields)
-        self._fitted_biases: dict[SideName, list[IdPrior | Term]] = {"user": [], "item": []}
+        self._fitted_biases: dict[SideName, list[Term]] = {"user": [], "item": []}
         if config.cold_item_bias:
             self.cold_items = IdPrior(item_fields, "cold_items")
             if self.cold_items.field is None:

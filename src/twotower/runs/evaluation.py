@@ -63,7 +63,7 @@ def evaluate(
         raise RunError(f"{run.folder}: this run holds no test part; score it with DSSMTrainable or main.py")
     ranked = _rank(run, chosen, shard_users, share) if chosen.is_remote else {}
     # Training learns the rows of validation after it has measured them.
-    learned = run.dataset.split.from_train and run.config.solved_again
+    learned = run.dataset.split.from_train and run.config.train.solved
     return evaluate_model(
         run.factors_during, run.dataset, run.config.evaluation, run.metrics if learned else None, ranked=ranked,
         monitor=run.config.train.monitor, alone=alone,

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from twotower.arrays.ragged import Ragged
-from twotower.arrays.sets import pair_keys
+from twotower.arrays.sets import is_in_sorted, pair_keys
 from twotower.arrays.types import F32, Bools, Codes, Floats, Ints, Shaped
 from twotower.data.dataset import Dataset
 from twotower.data.splits import TEST, TRAIN, VALIDATION
@@ -154,7 +154,4 @@ def _own_items(
 def _have_taken(dataset: Dataset, users: Shaped[Ints, "n"], items: Shaped[Ints, "n k"]) -> Shaped[Bools, "n k"]:
     """Return True for items (n, k) that the users (n,) have in the training part."""
     n, seen = len(dataset.items), dataset.seen_items
-    keys = pair_keys(seen.owners, seen.values, n)  # rising
-    asked = users[:, None] * n + items
-    place = np.searchsorted(keys, asked).clip(max=max(len(keys) - 1, 0))
-    return keys[place] == asked if len(keys) else np.zeros(asked.shape, bool)
+    return is_in_sorted(pair_keys(seen.owners, seen.values, n), users[:, None] * n + items)

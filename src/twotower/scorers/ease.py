@@ -16,8 +16,6 @@ from twotower.arrays.ragged import offsets_of
 from twotower.arrays.sets import distinct_keys, pair_keys
 from twotower.arrays.types import F32, F64, I64
 from twotower.data.dataset import Dataset
-from twotower.data.pairs import target_mask
-from twotower.data.splits import TRAIN
 from twotower.errors import TrainingError
 from twotower.features.field import PoolingSpec
 from twotower.features.schema import Schema
@@ -30,8 +28,10 @@ from twotower.scorers.positives import PositiveMatrix, PositiveSequences
 from twotower.scorers.start import MOST, PairValues, Positive, Start, common_items, history_of_positives
 
 log = logging.getLogger(__name__)
-OVERSAMPLING, ITERATIONS = 16, 12
-"""Further directions, and iterations, of the subspace iteration."""
+OVERSAMPLING, BLOCKS = 16, 4
+"""Further directions of a block, and blocks, of the Lanczos method."""
+DEPENDENT = 1e-4
+"""Share of the length of a new direction that former ones do not span, below which rounding is much of it."""
 USERS = 65_536
 """Users whose histories are pooled at a time."""
 
@@ -84,8 +84,7 @@ class Ease(Start):
         found = super().positives(dataset, pair)
         if len(pair.user.fields) == 1:
             return found
-        (codes, n), pairs = self.item_codes(dataset, pair), dataset.pairs
-        rows = np.flatnonzero((dataset.parts == TRAIN) & target_mask(~pairs.positive, pairs.weight))
+        (codes, n), pairs, rows = self.item_codes(dataset, pair), dataset.pairs, dataset.negative_indices
         rows = rows[codes[pairs.item[rows]] != UNKNOWN]
         negatives = distinct_keys(pair_keys(pairs.user[rows], codes[pairs.item[rows]], n))
         weight = self.unliked * (float(found.values.mean()) if len(found.values) else 1.0)
@@ -122,7 +121,7 @@ class Ease(Start):
         products = positives.once("gram", positives.gram)
         gram = products.float()
         b = ease_weights(products.to(torch.float64, copy=True), self.regularization[0]).float()
-        right, _ = leading(lambda q: b.T @ (gram @ (b @ q)), positives.n_columns, width, generator)
+        right = leading(lambda q: b.T @ (gram @ (b @ q)), positives.n_columns, width, generator)
         return b @ right, right
 
 
@@ -176,33 +175,32 @@ def ease_weights(gram: F64[Tensor, "N N"], regularization: float) -> F64[Tensor,
 
 
 def leading(
-    product: Callable[[F32[Tensor, "N k"]], F32[Tensor, "N k"]],
-    n: int,
-    width: int,
-    generator: torch.Generator,
-    iterations: int = ITERATIONS,
-) -> tuple[F32[Tensor, "N E"], F32[Tensor, "E"]]:
-    """Return the leading eigenvectors of a symmetric positive map of (n, k), at most `width`, and their values, by
-    subspace iteration (Halko et al. 2011, "Finding Structure with Randomness", algorithm 4.4)."""
-    k = min(n, width + OVERSAMPLING)
-    basis = torch.linalg.qr(torch.randn(n, k, generator=generator)).Q
-    for _ in range(iterations):
-        basis = torch.linalg.qr(product(basis)).Q
-    values, vectors = torch.linalg.eigh((basis.T @ product(basis)).double())
-    keep = min(n, width)
-    return (basis.double() @ vectors.flip(1)[:, :keep]).float(), values.flip(0)[:keep].float().clamp(min=0)
+    product: Callable[[F32[Tensor, "N k"]], F32[Tensor, "N k"]], n: int, width: int, generator: torch.Generator
+) -> F32[Tensor, "N E"]:
+    """Return the leading eigenvectors of a symmetric positive map of (n, k), at most `width`, by the block Lanczos
+    method (Musco and Musco 2015, "Randomized Block Krylov Methods", algorithm 2): BLOCKS products have the accuracy of
+    a dozen of the subspace iteration."""
+    qr, k = torch.linalg.qr, min(n, width + OVERSAMPLING)
+    basis = qr(torch.randn(n, k, generator=generator)).Q
+    latest = products = product(basis)
+    for _ in range(BLOCKS - 1):
+        block, r = qr(latest - basis @ (basis.T @ latest))
+        block = block[:, r.diagonal().abs() > DEPENDENT * latest.norm(dim=0)]
+        if not block.shape[1]:
+            break
+        block = qr(block - basis @ (basis.T @ block)).Q
+        latest = product(block)
+        basis, products = torch.cat([basis, block], 1), torch.cat([products, latest], 1)
+    vectors = torch.linalg.eigh((basis.T @ products).double()).eigenvectors
+    found: Tensor = basis.double() @ vectors.flip(1)[:, : min(n, width)]
+    return found.float()
 
 
 def scaled_values(
     source: F32[Tensor, "N E"], target: F32[Tensor, "N E"], mean_square: F32[Tensor, ""], width: int
 ) -> PairValues:
-    """Return values whose scores have the root mean square 1, in place of the mean square given, and whose tables have
-    entries of one size, so that both learn at one rate."""
-    source = source / mean_square.sqrt()
-    balance = (source.norm() / target.norm()).sqrt()
-    return PairValues(wide(source / balance, width), (wide(target * balance, width),))
-
-
-def wide(rows: F32[Tensor, "N E"], width: int) -> F32[Tensor, "N W"]:
-    """Return rows with zeros up to a width."""
-    return torch.nn.functional.pad(rows, (0, width - rows.shape[1]))
+    """Return values of a width whose scores have the root mean square 1, in place of the mean square given."""
+    source, target = (
+        torch.nn.functional.pad(rows, (0, width - rows.shape[1])) for rows in (source / mean_square.sqrt(), target)
+    )
+    return PairValues(source, (target,))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -74,7 +74,8 @@ def _newton(
     w, free = torch.zeros(x.shape[2], dtype=torch.float64), slice(first is not None, None)
     if first is not None:
         w[0] = first
-    blocks = [*_blocks(x, offsets)]
+    n = max(1, BLOCK_NUMBERS // x[0].numel())
+    blocks = [(x[first : first + n], offsets[first : first + n]) for first in range(0, len(x), n)]
 
     def loss_of(w: F64[Tensor, "T"]) -> float:
         total = sum(float((b @ w.float() + o).logsumexp(1).double().sum() - (b[:, 0] @ w.float()).double().sum())
@@ -103,11 +104,3 @@ def _newton(
         if before - loss < ENOUGH * len(x):
             break
     return w, loss
-
-
-def _blocks(
-    x: F32[Tensor, "n k T"], offsets: F32[Tensor, "n k"]
-) -> Iterator[tuple[F32[Tensor, "b k T"], F32[Tensor, "b k"]]]:
-    size = max(1, BLOCK_NUMBERS // x[0].numel())
-    for first in range(0, len(x), size):
-        yield x[first : first + size], offsets[first : first + size]

@@ -87,13 +87,9 @@ class RecentPopularity:
 
     def scores_at_end(self, terms: PopularityTerms) -> Shaped[Floats, "I"]:
         """Return the score of each item after all positives."""
-        scores: Floats = self.scores(self._end, terms)[0]
+        end = np.array([int(self.times[-1]) + 1 if len(self.times) else 0])
+        scores: Floats = self.scores(end, terms)[0]
         return scores
-
-    @property
-    def _end(self) -> Shaped[Ints, "1"]:
-        """A time after all positives."""
-        return np.array([int(self.times[-1]) + 1 if len(self.times) else 0])
 
     def _scores(
         self, places: Shaped[Ints, "*_"], first: Shaped[Ints, "*_"], counts: Callable[[float], Floats],

@@ -16,9 +16,6 @@ from twotower.scorers.ease import leading, scaled_values
 from twotower.scorers.positives import PositiveMatrix, PositiveSequences
 from twotower.scorers.start import PairValues, Positive, Start
 
-ITERATIONS = 4
-"""Iterations of the subspace iteration, as many as those of `transitions`."""
-
 
 class Slit(Start):
     """SLIT: the matrix W (N, N) that minimises
@@ -81,11 +78,7 @@ class Slit(Start):
             """Return W times some vectors, without W itself."""
             return torch.cholesky_solve(ahead @ vectors, factor)
 
-        if width >= n - 1:  # no less than an axis for each item: its score is that of W itself
-            target = torch.eye(n)[:, 1:]
-        else:
-            generator = torch.Generator().manual_seed(seed)
-            target, _ = leading(lambda q: ahead.T @ weights(q), n, width, generator, ITERATIONS)
+        target = leading(lambda q: ahead.T @ weights(q), n, width, torch.Generator().manual_seed(seed))
         source = weights(target)
         squares = ((gram @ source.double()) * source).sum().float()
         return scaled_values(source, target, squares / (total * positives.n_items), width)

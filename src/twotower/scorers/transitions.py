@@ -44,8 +44,6 @@ MAX_INTERACTIONS = 1_200_000
 """Training positives above which the baseline is left out: it holds up to `SPAN` transitions of each, up to 1.3 GB."""
 UNIT = 2.0**-16
 """Weights are counted in multiples of this, so that no sum depends on its order."""
-ITERATIONS = 4
-"""Iterations of the subspace iteration: the scores of a width of hundreds are those of twelve to the third digit."""
 
 
 @dataclass(frozen=True)
@@ -117,7 +115,7 @@ class TransitionFactors(Start):
         values = counts.logarithms(self.frequency)
         sums = torch.from_numpy(np.bincount(counts.before, counts.count, n).astype(np.float32))
         if width >= n - 1:  # no less than an axis for each item: its score is that of the table itself
-            target, source = torch.eye(n)[:, 1:], _square(counts, values, n)[:, 1:]
+            target, source = torch.eye(n)[:, 1:], _table(counts, values, n).to_dense()[:, 1:]
             scores = source
         else:
             roots = np.sqrt(np.maximum(np.bincount(counts.before, values), UNIT)).astype(np.float32)
@@ -125,7 +123,7 @@ class TransitionFactors(Start):
             table = PositiveMatrix(counts.after.astype(np.int32), offsets, values / roots[counts.before], n)
             ahead, back = table.product, table.transposed().product
             generator = torch.Generator().manual_seed(seed)
-            target, _ = leading(lambda q: back(sums.sqrt()[:, None] * ahead(q)), n, width, generator, ITERATIONS)
+            target = leading(lambda q: back(sums.sqrt()[:, None] * ahead(q)), n, width, generator)
             source = ahead(target)
             scores = source @ (target.T @ target)
         squares = (scores * source).sum(1)  # of the scores of all items after one item
@@ -145,11 +143,10 @@ class TransitionFactors(Start):
         return count_transitions(histories, positives.n_columns, span, self.lag)
 
 
-def _square(counts: TransitionCounts, values: Shaped[Floats, "T"], n: int) -> F32[Tensor, "n n"]:
-    """Return the square table of some values of the transitions."""
-    table = torch.zeros(n, n)
-    table[torch.from_numpy(counts.before), torch.from_numpy(counts.after)] = torch.from_numpy(values)
-    return table
+def _table(counts: TransitionCounts, values: Shaped[Floats, "T"], n: int) -> F32[Tensor, "n n"]:
+    """Return the sparse table of some values of the transitions."""
+    places = torch.from_numpy(np.stack([counts.before, counts.after]))
+    return torch.sparse_coo_tensor(places, torch.from_numpy(values), (n, n), is_coalesced=True, check_invariants=False)
 
 
 @dataclass(frozen=True)
@@ -179,7 +176,8 @@ class Transitions(CatalogueScorer):
             )
             return None
         items = dataset.pairs.item[histories.values]
-        table = _table(PositiveSequences(items, histories.lengths, ones(len(items))), len(dataset.items))
+        counts = count_transitions(PositiveSequences(items, histories.lengths, ones(len(items))), len(dataset.items))
+        table = _table(counts, counts.logarithms(FREQUENCY), len(dataset.items))
         known = dataset.sort_by_time((dataset.parts < part) & dataset.pairs.target)
         before = Ragged.from_pairs(dataset.pairs.user[known], dataset.pairs.item[known], len(dataset.users))
         at = before.offsets[1:, None] - np.arange(1, SPAN + 1)
@@ -218,19 +216,6 @@ def count_transitions(
     sums = every.group_by("key").agg(pl.col("n").sum()).filter(pl.col("n") > 0).sort("key")
     before, after = np.divmod(sums["key"].to_numpy(), n_items)
     return TransitionCounts(before, after, sums["n"].to_numpy() * np.float32(UNIT))
-
-
-def _table(histories: PositiveSequences, n_items: int) -> F32[Tensor, "I I"]:
-    """Return the sparse table of the transitions within histories."""
-    found = count_transitions(histories, n_items)
-    values, places = found.logarithms(FREQUENCY), torch.from_numpy(np.stack([found.before, found.after]))
-    return torch.sparse_coo_tensor(
-        places,
-        torch.from_numpy(values),
-        (n_items, n_items),
-        is_coalesced=True,
-        check_invariants=False,
-    )
 
 
 def _follow(dataset: Dataset, part: int) -> bool:

@@ -112,12 +112,12 @@ class Checkpoints:
     def __init__(
         self,
         folder: Path | None,
-        fingerprint: dict[str, JsonValue],
         parts: Mapping[str, Stateful],
         torchrec: TorchRecEmbeddings | None = None,
     ) -> None:
-        """Save `parts` by name, one of them "model". `fingerprint` must be equal at a resume."""
-        self.folder, self.fingerprint = folder, fingerprint
+        """Save `parts` by name, one of them "model"."""
+        self.folder, self.fingerprint = folder, dict[str, JsonValue]()
+        """Folder, and values that must be equal at a resume."""
         self._parts, self._torchrec = parts, torchrec
         self.last: Path | None = None
         """Latest checkpoint that is written or loaded."""

@@ -22,7 +22,7 @@ from twotower.evaluation.added_scores import SparseScores
 from twotower.evaluation.config import EvaluationConfig
 from twotower.evaluation.factors import Factors
 from twotower.evaluation.moments import VersionFactors
-from twotower.features.side import SideName
+from twotower.features.side import SIDES
 from twotower.features.values import UNKNOWN
 from twotower.model.embeddings import FieldEmbeddings
 from twotower.model.inputs.side_tensors import SideTensors
@@ -34,7 +34,7 @@ from twotower.scorers.choices import BLOCK_SCORES
 from twotower.scorers.positives import PositiveMatrix
 from twotower.scorers.scorer import terms_of
 from twotower.scorers.start import PairValues, Start, search
-from twotower.train.factors import gathered_factors
+from twotower.train.factors import model_factors
 from twotower.train.recipe import Recipe
 from twotower.train.stopping import at_once
 
@@ -58,12 +58,10 @@ def evaluation_of_search(config: EvaluationConfig, n_items: int) -> EvaluationCo
 
 
 class ClosedForm(NamedTuple):
-    """A pair whose values are solved, and its vectors by these."""
+    """A pair whose values are solved, and the start with those that are chosen."""
 
     pair: int
     start: Start
-    users: F32[Tensor, "U E"]
-    items: F32[Tensor, "I E"]
 
 
 class ClosedForms:
@@ -88,7 +86,7 @@ class ClosedForms:
         found = self.best(pair, start, positives)
         self._solve(pair, found, positives)
         log.info(f"pair {pair} by {start.kind}: {found.describe() or 'no values to choose'}")
-        return ClosedForm(pair, found, *self._factors(pair))
+        return ClosedForm(pair, found)
 
     def solve_again(self, form: ClosedForm, dataset: Dataset, weight: float) -> None:
         """Solve a closed form from the train part of another dataset. Its strengths and its weight stay."""
@@ -109,7 +107,7 @@ class ClosedForms:
             score, line = -math.inf, f"left out of the values that are tried: {str(e).partition(';')[0]}"
         else:
             monitor = self.recipe.train.monitor
-            metrics = self.measure(self._with_term(Factors(*self._factors(pair))), self._evaluation)
+            metrics = self.measure(self._with_term(self.vectors(pair)), self._evaluation)
             score = self.score_of(metrics)
             line = f"pair {pair} by {start.kind}: {start.describe()}: {monitor} = {metrics[monitor]:.4f}"
         log.info(line)
@@ -134,13 +132,32 @@ class ClosedForms:
         return start.positives(dataset, self.model.config.pairs[pair]) if self.context.is_main else None
 
     def _solve(self, pair: int, start: Start, positives: PositiveMatrix | None) -> None:
-        solve_pair(self.model, pair, start, positives, self.recipe.train.seed, self.context)
+        """Overwrite a pair with the values of its closed form, those of rank 0 on all ranks."""
+        user, item = (self.model.towers(side)[pair].embeddings for side in SIDES)
+        first, names, seed = user.fields[0], self.model.config.pairs[pair], self.recipe.train.seed
+        found = self.context.broadcast(
+            None if positives is None else _values(start, positives, resolve(first.pooling), first.width, seed)
+        )
+        if isinstance(found, str):
+            raise TrainingError(found)
+        tables = (found.source, *found.further, *found.targets) if found else ()
+        if not found or not all(bool(torch.isfinite(table).all()) for table in tables):
+            raise _not_finite(start)
+        if found.penalty is not None:
+            (layer,) = user.encoders.values()
+            assert isinstance(layer, RidgeLayer)
+            try:
+                layer.set_penalties(found.penalty.to(layer.factor.device), found.rate)
+            except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
+                raise _not_finite(start) from None
+        _write(user, names.user.fields, (found.source, *found.further)[: len(names.user.fields)])
+        _write(item, names.item.fields, found.targets)
 
-    def _factors(self, pair: int) -> tuple[F32[Tensor, "U E"], F32[Tensor, "I E"]]:
+    def vectors(self, pair: int) -> Factors:
         """Return the vectors of users and items of a pair, without columns of biases."""
-        found = gathered_factors(self.model, self.users, self.items, self.context, pairs=[pair])
+        found = model_factors(self.model, self.users, self.items, self.context, pairs=[pair])
         (place,) = self.model.parts_of_pairs([pair])
-        return found.users[:, place], found.items[:, place]
+        return Factors(found.users[:, place], found.items[:, place])
 
 
 def spread_of_scores(found: Factors, dataset: Dataset) -> float:
@@ -153,42 +170,12 @@ def spread_of_scores(found: Factors, dataset: Dataset) -> float:
     return float(torch.cat(each).double().mean())
 
 
-def solve_pair(
-    model: TwoTower, pair: int, start: Start, positives: PositiveMatrix | None, seed: int, context: DistributedContext
-) -> None:
-    """Overwrite a pair with the values of its closed form, those of rank 0 on all ranks. `positives` are on rank 0."""
-    user = _embeddings(model, "user", pair)
-    first = user.fields[0]
-    found = context.broadcast(
-        None if positives is None else _values(start, positives, resolve(first.pooling), first.width, seed)
-    )
-    if isinstance(found, str):
-        raise TrainingError(found)
-    tables = (found.source, *found.further, *found.targets) if found else ()
-    if not found or not all(bool(torch.isfinite(table).all()) for table in tables):
-        raise _not_finite(start)
-    if found.penalty is not None:
-        (layer,) = user.encoders.values()
-        assert isinstance(layer, RidgeLayer)
-        try:
-            layer.set_penalties(found.penalty.to(layer.factor.device), found.rate)
-        except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
-            raise _not_finite(start) from None
-    names = model.config.pairs[pair].user.fields
-    _write(user, names, (found.source, *found.further)[: len(names)])
-    _write(_embeddings(model, "item", pair), model.config.pairs[pair].item.fields, found.targets)
-
-
 def scale_pair(model: TwoTower, pair: int, weight: float) -> None:
     """Multiply the items of a pair, and so its scores, by a weight."""
-    item = _embeddings(model, "item", pair)
+    item = model.towers("item")[pair].embeddings
     with torch.no_grad():
         for name in model.config.pairs[pair].item.fields:
             item.rows_of(name).mul_(weight)
-
-
-def _embeddings(model: TwoTower, side: SideName, pair: int) -> FieldEmbeddings:
-    return model.towers(side)[pair].embeddings
 
 
 def _write(tower: FieldEmbeddings, names: Sequence[str], tables: Sequence[F32[Tensor, "_ F"]]) -> None:

@@ -126,13 +126,6 @@ def _with_source(negatives: NegativesConfig, source: NegativeSource) -> Negative
     return negatives.model_validate({"sources": sources, "mask_positives": negatives.mask_positives})
 
 
-def settled(
-    recipe: R, dataset: Dataset, device: torch.device, context: DistributedContext, earlier: JsonValue = None
-) -> R:
-    """Return the recipe with all that depends on the dataset and the device; a settled one is returned as it is."""
-    return with_precision(with_defaults(recipe, dataset), dataset, device, context, earlier)
-
-
 def with_precision(
     recipe: R, dataset: Dataset, device: torch.device, context: DistributedContext, earlier: JsonValue = None
 ) -> R:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import TypeVar
@@ -20,7 +20,6 @@ from twotower.distributed import DistributedContext
 from twotower.evaluation.factors import Factors, Scorer
 from twotower.evaluation.moments import ContextFactors, VersionFactors
 from twotower.features.side import SIDES, SideName
-from twotower.model.inputs.code_layout import Inputs
 from twotower.model.inputs.side_tensors import SideTensors
 from twotower.model.two_tower import TwoTower, evaluation_mode
 from twotower.scorers.scorer import terms_of
@@ -35,15 +34,16 @@ CHECKED_ROWS = 4096
 
 
 def model_factors(
-    model: TwoTower, users: SideTensors, items: SideTensors, block: int = 65_536, codes: int = MAX_BLOCK_CODES,
-    pairs: Sequence[int] | None = None, known: Float[Tensor, "U D"] | None = None,
+    model: TwoTower, users: SideTensors, items: SideTensors, context: DistributedContext | None = None,
+    torchrec: TorchRecEmbeddings | None = None, pairs: Sequence[int] | None = None,
+    known: Float[Tensor, "U D"] | None = None, block: int = 65_536, codes: int = MAX_BLOCK_CODES,
 ) -> Factors:  # fmt: skip
-    """Return the vectors of all rows of both sides in evaluation mode, of some `pairs` alone or of all, at most `block`
-    rows and `codes` codes of bags at a time. `known` are those of the users, where they have been computed."""
-    user, item = (partial(tower, pairs=pairs) for tower in (model.user_vectors, model.item_vectors))
+    """Return the vectors of all rows of both sides on every rank in evaluation mode, of some `pairs` alone or of all.
+    Each rank embeds a part of every block, at most `block` rows and `codes` codes of bags. `known` are the vectors of
+    the users, where they have been computed."""
+    found = partial(_vectors, model=model, context=context, torchrec=torchrec, pairs=pairs, block=block, codes=codes)
     with evaluation_mode(model):
-        of_users = _all_vectors(user, users, block, codes) if known is None else known
-        return Factors(of_users, _all_vectors(item, items, block, codes))
+        return Factors(found("user", users) if known is None else known, found("item", items))
 
 
 def factors_before(model: TwoTower, dataset: Dataset, part: int) -> Factors:
@@ -105,22 +105,8 @@ def context_factors(
         return torch.cat(found)
 
     with evaluation_mode(model):
-        vectors = _all_vectors(model.item_vectors, items, 65_536, codes)
+        vectors = _vectors("item", items, model, codes=codes)
     return ContextFactors(embed, vectors, dataset)
-
-
-def gathered_factors(
-    model: TwoTower, users: SideTensors, items: SideTensors, context: DistributedContext,
-    torchrec: TorchRecEmbeddings | None = None, pairs: Sequence[int] | None = None,
-    known: Float[Tensor, "U D"] | None = None,
-) -> Factors:  # fmt: skip
-    """Return the vectors of all rows of both sides on every rank, of some `pairs` alone or of all. Each rank embeds a
-    part of every block. `known` are those of the users, where they have been computed."""
-    if context.world_size == 1 and not torchrec:
-        return model_factors(model, users, items, pairs=pairs, known=known)
-    with evaluation_mode(model):
-        of_users = _gathered_vectors("user", model, users, context, torchrec, pairs) if known is None else known
-        return Factors(of_users, _gathered_vectors("item", model, items, context, torchrec, pairs))
 
 
 def has_finite_vectors(
@@ -131,44 +117,36 @@ def has_finite_vectors(
     that of the first interaction."""
     with evaluation_mode(model):
         found = [
-            _gathered_vectors(
-                side, model, rows, context, torchrec, n=len(next(rows.blocks(CHECKED_ROWS, MAX_BLOCK_CODES)))
-            )
+            _vectors(side, rows, model, context, torchrec, block=CHECKED_ROWS, is_whole=False)
             for side, rows in zip(SIDES, (users, items), strict=True)
         ]
     return all(bool(vectors.isfinite().all()) for vectors in found)
 
 
-def _all_vectors(
-    tower: Callable[[Inputs], Float[Tensor, "b D"]], side: SideTensors, block: int, codes: int
-) -> Float[Tensor, "n D"]:
-    """Return the vectors of all rows of a side, a block at a time; with a context in that of its first row."""
-    out: Tensor | None = None
-    for rows in side.blocks(block, codes):
-        vectors = tower(side.take(rows, interactions=np.zeros_like(rows)))
-        if out is None:
-            out = vectors.new_empty((side.n, vectors.shape[1]))
-        out[rows[0] : rows[-1] + 1] = vectors  # concatenating blocks at the end would take twice the memory
-    assert out is not None
-    return out
-
-
-def _gathered_vectors(
-    name: SideName, model: TwoTower, side: SideTensors, context: DistributedContext,
-    torchrec: TorchRecEmbeddings | None, pairs: Sequence[int] | None = None, n: int | None = None,
+def _vectors(
+    name: SideName, side: SideTensors, model: TwoTower, context: DistributedContext | None = None,
+    torchrec: TorchRecEmbeddings | None = None, pairs: Sequence[int] | None = None, block: int = 65_536,
+    codes: int = MAX_BLOCK_CODES, is_whole: bool = True,
 ) -> Float[Tensor, "n D"]:  # fmt: skip
-    """Return the vectors of the first `n` rows of a side, None for all. All ranks call their tower equally often."""
-    tower = partial(model.user_vectors if name == "user" else model.item_vectors, pairs=pairs)
-    block = 4096 if torchrec else 32_768  # with torchrec a block's rows of the tables are fetched and held
-    blocks, end = [], side.n if n is None else n
-    for start in range(0, end, block * context.world_size):
-        size = min(end - start, block * context.world_size)
-        sizes, part = context.partition_sizes(size), context.partition(size)
-        rows = start + np.arange(part.start, max(part.stop, part.start + 1)) % size
-        inputs = side.take(rows, interactions=np.zeros_like(rows))
+    """Return the vectors of all rows of a side, or of its first block; with a context in that of its first row. All
+    ranks call their tower equally often."""
+    tower, context = model.user_vectors if name == "user" else model.item_vectors, context or DistributedContext()
+    if torchrec:
+        block = min(block, 4096)  # a block's rows of the tables are fetched and held
+    out: Tensor | None = None
+    for rows in side.blocks(block * context.world_size, codes * context.world_size):
+        sizes, part = context.partition_sizes(len(rows)), context.partition(len(rows))
+        own = rows[part] if part.start < part.stop else rows[:1]
+        inputs = side.take(own, interactions=np.zeros_like(own))
         if torchrec:
             torchrec.fetch(*((inputs, None) if name == "user" else (None, inputs)))
-        blocks.append(context.all_gather(tower(inputs)[: sizes[context.rank]], sizes))
+        vectors = context.all_gather(tower(inputs, pairs)[: sizes[context.rank]], sizes)
+        if out is None:
+            out = vectors.new_empty((side.n if is_whole else len(rows), vectors.shape[1]))
+        out[rows[0] : rows[-1] + 1] = vectors  # concatenating blocks at the end would take twice the memory
+        if not is_whole:
+            break
     if torchrec:
         torchrec.drop_fetched()
-    return torch.cat(blocks)
+    assert out is not None
+    return out

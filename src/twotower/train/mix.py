@@ -77,10 +77,12 @@ class Mix:
     recipe: Recipe
     context: DistributedContext
 
-    def fit(self, first: Factors | ContextFactors, forms: Sequence[ClosedForm]) -> MixWeights | None:
-        """Return the weights of closed forms, popularity and terms that no tower computes, each of a model that has it,
-        added to the `first` scores; None with a line in the log where validation determines none."""
-        found = self.context.broadcast(self._fit(first, forms) if self.context.is_main else None)
+    def fit(
+        self, first: Factors | ContextFactors, forms: Sequence[ClosedForm], vectors: Sequence[Factors] = ()
+    ) -> MixWeights | None:
+        """Return the weights of closed forms of these vectors, popularity and terms that no tower computes, each of a
+        model that has it, added to the `first` scores; None with a line in the log where validation determines none."""
+        found = self.context.broadcast(self._fit(first, forms, vectors) if self.context.is_main else None)
         if isinstance(found, str):
             log.warning(f"mix: {found}; nothing is added to the first scores")
             return None
@@ -104,7 +106,9 @@ class Mix:
         weights = ", ".join(f"{name} {spread:.2f}" for name, spread in found.spreads) or "nothing to weight"
         return "; ".join([weights, *(term.describe() for term in terms_of(self.model) if term.is_fitted)])
 
-    def _fit(self, first: Factors | ContextFactors, forms: Sequence[ClosedForm]) -> MixWeights | str:
+    def _fit(
+        self, first: Factors | ContextFactors, forms: Sequence[ClosedForm], vectors: Sequence[Factors]
+    ) -> MixWeights | str:
         config, dataset, terms = self.recipe.model, self.dataset, terms_of(self.model)
         choices = Choices.of(dataset, self.recipe.train.seed, self.recipe.evaluation.repeats)
         if choices is None:
@@ -116,10 +120,10 @@ class Mix:
         columns += [
             Column(
                 form.start.kind,
-                choices.products(form.users, form.items),
+                choices.products(found.users, found.items),
                 LOG_ODDS if form.start.reads_columns else -STANDARD,
             )
-            for form in forms
+            for form, found in zip(forms, vectors, strict=True)
         ]
         may_weight = self.recipe.weights_popularity and not config.stacking and not any(term.is_bias for term in terms)
         if may_weight and has_biases(self.model, dataset):
@@ -133,17 +137,17 @@ class Mix:
                     "model.cold_item_bias fits nothing, and the bias stays 0: items that training lacks have "
                     f"{n} of the {MIN_ROWS} validation positives that are needed; a split by time gives them more"
                 )
-        if not (found := choices.weights(columns)):
+        if not (weights := choices.weights(columns)):
             return "no user of validation scores one item above another"
-        names, left = [column.name for column in columns[1:]], iter(found.factors)
-        of_names = dict(zip(names, found.factors, strict=True))
+        names, left = [column.name for column in columns[1:]], iter(weights.factors)
+        of_names = dict(zip(names, weights.factors, strict=True))
         return MixWeights(
             terms=[(fit.chosen, {column.name: next(left) for column in fit.columns}) for fit in fits],
             forms=[next(left) for _ in forms],
             popularity=of_names.get(POPULARITY, 0.0),
             cold=of_names.get(COLD),
             unit=float(columns[0].scores.std()),
-            spreads=[(name, s) for name, s in zip(names, found.spreads, strict=True) if name != COLD and s],
+            spreads=[(name, s) for name, s in zip(names, weights.spreads, strict=True) if name != COLD and s],
         )
 
 

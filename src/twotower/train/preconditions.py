@@ -7,8 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from twotower.arrays.pieces import pieces, temporary_array
-from twotower.arrays.types import Floats, Shaped
+from twotower.arrays.pieces import ones
 from twotower.data.dataset import Dataset
 from twotower.data.evidence import MAX_ROWS, OrderEvidence, contexts_of_items, order_evidence
 from twotower.data.split import SplitConfig
@@ -55,23 +54,8 @@ def check_recipe(dataset: Dataset, recipe: Recipe, context: DistributedContext) 
             "train.embedding_placement = 'torchrec' does not go with features of the context; set 'replicated', or "
             "drop them"
         )
-    if recipe.model.stacking and not (recipe.loss.pointwise and len(dataset.validation)):
-        kind = recipe.loss.kind
-        lacks = "the split has none" if recipe.loss.pointwise else f"loss.kind = '{kind}' is not one of labels"
-        raise ConfigError(
-            f"model.stacking fits weights to the labels of the validation part by log loss, and {lacks}; set "
-            "model.stacking = false"
-        )
-    if recipe.model.cold_item_bias and not len(dataset.validation):
-        raise ConfigError(
-            "model.cold_item_bias is fitted to the validation part, and the split has none; set model.cold_item_bias "
-            "= false"
-        )
+    _check_fitted(dataset, recipe)
     for term in recipe.terms:
-        if not len(dataset.validation):
-            raise ConfigError(
-                f"the scorer '{term.kind}' is fitted to the validation part, and the split has none; leave it out"
-            )
         if recipe.model.stacking:
             raise ConfigError(
                 f"model.stacking weighs the terms of a logit, and the scorer '{term.kind}' would be added to it; leave "
@@ -110,8 +94,22 @@ def check_recipe(dataset: Dataset, recipe: Recipe, context: DistributedContext) 
         )
 
 
+def _check_fitted(dataset: Dataset, recipe: Recipe) -> None:
+    """Raise ConfigError if validation lacks what is fitted to it after the last epoch."""
+    options = [f"model.{name}" for name in ("stacking", "cold_item_bias") if getattr(recipe.model, name)]
+    scorers = [f"the scorer '{scorer.kind}'" for scorer in (*recipe.terms, *recipe.last_starts.values())]
+    if not len(dataset.validation) and (fitted := [*options, *scorers]):
+        way = f"set {fitted[0]} = false" if options else "leave it out of scorers"
+        raise ConfigError(f"{fitted[0]} is fitted to the validation part, and the split has none; {way}, or give one")
+    if recipe.model.stacking and not recipe.loss.pointwise:
+        raise ConfigError(
+            "model.stacking fits weights to the labels of the validation part by log loss, and loss.kind = "
+            f"'{recipe.loss.kind}' is not one of labels; set model.stacking = false"
+        )
+
+
 def _check_scorers(dataset: Dataset, recipe: Recipe) -> None:
-    """Raise ConfigError if closed forms do not go with versions of items, the validation part or the context."""
+    """Raise ConfigError if closed forms do not go with versions of items or the context."""
     starts = [*recipe.first_starts.values(), *recipe.last_starts.values()]
     if not starts:
         return
@@ -124,11 +122,6 @@ def _check_scorers(dataset: Dataset, recipe: Recipe) -> None:
                 "items, or sequence-short"
             )
         raise ConfigError(f"the closed form {kinds} does not go with schema.valid_from of items; {out}")
-    if recipe.last_starts and not len(dataset.validation):
-        raise ConfigError(
-            f"the closed form {kinds} gets its weight on the validation part, and the split has none; give one, or "
-            "leave it out of scorers"
-        )
     context = [f"'{f.name}'" for f in dataset.schema.side("context")]
     if recipe.train.epochs and recipe.last_starts and context:
         raise ConfigError(
@@ -184,7 +177,7 @@ def _check_learnable(dataset: Dataset, recipe: Recipe) -> None:
         )
     if labels.all() or not labels.any():
         metric = recipe.evaluation.metric_set.find(monitor)
-        if not metric.is_defined(ScoredPairs.of(_rising_scores(len(pairs)), pairs)):
+        if not metric.is_defined(ScoredPairs.of(ones(len(pairs)), pairs)):
             raise ConfigError(
                 f"train.monitor '{monitor}' cannot be measured: the validation part has one class only; "
                 f"use train.monitor = 'validation.recall@{recipe.evaluation.k[0]}'"
@@ -210,13 +203,6 @@ def _check_scale(dataset: Dataset) -> None:
             "number of rows; scale schema.weight and schema.events so that it is near 1, or set schema.weight_scale = "
             "'log'"
         )
-
-
-def _rising_scores(n: int) -> Shaped[Floats, "n"]:
-    scores: Floats = temporary_array(n, np.float32)
-    for part in pieces(n):
-        scores[part] = np.arange(part.start, part.stop) / n
-    return scores
 
 
 def _check_histories(dataset: Dataset, recipe: Recipe) -> None:

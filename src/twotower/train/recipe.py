@@ -205,11 +205,6 @@ class Recipe(Section):
         return self.solved if self.train.epochs else dict([*self.solved.items()][1:])
 
     @property
-    def solved_again(self) -> bool:
-        """True if closed forms that no step trains are solved again after the measurement of validation."""
-        return bool(self.train.solved)
-
-    @property
     def pairs_of_epochs(self) -> list[int] | None:
         """Pairs whose scores are measured after an epoch: those without `last_starts`; None: all."""
         return self._pairs_without(self.last_starts)
@@ -257,15 +252,10 @@ class Recipe(Section):
         return any(not tower.fields or feature in tower.fields for tower in towers)
 
     @property
-    def is_fitted_last(self) -> bool:
-        """True if something is fitted to validation after the last epoch."""
-        return bool(self.fitted_last)
-
-    @property
     def phases(self) -> list[str]:
         """Names of the phases of a training and its evaluation, in order."""
         names = "closed forms", "epochs", "closed forms after the epochs", "fits to validation"
-        runs = self.first_starts, self.train.epochs, self.last_starts, self.is_fitted_last
+        runs = self.first_starts, self.train.epochs, self.last_starts, self.fitted_last
         return ["reading", *compress(names, runs), "evaluation"]
 
     @property

@@ -10,7 +10,7 @@ import logging
 import math
 import signal
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import cache, partial
@@ -32,7 +32,6 @@ from twotower.evaluation.factors import Factors, Scorer
 from twotower.evaluation.moments import ContextFactors, VersionFactors
 from twotower.evaluation.part_evaluation import evaluate_part
 from twotower.features.encoders import Encoders
-from twotower.features.field import InputField
 from twotower.features.side import SIDES
 from twotower.features.values import UNKNOWN
 from twotower.machine import peak_memory_mb, physical_memory
@@ -41,8 +40,8 @@ from twotower.model.tables import blank_tables, deferred_tables
 from twotower.model.two_tower import TwoTower
 from twotower.train.checkpoint import Checkpoint, Checkpoints, Stateful
 from twotower.train.closed_forms import ClosedForm, ClosedForms, evaluation_of_search, scale_pair
-from twotower.train.defaults import settled
-from twotower.train.factors import context_factors, gathered_factors, has_finite_vectors, with_added
+from twotower.train.defaults import with_defaults, with_precision
+from twotower.train.factors import context_factors, has_finite_vectors, model_factors, with_added
 from twotower.train.mix import Mix, climbed, cold_items
 from twotower.train.objective import ContrastiveObjective, PointwiseObjective
 from twotower.train.order import Epoch
@@ -76,18 +75,17 @@ class Trainer:
 
     def __init__(
         self, dataset: Dataset, recipe: Recipe, folder: Path | None = None, callback: Callback | None = None,
-        fingerprint: dict[str, JsonValue] | None = None, context: DistributedContext | None = None,
-        device: torch.device | None = None,
+        context: DistributedContext | None = None, device: torch.device | None = None, earlier: JsonValue = None,
     ) -> None:  # fmt: skip
-        """Build the model, its objective and its optimizer.
+        """Settle the recipe, and build the model, its objective and its optimizer.
 
-        `folder` receives the checkpoints; None writes none. `fingerprint` holds values that must be equal at a resume.
-        Without `device` the device is `train.device`. Raises ConfigError, or DataError if nothing can be learned.
+        `folder` receives the checkpoints; None writes none. Without `device` the device is `train.device`. `earlier` is
+        the precision of a training that is resumed. Raises ConfigError, or DataError if nothing can be learned.
         """
         self.context = context or DistributedContext()
         self.callback = callback or Callback()
         self.device = device or choose_device(recipe.train.device, self.context.local_rank)
-        recipe = settled(recipe, dataset, self.device, self.context)
+        recipe = with_precision(with_defaults(recipe, dataset), dataset, self.device, self.context, earlier)
         self.dataset, self.recipe = dataset, recipe
         self.model, self.torchrec = build_model(recipe, dataset.encoders, self.context, self.device)
         config = recipe.train
@@ -100,7 +98,7 @@ class Trainer:
         )
         self._measured_pairs = recipe.pairs_of_epochs
         self._solved = list[tuple[ClosedForm, float]]()
-        """Closed forms, and their weights."""
+        """Closed forms and their weights, to solve them again."""
         for pair in recipe.last_starts:
             scale_pair(self.model, pair, 0.0)  # until it has its values
         steps = self.objective.steps_per_epoch
@@ -114,7 +112,7 @@ class Trainer:
             "model": self.weights, "ema": self.ema, "best": self.best,
             "objective": self.objective, "optimizer": self.optimizer,
         }  # fmt: skip
-        self.checkpoints = Checkpoints(folder, fingerprint or {}, stateful, self.torchrec)
+        self.checkpoints = Checkpoints(folder, stateful, self.torchrec)
         self._signals = StopSignals(self.callback.ends_process, self.context.world_size)
         self._stop = self._save_due = False  # of all ranks, since their last agreement
         self._last_saved = time.monotonic()
@@ -181,7 +179,7 @@ class Trainer:
         """Fit what the last epoch leaves open: closed forms, stacking and the mix. Return the validation metrics, where
         the mix has measured them."""
         recipe, started = self.recipe, time.perf_counter()
-        if not (recipe.is_fitted_last and len(self.dataset.validation)):
+        if not (recipe.fitted_last and len(self.dataset.validation)):
             return {}
         forms = self._solve_last()
         self.callback.on_phase("fits to validation", recipe)
@@ -214,12 +212,14 @@ class Trainer:
         self._check_stop()
         recipe, mix = self.recipe, Mix(self.model, self.dataset, self.recipe, self.context)
         state, self._measured_pairs = self.weights.copy(), None
+        whole = self._scorer()
+        known = whole.users if isinstance(whole, Factors) else None  # the weights are those of items
+        vectors = [self._vectors_of(form.pair, whole) for form in forms]
         for form in forms:
             scale_pair(self.model, form.pair, 0.0)
-        first = self._scorer()
-        known = first.users if isinstance(first, Factors) else None  # the weights are those of items
+        first = self._scorer(known)
         some = evaluation_of_search(recipe.evaluation, len(self.dataset.items))
-        before, found = self._score(first, some), mix.fit(first, forms)
+        before, found = self._score(first, some), mix.fit(first, forms, vectors)
         scores, weights = {0.0: before}, found or mix.nothing(forms)
 
         def write(share: float) -> None:
@@ -242,6 +242,13 @@ class Trainer:
         if weights.cold is not None:
             self._raise_cold_items(self._scorer(known), (weights.cold, best * weights.cold, 0.0), weights.unit, some)
         return known
+
+    def _vectors_of(self, pair: int, whole: Factors | ContextFactors) -> Factors:
+        """Return the vectors of a pair, of those of all pairs or, with a context, by its towers."""
+        if not isinstance(whole, Factors):
+            return self._closed_forms.vectors(pair)
+        part = self.model.parts_of_pairs()[pair]
+        return Factors(whole.users[:, part], whole.items[:, part])
 
     def _raise_cold_items(
         self, found: Factors | ContextFactors, given: Sequence[float], unit: float, some: EvaluationConfig
@@ -475,7 +482,7 @@ class Trainer:
         if users.has_context:
             return added(context_factors(self.model, users, items, self.dataset))
         pairs = self._measured_pairs
-        return added(gathered_factors(self.model, users, items, self.context, self.torchrec, pairs, known))
+        return added(model_factors(self.model, users, items, self.context, self.torchrec, pairs, known))
 
     def resume(self, override: bool = False, checkpoint: Checkpoint | None = None) -> bool:
         """Continue from a checkpoint, by default the newest intact one of the folder. Return False if there is none.
@@ -518,24 +525,27 @@ def build_model(
 
     Raises ConfigError if the model needs more memory than the machine has.
     """
-    user_fields, item_fields = encoders.fields("user"), encoders.fields("item")
+    fields = encoders.fields("user"), encoders.fields("item")
+
+    def build() -> TwoTower:
+        return TwoTower(recipe.model, *fields, recipe.terms_for(*fields))
+
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.train.seed)
         if recipe.train.embedding_placement == "torchrec":
             with deferred_tables():
-                model = TwoTower(recipe.model, user_fields, item_fields, recipe.terms_for(user_fields, item_fields))
+                model = build()
             return model, TorchRecEmbeddings(model, recipe, context, device)
-        _check_size(recipe, user_fields, item_fields)
-        terms = recipe.terms_for(user_fields, item_fields)
-        return TwoTower(recipe.model, user_fields, item_fields, terms).to(device), None
+        _check_size(build)
+        return build().to(device), None
 
 
-def _check_size(recipe: Recipe, user_fields: tuple[InputField, ...], item_fields: tuple[InputField, ...]) -> None:
+def _check_size(build: Callable[[], TwoTower]) -> None:
     """Raise ConfigError if weights and gradients exceed the machine's memory, or a tower the size of a published
     file."""
     with torch.device("meta"), blank_tables():  # tensors without numbers
         try:
-            model = TwoTower(recipe.model, user_fields, item_fields, recipe.terms_for(user_fields, item_fields))
+            model = build()
         except RuntimeError as e:  # a weight has more numbers than torch can count
             raise ConfigError(f"the model cannot be built ({str(e).splitlines()[0]}); {_HOW_TO_SHRINK}") from None
     weights = dict(model.named_parameters())

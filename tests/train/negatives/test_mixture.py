@@ -253,34 +253,6 @@ def test_a_draw_looks_at_the_rows_of_its_batch_alone(everything_data: Dataset, m
     assert sampler(batch_of(*positives(everything_data, 20)), 0).per_positive.shape[1] == 9
 
 
-def test_draws_depend_on_seed_and_step_only(everything_data: Dataset) -> None:
-    data = everything_data
-    rng = torch.Generator().manual_seed(0)
-    vectors = torch.randn(60, 4, generator=rng), torch.randn(40, 4, generator=rng)
-
-    def sampler(seed: int) -> CandidateSampler:
-        made = CandidateSampler(data, EVERY_SOURCE, seed)
-        refreshed(made, *vectors, 1)
-        made.remember(torch.arange(30), torch.zeros(30, 1), torch.ones(30))
-        return made
-
-    user, item = positives(data, 64)
-    first = sampler(1)
-    drawn = [first(batch_of(user, item), step) for step in range(4)]
-    again = sampler(1)
-    for step in (2, 0, 3, 1):
-        assert same(again(batch_of(user, item), step), drawn[step])
-    assert not same(drawn[0], drawn[1])
-    assert not same(sampler(2)(batch_of(user, item), 0), drawn[0])
-    # Neither does the state of the global generators matter, nor is it touched.
-    np.random.seed(3)
-    torch.manual_seed(3)
-    before = torch.random.get_rng_state(), np.random.get_state(legacy=False)["state"]["key"].tolist()
-    assert same(again(batch_of(user, item), 1), drawn[1])
-    assert torch.equal(torch.random.get_rng_state(), before[0])
-    assert np.random.get_state(legacy=False)["state"]["key"].tolist() == before[1]
-
-
 def test_random_candidates_count_among_the_others_that_mined_ones_are_measured_by(board: Dataset) -> None:
     rng = torch.Generator().manual_seed(0)
     vectors = torch.randn(40, 4, generator=rng), torch.randn(30, 4, generator=rng)

@@ -90,11 +90,16 @@ def test_draws_depend_on_the_seed_and_the_step_alone(source: NegativeSource, eve
     user, item = positives(everything_data, 30)
     one, other, seeded = (prepared(source, everything_data, seed) for seed in (3, 3, 4))
     drawn = [one(batch_of(user, item), step) for step in range(3)]
+    np.random.seed(3)
+    torch.manual_seed(3)
+    before = torch.random.get_rng_state(), np.random.get_state(legacy=False)["state"]["key"].tolist()
     for step in (2, 0, 1):
         again = other(batch_of(user, item), step)
         assert (again.items == drawn[step].items).all()
         assert torch.equal(again.per_positive, drawn[step].per_positive)
         assert torch.equal(again.counts, drawn[step].counts)
+    assert torch.equal(torch.random.get_rng_state(), before[0])
+    assert np.random.get_state(legacy=False)["state"]["key"].tolist() == before[1]
     if source.draws and not source.exclusive and not source.remembered:
         assert any(
             not np.array_equal(a.items, b.items) or not torch.equal(a.per_positive, b.per_positive)

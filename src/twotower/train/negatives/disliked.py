@@ -43,9 +43,7 @@ class DislikedSampler(PerPositiveSampler):
 
     def __init__(self, dataset: Dataset, n: int, seed: int) -> None:
         self._n = n
-        pairs = dataset.pairs
-        disliked = np.flatnonzero((dataset.parts == TRAIN) & ~pairs.positive & (pairs.weight > 0))
-        order = np.random.default_rng(seed).permutation(disliked)
+        order = np.random.default_rng(seed).permutation(dataset.negative_indices)
         # Indices of each user's dislikes in a random order, and the place in time of every interaction.
         self._disliked = Ragged.from_pairs(dataset.pairs.user[order], order, len(dataset.users))
         self._place_in_time: Ints | None = None  # None: a user's interactions are in the order of time

@@ -13,6 +13,10 @@ way and are summed over the ranks. The result equals that of replicated tables:
 
 from __future__ import annotations
 
+import importlib
+import importlib.metadata
+import logging
+import warnings
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -21,7 +25,7 @@ from torch import Tensor, distributed, nn
 
 from twotower.arrays.types import F32, Shaped
 from twotower.distributed import DistributedContext
-from twotower.errors import ConfigError
+from twotower.errors import ConfigError, install_command
 from twotower.model.inputs.code_layout import Inputs
 from twotower.model.tables import Table, named_tables
 from twotower.model.two_tower import TwoTower
@@ -30,14 +34,6 @@ from twotower.train.torchrec.shard import EmbeddingShard, padded_width, plan_sha
 
 if TYPE_CHECKING:
     from twotower.train.torchrec.table_group import TableGroup
-
-
-import importlib
-import importlib.metadata
-import logging
-import warnings
-
-from twotower.errors import install_command
 
 ADD = "EXACT_SGD"
 """fbgemm's rule that adds gradients times a learning rate to rows."""
