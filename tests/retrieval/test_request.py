@@ -145,6 +145,20 @@ def test_an_implausible_time_is_refused(time: float) -> None:
         Request(events=[Event("7", time=time)])
 
 
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        (float("nan"), "found nan, expected a finite number"),
+        ([1.0, float("inf")], "found inf, expected a finite number"),
+        ("x" * 10_001, "found a text of 10,001 characters, expected at most 10,000"),
+        ([0] * 65_537, "found a list of 65,537 values, expected at most 65,536"),
+    ],
+)
+def test_a_value_beyond_a_limit_is_one_message(value: Any, said: str) -> None:
+    with pytest.raises(DataError, match=f"^request: features.age: {said}$"):
+        Request.parse({"features": {"age": value}})
+
+
 @pytest.mark.parametrize("name", ["history", "events"])
 def test_events_with_times_are_read_in_their_order_and_others_as_given(retriever: Retriever, name: str) -> None:
     at = 1_700_000_000

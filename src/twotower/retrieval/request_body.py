@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from typing import Annotated, TypeVar
 
@@ -60,15 +61,20 @@ Scalar = Annotated[StrictStr, Field(max_length=MAX_TEXT_LENGTH)] | StrictBool | 
 
 def _feature_value(value: JsonValue) -> JsonValue:
     """Return a value of a feature. Raises one PydanticCustomError for an invalid value; a union has one a branch."""
+    found, expected = "", "text, a number, true, false, null, or a list of these"
+    if isinstance(value, list) and len(value) > MAX_VECTOR_LENGTH:
+        found, expected = f"a list of {len(value):,} values", f"at most {MAX_VECTOR_LENGTH:,}"
     for inner in value if isinstance(value, list) else [value]:
         if isinstance(inner, dict | list):
-            found = "an object" if isinstance(inner, dict) else "a list"
-            within = " in a list" if isinstance(value, list) else ""
-            raise PydanticCustomError(
-                "feature_value",
-                "found {found}, expected text, a number, true, false, null, or a list of these",
-                {"found": found + within},
-            )
+            found = ("an object" if isinstance(inner, dict) else "a list") + " in a list" * isinstance(value, list)
+        elif isinstance(inner, float) and not math.isfinite(inner):
+            found, expected = str(inner), "a finite number"
+        elif isinstance(inner, str) and len(inner) > MAX_TEXT_LENGTH:
+            found, expected = f"a text of {len(inner):,} characters", f"at most {MAX_TEXT_LENGTH:,}"
+    if found:
+        raise PydanticCustomError(
+            "feature_value", "found {found}, expected {expected}", {"found": found, "expected": expected}
+        )
     return value
 
 
