@@ -280,7 +280,7 @@ HEAVY = {
     "test_fault_G6_who_goes_for_want_of_room_is_counted_and_others_are_remembered": r"redis.*",
     "test_tastes_that_only_the_earlier_history_tells_are_learnt_from_it": r"gbce|bpr",
     "test_without_training_the_scores_are_those_of_the_closed_form": r"False-(?!tests).*",
-    "test_each_recipe_may_train_on_its_shape_and_beside_a_few_dislikes": r"(?!sequence-short).*",
+    "test_each_recipe_may_train_on_its_shape_and_beside_a_few_dislikes": r"(?!sequence-short).*-True",
     "test_fault_A6_a_tower_of_another_model_is_refused_and_the_old_bundle_answers": r"bucket",
     "test_a_folder_that_the_table_does_not_read_is_written_twice": r"t-.*|t/a.*",
     "test_so_many_are_mined_that_the_others_outnumber_them_as_asked_and_never_more_than_hard": r"40.*|.*-ranks1-1",

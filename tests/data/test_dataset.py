@@ -77,6 +77,23 @@ def test_what_validation_and_test_rows_say_changes_nothing_that_is_learnt(config
     assert_same_columns(before, after)
 
 
+def test_what_a_training_row_says_does_change_what_is_learnt() -> None:
+    users, items, actions = everything()
+    before = build_dataset(check(users, items, actions, EVERYTHING_SCHEMA), EVERYTHING_SCHEMA, SplitConfig())
+    one = int(np.flatnonzero(before.parts == TRAIN)[0])
+    changed = actions.with_columns(
+        stars=pl.when(pl.int_range(pl.len()) == one).then(6 - pl.col("stars")).otherwise("stars")
+    )
+    after = build_dataset(check(users, items, changed, EVERYTHING_SCHEMA), EVERYTHING_SCHEMA, SplitConfig())
+    row = before.pairs.item[one]
+    for name in ("mean_stars", "fans"):
+        old, new = before.items.columns[name], after.items.columns[name]
+        if isinstance(old, Ragged):
+            assert lists(old)[row] != lists(new)[row]
+        else:
+            assert old[row] != new[row]  # type: ignore[index]
+
+
 def test_users_seen_only_in_held_out_rows_teach_nothing() -> None:
     users, items, actions = everything()
     late = ["u1", "u2", "u3"]

@@ -142,7 +142,9 @@ def test_weight_0_is_a_history_and_no_target_and_popularity_goes_by_weight() -> 
             r"has [12] values that are neither 0 nor from .* \(the first: nan\)",
         ),
         ([1.0, None, 1.0], r"has 1 values .* \(the first: missing\); change them or drop the rows"),
+        ([1e300, 1.0, 1.0], r"has 1 values .* \(the first: 1e\+300\)"),
         ([1.0, 2e6, 1.0], r"has 1 values .* \(the first: 2000000.0\)"),
+        ([1.0, 1e-7, 0.0], r"has 1 values .* \(the first: 1e-07\)"),
         (
             ["a", "b", "c"],
             "weight 'w' holds String, expected numbers; the first that is none is 'a': give a number in its place, or "

@@ -192,14 +192,18 @@ def test_fault_G31_bad_events_are_one_line_and_leave_nothing(
 @pytest.mark.parametrize(
     ("given", "words"),
     [
+        ({"events": {"view": 1e7}}, "schema.events.view.weight: input should be less than or equal to 1000000"),
         ({"events": {"view": 1e-9}}, "schema.events.view: weight is 1e-09, expected 0, or at least 1e-06"),
         ({"events": {"view": -1}}, "schema.events.view.weight: input should be greater than or equal to 0, got -1"),
         (
             {"events": {"view": "positiv"}},
             "schema.events.view.target: input should be 'positive', 'negative', 'input' or",
         ),
+        ({"events": {"view": True}}, "schema.events.view: expected a weight, a target or both"),
+        ({"events": {"view": {"wheight": 1}}}, "unknown key 'schema.events.view.wheight'; did you mean 'weight'"),
         ({"events": {"view": {"target": "input", "weight": 2}}}, "rows of the target 'input' have none; leave it out"),
         ({"events": {"view": "negative", "buy": 0}}, "no type of 'type' is a positive of a weight above 0"),
+        ({"events": {}}, "no type of 'type' is a positive"),
         ({"event": "", "events": {"view": 1}}, "events needs event; name the event column"),
         ({"events": {"view": 1}, "label": "liked"}, "label and event both say which rows are positives"),
         ({"events": {"view": 1}, "event": "user_id"}, "user_id and event are both 'user_id'"),

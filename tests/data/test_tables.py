@@ -112,6 +112,17 @@ def test_tables_of_every_make_are_the_same_tables(make: Callable[[pl.DataFrame],
     assert found.notes == expected.notes
 
 
+@pytest.mark.parametrize("ending", ["csv", "tsv", "parquet", "PQ"])
+def test_files_are_read_by_their_ending(tmp_path: Path, ending: str) -> None:
+    frame, path = pl.DataFrame(actions()), tmp_path / f"table.{ending}"
+    if ending in ("csv", "tsv"):
+        frame.write_csv(path, separator="," if ending == "csv" else "\t")
+    else:
+        frame.write_parquet(path)
+    assert read_file(path).equals(frame)
+    assert as_frame(str(path), "interactions").equals(frame)
+
+
 @pytest.mark.parametrize(
     ("column", "values"),
     [
@@ -129,6 +140,12 @@ def test_tables_of_every_make_are_the_same_tables(make: Callable[[pl.DataFrame],
 )
 def test_pandas_cells_keep_their_values_and_gaps_become_null(column: pd.Series, values: list[Any]) -> None:
     assert as_frame(pd.DataFrame({"a": column}), "x")["a"].to_list() == values
+
+
+def test_columns_of_a_dict_may_mix_integers_fractions_and_arrays() -> None:
+    frame = as_frame({"a": [1, 2.5], "b": np.arange(2), "c": np.ones((2, 3))}, "x")
+    assert frame["a"].to_list() == [1.0, 2.5]
+    assert frame["c"].to_list() == [[1, 1, 1], [1, 1, 1]]
 
 
 NO_TABLES = {

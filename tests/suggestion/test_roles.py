@@ -99,9 +99,13 @@ QUESTIONS: dict[str, tuple[dict[str, Sequence[object]], list[str], str]] = {
     "two users": ({**ROWS, "customer": OTHER["customer"]}, ["user"], "user: 'user_id' or 'customer'"),
     "no user": ({"who": ROWS["user_id"], "item": ROWS["item_id"]}, ["user"], "user: no usual name"),
     "two times": ({**ROWS, "created_at": OTHER["created_at"]}, ["time"], "time: 'timestamp' or 'created_at'"),
-    "values like times": (
+    "numbers like times": (
         {"user": ROWS["user_id"], "item": ROWS["item_id"], "x": ROWS["timestamp"]}, ["time"],
-        "time: 'x' (its values look like times)",
+        "time: 'x' (its numbers look like times)",
+    ),
+    "a time in no form": (
+        {**ROWS, "timestamp": [f"quarter {i % 4} of {1990 + i % 30}" for i in range(N)]}, ["time"],
+        "time: 'timestamp' (no form reads this text; schema.time_format gives one)",
     ),
     "a label apart": (
         {**ROWS, "rating": RNG.choice([-1, 1, 2, 3, 4, 5], N).tolist()}, ["label"],
@@ -203,11 +207,10 @@ def test_times_have_a_unit_or_a_format(values: Sequence[object], unit: str, form
     assert (options.get("time_unit", "s"), options.get("time_format", "")) == (unit, form)
 
 
-def test_a_name_may_end_as_that_of_a_time_and_durations_are_none() -> None:
+def test_dates_are_times_by_their_type_and_durations_are_none() -> None:
     days = pl.DataFrame({"user": ROWS["user_id"], "item": ROWS["item_id"], "x": ROWS["timestamp"], "watch_time": STARS})
-    for dates in (days, days.with_columns(pl.from_epoch("x")), days.with_columns(pl.from_epoch("x").cast(pl.String))):
-        with pytest.raises(OpenRoles, match=r"time: 'x' \(its values look like times\)"):
-            find_roles(dates, {}, {"label": ""})
+    days = days.with_columns(pl.from_epoch("x"))
+    assert find_roles(days, {}, {"label": ""}).options["time"] == "x"
     clicked = {"user": ROWS["user_id"], "item": ROWS["item_id"], "clicked_at": ROWS["timestamp"]}
     assert found(clicked).options["time"] == "clicked_at"
 

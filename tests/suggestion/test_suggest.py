@@ -20,7 +20,7 @@ from twotower.data.dataset import build_dataset
 from twotower.data.source import read
 from twotower.data.split import SplitConfig
 from twotower.data.tables import Tables, check
-from twotower.errors import ConfigError, DataError
+from twotower.errors import ConfigError, DataError, OpenRoles
 from twotower.features.field import MEAN, PoolingSpec
 from twotower.features.schema import Schema
 from twotower.suggestion.features import SideFeature
@@ -72,22 +72,36 @@ def test_each_shape_has_its_recipe_whose_config_trains(name: str) -> None:
     tables = worlds()[name]
     found = of(tables)
     assert found.recipe == name
-    assert tomllib.loads(found.text)["schema"]["user_id"] == found.schema.user_id
-    assert found.text.startswith(f"# Recipe {name}: ")
-    rules = [rule.recipe for rule in RULES]
-    assert all(f"# {other}? no: " in found.text for other in rules[: rules.index(name)])
-    assert f"# {name}? yes: " in found.text
     run = twotower.fit(tables, found.schema, of_one_epoch(found.config))
     assert np.isfinite([value for metric, value in run.metrics.items() if metric.startswith("test.")]).any()
 
 
-@pytest.mark.parametrize("name", [rule.recipe for rule in RULES if rule.recipe != "ranking"])
-def test_each_recipe_may_train_on_its_shape_and_beside_a_few_dislikes(name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "dislikes"),
+    [
+        (rule.recipe, dislikes)
+        for rule in RULES
+        for dislikes in (False, True)
+        if rule.recipe != "ranking" or not dislikes
+    ],
+)
+def test_each_recipe_may_train_on_its_shape_and_beside_a_few_dislikes(name: str, dislikes: bool) -> None:
     users, items, actions = worlds()[name]
-    actions = with_label(actions, 0.02)
+    actions = with_label(actions, 0.02) if dislikes else actions
     found = of((users, items, actions), recipe=name)
     data = build_dataset(check(users, items, actions, found.schema), found.schema, found.config.split)
     Trainer(data, found.config)
+
+
+@pytest.mark.parametrize("name", [rule.recipe for rule in RULES])
+def test_the_text_is_the_config_and_says_why(name: str) -> None:
+    found = of(worlds()[name])
+    written = tomllib.loads(found.text)
+    assert written["schema"]["user_id"] == found.schema.user_id
+    assert found.text.startswith(f"# Recipe {name}: ")
+    assert f"# {name}? yes: " in found.text
+    before = [rule.recipe for rule in RULES][: [rule.recipe for rule in RULES].index(name)]
+    assert all(f"# {other}? no: " in found.text for other in before)
 
 
 def test_a_shape_has_what_its_world_was_made_with() -> None:
@@ -103,6 +117,14 @@ def test_a_shape_has_what_its_world_was_made_with() -> None:
         assert found.shape.new_items == pytest.approx(share, abs=0.02)
     users, items, actions = queries(5)
     assert of((users, items, actions)).shape.length <= 5
+
+
+@pytest.mark.parametrize(
+    ("share", "each", "recipe"), [(0.3, 2, "collaborative"), (0.6, 2, "cold-start"), (0.9, 11, "collaborative")]
+)
+def test_columns_of_users_decide_where_they_tell_and_histories_are_short(share: float, each: int, recipe: str) -> None:
+    actions, users = with_columns(share, each)
+    assert suggest(actions, users).recipe == recipe
 
 
 def test_a_scale_rates_what_users_took() -> None:
@@ -124,6 +146,15 @@ def test_a_label_that_is_asked_for_is_read_whatever_the_recipe() -> None:
     Trainer(build_dataset(check(None, None, actions, asked.schema), asked.schema, asked.config.split), asked.config)
     half = suggest(with_label(log(), 0.4, scale=6), overrides=["schema.positive_above=4"])
     assert (half.recipe, half.schema.label, half.schema.positive_above) == ("sequence-short", "rating", 4)
+
+
+def test_a_label_apart_is_asked_about_and_taken_for_a_refusal_if_it_is_given() -> None:
+    scale = np.repeat([-1, 1, 2, 3, 4, 5], [9, 1, 1, 4, 5, 13])
+    actions = log().with_columns(rating=pl.Series(scale[np.arange(log().height) % len(scale)]))
+    with pytest.raises(OpenRoles, match="-1 may be a refusal, or no rating"):
+        suggest(actions)
+    found = suggest(actions, label="rating")
+    assert (found.recipe, found.schema.label, found.schema.positive_above) == ("ranking", "rating", 0)
 
 
 def test_a_scale_with_negatives_tells_what_users_refused() -> None:
@@ -368,6 +399,17 @@ def test_paths_are_relative_to_the_folder_of_the_config(tmp_path: Path) -> None:
     assert (schema, config) == (found.schema, found.config)
 
 
+def test_batches_epochs_and_windows_follow_the_rows() -> None:
+    small, large = (of((None, None, log(n_users=n, length=30)), recipe="sequence-long") for n in (60, 600))
+    assert (small.config.train.batch_size, large.config.train.batch_size) == (64, 512)
+    windows = [
+        f["pooling"]["window"]
+        for f in tomllib.loads(large.text)["schema"]["features"]
+        if "window" in f.get("pooling", {})
+    ]
+    assert windows == [32]
+
+
 def shaped(
     name: str, columns: tuple[SideFeature, ...] = (), length: int = 8, **shape: Any
 ) -> tuple[Settings, FittedRecipe]:
@@ -469,11 +511,6 @@ def test_values_of_columns_are_counted_in_lists_too_and_numbers_by_buckets() -> 
     assert shape.values == {"brand": 7, "tags": 8, "price": 16}
 
 
-def test_windows_follow_the_rows_of_a_user() -> None:
-    found = tomllib.loads(of((None, None, log(n_users=60, length=30)), recipe="sequence-long").text)
-    assert {w for f in found["schema"]["features"] if (w := f.get("pooling", {}).get("window"))} == {32}
-
-
 def test_a_large_catalogue_is_sampled() -> None:
     actions = log(n_users=60, length=30)
     many = pl.DataFrame({"item_id": range(50_001), "category": [f"c{i % 4}" for i in range(50_001)]})
@@ -500,13 +537,50 @@ def test_files_of_parts_are_the_split(tmp_path: Path, later: bool, ordered: bool
     assert {*np.unique(dataset.parts)} == {0, 1, 2}
 
 
-def test_ids_of_another_name_in_a_table_are_asked_for_and_written() -> None:
-    actions = log(length=8).rename({"user_id": "user"})
+def test_ids_of_another_name_in_a_table_are_found_and_written(tmp_path: Path) -> None:
+    actions = log(length=8).rename({"user_id": "user", "item_id": "product"})
     users = pl.DataFrame({"age": [i % 9 for i in range(60)], "user_id": range(60)})
+    items = pl.DataFrame({"asin": sorted(actions["product"].unique())}).with_columns(
+        title=pl.format("the item {}", "asin")
+    )
+    (tmp_path / "shop").mkdir()
+    for name, table in {"clicks": actions, "users": users, "items": items}.items():
+        table.write_csv(tmp_path / "shop" / f"{name}.csv")
+    for found in (suggest(actions, users, items), suggest(tmp_path / "shop", folder=tmp_path)):
+        assert (found.schema.user_id, found.schema.users_id) == ("user", "user_id")
+        assert (found.schema.item_id, found.schema.items_id, found.schema.title) == ("product", "asin", "title")
+        assert 'users_id = "user_id"  # the table of users holds the same ids in it' in found.text
+    tables, _ = read(found.config, found.schema)
+    assert isinstance(tables, Tables)
+    assert tables.users.columns == ["age", "user"]
+    assert tables.items["product"].to_list() == items["asin"].to_list()
+    assert suggest(actions, users, overrides=["schema.users_id=user_id"]).schema.users_id == "user_id"
     with pytest.raises(DataError, match="no column 'user'.*or the id column of this table in schema.users_id"):
+        suggest(actions, users.with_columns(user_id=pl.col("user_id") + 100))  # no column holds them
+
+
+@pytest.mark.parametrize(
+    ("users", "told"),
+    [
+        (pl.DataFrame({"user_id": pl.Series([], dtype=pl.Int64)}), "the table has no rows"),
+        (pl.DataFrame({"user_id": pl.Series([None] * 5, dtype=pl.Int64)}), "5 missing ids"),
+        (pl.DataFrame({"user_id": [[1], [2]]}), "expected one id a row"),
+        (pl.DataFrame({"user_id": [b"1", b"\xff"]}), "found Binary"),
+    ],
+)
+def test_a_table_whose_ids_are_none_is_told_so(users: pl.DataFrame, told: str) -> None:
+    with pytest.raises(DataError, match=told):
+        suggest(log(), users.with_columns(city=pl.lit("a")))
+
+
+@pytest.mark.parametrize("others", [[str(u) for u in range(100, 103)], ["010"], [" 11"]])
+def test_a_table_that_may_be_of_others_or_spelled_otherwise_is_refused_with_the_way_out(others: list[str]) -> None:
+    ids = [*map(str, range(10)), *others]
+    users = pl.DataFrame({"user_id": ids, "city": [f"c{i % 2}" for i in range(len(ids))]})
+    actions = log().with_columns(pl.col("user_id").cast(pl.String))
+    with pytest.raises(DataError, match=r"schema.unknown_users = 'add'"):
         suggest(actions, users)
-    found = suggest(actions, users, overrides=["schema.users_id=user_id"])
-    assert (found.schema.user_id, found.schema.users_id) == ("user", "user_id")
+    assert suggest(actions, users, overrides=["schema.unknown_users=add"]).schema.unknown_users == "add"
 
 
 IDS = {"user_id": [i % 40 for i in range(400)], "item_id": [i * 7 % 23 for i in range(400)]}
@@ -533,6 +607,16 @@ def test_a_column_of_a_name_that_no_schema_has_is_left_out(name: str, values: li
         assert name not in [f.source for f in found.schema.features]
     with pytest.raises((DataError, ConfigError), match=r"rename|no column"):
         suggest(rows, overrides=[f"schema.user_id={name}"])
+
+
+def test_a_table_without_a_value_is_refused() -> None:
+    nothing = pl.DataFrame({"user_id": [None] * 50, "item_id": [None] * 50, "time": [None] * 50})
+    with pytest.raises(DataError, match="'user_id' has 50 missing ids in 50 rows; fill them, or set schema.missing"):
+        suggest(nothing)
+    with pytest.raises(DataError, match="50 of 50 rows have no id .* and no other row is left"):
+        suggest(nothing, overrides=["schema.missing=drop"])
+    with pytest.raises(DataError, match="user: no usual name\n  item: no usual name"):
+        suggest(nothing.rename({"user_id": "a", "item_id": "b", "time": "c"}))
 
 
 def test_rows_without_an_id_are_one_refusal_that_names_the_setting(tmp_path: Path) -> None:

@@ -113,6 +113,20 @@ def test_decimal_commas_are_read_where_no_comma_separates(tmp_path: Path) -> Non
     assert found.interactions["rating"].dtype == pl.String
 
 
+def parts(tmp_path: Path, **test: pl.Expr) -> pl.DataFrame:
+    log(length=8)[:400].write_csv(tmp_path / "train.csv")
+    log(length=8)[400:].with_columns(**test).write_csv(tmp_path / "test.csv")
+    return pl.concat([log(length=8)[:400], log(length=8)[400:]])
+
+
+def test_parts_side_by_side_are_the_parts(tmp_path: Path) -> None:
+    frame = parts(tmp_path)
+    found = find_tables(tmp_path, folder=tmp_path)
+    assert found.interactions.equals(frame)
+    assert found.section == {"train": "train.csv", "test": "test.csv"}
+    assert found.notes == ("read: train = train.csv, test = test.csv",)
+
+
 def test_lines_of_users_are_read(tmp_path: Path) -> None:
     (tmp_path / "s.txt").write_text("7 1 2 3\n8 2\n9 3 1\n")
     found = find_tables(tmp_path / "s.txt", folder=tmp_path)

@@ -34,6 +34,7 @@ DATES = [f"{first}{sep}{second}{sep}%Y{clock}" for sep in "./-" for first, secon
 LIKELY_DAYS = -62_091, 84_006  # days since 1970 of 1800 and of 2200
 MIN_HELD, MIN_OWNERS = 0.5, 20  # share of the rows, and number of them, whose answers a column holds
 MIN_COUNTED = 0.9  # rank correlation with the number of rows of its ids from which a column may be counted from these
+MIN_KNOWN = 0.8  # share of the ids of the log that a column of another name holds if it is the id of a table
 MAX_ROWS = 100_000
 
 _CHANGES = {"last", "latest", "updated", "modified"}
@@ -169,6 +170,14 @@ def _separator(values: pl.Series) -> str:
         if float(share or 0) >= MIN_PHRASES and are_few and parts.equals(parts.str.strip_chars()):  # type: ignore[arg-type]
             return spaced
     return ""
+
+
+def own_id(frame: pl.DataFrame, ids: pl.Series) -> str:
+    """Return the only column of a side's table that holds the ids of the interactions, "" for none or several."""
+    known = ids.drop_nulls().unique().cast(pl.String)
+    keys = [s for s in frame if (s.dtype.is_integer() or s.dtype == pl.String) and not s.is_duplicated().any()]
+    fits = [s.name for s in keys if float(known.is_in(s.cast(pl.String).implode()).mean() or 0) >= MIN_KNOWN]  # type: ignore[arg-type]
+    return fits[0] if len(fits) == 1 else ""
 
 
 def with_constant_columns(

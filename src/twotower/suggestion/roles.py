@@ -12,7 +12,7 @@ import polars as pl
 
 from twotower.config.toml import TomlValue
 from twotower.data.evidence import measure_constancy
-from twotower.data.reading.times import Times, formats_of
+from twotower.data.reading.times import Times, formats_of, plausible_range
 from twotower.errors import DataError, OpenRoles, did_you_mean
 from twotower.features.schema import Schema
 from twotower.features.values import missing_count
@@ -50,7 +50,7 @@ FORMATS = (
     "%d %b %Y %H:%M:%S", "%b %d, %Y", "%m/%d/%Y %I:%M:%S %p", "%Y-%m", "%Y%m%d", "%Y年%m月%d日",
 )  # fmt: skip
 """Formats of text that need `schema.time_format`."""
-SAMPLED_ROWS = 200  # values, the first, in which forms of times are tried
+SAMPLED_ROWS = 200  # distinct values, the first, in which formats are tried
 
 _NAMES = {
     "user": "user uid customer client visitor member buyer reader account 用户",
@@ -69,6 +69,7 @@ _LAST = {"label": ("rating", "stars", "score"), "session": ("session",), "time":
 """Last words of longer names of a role: book_rating, user_session."""
 _TIMES = ("at", "time", "date", "timestamp")
 """Last words of names of columns that are times if their values are."""
+_CALENDAR = ("year", "month", "week", "day")
 _REFUSALS = {"dislike", "disliked", "unlike", "skip", "hide", "reject", "dismiss", "not", "no"}
 _NO_CHOICES = {
     "impression", "impressions", "show", "shown", "exposure", "remove", "removed", "return", "refund", "cancel",
@@ -168,6 +169,26 @@ def _are_times(values: pl.Series, form: TimeForm) -> bool:
     return 2 * times.bad <= times.rows
 
 
+def _is_dated(series: pl.Series) -> bool:
+    """Return True for dates and times, and for text of them."""
+    if series.dtype != pl.String:
+        return series.dtype in (pl.Date, pl.Datetime)
+    some = series.drop_nulls().head(SAMPLED_ROWS)
+    return not some.str.contains(r"^\s*\d+\s*$").all() and time_form(some) is not None
+
+
+def _looks_like_time(series: pl.Series) -> bool:
+    """Return True for numbers that are all times from 1990 to tomorrow, in s, ms or us since 1970, and for whole
+    numbers of a name such as year."""
+    values = series.drop_nulls()
+    if not len(values) or not values.dtype.is_numeric():
+        return False
+    first, last = plausible_range()
+    is_named = series.dtype.is_integer() and not {*plain(series.name).split("_")}.isdisjoint(_CALENDAR)
+    units = (1_000_000, 1_000, 1) if series.n_unique() > MAX_STEPS else ()
+    return is_named or any(bool(values.is_between(first / per, last / per).all()) for per in units)
+
+
 def find_roles(
     frame: pl.DataFrame, given: Mapping[str, TomlValue], columns: Mapping[str, str], has_users: bool = False
 ) -> Roles:
@@ -253,12 +274,15 @@ class _Search:
         roles, frame = self.roles, self.frame
         form = str(roles.options.get("time_format", ""))
         if "time" not in roles.options:
-            free, named = self._free(), self._free("time")
+            named, free = self._free("time"), self._free()
+            odd = [n for n in named if frame[n].dtype == pl.String and time_form(frame[n], form) is None]
             ends = [n for n in free if plain(n).rpartition("_")[2] in _TIMES and time_form(frame[n])]
-            like = [] if named or ends else [n for n in free if time_form(frame[n].drop_nulls().head(SAMPLED_ROWS))]
-            times = [n for n in free if n in (*named, *ends, *like)]
-            found = [n for n in times if self._varies(n, "time") and 2 * missing_count(frame[n]) <= len(frame)]
-            self._settle("time", found, "its values look like times" if like else "")
+            dated = [n for n in free if _is_dated(frame[n])] if len(named) != 1 or odd else []
+            times = [n for n in free if n in (*named, *ends, *dated)]
+            like = [n for n in free if _looks_like_time(frame[n])] if not times else []
+            found = [n for n in times or like if self._varies(n, "time") and 2 * missing_count(frame[n]) <= len(frame)]
+            why = "its numbers look like times" if like else ""
+            self._settle("time", found, "no form reads this text; schema.time_format gives one" if odd else why)
         if not (name := str(roles.options.get("time", ""))) or "time_unit" in roles.options:
             return
         read = time_form(frame[name], form)

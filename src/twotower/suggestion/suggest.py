@@ -28,6 +28,7 @@ from twotower.suggestion.features import (
     SideFeatures,
     counted_columns,
     guess_features,
+    own_id,
     refuse_among_tables,
     with_constant_columns,
     without_answers,
@@ -178,6 +179,13 @@ def _read_log(found: FoundTables, given: Settings, columns: RoleColumns, output:
         roles = Roles(known, dict.fromkeys(known, "a line is a user and the user's items, oldest first"))
     else:
         roles = find_roles(found.interactions, known, by_role, found.users is not None)
+    frames: dict[SideName, pl.DataFrame | None] = {"user": found.users, "item": found.items}
+    for side, frame in frames.items():
+        key, option = str(roles.options[f"{side}_id"]), f"{side}s_id"
+        if frame is None or key in frame.columns or option in roles.options:
+            continue
+        if own := own_id(frame, found.interactions[key]):
+            roles.put(option, own, f"the table of {side}s holds the same ids in it")
     other = {k: v for k, v in options.items() if k not in (*COLUMNS, "features", "title")}
     read = {key: value for key, value in roles.options.items() if value != "" and key != "title"}
     schema = parse_config({"schema": {**read, "duplicates": "keep", **other}})[0] or Schema()

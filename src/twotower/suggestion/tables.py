@@ -35,6 +35,9 @@ USER, ITEM, PLACE = "user_id", "item_id", "place"  # columns of files with one u
 SAMPLED_LINES = 200
 MIN_SAME_WIDTH = 0.9  # share of lines that have as many values as the first from which a line is a row
 
+SEQUENCE_WIDTH = (
+    6  # values of a line from which a file of whole numbers alone, no two first ones equal, has users in lines
+)
 PART_OF = "__given_part"  # column of the part of each row, where files give the parts
 
 _FILES = {
@@ -207,6 +210,9 @@ def sniff(path: TablePath) -> TextFormat:
             min(map(len, values)) > 0 and max(map(len, values)) > 1 and len({row[0] for row in values}) == len(values)
         )
         return form.model_copy(update={"layout": "sequences"}) if are_lists else form
+    whole = all(value.isdigit() for row in values for value in row) and len({row[0] for row in values}) == len(values)
+    if whole and len(values[0]) >= SEQUENCE_WIDTH:
+        return form.model_copy(update={"layout": "sequences"})
     header, rest = values[0], [row for row in values[1:] if len(row) == len(values[0])]
     recurs = any(value in column for value, *column in zip(header, *rest, strict=True)) and len({*header}) == len(
         header
