@@ -247,7 +247,7 @@ def test_a_form_of_a_table_without_effect_is_one_line(
     ("name", "content", "form", "words"),
     [
         ("a.csv", "user_id;item_id;stars\n1;2;3\n", TextFormat(),
-         "in the first line 'user_id;item_id;stars' holds ';'; set data.format.separator"),
+         "'user_id;item_id;stars' holds ';'; set data.format.separator = \";\", for one table alone in separators"),
         ("a.csv", "1::2::3\n4::5::6\n", TextFormat(columns=NAMES),
          "holds '::'; replace it in the file by a tab"),
         ("a.csv", "1,2\n3,4\n", TextFormat(columns=NAMES),
@@ -258,7 +258,7 @@ def test_a_form_of_a_table_without_effect_is_one_line(
         ("a.txt", "u1,5,6\nu2,5\n", TextFormat(layout="sequences"),
          "holds ','; set data.format.separator = \",\""),
         ("a.txt", "u1,5 6 7\n", TextFormat(layout="sequences"),
-         "' ' separates the values, and in the first line 'u1,5' holds ','; set"),
+         "' ' separates the values, and in the first line 'u1,5' holds ','; separate"),
         ("a.txt", "u1\nu2\n", TextFormat(layout="sequences"), "the table has no rows, expected at least one"),
         ("a.gz", "user_id,item_id\n1,2\n", TextFormat(), "found a '.gz' file, expected .csv, .tsv, .txt or .parquet"),
     ],

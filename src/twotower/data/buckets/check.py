@@ -86,6 +86,17 @@ class Problems:
             self.lines.append(escape_controls(f"{path.relative_to(self.folder)}: rule {rule.value}: {what}"))
 
 
+def repeated_pairs(of_files: Sequence[pl.DataFrame]) -> Iterator[tuple[int, str]]:
+    """Yield the number of the first file of a bucket that repeats a pair of user and item of its own or of an earlier
+    one, and the record; nothing if none does."""
+    every = pl.concat([frame.select(USER, ITEM) for frame in of_files], how="vertical_relaxed")
+    if (at := first_true(~every.select(pl.struct(USER, ITEM).is_first_distinct()).to_series())) is not None:
+        starts = np.cumsum([0, *(frame.height for frame in of_files)])
+        number = int(np.searchsorted(starts, at, side="right")) - 1
+        user, item = every.row(at)
+        yield number, f"record {at - starts[number]} repeats user {user} and item {item}, expected each pair once"
+
+
 def record_problems(
     frame: pl.DataFrame,
     bucket: Bucket,
@@ -93,12 +104,10 @@ def record_problems(
     facts: BucketFacts,
     order: Sequence[str],
     pairs: bool,
-    former: Sequence[pl.DataFrame],
 ) -> Iterator[tuple[Rule, str]]:
     """Yield the rules that the records of a file of a bucket break, of which any columns are given, and how: values,
     ranges, order and pairs. `order` are the columns by which the records rise; `pairs` is True if those of user and
-    item are checked, with "error" also against those of the `former` files of the bucket. If a value is missing, the
-    rest is not checked."""
+    item are checked. If a value is missing, the rest is not checked."""
     for name in frame.columns:
         if frame[name].null_count() and not name.startswith((VALUE_PREFIX, CONTEXT_PREFIX)):
             yield Rule.VALUES, bad_value(frame, name, frame[name].is_null(), "a value")
@@ -130,12 +139,7 @@ def record_problems(
         expected = f"expected records sorted by {', '.join(order)}"
         yield Rule.ORDER, f"record {at + 1} has {record} after {before}, {expected}"
     if pairs and facts.duplicates != "keep" and ITEM in frame.columns:
-        known = [e.select(USER, ITEM) for e in former if facts.duplicates == "error"]  # "last" keeps the latest
-        every = pl.concat([*known, frame.select(USER, ITEM)], how="vertical_relaxed")
-        repeated = ~every.select(pl.struct(USER, ITEM).is_first_distinct()).to_series().tail(frame.height)
-        if (at := first_true(repeated)) is not None:
-            user, item = frame[USER][at], frame[ITEM][at]
-            yield Rule.PAIRS, f"record {at} repeats user {user} and item {item}, expected each pair once"
+        yield from ((Rule.PAIRS, what) for _, what in repeated_pairs([frame]))
     if frame.height != file.rows:
         what = f"number of records {frame.height:,}, expected {file.rows:,} as in {layout.BUCKET_FACTS}"
         yield Rule.COUNTS, what
@@ -253,15 +257,19 @@ class _Check:
         progress = JobProgress(log, "interactions checked", self.facts.rows)
         totals, whole = list[pl.DataFrame](), list[Path]()
         for bucket in self.facts.buckets:
-            former = list[pl.DataFrame]()
+            paths, pairs = list[Path](), list[pl.DataFrame]()
             for file in bucket.files:
-                if (frame := self._check_file(path := self.buckets.file(file), bucket, file, former)) is not None:
+                if (frame := self._check_file(path := self.buckets.file(file), bucket, file)) is not None:
                     time = pl.col(TIME) if TIME in frame.columns else pl.lit(None, pl.Int64)
                     first, last = time.min().alias("first_time"), time.max().alias("last_time")
                     sums = pl.len().alias("rows"), pl.col(POSITIVE).sum().cast(pl.Int64).alias("positives")
                     totals.append(frame.select(*sums, first, last))
-                    whole.append(path)
-                    former.append(frame.select(USER, ITEM))
+                    paths.append(path)
+                    pairs.append(frame.select(USER, ITEM))
+            whole += paths
+            if len(pairs) > 1 and self.facts.duplicates == "error":  # "last" keeps the latest
+                for number, what in repeated_pairs(pairs):
+                    self.problems.add(paths[number], Rule.PAIRS, what)
             progress.advance(bucket.rows)
         if len(totals) == len(self.facts.files):
             found = pl.concat(totals)
@@ -275,11 +283,8 @@ class _Check:
         if whole:
             self._check_rows(whole, int(pl.concat(totals)["rows"].sum()))
 
-    def _check_file(
-        self, path: Path, bucket: Bucket, file: BucketFile, former: Sequence[pl.DataFrame]
-    ) -> pl.DataFrame | None:
-        """Check a file of a bucket, whose `former` ones have pairs of user and item, and return it; None if it lacks a
-        column or a value."""
+    def _check_file(self, path: Path, bucket: Bucket, file: BucketFile) -> pl.DataFrame | None:
+        """Check a file of a bucket and return it; None if it lacks a column or a value."""
         if (frame := self._read(path)) is None:
             return None
         if problem := column_problem(frame.schema):
@@ -296,7 +301,7 @@ class _Check:
             if what := bad_value(frame, TIME, bad, "microseconds since 1970, from 1990 to tomorrow"):
                 self.problems.add(path, Rule.SCHEMA, what)
         order = [n for n in (USER, TIME, ROW) if n in frame.columns]
-        found = list(record_problems(frame, bucket, file, self.facts, order, True, former))
+        found = list(record_problems(frame, bucket, file, self.facts, order, True))
         for rule, what in found:
             self.problems.add(path, rule, what)
         has_gaps = any(rule == Rule.VALUES and " null, " in what for rule, what in found)

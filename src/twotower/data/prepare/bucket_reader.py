@@ -19,7 +19,7 @@ from twotower.arrays.types import Ints
 from twotower.data import splits
 from twotower.data.bucket_columns import arrays_of, context_of
 from twotower.data.buckets import Bucket, Buckets, column_problem, in_bucket_order, missing_column
-from twotower.data.buckets.check import Rule, record_problems
+from twotower.data.buckets.check import Rule, record_problems, repeated_pairs
 from twotower.data.context import context_frame
 from twotower.data.interaction_columns import CONTEXT_PREFIX, ITEM, PART, POSITIVE, ROW, TIME, USER, WEIGHT, Columns
 from twotower.data.pairs import target_mask
@@ -98,17 +98,23 @@ class BucketReader:
             frame = read_checked(path, lambda p: pl.scan_parquet(p, glob=False).select(names).collect())
             if WEIGHT in names:
                 frame = frame.with_columns(pl.col(WEIGHT).cast(pl.Float32))
-            for rule, what in record_problems(frame, bucket, file, facts, order, self.strict or several, frames):
-                raise RunError(
-                    f"{path}: damaged, or does not follow docs/prepared-format.md (rule {rule.value}: {what}); "
-                    f"`check_buckets(folder={str(self.buckets.folder)!r})` names every problem"
-                )
+            for rule, what in record_problems(frame, bucket, file, facts, order, self.strict or several):
+                raise self._breaks(path, rule, what)
             self.check_unchanged(path)
             frames.append(frame)
         if not several:
             return frames[0]
+        for number, what in repeated_pairs(frames) if facts.duplicates == "error" else ():
+            raise self._breaks(self.buckets.file(bucket.files[number]), Rule.PAIRS, what)
         keeps_repeats = facts.duplicates != "last"  # of "error" none is repeated
         return in_bucket_order(pl.concat(frames), bool(self.schema.time), keeps_repeats).select(wanted)
+
+    def _breaks(self, path: Path, rule: Rule, what: str) -> RunError:
+        """Return the error of a file that breaks a rule of the contract."""
+        return RunError(
+            f"{path}: damaged, or does not follow docs/prepared-format.md (rule {rule.value}: {what}); "
+            f"`check_buckets(folder={str(self.buckets.folder)!r})` names every problem"
+        )
 
     def versions(self, newest: Mapping[SideName, pl.DataFrame]) -> dict[SideName, pl.DataFrame]:
         """Return the tables of versions of the sides that have some, whose newest rows are given. Raises RunError for
@@ -150,8 +156,9 @@ def _versions(path: Path, schema: Schema, side: SideName, ids: pl.DataFrame) -> 
 class SplitBuckets:
     """The whole log in buckets, with the part of each interaction; what is known of a bucket lies in two files.
 
-    Their names depend on the files of the bucket, so that in the same folder a log with a further segment splits only
-    the buckets that have changed. A rule that looks at the whole log, such as `time` or `random`, splits all again."""
+    Their names depend on the files of the bucket: a folder that is kept for a log with a further segment lacks only
+    those of the buckets that have changed. A rule that looks at the whole log, such as `time` or `random`, splits all
+    again. `prepare` keeps no such folder yet."""
 
     reader: BucketReader
     split: SplitConfig

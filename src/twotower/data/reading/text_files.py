@@ -187,8 +187,12 @@ def _check_separator(path: TablePath, first: Sequence[str | None], reading: Read
     for other in (s for s in (*SEPARATORS, *([SPACE] if lines else [])) if s not in own):
         held = [value for value in first if value and other in value and not value.startswith('"')]
         if len(held) == 1 and (len(first) == 1 or (lines and (len(first) == 2 or held[0] == first[0]))):
-            option = reading.option.format("separator")
-            what = f"set {option} = {json.dumps(other)}" if len(other) == 1 else "replace it in the file by a tab"
+            what = "replace it in the file by a tab"
+            if len(first) > 1:
+                what = "separate all values by one character"
+            elif len(other) == 1:
+                alone = "" if "`" in reading.option else ", for one table alone in separators"
+                what = f"set {reading.option.format('separator')} = {json.dumps(other)}{alone}"
             raise DataError(
                 f"{path}: {separator!r} separates the values, and in the first line '{held[0][:40]}' holds {other!r}; "
                 f"{what}, or put the value between double quotes"
