@@ -155,7 +155,8 @@ class EvaluationQueries:
         """Return a mask: true where an item of `best`, which holds no excluded item, is a target of its user."""
         hit = np.zeros(best.shape, bool)
         for part in self._blocks():
-            targets, rows = self._targets(part)[0], best[part]
+            pairs, rows = self.pairs.take(self.groups[part]), best[part]
+            targets = np.sort(pair_keys(pairs.user, pairs.item, self.n_items)[pairs.target])
             cells = pair_keys(np.arange(len(rows))[:, None], rows, self.n_items)
             hit[part] = is_in_sorted(targets, cells) & (rows >= 0)
         return hit
