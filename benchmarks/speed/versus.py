@@ -10,7 +10,6 @@ from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import psutil
@@ -145,17 +144,20 @@ def measure(part: str, folder: str, rows: int) -> float | None:
     return len(requests) / min(timed(recommend) for _ in range(8))
 
 
-def turn_taker(steps: int) -> SimpleNamespace:
+def turn_taker(steps: int) -> Any:
     """Return the training callback that writes the seconds of some steps and then waits for a line."""
-    begun = [0.0]
+    from twotower.train.progress import Callback
 
-    def on_step_end(done: int, total: int, loss: float) -> None:
-        if done == 1 or done % steps == 0:
-            print(time.perf_counter() - begun[0], flush=True)
-            sys.stdin.readline()
-            begun[0] = time.perf_counter()
+    class TurnTaker(Callback):
+        begun = 0.0
 
-    return SimpleNamespace(on_step_end=on_step_end, on_epoch_end=lambda history: None)
+        def on_step_end(self, done: int, total: int, loss: float) -> None:
+            if done == 1 or done % steps == 0:
+                print(time.perf_counter() - self.begun, flush=True)
+                sys.stdin.readline()
+                self.begun = time.perf_counter()
+
+    return TurnTaker()
 
 
 def fit(contrastive: bool, rows: int, epochs: int, **given: Any) -> Any:
