@@ -26,6 +26,7 @@ from twotower.features.values import UNKNOWN
 from twotower.model.inputs import stacked
 from twotower.model.inputs.code_layout import Inputs
 from twotower.model.layers import normalize, with_unknown
+from twotower.model.narrow import Narrow
 from twotower.model.tables import FieldTables, Table
 from twotower.model.term import IdPrior, Term
 from twotower.model.towers import Tower, TowerConfig, select_fields
@@ -118,7 +119,8 @@ class TowerPair(nn.Module):
 class TwoTower(nn.Module):
     """Two-tower model with logits `user_vectors(users) @ item_vectors(items).T` (DSSM, Huang et al. 2013).
 
-    The vectors of several pairs of towers are concatenated, so that their scores add up. With biases the vectors are [v
+    The vectors of several pairs of towers are concatenated, so that their scores add up. A narrow layer makes short
+    vectors of them. With biases the vectors are [v
     / T, b_u + b, 1] and [w, 1, b_i], T the temperature. Stacking weights v pair by pair, b_u by the second last and b_i
     by the last of `term_weights`, and adds the prior of the id to both. Cold items and terms that are biases add to
     b_i.
@@ -159,6 +161,7 @@ class TwoTower(nn.Module):
                     "id without hash_buckets; add one, or set model.cold_item_bias = false"
                 )
             self._fitted_biases["item"].append(self.cold_items)
+        self.narrow: Narrow | None = None
         self.terms = nn.ModuleDict({re.sub(r"\W", "_", term.name): term for term in terms})
         self._fitted_biases["item"] += [term for term in terms if term.is_bias]
         self._id_columns = {
@@ -210,7 +213,7 @@ class TwoTower(nn.Module):
     @property
     def metric(self) -> Literal["cosine", "dot"]:
         """Metric of an index over the item vectors."""
-        adds = self.bias_columns or self.config.stacking or len(self.terms)
+        adds = self.bias_columns or self.config.stacking or len(self.terms) or self.narrow
         return "cosine" if self.config.similarity == "cosine" and not adds else "dot"
 
     @property
@@ -219,11 +222,13 @@ class TwoTower(nn.Module):
         return self.log_temperature.exp()
 
     def user_vectors(self, inputs: Inputs, pairs: Sequence[int] | None = None) -> F32[Tensor, "U D"]:
-        """Return v / T, with biases [v / T, b_u + b, 1], of some `pairs` or of all."""
+        """Return v / T, with biases [v / T, b_u + b, 1], of some `pairs`, never narrow, or of all."""
         vectors, bias = self._side(inputs, "user", pairs)
         vectors = vectors / self.temperature
         if self.config.stacking:
             vectors = vectors * self._column_weights(pairs)
+        if self.narrow is not None and pairs is None:
+            vectors = self.narrow.users(vectors)
         if bias is None:
             return vectors
         if self.config.bias:
@@ -231,8 +236,10 @@ class TwoTower(nn.Module):
         return torch.cat([vectors, bias, torch.ones_like(bias)], 1)
 
     def item_vectors(self, inputs: Inputs, pairs: Sequence[int] | None = None) -> F32[Tensor, "I D"]:
-        """Return w, with biases [w, 1, b_i], of some `pairs` or of all."""
+        """Return w, with biases [w, 1, b_i], of some `pairs`, never narrow, or of all."""
         vectors, bias = self._side(inputs, "item", pairs)
+        if self.narrow is not None and pairs is None:
+            vectors = self.narrow.items(vectors, inputs)
         if bias is None:
             return vectors
         return torch.cat([vectors, torch.ones_like(bias), bias], 1)
@@ -320,6 +327,8 @@ class TwoTower(nn.Module):
             joined = g("Div", joined, g.constant(self.temperature.item()))
         if side == "user" and self.config.stacking:
             joined = g("Mul", joined, g.constant(self._column_weights()))
+        if self.narrow is not None:
+            joined, width = self.narrow.lower(g, side, joined), self.narrow.width
         if not self.bias_columns:
             return joined, width
         if self.config.bias:

@@ -80,7 +80,7 @@ def publish(
     if run.folder is None:
         raise RunError("the run has no folder, which publishing needs; train it with one")
     if run.unfinished:
-        if run.config.fitted_last and not force:
+        if (run.config.fitted_last or run.config.narrow.width) and not force:
             again = f"`fit(config, folder={python_literal(run.folder)}, resume=True)`"
             raise RunError(
                 f"{run.folder}: the training has not ended ({run.unfinished}); let it end, go on: {again}, or publish "

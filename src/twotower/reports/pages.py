@@ -11,7 +11,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from twotower import files
 from twotower.config.experiment import differing_options
 from twotower.evaluation.comparison import Comparison
-from twotower.evaluation.config import MetricSet
+from twotower.evaluation.config import Metrics, MetricSet
 from twotower.evaluation.factors import Scorer
 from twotower.evaluation.metrics.metric import Prominence
 from twotower.evaluation.slices import COLD, COLD_ALONE
@@ -89,10 +89,17 @@ def run_page(run: Run, figures: Mapping[str, Sequence[Figure]]) -> str:
         best=[_best(config.metric_set, name, column) for name, column in values],
         intervals=[m.name for m in config.metric_set.of_pairs if f"test.{m.name}.low" in metrics],
         figures=figures,
+        by_width=_by_width(metrics),
         slice_names=config.metric_set.sliced(config.k[0]),
         slices=_slices(run),
         columns={column: _column_slices(run, column) for column in config.slices},
     )
+
+
+def _by_width(metrics: Metrics) -> dict[int, list[float | None]]:
+    """Return the monitored metric by projected and by fitted vectors of each width that was tried."""
+    widths = sorted({int(name.split(".")[1]) for name in metrics if name.startswith("narrow.")})
+    return {width: [metrics.get(f"narrow.{width}{end}") for end in (".projected", "")] for width in widths}
 
 
 _SliceRow = tuple[str, int | None, list[float | None]]

@@ -51,6 +51,7 @@ from twotower.features.side import SIDES, SideName
 from twotower.files import layout, locks
 from twotower.files.readers import read_checked, read_json, read_text
 from twotower.kinds import CODE, CODE_OF, code_digests, untrusted_kind, warn_of_changes
+from twotower.model.narrow import Narrow
 from twotower.model.tables import blank_tables
 from twotower.model.two_tower import TwoTower
 from twotower.runs.folder import is_complete, reading_folder, run_stamp
@@ -306,6 +307,7 @@ def _best_so_far(folder: Path, config: Config, dataset: Dataset, found: Checkpoi
         *["model.stacking weighs its terms after the last"] * bool(config.model.stacking),
         *["model.cold_item_bias is fitted after the last"] * bool(config.model.cold_item_bias),
         *(f"the mix weights the scorer '{term.kind}' after the last" for term in config.terms),
+        *["narrow vectors are fitted after the last"] * bool(config.narrow.width),
     ]
     digest, metrics = hashlib.sha256(_weights_file(model)).hexdigest(), progress.metrics(best.epoch)
     return Run(folder, config, dataset, model, metrics, history, sha256=digest, unfinished="; ".join(state))
@@ -414,6 +416,7 @@ def _model_of(
             users, items = (encoders.fields(side) for side in SIDES)
             model = TwoTower(config.model, users, items, config.terms_for(users, items))
         tensors = load_tensors(weights) if isinstance(weights, bytes) else weights
+        model.narrow = Narrow.of(tensors, items)
         if lacking := [name for name, _ in model.named_parameters() if name not in tensors]:
             what = f"lacks {lacking[0]}, which the model of config.toml has in this version"
             raise RunError(f"{path}: {what}; train the run again")

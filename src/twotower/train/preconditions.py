@@ -81,6 +81,7 @@ def check_recipe(dataset: Dataset, recipe: Recipe, context: DistributedContext) 
         )
     _check_towers(recipe)
     _check_scorers(dataset, recipe)
+    _check_narrow(dataset, recipe)
     for pair, start in (recipe.first_starts | recipe.last_starts).items():
         start.check(dataset, recipe.model, pair)
     for metric in recipe.evaluation.metrics:
@@ -127,6 +128,20 @@ def _check_scorers(dataset: Dataset, recipe: Recipe) -> None:
         raise ConfigError(
             f"the closed form {kinds} is added to trained towers, whose vectors depend on {listed(context)}; "
             "leave it out of scorers, or leave out the features of the context"
+        )
+
+
+def _check_narrow(dataset: Dataset, recipe: Recipe) -> None:
+    """Raise ConfigError if there is no one vector of each user, or nothing that a width can be chosen by."""
+    context = [f"'{f.name}'" for f in dataset.schema.side("context")]
+    if recipe.narrow.width and context:
+        raise ConfigError(
+            f"narrow.width is fitted to one vector of each user, and those here depend on {listed(context)}; set "
+            "narrow.width = 0, or leave out the features of the context"
+        )
+    if recipe.narrow.width == "auto" and not len(dataset.validation):
+        raise ConfigError(
+            "narrow.width = 'auto' is chosen on the validation part, and the split has none; set a width, such as 128"
         )
 
 

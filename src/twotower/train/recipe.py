@@ -6,7 +6,7 @@ from collections.abc import Collection
 from itertools import compress
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from twotower.errors import ConfigError, did_you_mean, listed
 from twotower.evaluation.config import EvaluationConfig
@@ -129,6 +129,25 @@ class TrainConfig(Section):
         return self
 
 
+class NarrowConfig(Section):
+    """Narrow vectors: after the last epoch a linear map of the vectors of all pairs, fitted to their scores.
+
+    `auto` takes the smallest of 64, 128, 256 and 512 that keeps 98 % of train.monitor on the validation part. Biases
+    take two of the numbers. Words and contexts want all of them: 0.
+    """
+
+    width: int | Literal["auto"] = Field(
+        0, description="Numbers of a served vector, with those of biases. 0: all of the pairs. auto: by validation."
+    )
+
+    @field_validator("width", mode="before")
+    @classmethod
+    def _allowed(cls, value: object) -> object:
+        if value != "auto" and not (type(value) is int and (value == 0 or value > 2)):
+            raise ValueError(f"0, a whole number from 3, or 'auto' is allowed, got {value!r:.80}")
+        return value
+
+
 class Recipe(Section):
     """All settings that decide the weights of a model on a dataset, and how they are chosen."""
 
@@ -145,6 +164,7 @@ class Recipe(Section):
         description="Terms that the mix adds to the score of the trained towers, each with its `kind`; "
         "without epochs they are the score.",
     )
+    narrow: NarrowConfig = NarrowConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
 
     @model_validator(mode="after")
@@ -254,8 +274,8 @@ class Recipe(Section):
     @property
     def phases(self) -> list[str]:
         """Names of the phases of a training and its evaluation, in order."""
-        names = "closed forms", "epochs", "closed forms after the epochs", "fits to validation"
-        runs = self.first_starts, self.train.epochs, self.last_starts, self.fitted_last
+        names = "closed forms", "epochs", "closed forms after the epochs", "fits to validation", "narrow vectors"
+        runs = self.first_starts, self.train.epochs, self.last_starts, self.fitted_last, self.narrow.width
         return ["reading", *compress(names, runs), "evaluation"]
 
     @property
@@ -282,10 +302,25 @@ class Recipe(Section):
                 "scorers fill whole tables, and train.embedding_placement = 'torchrec' has pieces; set 'replicated', "
                 "or leave them out"
             )
+        if self.narrow.width:
+            self._check_narrow()
         if not (train.epochs or has_scorers):
             raise ValueError(
                 "train.epochs = 0 trains no towers; name a scorer, such as scorers = ['ials'], or set train.epochs to "
                 "1 or more"
+            )
+
+    def _check_narrow(self) -> None:
+        """Raise ValueError if there are no vectors that can be made narrow."""
+        if not (self.train.epochs or self.train.solved):
+            raise ValueError(
+                "narrow.width is that of vectors, and no scorer here has any; add one that does, such as 'ials', set "
+                "train.epochs to 1 or more, or set narrow.width = 0"
+            )
+        if self.train.embedding_placement == "torchrec":
+            raise ValueError(
+                "narrow.width reads whole tables, and train.embedding_placement = 'torchrec' has pieces; set "
+                "'replicated', or narrow.width = 0"
             )
 
     def _check_apart(self) -> None:

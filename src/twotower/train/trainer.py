@@ -36,13 +36,16 @@ from twotower.features.side import SIDES
 from twotower.features.values import UNKNOWN
 from twotower.machine import peak_memory_mb, physical_memory
 from twotower.model.lowering import MAX_TABLE_BYTES
+from twotower.model.narrow import Narrow
 from twotower.model.tables import blank_tables, deferred_tables
 from twotower.model.two_tower import TwoTower
+from twotower.scorers.choices import Choices
 from twotower.train.checkpoint import Checkpoint, Checkpoints, Stateful
 from twotower.train.closed_forms import ClosedForm, ClosedForms, evaluation_of_search, scale_pair
 from twotower.train.defaults import with_defaults, with_precision
 from twotower.train.factors import context_factors, has_finite_vectors, model_factors, with_added
 from twotower.train.mix import Mix, climbed, cold_items
+from twotower.train.narrow import Wide, choose, narrowed, temperature
 from twotower.train.objective import ContrastiveObjective, PointwiseObjective
 from twotower.train.order import Epoch
 from twotower.train.progress import Callback, EpochRecord, TrainingProgress
@@ -99,6 +102,8 @@ class Trainer:
         self._measured_pairs = recipe.pairs_of_epochs
         self._solved = list[tuple[ClosedForm, float]]()
         """Closed forms and their weights, to solve them again."""
+        self._temperature: float | None = None
+        """Temperature of the wide scores, of validation."""
         for pair in recipe.last_starts:
             scale_pair(self.model, pair, 0.0)  # until it has its values
         steps = self.objective.steps_per_epoch
@@ -138,7 +143,7 @@ class Trainer:
             self.weights.load_state(self.best.weights)
             with self._at_once():
                 self._check_stop()
-                validated = self._solve_again(self._fit_last())
+                validated = self._solve_again(self._narrow(self._fit_last()))
         if self.torchrec:
             self.torchrec.gather_tables()
         self.objective.detach_from_group()
@@ -281,6 +286,7 @@ class Trainer:
         again = [(form, weight) for form, weight in self._solved if weight]
         if not (again and self.dataset.split.from_train):
             return validated
+        layer, self.model.narrow = self.model.narrow, None
         validated, whole = validated or self._validation_metrics(self._scorer()), self.dataset.with_all_of_train()
         log.info(
             f"closed forms are solved again on all {len(whole.train):,} training rows, with the chosen values and "
@@ -288,7 +294,52 @@ class Trainer:
         )
         for form, weight in again:
             self._closed_forms.solve_again(form, whole, weight)
+        if layer is not None:
+            every = self._scorer()
+            assert isinstance(every, Factors)
+            self.model.narrow = self._fit_narrow(self._wide(every), layer.width)
         return validated
+
+    def _narrow(self, validated: dict[str, float]) -> dict[str, float]:
+        """Add the narrow layer, of the width that is given or that is enough on validation. Return the validation
+        metrics by narrow vectors, and those of each width as `narrow.…`."""
+        if not (width := self.recipe.narrow.width):
+            return validated
+        self._check_stop()
+        self.callback.on_phase("narrow vectors", self.recipe)
+        started, every = time.perf_counter(), self._scorer()
+        assert isinstance(every, Factors)
+        wide, some = self._wide(every), evaluation_of_search(self.recipe.evaluation, len(self.dataset.items))
+
+        def measure(layer: Narrow | None) -> float:
+            self._check_stop()
+            return self._score(narrowed(every, layer, self.dataset, wide.biases) if layer else every, some)
+
+        is_measured = bool(len(self.dataset.validation))
+        found = choose(wide, width, self._fit_narrow, measure if is_measured else None, self.recipe.train.monitor)
+        self.model.narrow = found.layer
+        self.progress.seconds += time.perf_counter() - started
+        if not (found.layer and is_measured):
+            return validated | found.curve
+        return self._validation_metrics(narrowed(every, found.layer, self.dataset, wide.biases)) | found.curve
+
+    def _wide(self, every: Factors) -> Wide:
+        """Return the wide vectors of the newest versions of those of all rows."""
+        config = self.recipe
+        if self._temperature is None:
+            choices = Choices.of(self.dataset, config.train.seed, config.evaluation.repeats)
+            self._temperature = temperature(every, choices) if choices else 1.0
+        return Wide(
+            self._newest(every), self.dataset, 2 * self.model.bias_columns, config.loss.pointwise, config.train.seed,
+            config.evaluation.repeats != "exclude", self._temperature,
+        )  # fmt: skip
+
+    def _fit_narrow(self, wide: Wide, width: int) -> Narrow:
+        """Return the narrow layer of a width without biases, the same on all ranks."""
+        with at_once():
+            maps = self.context.broadcast(wide.fit(width) if self.context.is_main else None)
+        assert maps is not None
+        return wide.layer(maps)
 
     @property
     def _closed_forms(self) -> ClosedForms:
@@ -468,6 +519,10 @@ class Trainer:
                 "one vector for each user is needed, as by negatives.hard, and the model reads the context; drop that "
                 "option"
             )
+        return self._newest(every)
+
+    def _newest(self, every: Factors) -> Factors:
+        """Return the vectors of the versions at the latest training time, of those `by_version`."""
         rows = (self.dataset.rows_after_training(side) for side in SIDES)
         users, items = (
             vectors[torch.from_numpy(r)] for vectors, r in zip((every.users, every.items), rows, strict=True)

@@ -1,0 +1,295 @@
+"""Narrow vectors: one short pair of vectors that ranks as the wide vectors of all pairs together.
+
+The first maps are the best of their width for the scores of the users: singular vectors of the item vectors in the
+metric of the user vectors. A softmax over all items is then fitted to that of the wide scores (Hinton et al. 2015,
+"Distilling the Knowledge in a Neural Network"), as the top of a list matters more than its end; with labelled pairs
+the squares of the differences of their scores. The temperature of the softmax is the likeliest for what users of the
+validation part took.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from twotower.arrays.types import F32, F64, Bool, Float, Ints, Shaped
+from twotower.data.dataset import Dataset
+from twotower.data.side import Side
+from twotower.evaluation.factors import Factors
+from twotower.features.values import UNKNOWN
+from twotower.model.narrow import Narrow
+from twotower.scorers.choices import Choices
+
+log = logging.getLogger(__name__)
+
+WIDTHS = (64, 128, 256, 512)
+"""Widths of which `auto` takes the first that is good enough."""
+CURVE = (32, *WIDTHS)
+"""Widths whose quality is reported."""
+KEPT = 0.98
+"""Share of the monitored metric of the wide vectors that `auto` keeps."""
+HOPEFUL = 0.85
+"""Share from which a projection is fitted: the fit gains some ten hundredths."""
+STEPS, BATCH, RATE = 300, 512, 0.03
+"""Steps of a fit, users or pairs of one, and its first learning rate, in the size of the numbers that are learned."""
+MAX_ITEMS = 16_384
+"""Items of a step at most; more are drawn."""
+TEMPERATURES = 2.0 ** np.arange(-6, 0.5, 0.5)
+"""Temperatures that are tried, in standard deviations of the scores that are compared: a flatter softmax has no top."""
+SMALLEST = 1e-6
+"""Share of the largest variance below which a direction of vectors is left out."""
+
+
+@dataclass(frozen=True)
+class Maps:
+    """Narrow vectors: `user_map` of the wide user vectors, and the vectors of all items."""
+
+    user_map: F32[Tensor, "W k"]
+    items: F32[Tensor, "I k"]
+
+    @property
+    def width(self) -> int:
+        return self.user_map.shape[1]
+
+    def first(self, width: int) -> Maps:
+        return Maps(self.user_map[:, :width], self.items[:, :width])
+
+
+@dataclass(frozen=True)
+class Wide:
+    """Wide vectors of all users and items, of the newest versions, and what they were trained on."""
+
+    vectors: Factors
+    dataset: Dataset
+    biases: int
+    """Columns of biases, at the end of both vectors, which stay as they are."""
+    labelled: bool
+    """True if the scores of labelled pairs are fitted, not rankings."""
+    seed: int
+    own_items: bool
+    """True if rankings hold the items of a user's history."""
+    temperature: float = 1.0
+
+    @property
+    def width(self) -> int:
+        return self.vectors.items.shape[1]
+
+    @cached_property
+    def users(self) -> F32[Tensor, "U W"]:
+        return self.vectors.users[:, : self.width - self.biases].float()
+
+    @cached_property
+    def items(self) -> F32[Tensor, "I W"]:
+        return self.vectors.items[:, : self.width - self.biases].float()
+
+    @cached_property
+    def active(self) -> Shaped[Ints, "u"]:
+        """Users with training interactions."""
+        return np.flatnonzero(self.dataset.seen_items.lengths)
+
+    @cached_property
+    def gram(self) -> F64[Tensor, "W W"]:
+        """Mean of the products of the columns of the vectors of users with training interactions."""
+        total = torch.zeros(self.users.shape[1], self.users.shape[1], dtype=torch.float64)
+        for rows in torch.split(torch.from_numpy(self.active), 2**14):
+            some = self.users[rows].cpu().double()
+            total += some.T @ some
+        return total / max(1, len(self.active))
+
+    @cached_property
+    def projection(self) -> Maps:
+        """The best maps of every width up to the number of directions of the scores: their first columns."""
+        sizes, directions = _directions(self.gram)
+        items = self.items.cpu().double() @ (directions * sizes.sqrt())
+        lengths, turn = _directions(items.T @ items / len(items))
+        size = lengths**0.25  # makes both sides of one size
+        back = directions / sizes.sqrt()
+        return Maps((back @ turn * size).float(), (items @ turn / size).float())
+
+    def fit(self, width: int) -> Maps:
+        """Return maps of a width whose scores come near the wide ones; without rows of items the projection."""
+        start, rng = self.projection.first(width), np.random.default_rng(self.seed)
+        if self.dataset.schema.id_feature("item") is None:
+            return start
+        # Users are whitened, so that one learning rate suits all their numbers.
+        users = self.users.cpu() @ self.projection.user_map
+        scale = users[self.active].square().mean(0).sqrt().clamp(min=1e-12)
+        users, items = users / scale, self.projection.items * scale
+        turn = torch.eye(users.shape[1])[:, :width].clone().requires_grad_()
+        rows = (start.items * scale[:width]).clone().requires_grad_()
+        optimizer = torch.optim.Adam(
+            [
+                {"params": [turn], "lr": RATE / math.sqrt(users.shape[1])},
+                {"params": [rows], "lr": RATE * float(rows.detach().square().mean().sqrt())},
+            ],
+            betas=(0.9, 0.99),
+        )
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, STEPS)
+        loss_of = self._loss_of_pairs if self.labelled else self._loss_of_lists
+        for _ in range(STEPS):
+            optimizer.zero_grad()
+            loss_of(users, items, turn, rows, rng).backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+            schedule.step()
+        return Maps(self.projection.user_map / scale @ turn.detach(), rows.detach())
+
+    def _loss_of_lists(
+        self, users: F32[Tensor, "U r"], items: F32[Tensor, "I r"], turn: F32[Tensor, "r k"], rows: F32[Tensor, "I k"],
+        rng: np.random.Generator,
+    ) -> F32[Tensor, ""]:  # fmt: skip
+        """Return the cross-entropy of the lists of some users by the narrow scores, to those by the wide ones."""
+        drawn = np.sort(rng.choice(self.active, min(BATCH, len(self.active)), replace=False))
+        some = np.arange(len(items))
+        if len(items) > MAX_ITEMS:
+            some = np.sort(rng.choice(some, MAX_ITEMS, replace=False))
+            items, rows = items[torch.from_numpy(some)], rows[torch.from_numpy(some)]
+        vectors, bias = users[torch.from_numpy(drawn)], self._biases[torch.from_numpy(some)]
+        out = None if self.own_items else self._taken(drawn, some)
+        wide, narrow = (
+            _masked((scores + bias) / self.temperature, out) for scores in (vectors @ items.T, vectors @ turn @ rows.T)
+        )
+        return F.cross_entropy(narrow, wide.softmax(1))
+
+    def _loss_of_pairs(
+        self, users: F32[Tensor, "U r"], items: F32[Tensor, "I r"], turn: F32[Tensor, "r k"], rows: F32[Tensor, "I k"],
+        rng: np.random.Generator,
+    ) -> F32[Tensor, ""]:  # fmt: skip
+        """Return the mean square of the differences of the scores of some training pairs."""
+        train = self.dataset.train
+        drawn = rng.integers(len(train), size=BATCH * 16)
+        user, item = (torch.from_numpy(side[drawn].astype(np.int64)) for side in (train.user, train.item))
+        vectors = users[user]
+        wide, narrow = (vectors * items[item]).sum(1), (vectors @ turn * rows[item]).sum(1)
+        return (wide - narrow).square().mean()
+
+    @cached_property
+    def _biases(self) -> F32[Tensor, "I"]:
+        """The biases of the items, 0 without columns of biases."""
+        return self.vectors.items[:, -1].cpu().float() if self.biases else torch.zeros(len(self.items))
+
+    def _taken(self, users: Shaped[Ints, "B"], items: Shaped[Ints, "I"]) -> Bool[Tensor, "B I"]:
+        """Return True for the items of the histories of some users."""
+        seen = self.dataset.seen_items.take(users)
+        place = np.full(len(self.items), -1)
+        place[items] = np.arange(len(items))
+        rows, columns = seen.owners, place[seen.values]
+        out = torch.zeros(len(users), len(items), dtype=torch.bool)
+        out[torch.from_numpy(rows[columns >= 0]), torch.from_numpy(columns[columns >= 0])] = True
+        return out
+
+    def layer(self, maps: Maps) -> Narrow:
+        """Return the last layer of a model of these wide vectors. The map of the items is the best one for new items:
+        its products with the narrow vectors of users differ least from the wide ones."""
+        gram, user_map = self.gram, maps.user_map.cpu().double()
+        inner = user_map.T @ gram @ user_map
+        item_map = torch.linalg.lstsq(inner, user_map.T @ gram, driver="gelsd").solution.T.float()
+        fields = self.dataset.encoders.fields("item")
+        feature = self.dataset.schema.id_feature("item")
+        rows = torch.zeros(0, maps.width)
+        if feature is not None:
+            codes = _codes(self.dataset.items, self.dataset)
+            rows = torch.zeros(next(f.rows for f in fields if f.name == feature.name), maps.width)
+            known = torch.from_numpy(codes != UNKNOWN)
+            rows[torch.from_numpy(codes)[known]] = (maps.items - self.items.cpu() @ item_map)[known]
+        return Narrow(maps.user_map, item_map, rows, fields).to(self.vectors.items.device)
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """The narrow layer of a model, or None where the wide vectors stay."""
+
+    layer: Narrow | None
+    curve: dict[str, float]
+    """The monitored metric of validation by width, as `narrow.…`."""
+
+
+def choose(
+    wide: Wide, width: int | Literal["auto"], fit: Callable[[Wide, int], Narrow],
+    measure: Callable[[Narrow | None], float] | None, monitor: str,
+) -> Chosen:  # fmt: skip
+    """Return the layer of a width; of `auto` the first of WIDTHS that keeps KEPT of the score of the wide vectors.
+
+    `fit` returns the layer of a width without biases. `measure` returns the score of a layer, or of the wide vectors,
+    on validation, higher is better; None: there is no validation, and nothing is compared."""
+    if width != "auto" and width >= wide.width:
+        log.warning(f"narrow.width = {width} is lowered to {wide.width}, the numbers of the vectors of all pairs")
+        return Chosen(None, {})
+    if measure is None:
+        assert width != "auto"
+        return Chosen(fit(wide, width - wide.biases), {})
+    whole, layer = measure(None), None
+    projected = {n: wide.layer(wide.projection.first(n - wide.biases)) for n in CURVE if n < wide.width}
+    scores = {n: measure(one) for n, one in projected.items()}
+    curve = {f"{n}.projected": score for n, score in scores.items()} | {str(wide.width): whole}
+    tried = [width] if width != "auto" else [n for n in WIDTHS if n < wide.width]
+    for n in tried:
+        if n != tried[-1] and not _keeps(scores[n], whole, HOPEFUL):
+            continue
+        layer = fit(wide, n - wide.biases)
+        curve[str(n)] = measure(layer)
+        if n in scores and scores[n] > curve[str(n)]:
+            layer, curve[str(n)] = projected[n], scores[n]
+        if _keeps(curve[str(n)], whole, KEPT):
+            break
+    else:
+        if width == "auto" and wide.width <= WIDTHS[-1]:
+            layer = None
+    shown = ", ".join(f"{n} {abs(score):.4f}" for n, score in curve.items())
+    log.info(f"vectors of {layer.width + wide.biases if layer else wide.width} numbers: {monitor} by width: {shown}")
+    return Chosen(layer, {f"narrow.{n}": abs(score) for n, score in curve.items()})
+
+
+def _keeps(score: float, whole: float, share: float) -> bool:
+    """Return True if a score, higher is better and negative where a metric is to be low, has a share of the whole."""
+    return score >= (whole * share if whole > 0 else whole / share)
+
+
+def narrowed(every: Factors, layer: Narrow, dataset: Dataset, biases: int) -> Factors:
+    """Return the narrow vectors of wide ones, of all rows `by_version`."""
+    users, items = (vectors[:, : vectors.shape[1] - biases] for vectors in (every.users, every.items))
+    items = items @ layer.item_map
+    if len(layer.rows):
+        items = items + layer.rows[torch.from_numpy(_codes(dataset.items.by_version(), dataset))]
+    sides = (users @ layer.user_map, every.users), (items, every.items)
+    users, items = (torch.cat([short, wide[:, wide.shape[1] - biases :]], 1) for short, wide in sides)
+    return replace(every, users=users, items=items)
+
+
+def _codes(items: Side, dataset: Dataset) -> Shaped[Ints, "n"]:
+    """Return the code of the id of each row of the items."""
+    feature = dataset.schema.id_feature("item")
+    assert feature is not None
+    return np.asarray(items.columns[feature.name]).astype(np.int64)
+
+
+def temperature(wide: Factors, choices: Choices) -> float:
+    """Return the temperature of the wide scores by which the items that users took are the likeliest."""
+    scores, offsets = choices.scores(wide).double(), torch.from_numpy(choices.offsets).double()
+    compared = torch.isfinite(offsets)
+    unit = float(scores[compared].std()) or 1.0
+
+    def loss(one: float) -> float:
+        return float(((scores / one + offsets).logsumexp(1) - scores[:, 0] / one).mean())
+
+    return min((unit * float(factor) for factor in TEMPERATURES), key=loss)
+
+
+def _directions(gram: F64[Tensor, "W W"]) -> tuple[F64[Tensor, "r"], F64[Tensor, "W r"]]:
+    """Return the eigenvalues that are not negligible, from the largest, and their eigenvectors; at least one."""
+    sizes, directions = (x.flip(-1) for x in torch.linalg.eigh(gram))
+    kept = int((sizes > SMALLEST * sizes[0]).sum()) or 1
+    return sizes[:kept].clamp(min=1e-30), directions[:, :kept]
+
+
+def _masked(scores: Float[Tensor, "B I"], out: Bool[Tensor, "B I"] | None) -> Float[Tensor, "B I"]:
+    """Return scores that are low where an item is left out; minus infinity has no cross-entropy."""
+    return scores if out is None else scores.masked_fill(out, -1e9)

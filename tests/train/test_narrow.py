@@ -1,0 +1,307 @@
+"""Narrow vectors: known answers of projections, what a fit gains, the choice of a width, and whole trainings."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+import torch
+from closed_form_worlds import courses, groups
+from worlds import CHECKERBOARD_SCHEMA, checkerboard, settings
+
+from twotower import api, runs
+from twotower.config.experiment import Config
+from twotower.data.dataset import Dataset, build_dataset
+from twotower.data.tables import check
+from twotower.errors import ConfigError
+from twotower.evaluation.factors import Factors
+from twotower.features.categorical import Categorical
+from twotower.features.schema import Schema
+from twotower.features.values import UNKNOWN
+from twotower.files import layout
+from twotower.onnx.export import export_tower
+from twotower.scorers.choices import Choices
+from twotower.train import narrow
+from twotower.train.narrow import Maps, Wide, choose, narrowed, temperature
+from twotower.train.trainer import Trainer
+
+
+@pytest.fixture(scope="module")
+def data() -> Dataset:
+    return groups()
+
+
+def wide_of(data: Dataset, rank: int, width: int = 40, biases: int = 0, noise: float = 0.0, **given: Any) -> Wide:
+    """Wide vectors whose products have a rank; with biases in the last two columns."""
+    torch.manual_seed(3)
+    into = torch.randn(rank, width)
+    users, items = (torch.randn(n, rank) @ into for n in (len(data.users), len(data.items)))
+    users, items = (x + noise * torch.randn_like(x) for x in (users, items))
+    if biases:
+        users, items = (
+            torch.cat([users, torch.randn(len(users), 2)], 1),
+            torch.cat([items, torch.randn(len(items), 2)], 1),
+        )
+        users[:, -1] = items[:, -2] = 1
+    facts: dict[str, Any] = {"labelled": False, "seed": 1, "own_items": False, "temperature": 30.0}
+    return Wide(Factors(users, items), data, biases, **facts | given)
+
+
+def cross_entropy(wide: Wide, found: Factors) -> float:
+    """The measure of a fit, of all users: the narrow lists against the wide ones, without the items of a history."""
+    out = torch.zeros(len(wide.users), len(wide.items), dtype=torch.bool)
+    out[wide.dataset.seen_items.owners, wide.dataset.seen_items.values] = True
+    goal, got = ((f.users @ f.items.T / wide.temperature).masked_fill(out, -1e9) for f in (wide.vectors, found))
+    return float(torch.nn.functional.cross_entropy(got, goal.softmax(1)))
+
+
+@pytest.mark.parametrize("biases", [0, 2])
+def test_as_many_numbers_as_the_scores_have_directions_lose_nothing(data: Dataset, biases: int) -> None:
+    wide = wide_of(data, rank=6, biases=biases)
+    found = narrowed(wide.vectors, wide.layer(wide.projection.first(6)), data, biases)
+    assert found.items.shape[1] == 6 + biases
+    for side in ("users", "items"):
+        short, whole = getattr(found, side), getattr(wide.vectors, side)
+        assert torch.equal(short[:, 6:], whole[:, 40:]), "biases stay"
+    assert torch.allclose(found.users @ found.items.T, wide.vectors.users @ wide.vectors.items.T, atol=1e-2)
+
+
+def test_a_projection_is_the_best_of_its_width(data: Dataset) -> None:
+    """By the Eckart-Young theorem, of users with training interactions, which all are."""
+    wide = wide_of(data, rank=20, noise=0.5)
+    found = narrowed(wide.vectors, wide.layer(wide.projection.first(8)), data, 0)
+    scores = wide.users.double() @ wide.items.double().T
+    u, s, v = torch.linalg.svd(scores, full_matrices=False)
+    best = (scores - u[:, :8] * s[:8] @ v[:8]).square().mean()
+    assert float((scores - found.users.double() @ found.items.double().T).square().mean()) == pytest.approx(
+        float(best), rel=1e-3
+    )
+
+
+def test_a_fit_keeps_the_top_of_the_lists(data: Dataset) -> None:
+    wide = wide_of(data, rank=20)
+    losses = [
+        cross_entropy(wide, narrowed(wide.vectors, wide.layer(maps), data, 0))
+        for maps in (wide.projection.first(8), wide.fit(8))
+    ]
+    whole = cross_entropy(wide, wide.vectors)
+    assert whole < losses[1] < whole + 0.7 * (losses[0] - whole)
+
+
+def test_a_fit_to_labelled_pairs_comes_nearer_to_their_scores(data: Dataset) -> None:
+    wide, train = wide_of(data, rank=20, labelled=True), data.train
+    goal = wide.vectors.pair_products(train)
+    errors = [
+        float(np.square(narrowed(wide.vectors, wide.layer(maps), data, 0).pair_products(train) - goal).mean())
+        for maps in (wide.projection.first(8), wide.fit(8))
+    ]
+    assert errors[1] < 0.8 * errors[0]
+
+
+def test_a_fit_is_the_same_again(data: Dataset) -> None:
+    one, other = (wide_of(data, rank=20).fit(8) for _ in range(2))
+    assert torch.equal(one.items, other.items)
+    assert torch.equal(one.user_map, other.user_map)
+
+
+def test_items_beyond_those_of_a_step_are_drawn(data: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    wide = wide_of(data, rank=20)
+    before = cross_entropy(wide, narrowed(wide.vectors, wide.layer(wide.projection.first(8)), data, 0))
+    monkeypatch.setattr(narrow, "MAX_ITEMS", 40)
+    assert cross_entropy(wide, narrowed(wide.vectors, wide.layer(wide.fit(8)), data, 0)) < before
+
+
+def test_an_item_without_a_row_has_the_map_alone_which_is_the_best_for_its_scores(data: Dataset) -> None:
+    """By least squares over the users, of an item that no fit has seen."""
+    wide = wide_of(data, rank=20)
+    maps = wide.fit(8)
+    layer, new = wide.layer(maps), torch.randn(1, 40)
+    users, goal = (wide.users @ maps.user_map).double(), (wide.users @ new.T).double()
+    best = torch.linalg.lstsq(users, goal).solution
+    assert torch.allclose((new @ layer.item_map).double(), best.T, rtol=1e-2, atol=1e-3)
+    assert not layer.rows[UNKNOWN].any()
+
+
+def test_without_ids_of_items_the_projection_stays() -> None:
+    items = pl.DataFrame({"item_id": range(12), "kind": [f"k{n % 5}" for n in range(12)]})
+    rows = pl.DataFrame({"user_id": [n % 7 for n in range(60)], "item_id": [n % 12 for n in range(60)]}).unique()
+    schema = Schema(features=(Categorical(name="user_id", side="user"), Categorical(name="kind", side="item")))
+    config = settings(split={"kind": "random"}, loss={"kind": "softmax"}, negatives={"full": True})
+    data = Trainer(build_dataset(check(None, items, rows, schema), schema, config.split), config).dataset
+    wide = wide_of(data, rank=6)
+    assert torch.equal(wide.fit(3).items, wide.projection.first(3).items)
+    assert not len(wide.layer(wide.fit(3)).rows)
+
+
+class _Fixed:
+    """Wide vectors of no numbers, with fixed answers of `fit` and `measure` by width; the wide vectors have the score
+    1, and a fit gains a twentieth. A layer is its width."""
+
+    biases = 0
+
+    def __init__(self, width: int, **scores: float) -> None:
+        self.width, self.scores, self.fitted = (
+            width,
+            {int(name[1:]): score for name, score in scores.items()},
+            list[int](),
+        )
+
+    @property
+    def projection(self) -> _Fixed:
+        return self
+
+    def first(self, width: int) -> int:
+        return width
+
+    def layer(self, width: int) -> Any:
+        return SimpleNamespace(width=width, gain=1.0)
+
+    def fit(self, wide: Any, width: int) -> Any:
+        self.fitted.append(width)
+        return SimpleNamespace(width=width, gain=1.05)
+
+    def measure(self, layer: Any) -> float:
+        return self.scores[layer.width] * layer.gain if layer else 1.0
+
+    def choose(self, width: Any) -> narrow.Chosen:
+        wide: Any = self
+        return choose(wide, width, self.fit, self.measure, "validation.ndcg@5")
+
+
+@pytest.mark.parametrize(
+    ("scores", "width", "fitted", "taken"),
+    [
+        ({"w32": 0.9, "w64": 0.96, "w128": 0.99}, "auto", [64], 64),
+        ({"w32": 0.3, "w64": 0.5, "w128": 0.95}, "auto", [128], 128),  # the first has no hope
+        ({"w32": 0.3, "w64": 0.9, "w128": 0.92}, "auto", [64, 128], None),  # nothing is enough, and all is short
+        ({"w32": 0.3, "w64": 0.5, "w128": 0.6}, 64, [64], 64),
+        ({"w32": 0.3, "w64": 0.5, "w128": 0.6}, 200, [], None),
+    ],
+)
+def test_the_first_width_that_is_good_enough_is_taken(
+    scores: dict[str, float], width: Any, fitted: list[int], taken: int | None, messages: list[str]
+) -> None:
+    answers = _Fixed(160, **scores)
+    found = answers.choose(width)
+    assert answers.fitted == fitted
+    assert (found.layer.width if found.layer else None) == taken
+    if width == 200:
+        assert "narrow.width = 200 is lowered to 160" in messages[-1]
+    else:
+        assert found.curve["narrow.160"] == 1
+        assert {"narrow.32.projected", "narrow.64.projected", f"narrow.{fitted[-1]}"} <= found.curve.keys()
+        assert messages[-1].startswith(f"vectors of {taken or 160} numbers: validation.ndcg@5 by width: ")
+
+
+def test_wide_vectors_of_which_no_width_is_enough_get_the_largest() -> None:
+    answers = _Fixed(600, w32=0.1, w64=0.1, w128=0.1, w256=0.2, w512=0.5)
+    found = answers.choose("auto")
+    assert answers.fitted == [512]
+    assert found.layer
+    assert found.layer.width == 512
+
+
+def config_of(width: Any = 6, **sections: Any) -> Config:
+    """Two pairs that are trained, of 24 numbers in all."""
+    item = {"fields": ["item_id"], "layers": [], "width": 12}
+    pairs = [{"user": {"fields": [name], "layers": [12], "width": 12}, "item": item} for name in ("one", "two")]
+    given: dict[str, Any] = {
+        "model": {"similarity": "dot", "temperature": 1.0, "bias": False, "pairs": pairs},
+        "loss": {"kind": "softmax"},
+        "negatives": {"full": True},
+        "train": {"epochs": 2, "monitor": "validation.ndcg@5", "device": "cpu", "history_scope": "causal"},
+        "narrow": {"width": width},
+    }
+    return settings(**given | sections)
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_a_trained_model_serves_what_validation_measured(tmp_path: Path, bias: bool) -> None:
+    """The run that is read again, the exported towers, and new items."""
+    data, config = courses(300), config_of(split={"kind": "last"})
+    config = config.model_copy(update={"model": config.model.model_copy(update={"bias": bias})})
+    run = api.fit(data, config=config, folder=tmp_path)
+    found = run.factors()
+    assert found.items.shape[1] == found.users.shape[1] == 6
+    assert run.metrics["narrow.6"] == pytest.approx(run.metrics["validation.ndcg@5"], abs=1e-6)
+    assert run.metrics["narrow.26" if bias else "narrow.24"] > 0
+    again = runs.load(tmp_path)
+    assert torch.equal(again.factors().items, found.items)
+    assert "Fitted: the map" in (tmp_path / layout.REPORT).read_text()
+    items = again.model.item_vectors(Trainer(data, config).objective.items.take(np.arange(len(data.items))))
+    assert torch.allclose(items, found.items, atol=1e-5)
+    for side in ("user", "item"):
+        assert export_tower(again.model, side, data.encoders.fields(side), tmp_path / f"{side}.onnx") is not None
+
+
+def test_pairs_that_are_solved_again_get_narrow_vectors_again(messages: list[str]) -> None:
+    """Validation was a part of train: its rows are in the closed forms that narrow vectors are fitted to."""
+    item = {"fields": ["item_id"], "layers": [], "width": 12}
+    pair = {"user": {"fields": ["one"], "layers": [], "width": 12}, "item": item}
+    ials = {"kind": "ials", "width": 12, "unobserved": [0.3], "regularization": [0.008]}
+    config = config_of(
+        model={"similarity": "dot", "temperature": 1.0, "bias": False, "pairs": [pair]},
+        train={"epochs": 0, "solved": [ials], "monitor": "validation.ndcg@5", "device": "cpu"},
+    )
+    results = []
+    for width in (0, 10):
+        chosen = config.model_copy(update={"narrow": config.narrow.model_copy(update={"width": width})})
+        results.append(Trainer(groups(validates=False, share=0.2), chosen).run())
+    assert any("solved again" in line for line in messages)
+    assert [result.model.narrow and result.model.narrow.width for result in results] == [None, 10]
+    data = groups(validates=False, share=0.2)
+    whole, short = (Trainer(data, config).objective, [result.model.eval() for result in results])
+    rows = whole.users.take(np.arange(len(data.users))), whole.items.take(np.arange(len(data.items)))
+    scores = [(model.user_vectors(rows[0]) @ model.item_vectors(rows[1]).T).detach() for model in short]
+    taken = np.zeros(scores[0].shape, bool)
+    taken[data.with_all_of_train().seen_items.owners, data.with_all_of_train().seen_items.values] = True
+    within = [
+        s - (s * ~taken).sum(1, keepdims=True) / (~taken).sum(1, keepdims=True) for s in map(torch.Tensor.numpy, scores)
+    ]
+    assert np.corrcoef(*(s[~taken] for s in within))[0, 1] > 0.9, "lists keep their order; users may differ by a number"
+
+
+def test_the_temperature_is_that_by_which_items_are_taken() -> None:
+    """Users take items by the softmax of their products, over a temperature."""
+    generator = torch.Generator().manual_seed(1)
+    users, items = torch.randn(400, 8, generator=generator), torch.randn(60, 8, generator=generator)
+    taken = torch.multinomial((users @ items.T / 2).softmax(1), 4, generator=generator)
+    rows = [(u, int(i), "validation" if n == 3 else "train") for u, row in enumerate(taken) for n, i in enumerate(row)]
+    rows.append((0, int(taken[0, 0]), "test"))
+    frame = pl.DataFrame(rows, schema=["user_id", "item_id", "part"], orient="row")
+    schema = Schema(features=(Categorical(name="user_id", side="user"), Categorical(name="item_id", side="item")))
+    split = settings(split={"kind": "column", "column": "part"}).split
+    data = build_dataset(check(None, None, frame, schema), schema, split)
+    choices = Choices.of(data, 1, "exclude")
+    assert choices is not None
+    order = [int(x) for x in data.items.frame["item_id"]]
+    for factor in (1.0, 10.0):
+        assert temperature(Factors(users * factor, items[order]), choices) == pytest.approx(2 * factor, rel=0.5)
+
+
+@pytest.mark.parametrize("width", [-1, 1, 2, 1.5, True, "wide"])
+def test_a_width_that_is_none_is_refused(width: Any) -> None:
+    with pytest.raises(ConfigError, match=r"narrow.width: 0, a whole number from 3, or 'auto' is allowed, got "):
+        config_of(width)
+
+
+def test_nothing_dense_is_refused() -> None:
+    with pytest.raises(ConfigError, match="narrow.width is that of vectors, and no scorer here has any"):
+        config_of(train={"epochs": 0}, scorers=["trending"])
+
+
+def test_a_width_by_validation_needs_it() -> None:
+    config = config_of("auto", split={"kind": "random", "validation": 0.0}, train={"epochs": 1, "device": "cpu"})
+    users, items, rows = checkerboard()
+    with pytest.raises(ConfigError, match=r"narrow.width = 'auto' is chosen on the validation part.* such as 128"):
+        api.fit((users, items, rows), CHECKERBOARD_SCHEMA, config.model_copy(update={"model": settings().model}))
+
+
+def test_maps_have_the_first_columns_of_wider_ones() -> None:
+    maps = Maps(torch.randn(4, 3), torch.randn(5, 3)).first(2)
+    assert maps.width == 2
+    assert maps.items.shape == (5, 2)
