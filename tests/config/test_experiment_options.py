@@ -71,6 +71,7 @@ CHANGES: dict[str, tuple[Any, dict[str, Any]]] = {
     "model.stacking": (True, {}),
     "model.cold_item_bias": (True, {}),
     "evaluation.metrics": (["mykinds.metrics:TailShare"], {}),
+    "narrow.width": (4, {}),
     "model.pairs.user.branches": ([{"kind": "identity"}, {"kind": "cross"}], {}),
     "model.pairs.user.augment": (True, {}),
     "model.pairs.user.fields": (["uid", "city"], {}),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -25,7 +26,6 @@ from twotower.features.values import UNKNOWN
 from twotower.files import layout
 from twotower.onnx.export import export_tower
 from twotower.scorers.choices import Choices
-from twotower.train import narrow
 from twotower.train.narrow import Maps, Wide, choose, narrowed, temperature
 from twotower.train.trainer import Trainer
 
@@ -108,11 +108,11 @@ def test_a_fit_is_the_same_again(data: Dataset) -> None:
     assert torch.equal(one.user_map, other.user_map)
 
 
-def test_items_beyond_those_of_a_step_are_drawn(data: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_items_beyond_those_of_a_step_are_drawn(data: Dataset) -> None:
     wide = wide_of(data, rank=20)
     before = cross_entropy(wide, narrowed(wide.vectors, wide.layer(wide.projection.first(8)), data, 0))
-    monkeypatch.setattr(narrow, "MAX_ITEMS", 40)
-    assert cross_entropy(wide, narrowed(wide.vectors, wide.layer(wide.fit(8)), data, 0)) < before
+    some = replace(wide, max_items=40)
+    assert cross_entropy(wide, narrowed(wide.vectors, wide.layer(some.fit(8)), data, 0)) < before
 
 
 def test_an_item_without_a_row_has_the_map_alone_which_is_the_best_for_its_scores(data: Dataset) -> None:
@@ -167,7 +167,7 @@ class _Fixed:
     def measure(self, layer: Any) -> float:
         return self.scores[layer.width] * layer.gain if layer else 1.0
 
-    def choose(self, width: Any) -> narrow.Chosen:
+    def choose(self, width: Any) -> tuple[Any, dict[str, float]]:
         wide: Any = self
         return choose(wide, width, self.fit, self.measure, "validation.ndcg@5")
 
@@ -186,23 +186,22 @@ def test_the_first_width_that_is_good_enough_is_taken(
     scores: dict[str, float], width: Any, fitted: list[int], taken: int | None, messages: list[str]
 ) -> None:
     answers = _Fixed(160, **scores)
-    found = answers.choose(width)
+    layer, curve = answers.choose(width)
     assert answers.fitted == fitted
-    assert (found.layer.width if found.layer else None) == taken
+    assert (layer.width if layer else None) == taken
     if width == 200:
         assert "narrow.width = 200 is lowered to 160" in messages[-1]
     else:
-        assert found.curve["narrow.160"] == 1
-        assert {"narrow.32.projected", "narrow.64.projected", f"narrow.{fitted[-1]}"} <= found.curve.keys()
+        assert curve["narrow.160"] == 1
+        assert {"narrow.32.projected", "narrow.64.projected", f"narrow.{fitted[-1]}"} <= curve.keys()
         assert messages[-1].startswith(f"vectors of {taken or 160} numbers: validation.ndcg@5 by width: ")
 
 
 def test_wide_vectors_of_which_no_width_is_enough_get_the_largest() -> None:
     answers = _Fixed(600, w32=0.1, w64=0.1, w128=0.1, w256=0.2, w512=0.5)
-    found = answers.choose("auto")
+    layer, _ = answers.choose("auto")
     assert answers.fitted == [512]
-    assert found.layer
-    assert found.layer.width == 512
+    assert layer.width == 512
 
 
 def config_of(width: Any = 6, **sections: Any) -> Config:

@@ -152,9 +152,10 @@ class FittedRecipe:
                     user |= {"join": "sum", "activation": "Identity", "layers": []}
 
     def shaped(self, shape: Shape, rule: RecipeRule) -> Settings:
-        """Return the scorers and the sections [model], [loss], [negatives] and [train] for a shape, and set windows."""
+        """Return the scorers and the sections [model], [loss], [negatives], [train] and [narrow] for a shape, and set
+        windows."""
         settings: Settings = {"model": self.model}
-        settings |= {key: self.recipe[key] for key in ("loss", "negatives", "train") if key in self.recipe}
+        settings |= {key: self.recipe[key] for key in ("loss", "negatives", "train", "narrow") if key in self.recipe}
         if scorers := self._scorers(shape, rule):
             settings["scorers"] = scorers
         for place, feature in enumerate(self.features):

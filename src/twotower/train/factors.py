@@ -46,6 +46,12 @@ def model_factors(
         return Factors(found("user", users) if known is None else known, found("item", items))
 
 
+def newest_factors(every: Factors, dataset: Dataset) -> Factors:
+    """Return the vectors of the versions at the latest training time, of those `by_version`."""
+    of_users, of_items = (torch.from_numpy(dataset.rows_after_training(side)) for side in SIDES)
+    return Factors(every.users[of_users], every.items[of_items])
+
+
 def factors_before(model: TwoTower, dataset: Dataset, part: int) -> Factors:
     """Return the vectors of all users and items from the data before `part` (see `Dataset.side_before`), of the newest
     versions, with the recent popularity at the end, and of a model that reads the context in the default one. Raises

@@ -24,10 +24,15 @@ from torch.nn import functional as F
 from twotower.arrays.types import F32, F64, Bool, Float, Ints, Shaped
 from twotower.data.dataset import Dataset
 from twotower.data.side import Side
+from twotower.distributed import DistributedContext
 from twotower.evaluation.factors import Factors
 from twotower.features.values import UNKNOWN
 from twotower.model.narrow import Narrow
+from twotower.model.two_tower import TwoTower
 from twotower.scorers.choices import Choices
+from twotower.train.factors import newest_factors
+from twotower.train.recipe import Recipe
+from twotower.train.stopping import at_once
 
 log = logging.getLogger(__name__)
 
@@ -78,6 +83,7 @@ class Wide:
     own_items: bool
     """True if rankings hold the items of a user's history."""
     temperature: float = 1.0
+    max_items: int = MAX_ITEMS
 
     @property
     def width(self) -> int:
@@ -149,8 +155,8 @@ class Wide:
         """Return the cross-entropy of the lists of some users by the narrow scores, to those by the wide ones."""
         drawn = np.sort(rng.choice(self.active, min(BATCH, len(self.active)), replace=False))
         some = np.arange(len(items))
-        if len(items) > MAX_ITEMS:
-            some = np.sort(rng.choice(some, MAX_ITEMS, replace=False))
+        if len(items) > self.max_items:
+            some = np.sort(rng.choice(some, self.max_items, replace=False))
             items, rows = items[torch.from_numpy(some)], rows[torch.from_numpy(some)]
         vectors, bias = users[torch.from_numpy(drawn)], self._biases[torch.from_numpy(some)]
         out = None if self.own_items else self._taken(drawn, some)
@@ -203,29 +209,67 @@ class Wide:
         return Narrow(maps.user_map, item_map, rows, fields).to(self.vectors.items.device)
 
 
-@dataclass(frozen=True)
-class Chosen:
-    """The narrow layer of a model, or None where the wide vectors stay."""
+class Narrowing:
+    """Adds the narrow layer to a model, on all ranks."""
 
-    layer: Narrow | None
-    curve: dict[str, float]
-    """The monitored metric of validation by width, as `narrow.…`."""
+    def __init__(self, model: TwoTower, dataset: Dataset, recipe: Recipe, context: DistributedContext) -> None:
+        self.model, self.dataset, self.recipe, self.context = model, dataset, recipe, context
+        self._temperature: float | None = None
+
+    def add(
+        self, every: Factors, measure: Callable[[Factors], float] | None
+    ) -> tuple[Factors | None, dict[str, float]]:
+        """Add the layer of the width that is given or that is enough. Return the narrow vectors of the wide ones of all
+        rows `by_version`, None where these stay, and what was measured.
+
+        `measure` returns the score of vectors on validation, higher is better; None: there is no validation."""
+        wide, config = self._wide(every), self.recipe
+
+        def measured(layer: Narrow | None) -> float:
+            assert measure is not None
+            return measure(narrowed(every, layer, self.dataset, wide.biases) if layer else every)
+
+        found, curve = choose(
+            wide, config.narrow.width, self._fit, measured if measure else None, config.train.monitor
+        )  # fmt: skip
+        self.model.narrow = found
+        return narrowed(every, found, self.dataset, wide.biases) if found and measure else None, curve
+
+    def add_again(self, every: Factors, width: int) -> None:
+        """Add a layer of this width, without the columns of biases, of other vectors."""
+        self.model.narrow = self._fit(self._wide(every), width)
+
+    def _wide(self, every: Factors) -> Wide:
+        config = self.recipe
+        if self._temperature is None:
+            choices = Choices.of(self.dataset, config.train.seed, config.evaluation.repeats)
+            self._temperature = temperature(every, choices) if choices else 1.0
+        return Wide(
+            newest_factors(every, self.dataset), self.dataset, 2 * self.model.bias_columns, config.loss.pointwise,
+            config.train.seed, config.evaluation.repeats != "exclude", self._temperature,
+        )  # fmt: skip
+
+    def _fit(self, wide: Wide, width: int) -> Narrow:
+        with at_once():
+            maps = self.context.broadcast(wide.fit(width) if self.context.is_main else None)
+        assert maps is not None
+        return wide.layer(maps)
 
 
 def choose(
     wide: Wide, width: int | Literal["auto"], fit: Callable[[Wide, int], Narrow],
     measure: Callable[[Narrow | None], float] | None, monitor: str,
-) -> Chosen:  # fmt: skip
-    """Return the layer of a width; of `auto` the first of WIDTHS that keeps KEPT of the score of the wide vectors.
+) -> tuple[Narrow | None, dict[str, float]]:  # fmt: skip
+    """Return the layer of a width, None where the wide vectors stay, and the scores by width as `narrow.…`.
 
-    `fit` returns the layer of a width without biases. `measure` returns the score of a layer, or of the wide vectors,
-    on validation, higher is better; None: there is no validation, and nothing is compared."""
+    For `auto` it is the first of WIDTHS that keeps KEPT of the score of the wide vectors. `fit` returns the layer of a
+    width without biases. `measure` returns the score of a layer, or of the wide vectors, on validation."""
     if width != "auto" and width >= wide.width:
         log.warning(f"narrow.width = {width} is lowered to {wide.width}, the numbers of the vectors of all pairs")
-        return Chosen(None, {})
+        return None, {}
     if measure is None:
         assert width != "auto"
-        return Chosen(fit(wide, width - wide.biases), {})
+        return fit(wide, width - wide.biases), {}
     whole, layer = measure(None), None
     projected = {n: wide.layer(wide.projection.first(n - wide.biases)) for n in CURVE if n < wide.width}
     scores = {n: measure(one) for n, one in projected.items()}
@@ -245,7 +289,7 @@ def choose(
             layer = None
     shown = ", ".join(f"{n} {abs(score):.4f}" for n, score in curve.items())
     log.info(f"vectors of {layer.width + wide.biases if layer else wide.width} numbers: {monitor} by width: {shown}")
-    return Chosen(layer, {f"narrow.{n}": abs(score) for n, score in curve.items()})
+    return layer, {f"narrow.{n}": abs(score) for n, score in curve.items()}
 
 
 def _keeps(score: float, whole: float, share: float) -> bool:

@@ -6,7 +6,7 @@ from collections.abc import Collection
 from itertools import compress
 from typing import Annotated, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, JsonValue, field_validator, model_validator
 
 from twotower.errors import ConfigError, did_you_mean, listed
 from twotower.evaluation.config import EvaluationConfig
@@ -142,7 +142,7 @@ class NarrowConfig(Section):
 
     @field_validator("width", mode="before")
     @classmethod
-    def _allowed(cls, value: object) -> object:
+    def _allowed(cls, value: JsonValue) -> JsonValue:
         if value != "auto" and not (type(value) is int and (value == 0 or value > 2)):
             raise ValueError(f"0, a whole number from 3, or 'auto' is allowed, got {value!r:.80}")
         return value
@@ -312,7 +312,7 @@ class Recipe(Section):
 
     def _check_narrow(self) -> None:
         """Raise ValueError if there are no vectors that can be made narrow."""
-        if not (self.train.epochs or self.train.solved):
+        if not (self.train.epochs or self.train.solved or any(isinstance(s, Start) for s in self.scorers)):
             raise ValueError(
                 "narrow.width is that of vectors, and no scorer here has any; add one that does, such as 'ials', set "
                 "train.epochs to 1 or more, or set narrow.width = 0"

@@ -36,16 +36,14 @@ from twotower.features.side import SIDES
 from twotower.features.values import UNKNOWN
 from twotower.machine import peak_memory_mb, physical_memory
 from twotower.model.lowering import MAX_TABLE_BYTES
-from twotower.model.narrow import Narrow
 from twotower.model.tables import blank_tables, deferred_tables
 from twotower.model.two_tower import TwoTower
-from twotower.scorers.choices import Choices
 from twotower.train.checkpoint import Checkpoint, Checkpoints, Stateful
 from twotower.train.closed_forms import ClosedForm, ClosedForms, evaluation_of_search, scale_pair
 from twotower.train.defaults import with_defaults, with_precision
-from twotower.train.factors import context_factors, has_finite_vectors, model_factors, with_added
+from twotower.train.factors import context_factors, has_finite_vectors, model_factors, newest_factors, with_added
 from twotower.train.mix import Mix, climbed, cold_items
-from twotower.train.narrow import Wide, choose, narrowed, temperature
+from twotower.train.narrow import Narrowing
 from twotower.train.objective import ContrastiveObjective, PointwiseObjective
 from twotower.train.order import Epoch
 from twotower.train.progress import Callback, EpochRecord, TrainingProgress
@@ -102,8 +100,7 @@ class Trainer:
         self._measured_pairs = recipe.pairs_of_epochs
         self._solved = list[tuple[ClosedForm, float]]()
         """Closed forms and their weights, to solve them again."""
-        self._temperature: float | None = None
-        """Temperature of the wide scores, of validation."""
+        self._narrowing = Narrowing(self.model, dataset, recipe, self.context)
         for pair in recipe.last_starts:
             scale_pair(self.model, pair, 0.0)  # until it has its values
         steps = self.objective.steps_per_epoch
@@ -295,51 +292,30 @@ class Trainer:
         for form, weight in again:
             self._closed_forms.solve_again(form, whole, weight)
         if layer is not None:
-            every = self._scorer()
-            assert isinstance(every, Factors)
-            self.model.narrow = self._fit_narrow(self._wide(every), layer.width)
+            self._narrowing.add_again(self._vectors(), layer.width)
         return validated
 
     def _narrow(self, validated: dict[str, float]) -> dict[str, float]:
-        """Add the narrow layer, of the width that is given or that is enough on validation. Return the validation
-        metrics by narrow vectors, and those of each width as `narrow.…`."""
-        if not (width := self.recipe.narrow.width):
+        """Add the narrow layer. Return the validation metrics by narrow vectors, and of each width as `narrow.…`."""
+        if not self.recipe.narrow.width:
             return validated
         self._check_stop()
         self.callback.on_phase("narrow vectors", self.recipe)
-        started, every = time.perf_counter(), self._scorer()
-        assert isinstance(every, Factors)
-        wide, some = self._wide(every), evaluation_of_search(self.recipe.evaluation, len(self.dataset.items))
+        started, some = time.perf_counter(), evaluation_of_search(self.recipe.evaluation, len(self.dataset.items))
 
-        def measure(layer: Narrow | None) -> float:
+        def measure(found: Factors) -> float:
             self._check_stop()
-            return self._score(narrowed(every, layer, self.dataset, wide.biases) if layer else every, some)
+            return self._score(found, some)
 
-        is_measured = bool(len(self.dataset.validation))
-        found = choose(wide, width, self._fit_narrow, measure if is_measured else None, self.recipe.train.monitor)
-        self.model.narrow = found.layer
+        found, curve = self._narrowing.add(self._vectors(), measure if len(self.dataset.validation) else None)
         self.progress.seconds += time.perf_counter() - started
-        if not (found.layer and is_measured):
-            return validated | found.curve
-        return self._validation_metrics(narrowed(every, found.layer, self.dataset, wide.biases)) | found.curve
+        return curve | (validated if found is None else self._validation_metrics(found))
 
-    def _wide(self, every: Factors) -> Wide:
-        """Return the wide vectors of the newest versions of those of all rows."""
-        config = self.recipe
-        if self._temperature is None:
-            choices = Choices.of(self.dataset, config.train.seed, config.evaluation.repeats)
-            self._temperature = temperature(every, choices) if choices else 1.0
-        return Wide(
-            self._newest(every), self.dataset, 2 * self.model.bias_columns, config.loss.pointwise, config.train.seed,
-            config.evaluation.repeats != "exclude", self._temperature,
-        )  # fmt: skip
-
-    def _fit_narrow(self, wide: Wide, width: int) -> Narrow:
-        """Return the narrow layer of a width without biases, the same on all ranks."""
-        with at_once():
-            maps = self.context.broadcast(wide.fit(width) if self.context.is_main else None)
-        assert maps is not None
-        return wide.layer(maps)
+    def _vectors(self) -> Factors:
+        """Return the vectors of all rows `by_version`, of a model that does not read the context."""
+        every = self._scorer()
+        assert isinstance(every, Factors)
+        return every
 
     @property
     def _closed_forms(self) -> ClosedForms:
@@ -519,15 +495,7 @@ class Trainer:
                 "one vector for each user is needed, as by negatives.hard, and the model reads the context; drop that "
                 "option"
             )
-        return self._newest(every)
-
-    def _newest(self, every: Factors) -> Factors:
-        """Return the vectors of the versions at the latest training time, of those `by_version`."""
-        rows = (self.dataset.rows_after_training(side) for side in SIDES)
-        users, items = (
-            vectors[torch.from_numpy(r)] for vectors, r in zip((every.users, every.items), rows, strict=True)
-        )
-        return Factors(users, items)
+        return newest_factors(every, self.dataset)
 
     def _scorer(self, known: Float[Tensor, "U D"] | None = None) -> Factors | ContextFactors:
         """Return the vectors of all rows `by_version`; with a context, user vectors on demand. `known` are vectors of
