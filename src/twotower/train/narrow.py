@@ -127,14 +127,14 @@ class Wide:
         if self.dataset.schema.id_feature("item") is None:
             return start
         # Users are whitened, so that one learning rate suits all their numbers.
-        users = self.users.cpu() @ self.projection.user_map
-        scale = users[self.active].square().mean(0).sqrt().clamp(min=1e-12)
-        users, items = users / scale, self.projection.items * scale
-        turn = torch.eye(users.shape[1])[:, :width].clone().requires_grad_()
+        whole = self.projection.user_map.double()
+        scale = ((self.gram @ whole) * whole).sum(0).sqrt().clamp(min=1e-12).float()
+        white, items = self.projection.user_map / scale, self.projection.items * scale
+        turn = torch.eye(len(scale))[:, :width].clone().requires_grad_()
         rows = (start.items * scale[:width]).clone().requires_grad_()
         optimizer = torch.optim.Adam(
             [
-                {"params": [turn], "lr": RATE / math.sqrt(users.shape[1])},
+                {"params": [turn], "lr": RATE / math.sqrt(len(scale))},
                 {"params": [rows], "lr": RATE * float(rows.detach().square().mean().sqrt())},
             ],
             betas=(0.9, 0.99),
@@ -143,13 +143,13 @@ class Wide:
         loss_of = self._loss_of_pairs if self.labelled else self._loss_of_lists
         for _ in range(STEPS):
             optimizer.zero_grad()
-            loss_of(users, items, turn, rows, rng).backward()  # type: ignore[no-untyped-call]
+            loss_of(white, items, turn, rows, rng).backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             schedule.step()
-        return Maps(self.projection.user_map / scale @ turn.detach(), rows.detach())
+        return Maps(white @ turn.detach(), rows.detach())
 
     def _loss_of_lists(
-        self, users: F32[Tensor, "U r"], items: F32[Tensor, "I r"], turn: F32[Tensor, "r k"], rows: F32[Tensor, "I k"],
+        self, white: F32[Tensor, "W r"], items: F32[Tensor, "I r"], turn: F32[Tensor, "r k"], rows: F32[Tensor, "I k"],
         rng: np.random.Generator,
     ) -> F32[Tensor, ""]:  # fmt: skip
         """Return the cross-entropy of the lists of some users by the narrow scores, to those by the wide ones."""
@@ -158,7 +158,7 @@ class Wide:
         if len(items) > self.max_items:
             some = np.sort(rng.choice(some, self.max_items, replace=False))
             items, rows = items[torch.from_numpy(some)], rows[torch.from_numpy(some)]
-        vectors, bias = users[torch.from_numpy(drawn)], self._biases[torch.from_numpy(some)]
+        vectors, bias = self.users[torch.from_numpy(drawn)].cpu() @ white, self._biases[torch.from_numpy(some)]
         out = None if self.own_items else self._taken(drawn, some)
         wide, narrow = (
             _masked((scores + bias) / self.temperature, out) for scores in (vectors @ items.T, vectors @ turn @ rows.T)
@@ -166,14 +166,14 @@ class Wide:
         return F.cross_entropy(narrow, wide.softmax(1))
 
     def _loss_of_pairs(
-        self, users: F32[Tensor, "U r"], items: F32[Tensor, "I r"], turn: F32[Tensor, "r k"], rows: F32[Tensor, "I k"],
+        self, white: F32[Tensor, "W r"], items: F32[Tensor, "I r"], turn: F32[Tensor, "r k"], rows: F32[Tensor, "I k"],
         rng: np.random.Generator,
     ) -> F32[Tensor, ""]:  # fmt: skip
         """Return the mean square of the differences of the scores of some training pairs."""
         train = self.dataset.train
         drawn = rng.integers(len(train), size=BATCH * 16)
         user, item = (torch.from_numpy(side[drawn].astype(np.int64)) for side in (train.user, train.item))
-        vectors = users[user]
+        vectors = self.users[user].cpu() @ white
         wide, narrow = (vectors * items[item]).sum(1), (vectors @ turn * rows[item]).sum(1)
         return (wide - narrow).square().mean()
 
