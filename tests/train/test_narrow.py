@@ -12,6 +12,7 @@ import polars as pl
 import pytest
 import torch
 from closed_form_worlds import courses, groups
+from context_worlds import HOUR, hourly, hourly_schema, hourly_settings
 from worlds import CHECKERBOARD_SCHEMA, checkerboard, settings
 
 from twotower import api, runs
@@ -304,3 +305,16 @@ def test_maps_have_the_first_columns_of_wider_ones() -> None:
     maps = Maps(torch.randn(4, 3), torch.randn(5, 3)).first(2)
     assert maps.width == 2
     assert maps.items.shape == (5, 2)
+
+
+def test_of_a_model_that_reads_the_context_a_width_is_refused_and_auto_keeps_all(messages: list[str]) -> None:
+    schema = hourly_schema(HOUR)
+    chosen: dict[str, dict[str, object]] = {"train": {"epochs": 1}, "evaluation": {"k": [1]}}
+    auto = hourly_settings(narrow={"width": "auto"}, **chosen)
+    data = build_dataset(check(*hourly(), schema), schema, auto.split)
+    assert Trainer(data, auto).run().model.narrow is None
+    assert "vectors of users depend on 'hour': narrow.width = 'auto' keeps those of all pairs" in messages
+    with pytest.raises(
+        ConfigError, match="is fitted to one vector of each user, and those here depend on 'hour'"
+    ):
+        Trainer(data, hourly_settings(narrow={"width": 6}, **chosen))

@@ -88,7 +88,9 @@ def test_scorers_need_a_validation_part() -> None:
     settings["split"] = {**settings.get("split", {}), "validation": 0}
     del settings["train"]["patience"]
     assert "is fitted to the validation part, and the split has none; leave it out of scorers" in refused(settings)
-    assert trained(without_scorers(settings))
+    settings = without_scorers(settings)
+    assert "narrow.width = 'auto' is chosen on the validation part, and the split has none" in refused(settings)
+    assert trained({**settings, "narrow": {"width": 16}})
 
 
 def test_an_error_of_scorers_alone_names_recipes_that_are_trained() -> None:

@@ -44,7 +44,7 @@ KEPT = 0.98
 """Share of the monitored metric of the wide vectors that `auto` keeps."""
 HOPEFUL = 0.85
 """Share from which a projection is fitted: the fit gains some ten hundredths."""
-STEPS, BATCH, RATE = 300, 512, 0.03
+STEPS, BATCH, RATE = 400, 256, 0.03
 """Steps of a fit, users or pairs of one, and its first learning rate, in the size of the numbers that are learned."""
 MAX_ITEMS = 16_384
 """Items of a step at most; more are drawn."""
@@ -171,7 +171,7 @@ class Wide:
     ) -> F32[Tensor, ""]:  # fmt: skip
         """Return the mean square of the differences of the scores of some training pairs."""
         train = self.dataset.train
-        drawn = rng.integers(len(train), size=BATCH * 16)
+        drawn = rng.integers(len(train), size=BATCH * 32)
         user, item = (torch.from_numpy(side[drawn].astype(np.int64)) for side in (train.user, train.item))
         vectors = self.users[user].cpu() @ white
         wide, narrow = (vectors * items[item]).sum(1), (vectors @ turn * rows[item]).sum(1)

@@ -134,6 +134,9 @@ def _check_scorers(dataset: Dataset, recipe: Recipe) -> None:
 def _check_narrow(dataset: Dataset, recipe: Recipe) -> None:
     """Raise ConfigError if there is no one vector of each user, or nothing that a width can be chosen by."""
     context = [f"'{f.name}'" for f in dataset.schema.side("context")]
+    if recipe.narrow.width == "auto" and context:
+        log.info(f"vectors of users depend on {listed(context)}: narrow.width = 'auto' keeps those of all pairs")
+        return
     if recipe.narrow.width and context:
         raise ConfigError(
             f"narrow.width is fitted to one vector of each user, and those here depend on {listed(context)}; set "

@@ -297,7 +297,7 @@ class Trainer:
 
     def _narrow(self, validated: dict[str, float]) -> dict[str, float]:
         """Add the narrow layer. Return the validation metrics by narrow vectors, and of each width as `narrow.…`."""
-        if not self.recipe.narrow.width:
+        if not self.recipe.narrow.width or self.objective.users.has_context:
             return validated
         self._check_stop()
         self.callback.on_phase("narrow vectors", self.recipe)
