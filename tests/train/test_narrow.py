@@ -71,6 +71,15 @@ def test_as_many_numbers_as_the_scores_have_directions_lose_nothing(data: Datase
     assert torch.allclose(found.users @ found.items.T, wide.vectors.users @ wide.vectors.items.T, atol=1e-2)
 
 
+def test_pairs_of_different_sizes_count_by_their_scores(data: Dataset) -> None:
+    """A pair of large users and small items beside one of the reverse, as closed forms make them."""
+    one, other = wide_of(data, rank=3).vectors, wide_of(data, rank=4).vectors
+    users = torch.cat([1e4 * one.users, 1e-3 * other.users], 1)
+    wide = replace(wide_of(data, rank=1), vectors=Factors(users, torch.cat([1e-4 * one.items, 1e3 * other.items], 1)))
+    found = narrowed(wide.vectors, wide.layer(wide.projection.first(7)), data, 0)
+    assert torch.allclose(found.users @ found.items.T, users @ wide.vectors.items.T, atol=0.1)
+
+
 def test_a_projection_is_the_best_of_its_width(data: Dataset) -> None:
     """By the Eckart-Young theorem, of users with training interactions, which all are."""
     wide = wide_of(data, rank=20, noise=0.5)

@@ -50,7 +50,7 @@ MAX_ITEMS = 16_384
 """Items of a step at most; more are drawn."""
 TEMPERATURES = 2.0 ** np.arange(-6, 0.5, 0.5)
 """Temperatures that are tried, in standard deviations of the scores that are compared: a flatter softmax has no top."""
-SMALLEST = 1e-6
+SMALLEST = 1e-7
 """Share of the largest variance below which a direction of vectors is left out."""
 
 
@@ -114,11 +114,13 @@ class Wide:
     @cached_property
     def projection(self) -> Maps:
         """The best maps of every width up to the number of directions of the scores: their first columns."""
-        sizes, directions = _directions(self.gram)
-        items = self.items.cpu().double() @ (directions * sizes.sqrt())
+        unit = self.gram.diagonal().sqrt()  # of each column, as pairs of towers have different ones
+        unit = unit.where(unit > 0, 1.0)
+        sizes, directions = _directions(self.gram / (unit[:, None] * unit))
+        items = self.items.cpu().double() * unit @ (directions * sizes.sqrt())
         lengths, turn = _directions(items.T @ items / len(items))
         size = lengths**0.25  # makes both sides of one size
-        back = directions / sizes.sqrt()
+        back = directions / sizes.sqrt() / unit[:, None]
         return Maps((back @ turn * size).float(), (items @ turn / size).float())
 
     def fit(self, width: int) -> Maps:
