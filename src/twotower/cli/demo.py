@@ -60,7 +60,7 @@ NEXT = Question(
     folder="",
     recipe="",
     overrides=(),
-    small=("train.epochs=6", "train.lr=3e-3"),
+    small=("train.epochs=6", "train.batch_size=512", "train.lr=3e-3"),
     of_rankings=True,
 )
 
@@ -69,7 +69,7 @@ LIKE = Question(
     text="Separate the ratings above 3 from the others: a fifth of all ratings, held out at random.",
     folder="-like",
     recipe="ranking",
-    overrides=("model.width=128", "train.epochs=3", "train.batch_size=16000", "train.lr=0.015"),
+    overrides=("model.width=128", "train.epochs=3", "train.batch_size=16000", "train.lr=0.015", "narrow.width=128"),
     small=("model.width=256", "train.epochs=10", "train.lr=0.005", "train.batch_size=4000"),
     of_rankings=False,
 )

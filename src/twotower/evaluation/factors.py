@@ -4,23 +4,16 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from functools import cached_property
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from twotower.arrays.pieces import temporary_array
-from twotower.arrays.types import Float, Floats, Int, Ints, Shaped
+from twotower.arrays.types import Float, Floats, Ints, Shaped
 from twotower.data.dataset import Dataset
 from twotower.data.pairs import Pairs
 from twotower.evaluation.added_scores import AddedScores, SparseScores
-
-SINGLE_DIMENSIONS = 512
-"""Number of dimensions in which one item alone is not zero, as in a table with an axis for each item, from which they
-are added to the scores of that item: a product of matrices would multiply with the zeros of all others."""
-MIN_ZEROS = 8
-"""Numbers of the item vectors for each that is not zero, from which their zeros are looked for."""
 
 
 class CatalogueScorer(ABC):
@@ -78,19 +71,6 @@ class Scorer(CatalogueScorer):
 
 
 @dataclass(frozen=True)
-class _Split:
-    """Vectors in their S dimensions of several items, and R dimensions of one item each."""
-
-    users: Float[Tensor, "U S"]
-    items: Float[Tensor, "I S"]
-    dimensions: Int[Tensor, "R"]
-    rows: Int[Tensor, "R"]
-    """Item of each of the R dimensions."""
-    values: Float[Tensor, "R"]
-    """Its value in that dimension."""
-
-
-@dataclass(frozen=True)
 class Factors(Scorer):
     """Vectors of a model or baseline: the score of a pair (u, i) is users[u] . items[i], and what is added to it."""
 
@@ -104,32 +84,13 @@ class Factors(Scorer):
 
     def products(self, users: Shaped[Ints, "B"]) -> Float[Tensor, "B I"]:
         """Return the products of the vectors of some user rows and all items."""
-        rows = torch.from_numpy(users).to(self.items.device)
-        if (split := self._split) is None:
-            return self.users[rows] @ self.items.T
-        single = self.users[rows].index_select(1, split.dimensions) * split.values
-        return (split.users[rows] @ split.items.T).index_add_(1, split.rows, single)
+        return self.users[torch.from_numpy(users).to(self.users.device)] @ self.items.T
 
     def take(self, users: Shaped[Ints, "u"], items: Shaped[Ints, "i"] | None = None) -> Factors:
         """Return the vectors of some user rows, and of some distinct item rows, None for all."""
         added = tuple(one.take(users, items) for one in self.added)
         of_items = self.items if items is None else self.items[torch.from_numpy(items)]
         return Factors(self.users[torch.from_numpy(users)], of_items, added=added)
-
-    @cached_property
-    def _split(self) -> _Split | None:
-        """The dimensions of one item apart from the others; None for fewer than SINGLE_DIMENSIONS, for items with many
-        numbers that are not zero, and for vectors that are not finite."""
-        items, n_dimensions = self.items, self.items.shape[1]
-        if n_dimensions < SINGLE_DIMENSIONS or int(items.count_nonzero()) > items.numel() // MIN_ZEROS:
-            return None
-        rows, dimensions = items.nonzero().T
-        n_items = torch.bincount(dimensions, minlength=n_dimensions)
-        if int((n_items == 1).sum()) < SINGLE_DIMENSIONS or not all(x.isfinite().all() for x in (self.users, items)):
-            return None
-        single, shared = n_items[dimensions] == 1, n_items > 1
-        rows, dimensions = rows[single], dimensions[single]
-        return _Split(self.users[:, shared], items[:, shared], dimensions, rows, items[rows, dimensions])
 
     def are_finite(self) -> bool:
         return bool(self.users.isfinite().all() and self.items.isfinite().all())
