@@ -66,17 +66,17 @@ def test_the_demo_answers_two_questions_and_publishes_the_first(
     lines = out[out.rindex("What next?") :].splitlines()
 
     columns, rows, cold = table(lines, "What next?")
-    assert columns == ["recall@10", "ndcg@10", "mrr@10", "hit_rate@10", "coverage@10"]
+    assert columns == ["width", "recall@10", "ndcg@10", "mrr@10", "hit_rate@10", "coverage@10"]
     assert list(rows) == ["model", "popularity", "user+item bias", "transition counts"]
     found = json.loads((run / "metrics.json").read_text())
-    assert rows["model"] == [f"{found[f'test.{name}']:.4f}" for name in columns]
+    assert rows["model"] == [f"{found['test.width']:.0f}", *(f"{found[f'test.{name}']:.4f}" for name in columns[1:])]
     assert cold == "4 films of the catalogue have no rating in training; test rows of these: 1 of 40"
 
     columns, rows, _ = table(lines, "Would they like it?")
-    assert columns == ["auc", "gauc"]
+    assert columns == ["width", "auc", "gauc"]
     assert list(rows) == ["model", "popularity", "user+item bias"]
     found = json.loads((tmp_path / "run-like" / "metrics.json").read_text())
-    assert rows["model"] == [f"{found[f'test.{name}']:.4f}" for name in columns]
+    assert rows["model"] == [f"{found['test.width']:.0f}", *(f"{found[f'test.{name}']:.4f}" for name in columns[1:])]
 
     assert len([line for line in lines if line.startswith("user ")]) == 3
     store = api.retriever(tmp_path / "run-store")
