@@ -19,15 +19,17 @@ from twotower import api, runs
 from twotower.config.experiment import Config
 from twotower.data.dataset import Dataset, build_dataset
 from twotower.data.tables import check
-from twotower.errors import ConfigError
+from twotower.distributed import DistributedContext
+from twotower.errors import ConfigError, TrainingError
 from twotower.evaluation.factors import Factors
 from twotower.features.categorical import Categorical
 from twotower.features.schema import Schema
 from twotower.features.values import UNKNOWN
 from twotower.files import layout
+from twotower.model.narrow import Narrow
 from twotower.onnx.export import export_tower
 from twotower.scorers.choices import Choices
-from twotower.train.narrow import Maps, Wide, choose, narrowed, temperature
+from twotower.train.narrow import Maps, Narrowing, Wide, choose, narrowed, temperature
 from twotower.train.trainer import Trainer
 
 
@@ -48,7 +50,7 @@ def wide_of(data: Dataset, rank: int, width: int = 40, biases: int = 0, noise: f
             torch.cat([items, torch.randn(len(items), 2)], 1),
         )
         users[:, -1] = items[:, -2] = 1
-    facts: dict[str, Any] = {"labelled": False, "seed": 1, "own_items": False, "temperature": 30.0}
+    facts: dict[str, Any] = {"labelled": False, "seed": 1, "repeats": "exclude", "temperature": 30.0}
     return Wide(Factors(users, items), data, biases, **facts | given)
 
 
@@ -177,7 +179,7 @@ class _Fixed:
     def measure(self, layer: Any) -> float:
         return self.scores[layer.width] * layer.gain if layer else 1.0
 
-    def choose(self, width: Any) -> tuple[Any, dict[str, float]]:
+    def choose(self, width: Any) -> tuple[Any, bool, dict[str, float]]:
         wide: Any = self
         return choose(wide, width, self.fit, self.measure, "validation.ndcg@5")
 
@@ -196,7 +198,7 @@ def test_the_first_width_that_is_good_enough_is_taken(
     scores: dict[str, float], width: Any, fitted: list[int], taken: int | None, messages: list[str]
 ) -> None:
     answers = _Fixed(160, **scores)
-    layer, curve = answers.choose(width)
+    layer, _, curve = answers.choose(width)
     assert answers.fitted == fitted
     assert (layer.width if layer else None) == taken
     if width == 200:
@@ -209,7 +211,7 @@ def test_the_first_width_that_is_good_enough_is_taken(
 
 def test_wide_vectors_of_which_no_width_is_enough_get_the_largest() -> None:
     answers = _Fixed(600, w32=0.1, w64=0.1, w128=0.1, w256=0.2, w512=0.5)
-    layer, _ = answers.choose("auto")
+    layer, _, _ = answers.choose("auto")
     assert answers.fitted == [512]
     assert layer.width == 512
 
@@ -247,31 +249,84 @@ def test_a_trained_model_serves_what_validation_measured(tmp_path: Path, bias: b
         assert export_tower(again.model, side, data.encoders.fields(side), tmp_path / f"{side}.onnx") is not None
 
 
-def test_pairs_that_are_solved_again_get_narrow_vectors_again(messages: list[str]) -> None:
-    """Validation was a part of train: its rows are in the closed forms that narrow vectors are fitted to."""
+def solved_again(width: Any) -> Trainer:
+    """A trainer of a closed form that is solved again with the rows of validation, which are a part of train."""
     item = {"fields": ["item_id"], "layers": [], "width": 12}
     pair = {"user": {"fields": ["one"], "layers": [], "width": 12}, "item": item}
     ials = {"kind": "ials", "width": 12, "unobserved": [0.3], "regularization": [0.008]}
     config = config_of(
+        width,
         model={"similarity": "dot", "temperature": 1.0, "bias": False, "pairs": [pair]},
         train={"epochs": 0, "solved": [ials], "monitor": "validation.ndcg@5", "device": "cpu"},
     )
-    results = []
-    for width in (0, 10):
-        chosen = config.model_copy(update={"narrow": config.narrow.model_copy(update={"width": width})})
-        results.append(Trainer(groups(validates=False, share=0.2), chosen).run())
+    return Trainer(groups(validates=False, share=0.2), config)
+
+
+def test_pairs_that_are_solved_again_get_narrow_vectors_again(
+    messages: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They come nearer to the new wide scores than the narrow vectors of before."""
+    layers, add = list[Narrow](), Narrowing.add_again
+
+    def watched(self: Narrowing, *given: Any) -> None:
+        layers.append(before[0])
+        add(self, *given)
+
+    before, attach = list[Narrow](), Narrowing.add
+
+    def attached(self: Narrowing, *given: Any) -> Any:
+        found = attach(self, *given)
+        assert self.model.narrow is not None
+        before.append(self.model.narrow)
+        return found
+
+    monkeypatch.setattr(Narrowing, "add_again", watched)
+    monkeypatch.setattr(Narrowing, "add", attached)
+    trainer = solved_again(10)
+    model = trainer.run().model.eval()
     assert any("solved again" in line for line in messages)
-    assert [result.model.narrow and result.model.narrow.width for result in results] == [None, 10]
-    data = groups(validates=False, share=0.2)
-    whole, short = (Trainer(data, config).objective, [result.model.eval() for result in results])
-    rows = whole.users.take(np.arange(len(data.users))), whole.items.take(np.arange(len(data.items)))
-    scores = [(model.user_vectors(rows[0]) @ model.item_vectors(rows[1]).T).detach() for model in short]
-    taken = np.zeros(scores[0].shape, bool)
-    taken[data.with_all_of_train().seen_items.owners, data.with_all_of_train().seen_items.values] = True
-    within = [
-        s - (s * ~taken).sum(1, keepdims=True) / (~taken).sum(1, keepdims=True) for s in map(torch.Tensor.numpy, scores)
-    ]
-    assert np.corrcoef(*(s[~taken] for s in within))[0, 1] > 0.9, "lists keep their order; users may differ by a number"
+    new, data = model.narrow, trainer.dataset
+    assert new is not None
+    assert new.width == 10
+    rows = (
+        trainer.objective.users.take(np.arange(len(data.users))),
+        trainer.objective.items.take(np.arange(len(data.items))),
+    )
+    taken = torch.zeros(len(data.users), len(data.items), dtype=torch.bool)
+    whole = data.with_all_of_train().seen_items
+    taken[whole.owners, whole.values] = True
+    lists = []
+    for layer in (None, layers[0], new):
+        model.narrow = layer
+        scores = (model.user_vectors(rows[0]) @ model.item_vectors(rows[1]).T).detach()
+        lists.append((scores - (scores * ~taken).sum(1, keepdim=True) / (~taken).sum(1, keepdim=True))[~taken].numpy())
+    old, again = (float(np.corrcoef(lists[0], found)[0, 1]) for found in lists[1:])
+    assert again > 0.9, "lists keep their order; users may differ by a number"
+    assert again > old
+
+
+def test_validation_is_measured_before_pairs_are_solved_again() -> None:
+    """Also where the wide vectors stay."""
+    found = [solved_again(width).run().metrics["validation.ndcg@5"] for width in (0, "auto")]
+    assert found[0] == found[1]
+
+
+def test_fewer_directions_than_numbers_lower_the_width(data: Dataset, messages: list[str]) -> None:
+    wide = wide_of(data, rank=6)
+    layer, _, curve = choose(wide, 20, lambda w, n: w.layer(w.fit(n)), lambda layer: 1.0, "validation.ndcg@5")
+    assert layer is not None
+    assert layer.width == 6
+    assert "narrow.6" in curve
+    assert any("narrow.width = 20 is lowered to 6, as the scores have no more directions" in line for line in messages)
+
+
+def test_vectors_that_are_not_finite_are_refused(data: Dataset) -> None:
+    wide = wide_of(data, rank=6)
+    wide.vectors.users[3] = torch.nan
+    narrowing = Narrowing.__new__(Narrowing)
+    narrowing.context = DistributedContext()
+    with pytest.raises(TrainingError, match="narrow vectors are not finite"):
+        narrowing._fit(wide, 4)
 
 
 def test_the_temperature_is_that_by_which_items_are_taken() -> None:
@@ -323,7 +378,5 @@ def test_of_a_model_that_reads_the_context_a_width_is_refused_and_auto_keeps_all
     data = build_dataset(check(*hourly(), schema), schema, auto.split)
     assert Trainer(data, auto).run().model.narrow is None
     assert "vectors of users depend on 'hour': narrow.width = 'auto' keeps those of all pairs" in messages
-    with pytest.raises(
-        ConfigError, match="is fitted to one vector of each user, and those here depend on 'hour'"
-    ):
+    with pytest.raises(ConfigError, match="is fitted to one vector of each user, and those here depend on 'hour'"):
         Trainer(data, hourly_settings(narrow={"width": 6}, **chosen))

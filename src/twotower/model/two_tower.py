@@ -311,6 +311,10 @@ class TwoTower(nn.Module):
         biases = [self._modules[name] for name in (f"{side}_bias", f"{side}_prior") if name in self._modules]
         parts = filter(None, [*self.towers(side), *self._fitted_biases[side], *biases])
         own = sum(weight.numel() for part in parts for weight in part.parameters())
+        if self.narrow is not None:
+            own += sum(
+                w.numel() for name, w in self.narrow.named_parameters() if (name == "user_map") == (side == "user")
+            )
         return 4 * (own + sum(tower.embeddings.shared_numbers for tower in self.towers(side)))
 
     def lower(self, g: GraphBuilder, side: SideName, inputs: Mapping[str, str]) -> tuple[str, int]:

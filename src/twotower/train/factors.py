@@ -48,8 +48,9 @@ def model_factors(
 
 def newest_factors(every: Factors, dataset: Dataset) -> Factors:
     """Return the vectors of the versions at the latest training time, of those `by_version`."""
-    of_users, of_items = (torch.from_numpy(dataset.rows_after_training(side)) for side in SIDES)
-    return Factors(every.users[of_users], every.items[of_items])
+    sides = zip(SIDES, (every.users, every.items), strict=True)
+    rows = {side: torch.from_numpy(dataset.rows_after_training(side)) for side in SIDES if dataset.side(side).versioned}
+    return Factors(*(vectors[rows[side]] if side in rows else vectors for side, vectors in sides))
 
 
 def factors_before(model: TwoTower, dataset: Dataset, part: int) -> Factors:

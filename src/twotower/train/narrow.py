@@ -25,11 +25,13 @@ from twotower.arrays.types import F32, F64, Bool, Float, Ints, Shaped
 from twotower.data.dataset import Dataset
 from twotower.data.side import Side
 from twotower.distributed import DistributedContext
+from twotower.errors import TrainingError
+from twotower.evaluation.config import Repeats
 from twotower.evaluation.factors import Factors
 from twotower.features.values import UNKNOWN
 from twotower.model.narrow import Narrow
 from twotower.model.two_tower import TwoTower
-from twotower.scorers.choices import Choices
+from twotower.scorers.choices import Choices, later_items
 from twotower.train.factors import newest_factors
 from twotower.train.recipe import Recipe
 from twotower.train.stopping import at_once
@@ -50,6 +52,8 @@ MAX_ITEMS = 16_384
 """Items of a step at most; more are drawn."""
 TEMPERATURES = 2.0 ** np.arange(-6, 0.5, 0.5)
 """Temperatures that are tried, in standard deviations of the scores that are compared: a flatter softmax has no top."""
+SOME_USERS = 256
+"""Users whose scores have a standard deviation."""
 SMALLEST = 1e-7
 """Share of the largest variance below which a direction of vectors is left out."""
 
@@ -80,8 +84,8 @@ class Wide:
     labelled: bool
     """True if the scores of labelled pairs are fitted, not rankings."""
     seed: int
-    own_items: bool
-    """True if rankings hold the items of a user's history."""
+    repeats: Repeats
+    """Items of rankings, as in an evaluation."""
     temperature: float = 1.0
     max_items: int = MAX_ITEMS
 
@@ -156,12 +160,13 @@ class Wide:
     ) -> F32[Tensor, ""]:  # fmt: skip
         """Return the cross-entropy of the lists of some users by the narrow scores, to those by the wide ones."""
         drawn = np.sort(rng.choice(self.active, min(BATCH, len(self.active)), replace=False))
-        some = np.arange(len(items))
-        if len(items) > self.max_items:
+        some = np.flatnonzero(~later_items(self.dataset))
+        if len(some) > self.max_items:
             some = np.sort(rng.choice(some, self.max_items, replace=False))
-            items, rows = items[torch.from_numpy(some)], rows[torch.from_numpy(some)]
+        items, rows = items[torch.from_numpy(some)], rows[torch.from_numpy(some)]
         vectors, bias = self.users[torch.from_numpy(drawn)].cpu() @ white, self._biases[torch.from_numpy(some)]
-        out = None if self.own_items else self._taken(drawn, some)
+        taken = None if self.repeats == "allow" else self._taken(drawn, some)
+        out = ~taken if taken is not None and self.repeats == "only" else taken
         wide, narrow = (
             _masked((scores + bias) / self.temperature, out) for scores in (vectors @ items.T, vectors @ turn @ rows.T)
         )
@@ -217,6 +222,7 @@ class Narrowing:
     def __init__(self, model: TwoTower, dataset: Dataset, recipe: Recipe, context: DistributedContext) -> None:
         self.model, self.dataset, self.recipe, self.context = model, dataset, recipe, context
         self._temperature: float | None = None
+        self._is_fitted = True
 
     def add(
         self, every: Factors, measure: Callable[[Factors], float] | None
@@ -225,73 +231,87 @@ class Narrowing:
         rows `by_version`, None where these stay, and what was measured.
 
         `measure` returns the score of vectors on validation, higher is better; None: there is no validation."""
-        wide, config = self._wide(every), self.recipe
+        wide = self._wide(newest_factors(every, self.dataset), self.dataset)
 
         def measured(layer: Narrow | None) -> float:
             assert measure is not None
             return measure(narrowed(every, layer, self.dataset, wide.biases) if layer else every)
 
-        found, curve = choose(
-            wide, config.narrow.width, self._fit, measured if measure else None, config.train.monitor
-        )  # fmt: skip
+        given = (self.recipe.narrow.width, self._fit, measured if measure else None, self.recipe.train.monitor)
+        found, self._is_fitted, curve = choose(wide, *given)
         self.model.narrow = found
         return narrowed(every, found, self.dataset, wide.biases) if found and measure else None, curve
 
-    def add_again(self, every: Factors, width: int) -> None:
-        """Add a layer of this width, without the columns of biases, of other vectors."""
-        self.model.narrow = self._fit(self._wide(every), width)
+    def add_again(self, newest: Factors, dataset: Dataset, width: int) -> None:
+        """Add a layer of this width, without the columns of biases, as before of other vectors: of the newest versions,
+        with the train part of another dataset."""
+        wide = self._wide(newest, dataset)
+        self.model.narrow = self._fit(wide, width) if self._is_fitted else wide.layer(wide.projection.first(width))
 
-    def _wide(self, every: Factors) -> Wide:
-        config = self.recipe
+    def _wide(self, newest: Factors, dataset: Dataset) -> Wide:
+        config, biases = self.recipe, 2 * self.model.bias_columns
+        seed, repeats = config.train.seed, config.evaluation.repeats
         if self._temperature is None:
-            choices = Choices.of(self.dataset, config.train.seed, config.evaluation.repeats)
-            self._temperature = temperature(every, choices) if choices else 1.0
-        return Wide(
-            newest_factors(every, self.dataset), self.dataset, 2 * self.model.bias_columns, config.loss.pointwise,
-            config.train.seed, config.evaluation.repeats != "exclude", self._temperature,
-        )  # fmt: skip
+            choices = Choices.of(self.dataset, seed, repeats)
+            self._temperature = temperature(newest, choices)
+        return Wide(newest, dataset, biases, config.loss.pointwise, seed, repeats, self._temperature)
 
     def _fit(self, wide: Wide, width: int) -> Narrow:
-        with at_once():
-            maps = self.context.broadcast(wide.fit(width) if self.context.is_main else None)
+        maps = None
+        if self.context.is_main:
+            with at_once():
+                maps = wide.fit(width)
+        maps = self.context.broadcast(maps)
         assert maps is not None
+        if not (maps.items.isfinite().all() and maps.user_map.isfinite().all()):
+            raise TrainingError("narrow vectors are not finite; set narrow.width = 0, and see whether the scores are")
         return wide.layer(maps)
 
 
 def choose(
     wide: Wide, width: int | Literal["auto"], fit: Callable[[Wide, int], Narrow],
     measure: Callable[[Narrow | None], float] | None, monitor: str,
-) -> tuple[Narrow | None, dict[str, float]]:  # fmt: skip
-    """Return the layer of a width, None where the wide vectors stay, and the scores by width as `narrow.…`.
+) -> tuple[Narrow | None, bool, dict[str, float]]:  # fmt: skip
+    """Return the layer of a width, None where the wide vectors stay, whether it is better than the projection, and the
+    scores by width as `narrow.…`.
 
     For `auto` it is the first of WIDTHS that keeps KEPT of the score of the wide vectors. `fit` returns the layer of a
     width without biases. `measure` returns the score of a layer, or of the wide vectors, on validation."""
     if width != "auto" and width >= wide.width:
         log.warning(f"narrow.width = {width} is lowered to {wide.width}, the numbers of the vectors of all pairs")
-        return None, {}
+        return None, False, {}
+    most = min(wide.width, wide.projection.width + wide.biases)
+    if width != "auto" and width > most:
+        log.warning(f"narrow.width = {width} is lowered to {most}, as the scores have no more directions")
+        width = most
     if measure is None:
         assert width != "auto"
-        return fit(wide, width - wide.biases), {}
-    whole, layer = measure(None), None
-    projected = {n: wide.layer(wide.projection.first(n - wide.biases)) for n in CURVE if n < wide.width}
-    scores = {n: measure(one) for n, one in projected.items()}
+        return fit(wide, width - wide.biases), True, {}
+
+    def projected(n: int) -> Narrow:
+        return wide.layer(wide.projection.first(n - wide.biases))
+
+    whole, layer, is_fitted = measure(None), None, False
+    scores = {n: measure(projected(n)) for n in CURVE if n <= most and n < wide.width}
     curve = {f"{n}.projected": score for n, score in scores.items()} | {str(wide.width): whole}
-    tried = [width] if width != "auto" else [n for n in WIDTHS if n < wide.width]
+    tried = [width] if width != "auto" else sorted({min(n, most) for n in WIDTHS if min(n, most) < wide.width})
     for n in tried:
         if n != tried[-1] and not _keeps(scores[n], whole, HOPEFUL):
             continue
-        layer = fit(wide, n - wide.biases)
+        layer, is_fitted = fit(wide, n - wide.biases), True
         curve[str(n)] = measure(layer)
         if n in scores and scores[n] > curve[str(n)]:
-            layer, curve[str(n)] = projected[n], scores[n]
+            layer, is_fitted, curve[str(n)] = projected(n), False, scores[n]
         if _keeps(curve[str(n)], whole, KEPT):
             break
     else:
         if width == "auto" and wide.width <= WIDTHS[-1]:
             layer = None
+        elif width == "auto":
+            log.warning(f"no width up to {WIDTHS[-1]} keeps {KEPT:.0%} of {monitor}; the largest is taken")
     shown = ", ".join(f"{n} {abs(score):.4f}" for n, score in curve.items())
     log.info(f"vectors of {layer.width + wide.biases if layer else wide.width} numbers: {monitor} by width: {shown}")
-    return layer, {f"narrow.{n}": abs(score) for n, score in curve.items()}
+    return layer, is_fitted, {f"narrow.{n}": abs(score) for n, score in curve.items()}
 
 
 def _keeps(score: float, whole: float, share: float) -> bool:
@@ -317,8 +337,11 @@ def _codes(items: Side, dataset: Dataset) -> Shaped[Ints, "n"]:
     return np.asarray(items.columns[feature.name]).astype(np.int64)
 
 
-def temperature(wide: Factors, choices: Choices) -> float:
-    """Return the temperature of the wide scores by which the items that users took are the likeliest."""
+def temperature(wide: Factors, choices: Choices | None) -> float:
+    """Return the temperature of the wide scores by which the items that users took are the likeliest; without choices
+    a quarter of the standard deviation of the scores of some users."""
+    if choices is None:
+        return float((wide.users[:SOME_USERS] @ wide.items.T).float().std()) / 4 or 1.0
     scores, offsets = choices.scores(wide).double(), torch.from_numpy(choices.offsets).double()
     compared = torch.isfinite(offsets)
     unit = float(scores[compared].std()) or 1.0

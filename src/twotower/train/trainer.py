@@ -24,7 +24,7 @@ from torch import Tensor
 from twotower import files
 from twotower.arrays.types import Float, Floats, Shaped
 from twotower.data.dataset import Dataset
-from twotower.data.splits import VALIDATION
+from twotower.data.splits import TEST, VALIDATION
 from twotower.distributed import DistributedContext, choose_device
 from twotower.errors import ConfigError, Interrupted, TrainingError
 from twotower.evaluation.config import EvaluationConfig
@@ -41,7 +41,14 @@ from twotower.model.two_tower import TwoTower
 from twotower.train.checkpoint import Checkpoint, Checkpoints, Stateful
 from twotower.train.closed_forms import ClosedForm, ClosedForms, evaluation_of_search, scale_pair
 from twotower.train.defaults import with_defaults, with_precision
-from twotower.train.factors import context_factors, has_finite_vectors, model_factors, newest_factors, with_added
+from twotower.train.factors import (
+    context_factors,
+    factors_before,
+    has_finite_vectors,
+    model_factors,
+    newest_factors,
+    with_added,
+)
 from twotower.train.mix import Mix, climbed, cold_items
 from twotower.train.narrow import Narrowing
 from twotower.train.objective import ContrastiveObjective, PointwiseObjective
@@ -292,7 +299,7 @@ class Trainer:
         for form, weight in again:
             self._closed_forms.solve_again(form, whole, weight)
         if layer is not None:
-            self._narrowing.add_again(self._vectors(), layer.width)
+            self._narrowing.add_again(factors_before(self.model, self.dataset, TEST), whole, layer.width)
         return validated
 
     def _narrow(self, validated: dict[str, float]) -> dict[str, float]:
@@ -307,15 +314,14 @@ class Trainer:
             self._check_stop()
             return self._score(found, some)
 
-        found, curve = self._narrowing.add(self._vectors(), measure if len(self.dataset.validation) else None)
-        self.progress.seconds += time.perf_counter() - started
-        return curve | (validated if found is None else self._validation_metrics(found))
-
-    def _vectors(self) -> Factors:
-        """Return the vectors of all rows `by_version`, of a model that does not read the context."""
         every = self._scorer()
         assert isinstance(every, Factors)
-        return every
+        found, curve = self._narrowing.add(every, measure if len(self.dataset.validation) else None)
+        self.progress.seconds += time.perf_counter() - started
+        if not len(self.dataset.validation):
+            return validated
+        # Also of wide vectors, before closed forms are solved again.
+        return curve | (validated if found is None and validated else self._validation_metrics(found or every))
 
     @property
     def _closed_forms(self) -> ClosedForms:
