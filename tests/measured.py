@@ -15,6 +15,6 @@ def speed(**changed: Any) -> Any:
 
 
 def results() -> Any:
-    made = [speed(), report.result(QUALITY, [0.826, 0.828], "", interval=[0.82, 0.83])]
+    made = [speed(), report.result(QUALITY, [0.826, 0.828], "", interval=[0.82, 0.83], width=258)]
     made.append(report.result("rank_quality: DSSM, shown pairs only, test AUC", [0.81], ""))
     return {r["name"]: r for r in made}

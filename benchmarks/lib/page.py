@@ -72,7 +72,7 @@ def _section(group: str, names: list[str], results: Results, date: str) -> str:
     for name in names:
         label = name.partition(": ")[2]
         if (found := results.get(name)) is None:
-            lines.append([label, translate(NOT_RUN, "en"), *[""] * 7])
+            lines.append([label, translate(NOT_RUN, "en"), *[""] * 8])
             continue
         if found["command"] not in commands:
             commands.append(found["command"])
@@ -86,7 +86,8 @@ def _section(group: str, names: list[str], results: Results, date: str) -> str:
         ratios = "; ".join(times(given["ratio"]) for given in found["peer"].values())
         floor = [number(found["floor"]), times(found["ratio_to_floor"])] if found["floor"] is not None else ["", ""]
         which = str(commands.index(found["command"]) + 1)
-        lines.append([label, value, found["unit"], str(found["rounds"]), others, ratios, *floor, which])
+        wide = "" if found.get("width") is None else number(found["width"])
+        lines.append([label, value, found["unit"], wide, str(found["rounds"]), others, ratios, *floor, which])
     numbered = [f"{i}. `{command}`" for i, command in enumerate(commands, 1)]
     return "\n".join([f"## {group}", "", f"Run on {date}.", "", table(lines), *([""] if numbered else []), *numbered])
 

@@ -69,7 +69,8 @@ class Report:
         """Add a result, whose arguments are those of `result`."""
         entry = result(self.name + name, values, unit, **self.facts | given)
         self.results.append(entry)
-        print(f"{entry['name']:<72} {cell(entry)} {unit}", flush=True)
+        wide = "" if entry["width"] is None else f"  width {number(entry['width'])}"
+        print(f"{entry['name']:<72} {cell(entry)} {unit}{wide}", flush=True)
         for peer, found in entry["peer"].items():
             print(f"    {peer:<68} {cell(found)}   {times(found['ratio'])}")
         if entry["floor"] is not None:
@@ -114,14 +115,15 @@ def exponent(sizes: Sequence[int], costs: Sequence[float]) -> float:
 
 def result(
     name: str, values: float | Sequence[float], unit: str = "", *, more: bool | None = None,
-    peers: Mapping[str, Sequence[float]] | None = None, floor: float | None = None, **extra: Any,
+    peers: Mapping[str, Sequence[float]] | None = None, floor: float | None = None, width: float | None = None,
+    **extra: Any,
 ) -> Numbers:  # fmt: skip
     """Return one measured number as a result.
 
     `more`: larger is better; by default in all units but those of time and memory. `peers`: the rounds of other tools
     in the same unit and run, by name and version; `ratio_to_peer` is how many times as good as the best of them this
-    is. `floor`: the limit of the machine in the same unit; `ratio_to_floor` is the ratio to it, 1 at best. `doubt`: why
-    the number must not be used.
+    is. `floor`: the limit of the machine in the same unit; `ratio_to_floor` is the ratio to it, 1 at best. `width`:
+    numbers of the model's item vector. `doubt`: why the number must not be used.
     """
     own, more = (
         spread([values] if isinstance(values, int | float) else values),
@@ -133,6 +135,7 @@ def result(
     ratio = min((found["ratio"] for found in beside.values()), default=None)
     limited = {"floor": floor, "ratio_to_floor": None if floor is None else _better(floor, own["median"], more)}
     about = {"name": name, "value": own["median"], "unit": unit, "better": "more" if more else "less"}
+    about |= {"width": width and int(width)}
     place = {"command": command(), "load": round(os.getloadavg()[0], 2)}
     return about | own | {"peer": beside, "ratio_to_peer": ratio} | limited | place | extra
 

@@ -1,9 +1,9 @@
 """The tables of the documents, declared in tables.toml, between `<!-- bench:NAME -->` and `<!-- /bench -->`.
 
 A column has a head, the name of its result (`of`) and its format (`as`), and a row a label and what stands for {names}
-in both. `only` are the heads of the columns that a row has, others stay empty; `cells` of a row replace those of the
-columns, by head: a text, or another column. A text is one for both languages, or [English, Chinese]. `best` are the
-heads of columns whose highest mean is bold.
+in both. `only` are the heads of the columns that a row has, others stay empty, or have the `else` of the column;
+`cells` of a row replace those of the columns, by head: a text, or another column. A text is one for both languages, or
+[English, Chinese]. `best` are the heads of columns whose highest mean is bold.
 """
 
 import re
@@ -57,6 +57,7 @@ FORMATS: dict[str, Callable[[Numbers, Sequence[str]], str]] = {
     "mean": lambda r, _: f"{r['mean']:.4f}" + f" ± {(r['high'] - r['low']) / 2:.4f}" * (r["rounds"] > 1),
     "whole": lambda found, _: f"{found['mean']:,.0f}",
     "rounds": lambda found, _: str(found["rounds"]),
+    "width": lambda found, _: number(found.get("width")).replace("-", "–"),
     "limit": lambda found, _: "" if found["floor"] is None else number(found["floor"]),
     "peer": lambda found, names: "".join(cell(peer) for peer in find_peers(found, names)[:1]),
     "ratio": ratio,
@@ -71,7 +72,8 @@ def rows_of(block: Numbers) -> Iterator[tuple[Text, list[str | Numbers]]]:
         cells: list[str | Numbers] = []
         for column in block["columns"]:
             head = translate(column["head"], "en")
-            given = row.get("cells", {}).get(head, column if head in row.get("only", [head]) else "")
+            shown = column if head in row.get("only", [head]) else column.get("else", "")
+            given = row.get("cells", {}).get(head, shown)
             if not isinstance(given, str):
                 given = {"as": "range"} | column | given
                 given |= {"of": given["of"].format(**fill), "peers": [p.format(**fill) for p in given.get("peers", [])]}

@@ -5,6 +5,7 @@ import warnings
 from argparse import Namespace
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -23,8 +24,9 @@ from twotower.scorers.ease import ease_weights
 from twotower.scorers.positives import PositiveSequences
 from twotower.scorers.transitions import TransitionCounts, count_transitions
 
-Candidate = tuple[dict[str, Any], Callable[[Part], Ints]]
-"""Settings, and the ranks of a part's targets, from 1, by a model that has learned from the train part alone."""
+Candidate = tuple[dict[str, Any], Callable[[Part], tuple[Ints, int | None]]]
+"""Settings, and the ranks of a part's targets, from 1, by a model that has learned from the train part alone, with the
+width of its item vectors, None without any."""
 MEASURES: dict[str, Callable[[Ints], npt.NDArray[np.float64]]] = {
     "HR@1": lambda rank: (rank <= 1).astype(np.float64),
     "HR@10": lambda rank: (rank <= 10).astype(np.float64),
@@ -38,15 +40,16 @@ ROWS: dict[str, dict[str, Any]] = declared(__file__)["rows"]
 
 
 def best(candidates: Iterator[Candidate], measure: str) -> Numbers:
-    """Return settings and test ranks of the candidate with the highest mean of a measure on validation."""
+    """Return settings, test ranks and width of the candidate with the highest mean of a measure on validation."""
     row: Numbers = {"validation": -1.0, "tried": 0}
     started = time.perf_counter()
     for settings, ranks in candidates:
         row["tried"] += 1
-        found = float(MEASURES[measure](ranks("validation")).mean())
+        found = float(MEASURES[measure](ranks("validation")[0]).mean())
         if found > row["validation"]:
             # Ranked now, because a model that trains on changes; nothing reads it until all candidates are through.
-            row |= {"settings": settings, "validation": found, "ranks": ranks("test").tolist()}
+            rank, width = ranks("test")
+            row |= {"settings": settings, "validation": found, "ranks": rank.tolist(), "width": width}
     return row | {"seconds": round(time.perf_counter() - started, 1)}
 
 
@@ -209,7 +212,13 @@ def candidates(name: str, films: Films) -> Iterator[Candidate]:
     given = dict(ROWS[name])
     for way in given.pop("ways", [{}]):
         for settings, score in rows[name](films, **given, **way):
-            yield settings, lambda part, score=score: films.ranks(score(part), part)  # type: ignore[misc]
+            yield settings, partial(ranked, films, score)
+
+
+def ranked(films: Films, score: Callable[[Part], CatalogueScorer], part: Part) -> tuple[Ints, int | None]:
+    """Return the ranks of the targets of a part, and the width of the item vectors, None without any."""
+    scorer = score(part)
+    return films.ranks(scorer, part), scorer.width if isinstance(scorer, Factors) else None
 
 
 def main(chosen: Namespace, report: Report) -> None:
@@ -219,7 +228,7 @@ def main(chosen: Namespace, report: Report) -> None:
     for name in chosen.only:
         row = report.rows().get(f"baselines: {name}")
         row = row or best(itertools.islice(candidates(name, films), chosen.tries), "NDCG@10")
-        facts = {"settings": {}, "chosen": row["settings"], "tried": row["tried"]}
+        facts = {"settings": {}, "chosen": row["settings"], "tried": row["tried"], "width": row.get("width")}
         add(report, name, [np.array(row["ranks"])], ["HR@10", "NDCG@10", "HR@100"], **facts)
         report.add(f"{name}, seconds of all settings", row["seconds"], "s", **facts)
         report.write({f"baselines: {name}": row})

@@ -40,16 +40,16 @@ def main(chosen: Namespace, report: Report) -> None:
         if chosen.only not in name:
             continue
         if "baseline" in row:
-            seeds = [measured(BASELINES[row["baseline"]](data, withheld), data, part, withheld)]
+            seeds, width = [measured(BASELINES[row["baseline"]](data, withheld), data, part, withheld)], None
         else:
             given = [*row["set"], *(text for text in chosen.set if text)]
-            seeds = [trained([f"train.seed={n + 1}", *given], tables, part, withheld) for n in range(chosen.seeds)]
+            found = [trained([f"train.seed={n + 1}", *given], tables, part, withheld) for n in range(chosen.seeds)]
+            seeds, width = [measures for measures, _ in found], found[0][1]
         for measure in seeds[0]:
             values = torch.stack([found[measure] for found in seeds]).double().numpy()
             interval = [float(end) for end in bootstrap(values.mean(0), np.ones(values.shape[1]), 1000)]
-            report.add(
-                f"{chosen.data}, {name}, {measure}", values.mean(1).tolist(), interval=interval, part=chosen.part
-            )
+            facts = {"interval": interval, "part": chosen.part, "width": width}
+            report.add(f"{chosen.data}, {name}, {measure}", values.mean(1).tolist(), **facts)
         report.write()
 
 
@@ -78,12 +78,12 @@ def split(tables: Tables) -> tuple[tuple[pl.DataFrame, pl.DataFrame, pl.DataFram
 
 def trained(
     changed: list[str], tables: tuple[pl.DataFrame, pl.DataFrame, pl.DataFrame], part: int, withheld: dict[int, Ints]
-) -> Measured:
-    """Return the measures of a model."""
+) -> tuple[Measured, int]:
+    """Return the measures of a model, and its width."""
     schema, config = recipe(changed, tables)
     run = api.fit(check(*tables, schema), schema, config)
     factors = run.factors_at_once(part)
-    return measured(factors.users.cpu() @ factors.items.cpu().T, run.dataset, part, withheld)
+    return measured(factors.users.cpu() @ factors.items.cpu().T, run.dataset, part, withheld), factors.width
 
 
 def measured(scores: Tensor, data: Dataset, part: int, withheld: dict[int, Ints]) -> Measured:

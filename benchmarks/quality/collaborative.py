@@ -32,7 +32,7 @@ from twotower.scorers.positives import PositiveMatrix
 DECLARED: Numbers = declared(__file__)
 K = 20
 Scores = Callable[[Tensor], Tensor]  # histories (b, items) of zeros and ones -> scores (b, items)
-Candidates = Iterator[tuple[Numbers, Scores]]
+Candidates = Iterator[tuple[Numbers, Scores, int | None]]  # settings, scores, width of the item vectors
 
 
 def liked() -> pl.DataFrame:
@@ -92,7 +92,7 @@ def measures(data: Dataset, scores: Scores, part: int) -> Doubles:
 
 def popularity(data: Dataset) -> Candidates:
     counts = matrix(data, TRAIN).sum(0)
-    yield {}, lambda seen: counts.expand(len(seen), -1)
+    yield {}, lambda seen: counts.expand(len(seen), -1), None
 
 
 def ease(data: Dataset, ridges: list[float]) -> Candidates:
@@ -101,7 +101,7 @@ def ease(data: Dataset, ridges: list[float]) -> Candidates:
     gram = PositiveMatrix.of(data, codes, len(codes) + 1).gram()[1:, 1:]
     for ridge in ridges:
         weights = ease_weights(gram.to(torch.float64, copy=True), ridge).float()
-        yield {"lambda": ridge}, lambda seen, weights=weights: seen @ weights  # type: ignore[misc]
+        yield {"lambda": ridge}, lambda seen, weights=weights: seen @ weights, len(weights)  # type: ignore[misc]
 
 
 def als(data: Dataset, factors: list[int], regularization: list[float], alpha: list[float]) -> Candidates:
@@ -117,25 +117,26 @@ def als(data: Dataset, factors: list[int], regularization: list[float], alpha: l
             users = model.recalculate_user(np.arange(len(seen)), sparse.csr_matrix(seen.numpy()))
             return torch.from_numpy(users @ model.item_factors.T)
 
-        yield given, scores
+        yield given, scores, model.item_factors.shape[1]
 
 
 BASELINES: dict[str, Callable[..., Candidates]] = {"popularity": popularity, "ease": ease, "als": als}
 
 
 def baseline(name: str, data: Dataset) -> Numbers:
-    """Return the candidate of a baseline with the best mean of both measures on validation, and its measures of each
-    test user."""
+    """Return the candidate of a baseline with the best mean of both measures on validation, its width, and its measures
+    of each test user."""
     row: Numbers = {"validation": -1.0}
-    for settings, scores in BASELINES[name](data, **DECLARED["rows"][name]):
+    for settings, scores, width in BASELINES[name](data, **DECLARED["rows"][name]):
         found = float(measures(data, scores, VALIDATION).mean())
         if found > row["validation"]:
-            row = {"settings": settings, "validation": found, "users": [measures(data, scores, TEST).tolist()]}
+            row = {"settings": settings, "validation": found, "width": width}
+            row["users"] = [measures(data, scores, TEST).tolist()]
     return row
 
 
 def trained(name: str, pairs: pl.DataFrame, seeds: int) -> Numbers:
-    """Return the measures of each test user, by seed, of some pairs of the recipe."""
+    """Return the measures of each test user, by seed, of some pairs of the recipe, and its width."""
     users, kept = [], DECLARED["rows"][name]["scorers"]
     for seed in range(1, seeds + 1):
         schema, config = recipe(kept)
@@ -147,7 +148,7 @@ def trained(name: str, pairs: pl.DataFrame, seeds: int) -> Numbers:
             return found.users[next(places)] @ found.items.T
 
         users.append(measures(run.dataset, scores, TEST).tolist())
-    return {"settings": {"scorers": kept}, "users": users}
+    return {"settings": {"scorers": kept}, "users": users, "width": found.width}
 
 
 def main(chosen: Namespace, report: Report) -> None:
@@ -165,7 +166,8 @@ def main(chosen: Namespace, report: Report) -> None:
         low, high = bootstrap(done[name], np.ones(each.shape[1]), 1000)
         for i, measure in enumerate((f"Recall@{K}", f"NDCG@{K}")):
             interval = [float(low[i]), float(high[i])]
-            report.add(f"{name}, {measure}", each.mean(1)[:, i].tolist(), interval=interval, settings=row["settings"])
+            facts = {"interval": interval, "settings": row["settings"], "width": row.get("width")}
+            report.add(f"{name}, {measure}", each.mean(1)[:, i].tolist(), **facts)
         report.add(f"{name}, seconds", row["seconds"], "s")
         for other in [n for n in done if n != name and name not in BASELINES]:
             ends = [end.tolist() for end in paired_bootstrap(done[other], done[name], np.ones_like(done[name]))]

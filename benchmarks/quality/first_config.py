@@ -13,6 +13,7 @@ from twotower import api
 from twotower.config.experiment import Config
 from twotower.config.toml import override_config, parse_config
 from twotower.data.tables import check
+from twotower.evaluation.config import WIDTH
 from twotower.features.schema import Schema
 from twotower.suggestion.suggest import suggest
 
@@ -46,24 +47,26 @@ def main(chosen: Namespace, report: Report) -> None:
     for name, overrides in given.items():
         row: dict[str, Any] = report.rows().get(f"first config: {name}", {})
         for seed in map(str, seeds):
-            row[seed] = row.get(seed) or recall(
+            row[seed] = row.get(seed) or recall_and_width(
                 name == "suggest", clicks(int(seed)), [*overrides, f"train.seed={seed}"]
             )
         report.write({f"first config: {name}": row})
-        report.add(name, [row[str(seed)] for seed in seeds])
-        found[name] = mean(row[str(seed)] for seed in seeds)
+        each, widths = zip(*(row[str(seed)] for seed in seeds), strict=True)
+        report.add(name, each, width=widths[0])
+        found[name] = mean(each)
     best = max(list(found)[2:], key=lambda name: found[name])
     for name in ("README", "suggest"):
         report.add(f"{name} over the best of the grid", found[name] / found[best])
     report.add(f"best of the grid ({best})", found[best])
 
 
-def recall(suggested: bool, log: pl.DataFrame, overrides: list[str]) -> float:
-    """Return recall@10 of the test part."""
+def recall_and_width(suggested: bool, log: pl.DataFrame, overrides: list[str]) -> list[float]:
+    """Return recall@10 of the test part, and the width of the vectors."""
     if suggested:
         suggestion = suggest(log, overrides=overrides)
         schema, config = suggestion.schema, suggestion.config
     else:
         schema, config = readme()
         config = override_config(config, overrides)
-    return api.fit(check(None, None, log, schema), schema, config).metrics["test.recall@10"]
+    metrics = api.fit(check(None, None, log, schema), schema, config).metrics
+    return [metrics["test.recall@10"], metrics[f"test.{WIDTH}"]]

@@ -13,6 +13,7 @@ from benchmarks.lib.machine import Numbers
 from benchmarks.lib.processes import ROOT, TWOTOWER
 from benchmarks.lib.report import Report, declared
 from twotower import api
+from twotower.evaluation.config import WIDTH
 
 START, DAY = 1_750_000_000, 86_400
 """First second of the logs, and the seconds of a day."""
@@ -45,7 +46,8 @@ def first_hour(report: Report, name: str, path: Path, settings: list[str], seed:
     print(config.read_text(), answers, sep="\n")
     monitored = trained.config.train.monitor.removeprefix("validation.")
     for metric, value in metrics(trained.metrics, monitored).items():
-        report.add(f"{name}, seed {seed}, {metric}", value, more=True)
+        width = trained.metrics[f"test.{WIDTH}"] if metric.endswith(" model") else None
+        report.add(f"{name}, seed {seed}, {metric}", value, more=True, width=width)
     report.add(f"{name}, seed {seed}, refusals", len(given) - 1, more=False)
 
 

@@ -9,6 +9,7 @@ from benchmarks.lib.report import Report
 from benchmarks.quality.recipes import LOGS, SEED
 from twotower import api
 from twotower.data.source import read
+from twotower.evaluation.config import WIDTH
 from twotower.suggestion.suggest import suggest
 
 TEST, VALIDATION = 0.2, 0.1
@@ -34,7 +35,7 @@ def main(chosen: Namespace, report: Report) -> None:
             suggestion = suggest(folder, folder=folder, overrides=filter(None, chosen.set))
             metrics = api.fit(*read(suggestion.config, suggestion.schema), suggestion.config).metrics
         for metric in ("ndcg@20", "recall@20"):
-            report.add(f"{name}, {metric}", metrics[f"test.{metric}"])
+            report.add(f"{name}, {metric}", metrics[f"test.{metric}"], width=metrics[f"test.{WIDTH}"])
             report.add(f"{name}, {metric}, popularity", metrics[f"baseline.popularity.{metric}"])
         found[name] = metrics["test.ndcg@20"]
     report.add("without validation over with, ndcg@20", found["without validation"] / found["with validation"])

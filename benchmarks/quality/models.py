@@ -10,6 +10,7 @@ from benchmarks.quality.films import Films
 from twotower import api
 from twotower.config.experiment import Config
 from twotower.config.toml import load_config, override_config, parse_config
+from twotower.evaluation.config import WIDTH
 from twotower.features.schema import Schema
 from twotower.features.side import SIDES
 from twotower.reports.progress import Progress
@@ -42,7 +43,8 @@ def main(chosen: Namespace, report: Report) -> None:
             ends = [runs[-1].get(f"{metric}.{end}") for end in ("low", "high")]
             given: Numbers = {"interval": ends} if None not in ends else {}
             given |= {"unit": "s", "more": False} if metric == "train.seconds" else {}
-            report.add(f"{name}, {what}", [run[metric] for run in runs], **given)
+            width = runs[0].get(f"test.{WIDTH}")
+            report.add(f"{name}, {what}", [run[metric] for run in runs], width=width, **given)
 
 
 def configured(table: Numbers, row: Numbers, settings: list[str]) -> tuple[Schema | None, Config]:

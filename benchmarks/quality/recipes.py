@@ -13,6 +13,7 @@ from twotower import api
 from twotower.data.datasets.ml_1m import MovieLens1M
 from twotower.data.datasets.ml_100k import MovieLens100K
 from twotower.data.tables import Tables, check
+from twotower.evaluation.config import WIDTH
 from twotower.suggestion.suggest import suggest
 
 SEED, LAST = 2022, 12
@@ -84,7 +85,8 @@ def add(report: Report, key: str, metric: str, runs: list[Numbers]) -> None:
     best = max(baselines, key=lambda name: baselines[name])
     ends = [first.get(f"test.{metric}.{end}") for end in ("low", "high")]
     given: Numbers = {"interval": ends} if None not in ends else {}
-    report.add(f"{key}, {metric}", [run[f"test.{metric}"] for run in runs], rules=first["rules"], **given)
+    given |= {"rules": first["rules"], "width": first.get(f"test.{WIDTH}")}
+    report.add(f"{key}, {metric}", [run[f"test.{metric}"] for run in runs], **given)
     report.add(f"{key}, {metric}, {best}", baselines[best])
 
 

@@ -33,13 +33,14 @@ def main(chosen: Namespace, report: Report) -> None:
             continue
         if name in BASELINES:
             row = baseline(name, chosen.data, DECLARED["splits"][task])
-            seeds, seconds = [np.array(row["ranks"])], row["seconds"]
+            seeds, seconds, width = [np.array(row["ranks"])], row["seconds"], None
         else:
             split, seeds_of = DECLARED["splits"][task], range(1, chosen.seeds + 1)
             found = [trained(name, chosen.data, split, seed, chosen.epochs) for seed in seeds_of]
             seeds, seconds, name = [f[0] for f in found], sum(f[1] for f in found) / len(found), f"examples/{name}"
+            width = found[0][2]
         row_name = f"{name}, {task}" if chosen.data == "ml-1m-titles" else f"{chosen.data}: {name}, {task}"
-        add(report, row_name, seeds, MEASURES, queries=len(seeds[0]))
+        add(report, row_name, seeds, MEASURES, queries=len(seeds[0]), width=width)
         report.add(f"{row_name}, seconds of training", seconds, "s")
         report.write()
 
@@ -57,8 +58,8 @@ def part_pairs(dataset: Dataset, part: Part, split: str) -> tuple[Ints, Ints]:
     return pairs.user[keep].astype(np.int64), pairs.item[keep].astype(np.int64)
 
 
-def trained(example: str, data: str, split: str, seed: int, epochs: int) -> tuple[Ints, float]:
-    """Return the ranks of the test queries' films by a model, and its seconds of training."""
+def trained(example: str, data: str, split: str, seed: int, epochs: int) -> tuple[Ints, float, int]:
+    """Return the ranks of the test queries' films by a model, its seconds of training, and its width."""
     schema, config = load_config(ROOT / "examples" / example)
     changed = [f"train.epochs={epochs}"] if epochs else []
     changed += [f"data.dataset={data}", f"split.kind={split}", f"train.seed={seed}", "evaluation.bootstrap=0"]
@@ -67,7 +68,8 @@ def trained(example: str, data: str, split: str, seed: int, epochs: int) -> tupl
     run = api.fit(tables, schema, config)
     user, item = part_pairs(run.dataset, "test", split)
     factors = run.factors(TEST)
-    return ranks(factors.users.cpu().numpy()[user] @ factors.items.cpu().numpy().T, item), run.metrics["train.seconds"]
+    scores = factors.users.cpu().numpy()[user] @ factors.items.cpu().numpy().T
+    return ranks(scores, item), run.metrics["train.seconds"], factors.width
 
 
 def baseline(name: str, data: str, split: str) -> dict[str, Any]:
@@ -83,7 +85,7 @@ def baseline(name: str, data: str, split: str) -> dict[str, Any]:
         return ranks(score(texts[user].to_list()), item)
 
     scorers = BASELINES[name](titles)
-    return best((({}, lambda part, score=score: ranked(part, score)) for score in scorers), "MRR@10")  # type: ignore[misc]
+    return best((({}, lambda part, score=score: (ranked(part, score), None)) for score in scorers), "MRR@10")  # type: ignore[misc]
 
 
 def exact(titles: list[str]) -> Iterator[Scorer]:

@@ -140,7 +140,7 @@ def test_evaluate_gives_every_promised_number_and_no_nan(everything_data: Datase
     assert len(names) == 13
     spread = [n for n in names if n not in ("auc", "log_loss") and not n.startswith("coverage")]
     expected = {f"{part}.{n}" for part in ("validation", "test") for n in names}
-    expected |= {f"test.{n}.{end}" for n in spread for end in ("low", "high")}
+    expected |= {f"test.{n}.{end}" for n in spread for end in ("low", "high")} | {"test.width"}
     expected |= {f"baseline.{b}.{n}" for b in ("popularity", "bias") for n in names if n != "log_loss"}
     slices = ("new_user", "new_item", "head", "tail")
     expected |= {f"test.{m}.{s}" for m in ("rows", "auc", "recall@5") for s in slices} | {"test.ndcg@5.new_user"}

@@ -28,29 +28,33 @@ def test_a_cell_is_a_dash_for_what_is_undefined() -> None:
 def test_the_terminal_shows_every_column_and_row(capsys: pytest.CaptureFixture[str]) -> None:
     number = count(1)
     metrics = {f"{prefix}.{name}": next(number) / 100 for prefix in ROWS.values() for name in columns(AT_FIVE)}
-    print_metrics(metrics, AT_FIVE)
+    print_metrics(metrics | {"test.width": 1024}, AT_FIVE)
     head, *lines = capsys.readouterr().out.splitlines()
-    assert head.split() == ["test", *columns(AT_FIVE)]
+    assert head.split() == ["test", "width", *columns(AT_FIVE)]
     shown = [line[18:].split() for line in lines]
     assert [line[:18].rstrip() for line in lines] == list(ROWS)
-    assert shown == [[f"{metrics[f'{prefix}.{name}']:.4f}" for name in columns(AT_FIVE)] for prefix in ROWS.values()]
+    assert shown == [
+        [width, *(f"{metrics[f'{prefix}.{name}']:.4f}" for name in columns(AT_FIVE))]
+        for prefix, width in zip(ROWS.values(), ["1,024", "–", "–"], strict=True)
+    ]
     print_metrics(metrics, AT_FIVE.model_copy(update={"weighted": True}))
     assert capsys.readouterr().out.startswith("test, by weight  ")
 
 
 def test_a_bundles_table_has_the_served_metrics_at_every_cut_off(capsys: pytest.CaptureFixture[str]) -> None:
     config = EvaluationConfig(k=(2, 7))
-    print_served({"exact": {"auc": 0.75}, "index": {"recall@7": 0.5}, "live": {"ndcg@2": float("nan")}}, config)
+    served = {"exact": {"auc": 0.75, "width": 64}, "index": {"recall@7": 0.5}, "live": {"ndcg@2": float("nan")}}
+    print_served(served, config)
     head, exact, index, live = capsys.readouterr().out.splitlines()
     names = MetricSet().names([2, 7], Prominence.SERVED)
-    assert head.split() == ["test", *names]
+    assert head.split() == ["test", "width", *names]
     for line, way, found in (
-        (exact, "method 1, exact search", {"auc": "0.7500"}),
+        (exact, "method 1, exact search", {"auc": "0.7500", "width": "64"}),
         (index, "method 1, index", {"recall@7": "0.5000"}),
         (live, "method 2, index", {}),
     ):
         assert line[:24].rstrip() == way
-        assert line[24:].split() == [found.get(name, "–") for name in names]
+        assert line[24:].split() == [found.get(name, "–") for name in ("width", *names)]
 
 
 def test_the_table_of_a_bundle_without_precomputed_vectors_has_method_2_alone(
@@ -70,6 +74,7 @@ def test_the_line_of_an_epoch_has_the_most_prominent_metrics(capsys: pytest.Capt
 
 def test_every_report_shows_the_same_numbers_and_the_same_verdict(tmp_path: Path) -> None:
     run = api.fit(checkerboard(), CHECKERBOARD_SCHEMA, settings(evaluation={"bootstrap": 20}), folder=tmp_path / "run")
+    assert run.metrics["test.width"] == run.factors().items.shape[1]
     assert api.evaluate(run).items() <= run.metrics.items()
     card = (api.publish(run, tmp_path / "store", force=True).folder / "README.md").read_text(encoding="utf-8")
     config = run.config.evaluation
@@ -78,10 +83,10 @@ def test_every_report_shows_the_same_numbers_and_the_same_verdict(tmp_path: Path
     for label, prefix in ROWS.items():
         row = page.partition(f"<tr><td>{label}</td>")[2].partition("</tr>")[0]
         assert [c.partition(">")[2].removesuffix("</td>") for c in row.split("<td")[1:]] == [
-            cell(run.metrics.get(f"{prefix}.{name}")) for name in columns(config)
+            cell(run.metrics.get(f"{prefix}.{name}"), name) for name in ("width", *columns(config))
         ]
-    for name in config.metric_set.names(config.k):
-        values = (cell(run.metrics.get(f"{prefix}.{name}")) for prefix in ROWS.values())
+    for name in ("width", *config.metric_set.names(config.k)):
+        values = (cell(run.metrics.get(f"{prefix}.{name}"), name) for prefix in ROWS.values())
         assert f"\n| {name} | {' | '.join(values)} |\n" in card
     found = verdict(run.metrics, run.config)
     assert found
@@ -96,7 +101,7 @@ def test_every_report_shows_the_same_numbers_and_the_same_verdict(tmp_path: Path
 def test_a_narrow_terminal_gets_the_columns_below_each_other(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    names = columns(AT_FIVE)
+    names = ["width", *columns(AT_FIVE)]
     metrics = {f"{prefix}.{name}": 0.5 for prefix in ROWS.values() for name in names}
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
     for width in (60, 10, 300):

@@ -16,6 +16,8 @@ from twotower.section import Positive, Section
 Repeats = Literal["exclude", "allow", "only"]
 Metrics = dict[str, float]
 """Values by name: auc, recall@10, test.recall@10, …"""
+WIDTH = "width"
+"""Name of the number of numbers of an item's vector, beside the metrics of a model."""
 
 
 class MetricSet:

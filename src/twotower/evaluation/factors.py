@@ -50,6 +50,11 @@ class Scorer(CatalogueScorer):
         """True if scores depend on the time of a ranking."""
         return any(added.moves for added in self.added)
 
+    @property
+    @abstractmethod
+    def width(self) -> int:
+        """Number of numbers of an item's vector."""
+
     @abstractmethod
     def part_scores(self, dataset: Dataset, part: int) -> Shaped[Floats, "n"]:
         """Return the scores of the pairs of a part, as a temporary array."""
@@ -96,6 +101,10 @@ class Factors(Scorer):
 
     users: Float[Tensor, "U D"]
     items: Float[Tensor, "I D"]
+
+    @property
+    def width(self) -> int:
+        return self.items.shape[1]
 
     def catalogue_scores(
         self, users: Shaped[Ints, "B"], interactions: Shaped[Ints, "B"] | None = None

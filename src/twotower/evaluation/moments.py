@@ -102,6 +102,10 @@ class ContextFactors(Scorer):
     """Vectors of the items `by_version`."""
     dataset: Dataset
 
+    @property
+    def width(self) -> int:
+        return self.items.shape[1]
+
     def of_users(self, users: Shaped[Ints, "n"], interactions: Shaped[Ints, "n"]) -> Float[Tensor, "n D"]:
         """Return the vectors of some user rows in the context of some interactions."""
         return self.embed(self.dataset.input_rows("user", users, interactions).astype(np.int64), interactions)

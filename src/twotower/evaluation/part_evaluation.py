@@ -22,7 +22,7 @@ from twotower.evaluation.added_scores import AddedScores
 from twotower.evaluation.baselines import BASELINES, baseline_of
 from twotower.evaluation.bootstrap import bootstrap
 from twotower.evaluation.comparison import compare_resampled
-from twotower.evaluation.config import EvaluationConfig, Metrics
+from twotower.evaluation.config import WIDTH, EvaluationConfig, Metrics
 from twotower.evaluation.factors import CatalogueScorer, Scorer
 from twotower.evaluation.metrics.measured import RankedItems, Rankings, ScoredPairs
 from twotower.evaluation.metrics.metric import PairMetric, RankingMetric, UserValues
@@ -236,9 +236,9 @@ def evaluate_model(
     monitor: str = "",
     alone: Alone = lambda *_: (),
 ) -> Metrics:
-    """Return the metrics of a run by name: validation, if it has rows, and test, intervals and slices of test,
-    baselines on test. With `monitor`, such as validation.ndcg@10, also the interval of the difference to the best
-    baseline by it. `alone` yields further baselines of rankings.
+    """Return the metrics of a run by name: validation, if it has rows, and test, intervals and slices of test, the
+    width of an item's vector, baselines on test. With `monitor`, such as validation.ndcg@10, also the interval of the
+    difference to the best baseline by it. `alone` yields further baselines of rankings.
 
     `factors_of(part)` returns the vectors from the data before that part, by which it is evaluated. `validated` are the
     metrics of validation, if they are known; `ranked` are rankings by part, if other processes have made them.
@@ -262,7 +262,7 @@ def evaluate_model(
             for m, (low, high) in evaluation.intervals().items():
                 out[f"test.{m}.low"], out[f"test.{m}.high"] = low, high
             found = evaluation.slices() | evaluation.among_cold_items(factors)
-            out |= {f"test.{m}": v for m, v in found.items()}
+            out |= {f"test.{m}": v for m, v in found.items()} | {f"test.{WIDTH}": factors.width}
     judged = config.metric_set.judged_by(monitor) if monitor else ""
     sign = 1 if not judged or config.metric_set.find(judged).higher_is_better else -1
     leader: tuple[float, str, PartEvaluation] | None = None

@@ -13,7 +13,7 @@ from twotower.data.dataset import Dataset
 from twotower.data.splits import TEST
 from twotower.errors import RunError
 from twotower.evaluation.added_scores import SparseScores
-from twotower.evaluation.config import EvaluationConfig, Metrics
+from twotower.evaluation.config import WIDTH, EvaluationConfig, Metrics
 from twotower.evaluation.part_evaluation import PartEvaluation
 from twotower.evaluation.ranking import evaluation_queries
 from twotower.features.side import SideName
@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 
 
 def evaluate_bundle(retriever: Retriever, config: EvaluationConfig | None = None) -> dict[str, Metrics]:
-    """Return the test metrics of a bundle, measured with the retriever that serves it.
+    """Return the test metrics of a bundle, and the width of its vectors, measured with the retriever that serves it.
 
     `config` defaults to the settings of the bundle.
     "index" and "exact" are method 1 (precomputed user vectors, with the default context), "live" is method 2 (online
@@ -61,7 +61,7 @@ def evaluate_bundle(retriever: Retriever, config: EvaluationConfig | None = None
     for name, method, exact in searches:
         best = rank_items(retriever, queries.users, k, method, seen, exact, only_seen, queries.interactions)
         report = PartEvaluation.of(queries, best, _scores(retriever, method), dataset, TEST, config)
-        out[name] = report.metrics()
+        out[name] = report.metrics() | {WIDTH: retriever.index.width}
         if name == searches[0][0]:
             ends = ((m, *pair) for m, pair in report.intervals().items())
             out["intervals"] = {f"{m}.{end}": v for m, low, high in ends for end, v in (("low", low), ("high", high))}

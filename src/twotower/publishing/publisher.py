@@ -32,6 +32,7 @@ from twotower.data.splits import TEST, VALIDATION
 from twotower.errors import RunError
 from twotower.escaping import python_literal
 from twotower.evaluation.added_scores import SparseScores
+from twotower.evaluation.config import WIDTH
 from twotower.evaluation.moments import ContextFactors
 from twotower.evaluation.part_evaluation import evaluate_model
 from twotower.features.encoders import Encoders
@@ -351,11 +352,11 @@ def index_facts(index: Index) -> IndexFacts:
 def _model_card(run: Run, index: Index, recall_check: RecallCheck) -> str:
     """Return the model card: the model, its training data and its metrics."""
     config = run.config.evaluation
-    names = [name for name in config.metric_set.names(config.k) if f"test.{name}" in run.metrics]
+    names = [name for name in (WIDTH, *config.metric_set.names(config.k)) if f"test.{name}" in run.metrics]
     values = metric_rows(run.metrics, names)
     shown = [label for label, row in values.items() if any(v is not None for v in row)]
     table = zip(names, *(values[label] for label in shown), strict=True)
-    rows = "\n".join(f"| {name} | {' | '.join(map(cell, row))} |" for name, *row in table)
+    rows = "\n".join(f"| {name} | {' | '.join(cell(v, name) for v in row)} |" for name, *row in table)
     found = verdict(run.metrics, run.config)
     decision, state = f"{found.text}\n\n" if found else "", f"; {run.unfinished}" if run.unfinished else ""
     features = "\n".join(f"- {f.side}: `{f.name}` ({f.kind})" for f in run.dataset.schema.features)

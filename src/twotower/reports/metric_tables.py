@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
-from twotower.evaluation.config import EvaluationConfig, Metrics, MetricSet
+from twotower.evaluation.config import WIDTH, EvaluationConfig, Metrics, MetricSet
 from twotower.evaluation.metrics.metric import Prominence
 from twotower.scorers import SCORERS
 from twotower.train.progress import EpochRecord
@@ -43,8 +43,9 @@ WAYS = {
 
 
 def print_metrics(metrics: Metrics, config: EvaluationConfig, names: Sequence[str] = ()) -> None:
-    """Print a table of test metrics, `names` or all of `columns`: a row for the model and each baseline."""
-    names = measured_columns(metrics, names or columns(config))
+    """Print a table of the width and test metrics, `names` or all of `columns`: a row for the model and each
+    baseline."""
+    names = [WIDTH, *measured_columns(metrics, names or columns(config))]
     _print_table(config, names, metric_rows(metrics, names), 18)
     if "train.seconds" in metrics:
         epochs = f" at {metrics['train.rows_per_second']:,.0f} rows/s, best epoch {metrics['train.best_epoch']:.0f}"
@@ -55,8 +56,8 @@ def print_metrics(metrics: Metrics, config: EvaluationConfig, names: Sequence[st
 
 
 def print_served(found: Mapping[str, Metrics], config: EvaluationConfig) -> None:
-    """Print a table of a bundle's test metrics: a row for each measured way of search."""
-    names = config.metric_set.names(config.k, Prominence.SERVED)
+    """Print a table of the width and a bundle's test metrics: a row for each measured way of search."""
+    names = [WIDTH, *config.metric_set.names(config.k, Prominence.SERVED)]
     rows = {label: [found[way].get(name) for name in names] for label, way in WAYS.items() if way in found}
     _print_table(config, names, rows, 24)
 
@@ -66,7 +67,7 @@ def _print_table(
 ) -> None:
     """Print a table. Columns are as wide as their text; on a narrow terminal they are printed below each other."""
     heading = "test, by weight" if config.weighted else "test"
-    columns_of = [[name, *map(cell, column)] for name, *column in zip(names, *rows.values(), strict=True)]
+    columns_of = [[name, *(cell(v, name) for v in column)] for name, *column in zip(names, *rows.values(), strict=True)]
     widths = [max(13, *(len(text) + 2 for text in column)) for column in columns_of]
     labels, width = [heading, *rows], max(width, *(len(label) + 2 for label in (heading, *rows)))
     limit = shutil.get_terminal_size().columns if sys.stdout.isatty() else sys.maxsize
@@ -105,9 +106,11 @@ def metric_rows(metrics: Metrics, names: Sequence[str]) -> dict[str, list[float 
     return {label: [metrics.get(f"{prefix}.{name}") for name in names] for label, prefix in rows.items()}
 
 
-def cell(value: float | None) -> str:
-    """Format a metric with four decimals; a dash if it is undefined."""
-    return "–" if value is None or not math.isfinite(value) else f"{value:.4f}"
+def cell(value: float | None, name: str = "") -> str:
+    """Format a metric with four decimals, and the width as a whole number; a dash if it is undefined."""
+    if value is None or not math.isfinite(value):
+        return "–"
+    return f"{value:,.0f}" if name == WIDTH else f"{value:.4f}"
 
 
 class Slice(NamedTuple):

@@ -11,7 +11,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from twotower import files
 from twotower.config.experiment import differing_options
 from twotower.evaluation.comparison import Comparison
-from twotower.evaluation.config import MetricSet
+from twotower.evaluation.config import WIDTH, MetricSet
 from twotower.evaluation.factors import Scorer
 from twotower.evaluation.metrics.metric import Prominence
 from twotower.evaluation.slices import COLD, COLD_ALONE
@@ -86,6 +86,7 @@ def run_page(run: Run, figures: Mapping[str, Sequence[Figure]]) -> str:
         ranked=RANKED[config.repeats],
         names=names,
         rows=rows,
+        widths={name: cell(width, WIDTH) for name, (width,) in metric_rows(metrics, [WIDTH]).items()},
         best=[_best(config.metric_set, name, column) for name, column in values],
         intervals=[m.name for m in config.metric_set.of_pairs if f"test.{m.name}.low" in metrics],
         figures=figures,

@@ -80,7 +80,8 @@ def test_the_recipe_ranks_cold_items_of_a_made_world_as_well_as_content_alone_an
     tables, withheld = split(world())
     schema, config = recipe([], tables)
     data = build_dataset(check(*tables, schema), schema, config.split)
-    model = trained([], tables, TEST, withheld)
+    model, width = trained([], tables, TEST, withheld)
+    assert width == 64 + 2
     for name, baseline in BASELINES.items():
         other = measured(baseline(data, withheld), data, TEST, withheld)
         for measure in ("alone, Recall@20", "alone, NDCG@20", "warm, Recall@20", "every, Recall@20"):
