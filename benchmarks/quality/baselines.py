@@ -6,6 +6,7 @@ from argparse import Namespace
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from operator import methodcaller
 from typing import Any
 
 import numpy as np
@@ -36,7 +37,10 @@ MEASURES: dict[str, Callable[[Ints], npt.NDArray[np.float64]]] = {
 }
 Candidates = Iterator[tuple[dict[str, Any], Callable[[Part], CatalogueScorer]]]
 """Settings, and the scores of a part's users and all items."""
-ROWS: dict[str, dict[str, Any]] = declared(__file__)["rows"]
+DECLARED: Numbers = declared(__file__)
+ROWS: dict[str, dict[str, Any]] = DECLARED["rows"]
+TOO = "-validation-too"
+"""End of the name of a row that counts the interactions of validation too when it scores the test."""
 
 
 def best(candidates: Iterator[Candidate], measure: str) -> Numbers:
@@ -75,7 +79,7 @@ class OfLatest(CatalogueScorer):
     table: Tensor  # (items, items), sparse
     latest: Ints  # (users, n) the latest first, -1 where there are fewer
     weights: npt.NDArray[np.floating[Any]]  # (n,)
-    terms: Tensor  # (items,)
+    terms: Tensor | float  # (items,)
 
     def catalogue_scores(self, users: Ints, interactions: Ints | None = None) -> Tensor:
         latest = self.latest[users]
@@ -93,45 +97,57 @@ class OfLatest(CatalogueScorer):
 
 def of_latest(
     films: Films,
-    counts: TransitionCounts,
-    values: Floats,
+    counts: dict[Part, TransitionCounts],
+    values: Callable[[TransitionCounts], Floats],
     weights: npt.NDArray[np.floating[Any]],
-    terms: Tensor | None = None,
+    terms: Callable[[Part], Tensor | float] = lambda _: 0.0,
 ) -> Callable[[Part], OfLatest]:
-    """Return the scores by a table that has a value for each transition."""
-    places, n, users = np.stack([counts.before, counts.after]), len(films.item_ids), np.arange(len(films.user_ids))
-    table = torch.sparse_coo_tensor(
-        torch.from_numpy(places),
-        torch.from_numpy(values.astype(np.float32)),
-        (n, n),
-        is_coalesced=True,
-        check_invariants=False,
-    )
+    """Return the scores of a part by a table that has a value for each transition, and terms of the items."""
+    n, users = len(films.item_ids), np.arange(len(films.user_ids))
 
     def scores(part: Part) -> OfLatest:
+        found = counts[part]
+        table = torch.sparse_coo_tensor(
+            torch.from_numpy(np.stack([found.before, found.after])),
+            torch.from_numpy(values(found).astype(np.float32)),
+            (n, n),
+            is_coalesced=True,
+            check_invariants=False,
+        )
         latest = films.recent(films.ends(part), users, len(weights))[:, ::-1]
-        return OfLatest(table, latest, weights, torch.zeros(n) if terms is None else terms)
+        return OfLatest(table, latest, weights, terms(part))
 
     return scores
 
 
-def counted(films: Films, span: int, lag: float) -> TransitionCounts:
-    """Return the transitions of the train part."""
-    user, at = films.history("validation")
-    lengths = np.bincount(user, minlength=len(films.user_ids))
-    histories = PositiveSequences(films.values[at].astype(np.int32), lengths, ones(len(at)))
-    return count_transitions(histories, len(films.item_ids), span, lag)
+def counted(films: Films, span: int, lag: float, validation_too: bool = False) -> dict[Part, TransitionCounts]:
+    """Return the transitions of the train part; with `validation_too` those for the test are of validation too."""
+
+    def of(part: Part) -> TransitionCounts:
+        user, at = films.history(part)
+        lengths = np.bincount(user, minlength=len(films.user_ids))
+        histories = PositiveSequences(films.values[at].astype(np.int32), lengths, ones(len(at)))
+        return count_transitions(histories, len(films.item_ids), span, lag)
+
+    train = of("validation")
+    return {"validation": train, "test": of("test") if validation_too else train}
 
 
-def shares(films: Films, span: int, lags: list[float], columns: list[float], recent: list[float]) -> Candidates:
-    """Yield transition counts: how often b follows a, weighted gap^-p, each row scaled to sum 1 and each column divided
-    by its sum^q; scored by the rows of the user's recent items, the n-th latest weighted n^-r."""
+def rules(
+    films: Films, span: int, lags: list[float], smooth: list[float], recent: list[float], validation_too: bool = False
+) -> Candidates:
+    """Yield sequential rules: how often b follows a, weighted gap^-p, over the sum of all that follow a and a constant;
+    scored by the rules of the user's latest items, the n-th latest weighted n^-r."""
     for p in lags:
-        counts = counted(films, span, p)
-        of_row, of_column = (np.bincount(of, counts.count) for of in (counts.before, counts.after))
-        for q, r in itertools.product(columns, recent):
-            values = counts.count / of_row[counts.before] / of_column[counts.after] ** q
-            yield {"span": span, "p": p, "q": q, "r": r}, of_latest(films, counts, values, np.arange(1, span + 1) ** -r)
+        counts = counted(films, span, p, validation_too)
+        for k, r in itertools.product(smooth, recent):
+
+            def values(of: TransitionCounts, k: float = k) -> Floats:
+                found: Floats = of.count / (np.bincount(of.before, of.count) + k)[of.before]
+                return found
+
+            settings = {"span": span, "p": p, "smooth": k, "r": r}
+            yield settings, of_latest(films, counts, values, np.arange(1, span + 1) ** -r)
 
 
 def transitions(films: Films, span: int, lags: list[float], columns: list[float], rates: list[float]) -> Candidates:
@@ -140,27 +156,32 @@ def transitions(films: Films, span: int, lags: list[float], columns: list[float]
     for p in lags:
         counts = counted(films, span, p)
         for q, rate in itertools.product(columns, rates):
-            values = counts.logarithms(q)
-            yield (
-                {"span": span, "p": p, "q": q, "rate": rate},
-                of_latest(films, counts, values, rate ** np.arange(span)),
-            )
+            settings = {"span": span, "p": p, "q": q, "rate": rate}
+            values = methodcaller("logarithms", q)
+            yield settings, of_latest(films, counts, values, rate ** np.arange(span))
 
 
 def pctm(
-    films: Films, span: int, lags: list[float], pseudo: list[float], rates: list[float], popular: list[float]
-) -> Candidates:
+    films: Films, span: int, lags: list[float], pseudo: list[float], rates: list[float], popular: list[float],
+    validation_too: bool = False,
+) -> Candidates:  # fmt: skip
     """Yield PCTM (Petrov et al. 2026): the logarithm of 1 + how often b follows a, weighted gap^-p, over a
     pseudo-count; the n-th latest of the user's items is weighted rate^(n - 1), and a multiple of log
     popularity is added to the mean by these weights."""
-    popularity = films.popularity() + 1.0
-    logarithms = torch.from_numpy(np.log(popularity / popularity.sum())).float()
     for p in lags:
-        counts = counted(films, span, p)
-        for k, rate, of_popularity in itertools.product(pseudo, rates, popular):
-            values, weights = np.log1p(counts.count / k), rate ** np.arange(span)
-            settings = {"span": span, "p": p, "pseudo": k, "rate": rate, "popular": of_popularity}
-            yield settings, of_latest(films, counts, values, weights, of_popularity * logarithms)
+        counts = counted(films, span, p, validation_too)
+        for k, rate, times in itertools.product(pseudo, rates, popular):
+
+            def values(of: TransitionCounts, k: float = k) -> Floats:
+                logarithms: Floats = np.log1p(of.count / k)
+                return logarithms
+
+            def terms(part: Part, times: float = times) -> Tensor:
+                popularity = films.popularity(part if validation_too else "validation") + 1.0
+                return torch.from_numpy(times * np.log(popularity / popularity.sum())).float()
+
+            settings = {"span": span, "p": p, "pseudo": k, "rate": rate, "popular": times}
+            yield settings, of_latest(films, counts, values, rate ** np.arange(span), terms)
 
 
 def ease(films: Films, ridges: list[float]) -> Candidates:
@@ -206,12 +227,13 @@ def candidates(name: str, films: Films) -> Iterator[Candidate]:
     from benchmarks.quality.trained import recbole, rechub
 
     rows: dict[str, Callable[..., Candidates]] = {
-        "popularity": popularity, "shares": shares, "pctm": pctm, "transitions": transitions, "ease": ease, "als": als,
+        "popularity": popularity, "rules": rules, "pctm": pctm, "transitions": transitions, "ease": ease, "als": als,
         "dssm": rechub, "youtubednn": rechub, "recbole-bpr": recbole, "recbole-dssm": recbole,
     }  # fmt: skip
-    given = dict(ROWS[name])
+    kind = name.removesuffix(TOO)
+    given = ROWS[kind] | ({} if kind == name else {"validation_too": True})
     for way in given.pop("ways", [{}]):
-        for settings, score in rows[name](films, **given, **way):
+        for settings, score in rows[kind](films, **given, **way):
             yield settings, partial(ranked, films, score)
 
 
@@ -223,12 +245,13 @@ def ranked(films: Films, score: Callable[[Part], CatalogueScorer], part: Part) -
 
 def main(chosen: Namespace, report: Report) -> None:
     warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta")
+    report.name = f"{DECLARED['tables'][chosen.table]}: "
     films = Films.read(chosen.sequences)
     print(f"{len(films.user_ids)} users, {len(films.item_ids)} items, {len(films.values)} interactions")
     for name in chosen.only:
-        row = report.rows().get(f"baselines: {name}")
+        row = report.rows().get(f"{report.name}{name}")
         row = row or best(itertools.islice(candidates(name, films), chosen.tries), "NDCG@10")
         facts = {"settings": {}, "chosen": row["settings"], "tried": row["tried"], "width": row.get("width")}
         add(report, name, [np.array(row["ranks"])], ["HR@10", "NDCG@10", "HR@100"], **facts)
         report.add(f"{name}, seconds of all settings", row["seconds"], "s", **facts)
-        report.write({f"baselines: {name}": row})
+        report.write({f"{report.name}{name}": row})

@@ -90,9 +90,9 @@ class Films:
         back = at[:, None] - np.arange(n, 0, -1)
         return np.where(back >= self.offsets[user][:, None], self.values[np.maximum(back, 0)], -1)
 
-    def popularity(self) -> Ints:
-        """Return (n_items,) the number of interactions of each item in the train part."""
-        return np.bincount(self.values[self.history("validation")[1]], minlength=len(self.item_ids))
+    def popularity(self, part: Part = "validation") -> Ints:
+        """Return (n_items,) the number of interactions of each item before `part`."""
+        return np.bincount(self.values[self.history(part)[1]], minlength=len(self.item_ids))
 
     def matrix(self, part: Part) -> Tensor:
         """Return (n_users, n_items) ones where the history before `part` has the item."""
