@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.lib.machine import Numbers
-from benchmarks.lib.report import cell, number
+from benchmarks.lib.report import cell, number, times
 
 Text = str | list[str]
 Results = Mapping[str, Numbers]
@@ -57,6 +57,7 @@ FORMATS: dict[str, Callable[[Numbers, Sequence[str]], str]] = {
     "mean": lambda r, _: f"{r['mean']:.4f}" + f" ± {(r['high'] - r['low']) / 2:.4f}" * (r["rounds"] > 1),
     "whole": lambda found, _: f"{found['mean']:,.0f}",
     "rounds": lambda found, _: str(found["rounds"]),
+    "times limit": lambda found, _: f"{number(found['median'])} ({times(found['ratio_to_floor'])})",
     "width": lambda found, _: number(found.get("width")).replace("-", "–"),
     "limit": lambda found, _: "" if found["floor"] is None else number(found["floor"]),
     "peer": lambda found, names: "".join(cell(peer) for peer in find_peers(found, names)[:1]),

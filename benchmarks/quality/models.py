@@ -1,5 +1,6 @@
 import sys
 from argparse import Namespace
+from pathlib import Path
 from typing import Any
 
 from benchmarks.lib.columns import without_columns
@@ -14,6 +15,7 @@ from twotower.evaluation.config import WIDTH
 from twotower.features.schema import Schema
 from twotower.features.side import SIDES
 from twotower.reports.progress import Progress
+from twotower.runs import Run
 
 TABLES: dict[str, Numbers] = declared(__file__)["tables"]
 
@@ -33,7 +35,7 @@ def main(chosen: Namespace, report: Report) -> None:
         key = f"{table['name']}: {name}"
         seeds: dict[str, Numbers] = report.rows().get(key, {})
         for seed in range(chosen.first_seed, chosen.first_seed + chosen.seeds):
-            seeds[str(seed)] = seeds.get(str(seed)) or train(tables, schema, config, seed)
+            seeds[str(seed)] = seeds.get(str(seed)) or train(tables, schema, config, seed).metrics
             report.write({key: seeds})
         runs = list(seeds.values())
         while baselines:
@@ -65,7 +67,7 @@ def beside(config: Config, changes: list[Numbers]) -> Config:
     return Config.model_validate(given)
 
 
-def train(tables: Any, schema: Schema | None, config: Config, seed: int) -> Numbers:
+def train(tables: Any, schema: Schema | None, config: Config, seed: int, folder: Path | None = None) -> Run:
     config = override_config(config, [f"train.seed={seed}"])
     if tables is None:
         tables, schema = api.read(config, schema)
@@ -74,4 +76,4 @@ def train(tables: Any, schema: Schema | None, config: Config, seed: int) -> Numb
         schema, config = without_columns(
             schema.model_copy(update={"time_unit": "order"}), config, tables[0].columns, tables[1].columns
         )
-    return dict(api.fit(tables, schema, config, callback=Progress()).metrics)
+    return api.fit(tables, schema, config, folder=folder, callback=Progress())

@@ -16,7 +16,7 @@ def test_what_was_not_run_can_be_seen() -> None:
     assert "| **0.8270 ± 0.0010** | not run |" in english[-1], "the best of a column is bold"
     assert "| 0.8100 |" in english[4]
     chinese = tables.markdown(tables.BLOCKS["summary"], results(), "zh").splitlines()
-    assert chinese[2] == "| 流行度 | 未运行 | – | 未运行 | – | – | – |"
+    assert chinese[2] == "| 流行度 | 未运行 | – | 未运行 | – | – | – | – |"
 
 
 @pytest.mark.parametrize("name", list(tables.BLOCKS))
@@ -45,6 +45,6 @@ def test_a_partial_run_keeps_the_cells_that_it_did_not_measure() -> None:
     summary = tables.BLOCKS["summary"]
     before = f"<!-- bench:summary -->\n{tables.markdown(summary, results(), 'en')}\n<!-- /bench -->\n"
     after = tables.rewrite(before, {name: speed(peers={"RecBole 1.2.1": [70.0]})}, "en", keep=True)
-    assert "| twotower | 0.8270 ± 0.0010 | 258 | not run | not run | 1,000 | not run |" in after
-    assert "| best peer | – | – | 0.3159 | – | 70.0 | – |" in after
+    assert "| twotower | 0.8270 ± 0.0010 | 258 | not run | not run | 1,000 | not run | not run |" in after
+    assert "| best peer | – | – | 0.3159 | – | 70.0 | – | – |" in after
     assert "| twotower | not run |" in tables.rewrite(before, {name: speed()}, "en")
