@@ -173,7 +173,8 @@ def pctm(
         for k, rate, times in itertools.product(pseudo, rates, popular):
 
             def values(of: TransitionCounts, k: float = k) -> Floats:
-                return np.log1p(of.count / k)
+                logarithms: Floats = np.log1p(of.count / k)
+                return logarithms
 
             def terms(part: Part, times: float = times) -> Tensor:
                 popularity = films.popularity(part if validation_too else "validation") + 1.0

@@ -32,7 +32,7 @@ def main(chosen: Namespace, report: Report) -> None:
     if bench.server_core & bench.generator_core:
         print("!! INVALID: the server and the generator share a core")
     bundle = Store(bench.store).current().manifest
-    report.facts["index"] = bundle.index.kind
+    report.facts |= {"index": bundle.index.kind, "width": bundle.dims}
     os.sched_setaffinity(0, bench.generator_core)
     found: Numbers = {}
     own = {"floor": bench.floor, "swap": bench.swap, "overload": bench.overload, "cold": bench.cold}
@@ -215,10 +215,11 @@ def tell(report: Report, found: Numbers, doubts: dict[str, str], items: int) -> 
             if value is None:
                 continue
             scenario = name.partition(", ")[0]
-            doubt = {"doubt": doubts[scenario]} if scenario in doubts else {}
+            facts: Numbers = {"doubt": doubts[scenario]} if scenario in doubts else {}
+            facts |= {"width": None} if scenario == "floor" else {}  # it has no vectors
             beside = {peer: [at(path.format(of=of))] for peer, path in entry.get("peer", {}).items()}
             given: Numbers = {"more": entry.get("more", False), "peers": beside, "floor": at(entry.get("floor", ""))}
-            report.add(name, value, entry.get("unit", "ms"), items=items, **given, **doubt)
+            report.add(name, value, entry.get("unit", "ms"), items=items, **given, **facts)
     for name, (path, most) in DECLARED["checks"].items():
         if (value := at(path)) is not None and value > most:
             print(f"!! {name}: {number(value)}, wanted at most {most}")

@@ -8,7 +8,6 @@ from benchmarks.quality import models
 from benchmarks.quality.films import Films
 from benchmarks.serving import catalogue, load
 from twotower import api
-from twotower.store.store import Store
 
 ROW = "recipes/sequence-long.toml"
 """The row of quality/models.toml, table retrieval, whose quality README.md quotes."""
@@ -22,10 +21,11 @@ def main(chosen: Namespace, report: Report) -> None:
             call(publish, chosen.sequences, chosen.epochs, temporary, store)
         copied = ["--store", store, "--to", made, "--items", str(chosen.items), *small]
         catalogue.main(options(catalogue.__file__, copied), report)
-        report.facts["width"] = Store(Path(made)).current().manifest.dims
-        asked = ["--store", made, "--only", "method1,method2", "--seconds", str(chosen.seconds), *small]
-        asked += ["--server-core", ",".join(map(str, chosen.server_core))]
-        asked += ["--generator-core", ",".join(map(str, chosen.generator_core))]
+        asked = ["--store", made, "--only", "method1,method2", *small]
+        for name in ("seconds", "rate", "server_core", "generator_core"):
+            value = getattr(chosen, name)
+            text = ",".join(map(str, value)) if isinstance(value, list) else str(value)
+            asked += [f"--{name.replace('_', '-')}", text]
         load.main(options(load.__file__, asked), report)
 
 

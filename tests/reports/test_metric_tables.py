@@ -43,8 +43,8 @@ def test_the_terminal_shows_every_column_and_row(capsys: pytest.CaptureFixture[s
 
 def test_a_bundles_table_has_the_served_metrics_at_every_cut_off(capsys: pytest.CaptureFixture[str]) -> None:
     config = EvaluationConfig(k=(2, 7))
-    found = {"exact": {"auc": 0.75, "width": 64}, "index": {"recall@7": 0.5}, "live": {"ndcg@2": float("nan")}}
-    print_served(found, config)
+    served = {"exact": {"auc": 0.75, "width": 64}, "index": {"recall@7": 0.5}, "live": {"ndcg@2": float("nan")}}
+    print_served(served, config)
     head, exact, index, live = capsys.readouterr().out.splitlines()
     names = MetricSet().names([2, 7], Prominence.SERVED)
     assert head.split() == ["test", "width", *names]
