@@ -69,7 +69,15 @@ LIKE = Question(
     text="Separate the ratings above 3 from the others: a fifth of all ratings, held out at random.",
     folder="-like",
     recipe="ranking",
-    overrides=("model.width=128", "train.epochs=3", "train.batch_size=16000", "train.lr=0.015", "narrow.width=128"),
+    overrides=(
+        "model.width=128",
+        'model.pairs.0.item={fields=["genres","year","likers","dislikers"],layers=[128],senet={enabled=true}}',
+        'model.pairs.1.user={fields=["gender","age","occupation","liked","disliked"],layers=[128],senet={enabled=true}}',
+        "train.epochs=3",
+        "train.batch_size=16000",
+        "train.lr=0.015",
+        "narrow.width=128",
+    ),
     small=("model.width=256", "train.epochs=10", "train.lr=0.005", "train.batch_size=4000"),
     of_rankings=False,
 )
