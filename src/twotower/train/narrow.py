@@ -221,7 +221,7 @@ class Narrowing:
 
     def __init__(self, model: TwoTower, dataset: Dataset, recipe: Recipe, context: DistributedContext) -> None:
         self.model, self.dataset, self.recipe, self.context = model, dataset, recipe, context
-        self._temperature: float | None = None
+        self._temperature = 1.0
         self._is_fitted = True
 
     def add(
@@ -231,13 +231,15 @@ class Narrowing:
         rows `by_version`, None where these stay, and what was measured.
 
         `measure` returns the score of vectors on validation, higher is better; None: there is no validation."""
+        config = self.recipe
+        self._temperature = temperature(every, Choices.of(self.dataset, config.train.seed, config.evaluation.repeats))
         wide = self._wide(newest_factors(every, self.dataset), self.dataset)
 
         def measured(layer: Narrow | None) -> float:
             assert measure is not None
             return measure(narrowed(every, layer, self.dataset, wide.biases) if layer else every)
 
-        given = (self.recipe.narrow.width, self._fit, measured if measure else None, self.recipe.train.monitor)
+        given = (config.narrow.width, self._fit, measured if measure else None, config.train.monitor)
         found, self._is_fitted, curve = choose(wide, *given)
         self.model.narrow = found
         return narrowed(every, found, self.dataset, wide.biases) if found and measure else None, curve
@@ -251,9 +253,6 @@ class Narrowing:
     def _wide(self, newest: Factors, dataset: Dataset) -> Wide:
         config, biases = self.recipe, 2 * self.model.bias_columns
         seed, repeats = config.train.seed, config.evaluation.repeats
-        if self._temperature is None:
-            choices = Choices.of(self.dataset, seed, repeats)
-            self._temperature = temperature(newest, choices)
         return Wide(newest, dataset, biases, config.loss.pointwise, seed, repeats, self._temperature)
 
     def _fit(self, wide: Wide, width: int) -> Narrow:
