@@ -59,11 +59,12 @@ def configured(table: Numbers, row: Numbers, settings: list[str]) -> tuple[Schem
 
 def beside(config: Config, changes: list[Numbers]) -> Config:
     """Return the config with its first pair once for each of some `changes` of its user tower, each trained apart if
-    there are several, without the other pairs and closed forms."""
+    there are several, without the other pairs, closed forms and narrow vectors."""
     given = config.model_dump(mode="json")
     first = given["model"]["pairs"][0]
     given["model"]["pairs"] = [first | {"user": first["user"] | changed} for changed in changes]
     given["train"] |= {"pairs": "apart" if len(changes) > 1 else "together", "solved": []}
+    given["narrow"] = {"width": 0}
     return Config.model_validate(given)
 
 

@@ -29,7 +29,7 @@ from twotower.files import layout
 from twotower.model.narrow import Narrow
 from twotower.onnx.export import export_tower
 from twotower.scorers.choices import Choices
-from twotower.train.narrow import Maps, Narrowing, Wide, choose, narrowed, temperature
+from twotower.train.narrow import Narrowing, Wide, choose, narrowed, temperature
 from twotower.train.trainer import Trainer
 
 
@@ -363,12 +363,6 @@ def test_a_width_by_validation_needs_it() -> None:
     users, items, rows = checkerboard()
     with pytest.raises(ConfigError, match=r"narrow.width = 'auto' is chosen on the validation part.* such as 128"):
         api.fit((users, items, rows), CHECKERBOARD_SCHEMA, config.model_copy(update={"model": settings().model}))
-
-
-def test_maps_have_the_first_columns_of_wider_ones() -> None:
-    maps = Maps(torch.randn(4, 3), torch.randn(5, 3)).first(2)
-    assert maps.width == 2
-    assert maps.items.shape == (5, 2)
 
 
 def test_of_a_model_that_reads_the_context_a_width_is_refused_and_auto_keeps_all(messages: list[str]) -> None:

@@ -19,6 +19,7 @@ from twotower.data.side import Side
 from twotower.distributed import DistributedContext
 from twotower.evaluation.factors import Factors, Scorer
 from twotower.evaluation.moments import ContextFactors, VersionFactors
+from twotower.features.schema import Schema
 from twotower.features.side import SIDES, SideName
 from twotower.model.inputs.side_tensors import SideTensors
 from twotower.model.two_tower import TwoTower, evaluation_mode
@@ -44,6 +45,13 @@ def model_factors(
     found = partial(_vectors, model=model, context=context, torchrec=torchrec, pairs=pairs, block=block, codes=codes)
     with evaluation_mode(model):
         return Factors(found("user", users) if known is None else known, found("item", items))
+
+
+def item_codes(items: Side, schema: Schema) -> Shaped[Ints, "n"]:
+    """Return the code of the id of each row of the items, of a schema that has their id as a feature."""
+    feature = schema.id_feature("item")
+    assert feature is not None
+    return np.asarray(items.columns[feature.name]).astype(np.int64)
 
 
 def newest_factors(every: Factors, dataset: Dataset) -> Factors:

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from twotower.arrays.types import F32, Bools, Ints, Shaped
+from twotower.arrays.types import F32, Bools, Shaped
 from twotower.data.dataset import Dataset
 from twotower.distributed import DistributedContext
 from twotower.evaluation.factors import Factors
@@ -27,6 +27,7 @@ from twotower.scorers.choices import MIN_ROWS, Choices, later_items
 from twotower.scorers.logit import FREE, Column
 from twotower.scorers.scorer import TermFit, terms_of
 from twotower.train.closed_forms import ClosedForm, scale_pair
+from twotower.train.factors import item_codes
 from twotower.train.recipe import Recipe
 
 log = logging.getLogger(__name__)
@@ -164,19 +165,21 @@ def climbed(score: Callable[[float], float], start: float, unit: float) -> float
 
 def cold_items(dataset: Dataset) -> Shaped[Bools, "items"]:
     """Return True for the items whose id is unknown, and which are there on validation."""
-    cold: Bools = (_codes(dataset) == UNKNOWN) & ~later_items(dataset)
+    cold: Bools = (item_codes(dataset.items, dataset.schema) == UNKNOWN) & ~later_items(dataset)
     return cold
 
 
 def log_popularity(dataset: Dataset) -> F32[Tensor, "items"]:
     """Return log(1 + n) of each item's training positives n, 0 for items whose id is unknown."""
     counts = np.bincount(dataset.pairs.item[dataset.positives_by_user.values], minlength=len(dataset.items))
-    return torch.from_numpy(np.where(_codes(dataset) != UNKNOWN, np.log1p(counts), 0.0).astype(np.float32))
+    return torch.from_numpy(
+        np.where(item_codes(dataset.items, dataset.schema) != UNKNOWN, np.log1p(counts), 0.0).astype(np.float32)
+    )
 
 
 def add_biases(model: TwoTower, dataset: Dataset, biases: F32[Tensor, "items"]) -> None:
     """Add a bias to each item whose id is known, through the row of its id."""
-    feature, codes = dataset.schema.id_feature("item"), torch.from_numpy(_codes(dataset))
+    feature, codes = dataset.schema.id_feature("item"), torch.from_numpy(item_codes(dataset.items, dataset.schema))
     assert feature is not None
     known = codes != UNKNOWN
     with torch.no_grad():
@@ -187,10 +190,3 @@ def add_biases(model: TwoTower, dataset: Dataset, biases: F32[Tensor, "items"]) 
 def has_biases(model: TwoTower, dataset: Dataset) -> bool:
     """Return True if each item of a known id has a bias of its own."""
     return model.config.bias and dataset.schema.id_feature("item") is not None
-
-
-def _codes(dataset: Dataset) -> Shaped[Ints, "items"]:
-    """Return the code of each item's id."""
-    feature = dataset.schema.id_feature("item")
-    assert feature is not None
-    return np.asarray(dataset.items.columns[feature.name]).astype(np.int64)

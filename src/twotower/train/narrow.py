@@ -23,7 +23,6 @@ from torch.nn import functional as F
 
 from twotower.arrays.types import F32, F64, Bool, Float, Ints, Shaped
 from twotower.data.dataset import Dataset
-from twotower.data.side import Side
 from twotower.distributed import DistributedContext
 from twotower.errors import TrainingError
 from twotower.evaluation.config import Repeats
@@ -32,7 +31,7 @@ from twotower.features.values import UNKNOWN
 from twotower.model.narrow import Narrow
 from twotower.model.two_tower import TwoTower
 from twotower.scorers.choices import Choices, later_items
-from twotower.train.factors import newest_factors
+from twotower.train.factors import item_codes, newest_factors
 from twotower.train.recipe import Recipe
 from twotower.train.stopping import at_once
 
@@ -45,9 +44,11 @@ CURVE = (32, *WIDTHS)
 KEPT = 0.98
 """Share of the monitored metric of the wide vectors that `auto` keeps."""
 HOPEFUL = 0.85
-"""Share from which a projection is fitted: the fit gains some ten hundredths."""
+"""Share that a projection keeps of the metric, below which `auto` tries no fit: a fit gains up to a tenth."""
 STEPS, BATCH, RATE = 400, 256, 0.03
-"""Steps of a fit, users or pairs of one, and its first learning rate, in the size of the numbers that are learned."""
+"""Steps of a fit, users of a step, and its first learning rate, relative to the root mean square of what is learned."""
+PAIRS = 32 * BATCH
+"""Labelled pairs of a step."""
 MAX_ITEMS = 16_384
 """Items of a step at most; more are drawn."""
 TEMPERATURES = 2.0 ** np.arange(-6, 0.5, 0.5)
@@ -178,7 +179,7 @@ class Wide:
     ) -> F32[Tensor, ""]:  # fmt: skip
         """Return the mean square of the differences of the scores of some training pairs."""
         train = self.dataset.train
-        drawn = rng.integers(len(train), size=BATCH * 32)
+        drawn = rng.integers(len(train), size=PAIRS)
         user, item = (torch.from_numpy(side[drawn].astype(np.int64)) for side in (train.user, train.item))
         vectors = self.users[user].cpu() @ white
         wide, narrow = (vectors * items[item]).sum(1), (vectors @ turn * rows[item]).sum(1)
@@ -209,7 +210,7 @@ class Wide:
         feature = self.dataset.schema.id_feature("item")
         rows = torch.zeros(0, maps.width)
         if feature is not None:
-            codes = _codes(self.dataset.items, self.dataset)
+            codes = item_codes(self.dataset.items, self.dataset.schema)
             rows = torch.zeros(next(f.rows for f in fields if f.name == feature.name), maps.width)
             known = torch.from_numpy(codes != UNKNOWN)
             rows[torch.from_numpy(codes)[known]] = (maps.items - self.items.cpu() @ item_map)[known]
@@ -323,17 +324,10 @@ def narrowed(every: Factors, layer: Narrow, dataset: Dataset, biases: int) -> Fa
     users, items = (vectors[:, : vectors.shape[1] - biases] for vectors in (every.users, every.items))
     items = items @ layer.item_map
     if len(layer.rows):
-        items = items + layer.rows[torch.from_numpy(_codes(dataset.items.by_version(), dataset))]
+        items = items + layer.rows[torch.from_numpy(item_codes(dataset.items.by_version(), dataset.schema))]
     sides = (users @ layer.user_map, every.users), (items, every.items)
     users, items = (torch.cat([short, wide[:, wide.shape[1] - biases :]], 1) for short, wide in sides)
     return replace(every, users=users, items=items)
-
-
-def _codes(items: Side, dataset: Dataset) -> Shaped[Ints, "n"]:
-    """Return the code of the id of each row of the items."""
-    feature = dataset.schema.id_feature("item")
-    assert feature is not None
-    return np.asarray(items.columns[feature.name]).astype(np.int64)
 
 
 def temperature(wide: Factors, choices: Choices | None) -> float:
