@@ -1,9 +1,10 @@
-"""Writers of .npy files in pieces."""
+"""Writers of .npy files in pieces, and the reader of a piece."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
+from threading import Lock
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -11,6 +12,15 @@ import numpy.typing as npt
 
 HEADER_BYTES = 128
 """Bytes before the values of a file."""
+_ONE_HEADER = Lock()
+"""Held while a header is parsed: two threads at once may fail (github.com/python/cpython/issues/106905)."""
+
+
+def read_piece(path: Path) -> npt.NDArray[Any]:
+    """Return the array of a file, in any thread."""
+    with _ONE_HEADER:
+        found: npt.NDArray[Any] = np.load(path)
+    return found
 
 
 def write_npy_header(file: BinaryIO, like: npt.NDArray[Any], n: int) -> None:

@@ -218,7 +218,7 @@ class PreparedArrays:
 
     def _join(self, pieces: Path) -> None:
         """Write the array of the pieces in a folder, in the order of their names, and remove them."""
-        found = map(np.load, sorted(pieces.iterdir()))
+        found = map(npy_writer.read_piece, sorted(pieces.iterdir()))
         blocks = _ends(found) if pieces.name.endswith(".offsets") else found
         make_once(self.arrays / f"{pieces.name}.npy", lambda to: npy_writer.write_blocks(to, blocks))
         shutil.rmtree(pieces)
