@@ -8,16 +8,20 @@ import json
 import re
 import shutil
 import signal
+import socket
+import sys
 import threading
 import time
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx
 import pytest
 from server_process import Start, wait_until
 
 from twotower.serve import api_keys
+from twotower.serve.worker import accept_queued, stop_arrivals
 from twotower.store.store import Store
 
 
@@ -82,6 +86,44 @@ def test_fault_E3_sigterm_under_load_loses_no_request(serve: Start) -> None:
     assert answered[0] > 50
     assert refused[0] == 4
     assert 0.6 <= spent < 6
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux can filter what arrives at a listening socket")
+def test_fault_E3_no_connection_arrives_between_the_last_accept_and_the_close() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener, socket.create_connection(listener.getsockname()) as before:
+        listener.setblocking(False)
+        stop_arrivals(listener)
+        with pytest.raises(TimeoutError):
+            socket.create_connection(listener.getsockname(), timeout=0.3)
+        (accepted,) = accept_queued(listener)
+        with accepted:
+            before.sendall(b"request")
+            accepted.settimeout(5)
+            assert accepted.recv(16) == b"request"
+
+
+def test_fault_E3_a_request_that_came_while_the_process_stood_still_is_answered(serve: Start) -> None:
+    served = serve("--drain", "0.2", "--grace", "5", "--no-access-log").wait()
+    address = urlsplit(served.url)
+    with socket.create_connection((address.hostname, address.port), timeout=10) as client:
+        served.process.send_signal(signal.SIGTERM)
+        wait_until(lambda: _refuses(served.url))
+        served.process.send_signal(signal.SIGSTOP)
+        client.sendall(b"GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        time.sleep(0.8)  # longer than a connection without a request stays open
+        served.process.send_signal(signal.SIGCONT)
+        assert client.recv(1 << 16).startswith(b"HTTP/1.1 200")
+    served.process.wait(timeout=20)
+    assert served.end()[0] == 0
+
+
+def _refuses(url: str) -> bool:
+    """Return True if nobody listens at an address."""
+    try:
+        httpx.get(url + "/livez")
+    except httpx.ConnectError:
+        return True
+    return False
 
 
 def test_fault_E3_another_signal_ends_it_at_once(serve: Start) -> None:

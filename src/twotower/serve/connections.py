@@ -36,6 +36,8 @@ EVICTION_GRACE = 1.0
 """Seconds that a connection in `stalled` is safe from being closed for a new connection."""
 CLOSE_DELAY = 0.5
 """Seconds for a connection opened just before shutdown to send its request, and for a refused one to read the reply."""
+CLOSE_STEPS = 5
+"""Timers in a row that make up CLOSE_DELAY at shutdown."""
 BODY_REPLY_SLACK = 1.0
 """Seconds after `body_timeout` in which the middleware answers 408 before the connection is closed."""
 LOG_INTERVAL = 1.0
@@ -311,8 +313,12 @@ class Connection(HttpToolsProtocol):
 
     def shutdown(self) -> None:
         """Close the connection; without a request so far, after CLOSE_DELAY, because its request may be on the way."""
-        if self._latest is None:
-            self.loop.call_later(CLOSE_DELAY, super().shutdown)
+        self._close_in(CLOSE_STEPS if self._latest is None else 0)
+
+    def _close_in(self, steps: int) -> None:
+        """Close after some steps: a process that stood still for all of CLOSE_DELAY reads before the next one."""
+        if steps and self._latest is None:
+            self.loop.call_later(CLOSE_DELAY / CLOSE_STEPS, self._close_in, steps - 1)
         else:
             super().shutdown()
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ctypes
 import itertools
 import logging
 import os
 import signal
 import socket
+import struct
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -27,6 +29,8 @@ MAX_ACCEPTED = 256
 """Most connections accepted at a time between two answers."""
 TURNS_TO_READ, TURNS_TO_ACCEPT = 3, 6
 """Turns of the event loop (asyncio, uvloop) in which the requests of open and accepted connections are queued."""
+SO_ATTACH_FILTER = 26
+"""Option of a Linux socket that the module `socket` does not name: a filter of the packets that it receives."""
 SIGNAL_REPEAT_INTERVAL = 0.5
 """Seconds after which another signal counts as a second one: a terminal and systemd signal every process of a group."""
 
@@ -175,6 +179,8 @@ class DrainingServer(uvicorn.Server):
         """Accept queued connections, whose requests are on the way, before closing: closing would reset them."""
         for server in self.servers:
             server.close()
+        for listener in self._listening if self._exclusive else ():
+            stop_arrivals(listener)
         self.accept_waiting(most=None)
         while self._listening:
             with self._listening.pop() as s:
@@ -188,6 +194,13 @@ class DrainingServer(uvicorn.Server):
         return self._connection_class(
             config=self.config, server_state=self.server_state, app_state={}, _loop=asyncio.get_running_loop()
         )
+
+
+def stop_arrivals(listener: socket.socket) -> None:
+    """Let no more connections into the queue of a socket, where the system can (Linux): their clients try again."""
+    if sys.platform == "linux":
+        drop_all = ctypes.create_string_buffer(struct.pack("HBBI", 0x06, 0, 0, 0))  # one instruction: return 0 bytes
+        listener.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, struct.pack("HP", 1, ctypes.addressof(drop_all)))
 
 
 def accept_queued(listener: socket.socket) -> Iterator[socket.socket]:
