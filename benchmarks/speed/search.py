@@ -17,13 +17,13 @@ from benchmarks.lib.report import Report, declared
 from benchmarks.lib.rounds import in_turns
 from benchmarks.lib.vectors import Clusters, tuned
 from twotower.arrays.types import Vectors
-from twotower.index import build_index
+from twotower.index import build_index, load_index
 from twotower.index.top_k import one_blas_thread
 from twotower.index.vector_store import Similarity
 
 DECLARED = declared(__file__)
 KERNELS: dict[str, list[str]] = DECLARED["kernels"]
-SHIPPED, OURS = "as shipped", "ours"
+SHIPPED, OURS, CODED = "as shipped", "ours", "ours, int8"
 QUERIES = 10  # so many queries at once are a matrix product for FAISS at its best
 Works = dict[str, Callable[[], Any]]
 
@@ -61,12 +61,13 @@ def exact(report: Report, items: Vectors, users: Vectors, chosen: Namespace) -> 
         np.save(Path(folder) / "items.npy", items)
         np.save(Path(folder) / "queries.npy", queries)
         given = (folder, chosen.threads, chosen.k, chosen.metric)
-        works = {way: partial(call, work, way, *given, environment=environment(way)) for way in (SHIPPED, *tuned, OURS)}
+        ways = SHIPPED, *tuned, OURS, CODED
+        works = {way: partial(call, work, way, *given, environment=environment(way)) for way in ways}
         rounds = {way: [found for _, found in of] for way, of in in_turns(works, chosen.rounds).items()}
     told = {way: of[0] for way, of in rounds.items()}
-    both = zip(told[SHIPPED]["found"], told[OURS]["found"], strict=True)
     facts: Numbers = {"blas": {way: given["blas"] for way, given in told.items()}}
-    facts["agreement_with_faiss"] = round(float(np.mean([len(np.intersect1d(a, b)) / len(a) for a, b in both])), 5)
+    facts["agreement_with_faiss"] = agreement(told[SHIPPED], told[OURS])
+    agreed = agreement(told[OURS], told[CODED])
     beside = f"{tool('faiss-cpu')} flat"
     for kind, size in (("batch", len(queries)), ("single", 1)):
         times = {
@@ -85,6 +86,21 @@ def exact(report: Report, items: Vectors, users: Vectors, chosen: Namespace) -> 
         more["tried"] = {way: round(median(values), 4) for way, values in times.items()}
         name = f"exact, {len(items):,} x {items.shape[1]}, {plural(chosen.threads)}, {what}"
         report.add(name, times[f"search, {OURS}"], "ms", **more, **facts, **settings_doubt(told, items.shape[1]))
+        name = name.replace("exact", "exact int8", 1)
+        whole: Numbers = {"peers": {"fp32": times[f"search, {OURS}"]}, "agreement_with_fp32": agreed}
+        report.add(name, times[f"search, {CODED}"], "ms", **whole, megabytes=told[CODED]["megabytes"])
+
+
+def agreement(one: Numbers, other: Numbers) -> float:
+    """Return the share of the results of one way that another has."""
+    both = zip(one["found"], other["found"], strict=True)
+    return round(float(np.mean([len(np.intersect1d(a, b)) / len(a) for a, b in both])), 5)
+
+
+def megabytes() -> float:
+    """Return the memory of this process that no file backs."""
+    line = next(line for line in read("/proc/self/status").splitlines() if line.startswith("RssAnon"))
+    return int(line.split()[1]) / 1e3
 
 
 def plural(threads: int) -> str:
@@ -92,14 +108,14 @@ def plural(threads: int) -> str:
 
 
 def environment(way: str) -> dict[str, str]:
-    found = {name: value for name, value in os.environ.items() if name != "OPENBLAS_CORETYPE" or way == OURS}
+    found = {name: value for name, value in os.environ.items() if name != "OPENBLAS_CORETYPE" or way in (OURS, CODED)}
     # OMP_NUM_THREADS is of a thread that IndexShards begins: its threads are those of the shards.
     return found | ({"OPENBLAS_CORETYPE": way, "OMP_NUM_THREADS": "1"} if way in KERNELS else {})
 
 
 def settings_doubt(told: Mapping[str, Numbers], width: int) -> dict[str, str]:
     """Return a doubt if FAISS at its best ran without the requested threshold or kernels."""
-    for way in set(told) - {SHIPPED, OURS}:
+    for way in set(told) - {SHIPPED, OURS, CODED}:
         threshold, core = told[way]["threshold"], told[way]["blas"].get("faiss", "")
         if threshold != QUERIES * width:
             return {"doubt": f"FAISS's distance_compute_blas_threshold is {threshold}, not {QUERIES * width}"}
@@ -130,18 +146,24 @@ def approximate(report: Report, kind: str, items: Vectors, users: Vectors, chose
 def work(way: str, folder: str, threads: int, k: int, metric: Similarity) -> Numbers:
     """Run the tasks of a way. Returns seconds, the results of the first task, the threshold and BLAS kernels."""
     items, queries = np.load(Path(folder) / "items.npy"), np.load(Path(folder) / "queries.npy")
-    threshold, asked = None, {"batch": queries, "single": queries[:1]}
-    if way == OURS:
-        ours = build_index("exact", items, np.arange(len(items)), metric)
-        ours.threads = threads
+    threshold, asked, held = None, {"batch": queries, "single": queries[:1]}, 0.0
+    if way in (OURS, CODED):
+        saved = Path(folder) / way
+        if not saved.exists():
+            store = "int8" if way == CODED else "fp32"
+            build_index("exact", items, np.arange(len(items)), metric, {"store": store}).save(saved)
         del items
+        before = megabytes()
+        ours = load_index(saved)
+        ours.threads, held = threads, megabytes() - before
         works: Works = {f"{n} search": lambda q=q: ours.search(q, k)[0] for n, q in asked.items()}  # type: ignore[misc]
     else:
         threshold, works = faiss_works(way, items, asked, threads, k)
     found = {task: one() for task, one in works.items()}  # which also warms them up
     counts = {task: 1 if task.startswith("batch") else 5 for task in works}
     times = {task: [timed(one) for _ in range(counts[task])] for task, one in works.items()}
-    return {"times": times, "found": next(iter(found.values())).tolist(), "threshold": threshold, "blas": blas()}
+    answer = next(iter(found.values())).tolist()
+    return {"times": times, "found": answer, "threshold": threshold, "blas": blas(), "megabytes": held}
 
 
 def faiss_works(way: str, items: Vectors, asked: dict[str, Vectors], threads: int, k: int) -> tuple[int, Works]:

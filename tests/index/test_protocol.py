@@ -21,14 +21,17 @@ from twotower.index.approximate import ApproximateIndex
 from twotower.index.auto import Auto
 from twotower.index.milvus.milvus import MilvusType, choose_milvus_type
 
-SETTINGS: dict[str, list[dict[str, Any]]] = {"milvus": [{"type": name} for name in get_args(MilvusType)]}
+SETTINGS: dict[str, list[dict[str, Any]]] = {
+    "milvus": [{"type": name} for name in get_args(MilvusType)],
+    "exact": [{}, {"store": "int8"}],
+}
 """Options of the kinds to be tested with others than their defaults."""
 KINDS = {
     " ".join([kind.kind.rpartition(":")[2], *options.values()]): (kind, options)
     for kind in (*INDEXES, Lsh)
     for options in SETTINGS.get(kind.kind, [{}])
 }
-EXACT = ("auto", "exact", "milvus FLAT")
+EXACT = ("auto", "exact", "exact int8", "milvus FLAT")
 CASES = [(kind, metric) for kind in KINDS for metric in ("cosine", "dot")]
 # Every type of Milvus and both metrics, but not every pair.
 CASES = [case for case in CASES if case not in (("milvus FLAT", "dot"), ("milvus IVF_SQ8", "cosine"))]
@@ -73,7 +76,7 @@ def never_exact(index: Index) -> Index:
 
 def ordered(kind: str) -> bool:
     """Whether equal scores are in the order of rows beyond the last place, too."""
-    return kind in ("auto", "exact")
+    return kind in ("auto", "exact", "exact int8")
 
 
 def full(index: Index) -> Index:

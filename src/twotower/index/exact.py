@@ -7,16 +7,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import numpy as np
+from pydantic import Field
 
 from twotower.arrays.sets import is_in_sorted
 from twotower.arrays.types import Rows, Shaped, Vectors
 from twotower.errors import DataError, RunError
 from twotower.files import layout, new_folder, write_json
+from twotower.index.codes import Codes
 from twotower.index.protocol import INDEX_FORMAT, IndexConfig, IndexDescription, Publication
-from twotower.index.top_k import SearchScope, TopK, exact_top_k, one_blas_thread
+from twotower.index.top_k import SearchScope, TopK, best_of, exact_top_k, one_blas_thread
 from twotower.index.vector_store import MAX_NORM, Similarity, VectorStore, checked_vectors, norms
 from twotower.machine import default_threads
 
@@ -25,12 +27,18 @@ INDEX_FILES = (layout.INDEX_FACTS, "vectors.npy", "rows.npy", layout.INDEX_FAISS
 
 class Exact(IndexConfig):
     """Exact search over all vectors. Use it up to 50,000 items, which take a few milliseconds, and as the reference of
-    the other kinds."""
+    the other kinds; with `store = "int8"` up to a million."""
 
     kind = "exact"
 
+    store: Literal["fp32", "int8"] = Field(
+        "fp32",
+        description="Numbers held in memory; `int8` scans a byte a number, and reads whole vectors of candidates from "
+        "the file: the same answers, sooner.",
+    )
+
     def empty(self, width: int, metric: Similarity, publication: Publication) -> Index:
-        return Index(self, width, metric)
+        return (CodedIndex if self.store == "int8" else Index)(self, width, metric)
 
 
 class Index:
@@ -190,3 +198,25 @@ class Index:
         self._store.max_norm, self._store.rejected = facts.max_norm, np.asarray(facts.rejected, np.int64)
         if len(self) != facts.n:
             raise ValueError("rows are missing")
+
+
+class CodedIndex(Index):
+    """An index that searches codes of one byte a number, and scores what they leave by the vectors."""
+
+    _codes: Codes | None = None
+
+    def _build_engine(self) -> None:
+        if len(self):
+            self._codes = Codes(self._store.vectors)
+
+    def load_engine(self, folder: Path, verify: bool) -> None:
+        self._build_engine()
+
+    def _search(self, queries: Shaped[Vectors, "B D"], k: int, scope: SearchScope, exact: bool) -> TopK:
+        if exact or scope.only is not None or self._codes is None:
+            return self._search_exactly(queries, k, scope)
+        top = TopK.empty(len(queries), k)
+        banned = scope.banned or [np.empty(0, np.int64)] * len(queries)
+        for number, at in enumerate(self._codes.candidates(queries, k, banned, self.threads)):
+            top.put(number, *best_of(self._store, queries[number], at, k))
+        return top

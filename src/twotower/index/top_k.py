@@ -235,7 +235,11 @@ def _score_again(
     """Return the rows and scores of one query from its float32 sums, by descending score. Changes `rough`."""
     rough[banned if only is None else np.searchsorted(only, banned)] = -np.inf
     places = np.flatnonzero((rough >= kth_largest(rough, k) - slack) & (rough > -np.inf))
-    positions = places if only is None else only[places]
+    return best_of(store, query, places if only is None else only[places], k)
+
+
+def best_of(store: VectorStore, query: Shaped[Vectors, "D"], positions: Shaped[Rows, "n"], k: int) -> TopK:
+    """Return the `k` best of some positions by exact scores."""
     blocks = [positions[start : start + 4096] for start in range(0, max(1, len(positions)), 4096)]
     scores = [exact_scores(store.vectors[block], query) for block in blocks]
     return best(store.rows[positions], scores[0] if len(scores) == 1 else np.concatenate(scores), k)
