@@ -37,7 +37,7 @@ class CodedQueries(NamedTuple):
 
     digits: Shaped[WholeNumbers, "B2 D"]
     slack: F64[Doubles, "B"]
-    """How far two sums of codes may change places, in units of a low digit."""
+    """Greatest difference of two sums of codes whose scores may be in the other order, in units of a low digit."""
 
 
 class Codes:

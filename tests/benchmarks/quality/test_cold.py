@@ -81,7 +81,7 @@ def test_the_recipe_ranks_cold_items_of_a_made_world_as_well_as_content_alone_an
     schema, config = recipe([], tables)
     data = build_dataset(check(*tables, schema), schema, config.split)
     model, width = trained([], tables, TEST, withheld)
-    assert width == 64 + 2
+    assert width == 64 + 128 + 256 + 2, "the pair, ials, columns and biases"
     for name, baseline in BASELINES.items():
         other = measured(baseline(data, withheld), data, TEST, withheld)
         for measure in ("alone, Recall@20", "alone, NDCG@20", "warm, Recall@20", "every, Recall@20"):
