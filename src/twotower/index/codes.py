@@ -23,7 +23,6 @@ from twotower.index.vector_store import norms
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession
 
-
 BLOCK = 1 << 15
 """Items of one product."""
 QUERIES = 32
@@ -69,7 +68,8 @@ class Codes:
             for start in range(0, len(queries), QUERIES):
                 coded = self._coded(queries[start : start + QUERIES])
                 ours = banned[start : start + QUERIES]
-                shares = pool.map(partial(self._search, coded=coded, k=k, banned=ours), blocks)
+                each = pool.map if len(blocks) > 1 else map
+                shares = each(partial(self._search, coded=coded, k=k, banned=ours), blocks)
                 for parts, slack in zip(zip(*shares, strict=True), coded.slack, strict=True):
                     at, sums = (np.concatenate(side) for side in zip(*parts, strict=True))
                     found.append(at[sums >= kth_largest(sums, k) - slack])

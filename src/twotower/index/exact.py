@@ -27,14 +27,14 @@ INDEX_FILES = (layout.INDEX_FACTS, "vectors.npy", "rows.npy", layout.INDEX_FAISS
 
 class Exact(IndexConfig):
     """Exact search over all vectors. Use it up to 50,000 items, which take a few milliseconds, and as the reference of
-    the other kinds; with `store = "int8"` up to a million."""
+    the other kinds; `store = "int8"` takes a quarter of the memory."""
 
     kind = "exact"
 
     store: Literal["fp32", "int8"] = Field(
         "fp32",
-        description="Numbers held in memory; `int8` scans a byte a number, and reads whole vectors of candidates from "
-        "the file: the same answers, sooner.",
+        description="Numbers that a search reads; `int8` is a byte a number, and candidates are scored by whole "
+        "vectors of the file: the same answers.",
     )
 
     def empty(self, width: int, metric: Similarity, publication: Publication) -> Index:
