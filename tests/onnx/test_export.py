@@ -15,6 +15,7 @@ import polars as pl
 import pytest
 import torch
 from onnx import numpy_helper
+from safetensors.torch import save
 from worlds import EVERYTHING_SCHEMA, checkerboard, everything, settings
 
 from twotower.arrays import npy_writer
@@ -32,6 +33,7 @@ from twotower.features.schema import Schema
 from twotower.features.sequence import Sequence
 from twotower.features.side import SIDES, SideName
 from twotower.features.text import Text
+from twotower.files.layout import WEIGHTS
 from twotower.model.inputs.code_layout import pad
 from twotower.model.inputs.gather import feed
 from twotower.model.inputs.side_tensors import SideTensors
@@ -39,8 +41,8 @@ from twotower.model.pooling.ridge import Ridge
 from twotower.model.towers import TowerConfig
 from twotower.model.two_tower import ModelConfig, TwoTower
 from twotower.onnx import export
-from twotower.onnx.allow_list import ELEMENT_TYPES, MESSAGE_FIELDS, METADATA_KEYS, OPERATORS
-from twotower.onnx.builder import GraphBuilder
+from twotower.onnx.allow_list import ELEMENT_TYPES, MESSAGE_FIELDS, METADATA_KEYS, OPERATORS, PLACE_KEYS
+from twotower.onnx.builder import GraphBuilder, StoredWeights
 from twotower.onnx.check import inspect_tower
 from twotower.onnx.export import MAX_DIFFERENCE, allowed_difference, build_graph, export_tower, parity
 from twotower.onnx.tower import GateInfo, OnnxTower, trust_tower
@@ -57,6 +59,13 @@ def trained(dataset: Dataset, moved: float = 0.3, **model: Any) -> TwoTower:
         for p in made.parameters():
             p.add_(torch.randn_like(p) * moved)
     return made.eval()
+
+
+def stored(model: TwoTower, folder: Path) -> Path:
+    """The file of the weights of a model, as a run has it."""
+    path = folder / WEIGHTS
+    path.write_bytes(save({name: p.detach().contiguous() for name, p in model.named_parameters()}))
+    return path
 
 
 def pair(user: dict[str, Any] | None = None, item: dict[str, Any] | None = None) -> dict[str, Any]:
@@ -279,18 +288,43 @@ def test_every_setting_of_a_model_is_exported_or_only_of_training() -> None:
     assert set(TowerConfig.model_fields) - tried <= {"width", "weight_decay_scale"}
 
 
-def test_fault_G1_the_list_of_what_a_tower_holds_is_what_the_exporter_writes(worlds: dict[str, Dataset]) -> None:
+@pytest.mark.parametrize("name", MODELS)
+def test_a_tower_names_the_stored_weights_and_copies_none(
+    name: str, worlds: dict[str, Dataset], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(StoredWeights, "SMALLEST", least := 256)
+    data, model = worlds["even"], trained(worlds["even"], **MODELS[name])
+    weights = stored(model, tmp_path)
+    kept = [p.detach().numpy().tobytes() for p in model.parameters()]
+    for side in SIDES:
+        fields, whole, named = data.encoders.fields(side), tmp_path / "whole.onnx", tmp_path / "named.onnx"
+        export_tower(model, side, fields, whole)
+        export_tower(model, side, fields, named, weights=weights)
+        inputs = feed(fields, data.side(side).columns, np.arange(len(data.side(side))))
+        assert np.array_equal(OnnxTower(named)(inputs), OnnxTower(whole)(inputs))
+        copies = [t.raw_data for t in onnx.load(named, load_external_data=False).graph.initializer]
+        assert not [copy for copy in copies if len(copy) >= least and any(copy in one for one in kept)]
+        assert len(named.read_bytes()) < len(whole.read_bytes())
+
+
+def test_fault_G1_the_list_of_what_a_tower_holds_is_what_the_exporter_writes(
+    worlds: dict[str, Dataset], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Neither an operator nor a part of the file is allowed that no kind of model needs."""
+    monkeypatch.setattr(StoredWeights, "SMALLEST", 256)
     operators: dict[str, set[str]] = {}
     parts: dict[str, set[str]] = {}
     numbers: set[int] = set()
     about: set[str] = set()
+    places: set[str] = set()
 
     def count(message: Any) -> None:
         kind = message.DESCRIPTOR.full_name.removeprefix("onnx.")
         parts.setdefault(kind, set()).update(field.name for field, _ in message.ListFields())
         if kind == "NodeProto":
             operators.setdefault(message.op_type, set()).update(a.name for a in message.attribute)
+        if kind == "TensorProto":
+            places.update(entry.key for entry in message.external_data)
         numbers.update(value for field, value in message.ListFields() if field.name in ("data_type", "elem_type"))
         for field, value in message.ListFields():
             if field.message_type is not None:
@@ -304,12 +338,13 @@ def test_fault_G1_the_list_of_what_a_tower_holds_is_what_the_exporter_writes(wor
             data = worlds[world]
             model = trained(data, **settings_)
             for side in SIDES:
-                graph = onnx.load_from_string(build_graph(model, side, data.encoders.fields(side), "digest"))
+                weights = stored(model, tmp_path)
+                graph = onnx.load_from_string(build_graph(model, side, data.encoders.fields(side), "digest", weights))
                 count(graph)
                 about.update(entry.key for entry in graph.metadata_props)
     assert operators == OPERATORS
     assert parts == MESSAGE_FIELDS
-    assert (numbers, about) == (ELEMENT_TYPES, METADATA_KEYS)
+    assert (numbers, about, places) == (ELEMENT_TYPES, METADATA_KEYS, PLACE_KEYS)
 
 
 def test_a_model_with_an_unknown_part_is_refused(worlds: dict[str, Dataset], tmp_path: Path) -> None:

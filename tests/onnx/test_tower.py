@@ -23,6 +23,7 @@ import twotower
 from twotower import api, limited_process
 from twotower.cli.app import run_command
 from twotower.errors import BundleError, RunError
+from twotower.files.layout import WEIGHTS
 from twotower.kinds import Kind
 from twotower.onnx import export
 from twotower.onnx.allow_list import disallowed_content
@@ -38,11 +39,12 @@ LOOKUP = {"lookup": np.zeros((1, 2), np.int64)}
 SESSION = """
 from onnx import TensorProto, helper
 from twotower.onnx.tower import create_session
+from pathlib import Path
 import os
 x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, [1]) for name in "xy")
 graph = helper.make_graph([helper.make_node("Identity", ["x"], ["y"])], "g", [x], [y])
 model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=10)
-create_session(model.SerializeToString(), 1)
+create_session(model.SerializeToString(), 1, Path("."))
 print(os.environ["ORT_DISABLE_TELEMETRY"])
 """
 
@@ -120,6 +122,36 @@ def test_fault_G1_a_foreign_tower_is_refused_as_a_file_and_as_bytes(beside: Path
     for source, name in ((data, "tower"), ("tower.onnx", "tower.onnx")):
         with pytest.raises(RunError, match=rf"^{name}: not a tower: .*publish the model again$"):
             OnnxTower(source)
+
+
+def test_fault_G1_a_tower_reads_no_file_but_the_weights_beside_it(beside: Path) -> None:
+    def naming(location: str, **more: str) -> bytes:
+        model = hostile_towers.initialiser(hostile_towers.plain())
+        tensor = next(t for t in model.graph.initializer if t.name == "file")
+        for entry in tensor.external_data:
+            entry.value = {"location": location, **more}.get(entry.key, entry.value)
+        data: bytes = model.SerializeToString()
+        return data
+
+    (beside / "tower").mkdir()
+    path, weights = beside / "tower" / "tower.onnx", beside / "tower" / WEIGHTS
+    shutil.copyfile(beside / hostile_towers.SECRET, beside / WEIGHTS)
+    for location in (hostile_towers.SECRET, f"../{WEIGHTS}", f"../tower/{WEIGHTS}", str(beside / WEIGHTS)):
+        path.write_bytes(naming(location))
+        with pytest.raises(TowerError, match="not a tower: it holds the tensor 'file' in another file"):
+            OnnxTower(path)
+    path.write_bytes(naming(WEIGHTS))
+    for source in (path, path.read_bytes()):  # the present folder has the file
+        with pytest.raises(TowerError, match="cannot be loaded"):
+            OnnxTower(source)
+    weights.write_bytes(np.full(100, 3.0, np.float32).tobytes())
+    assert OnnxTower(path)(LOOKUP).tolist() == [[8.0] * hostile_towers.WIDTH]
+    with pytest.raises(TowerError, match="cannot be loaded"):
+        OnnxTower(path.read_bytes())
+    for more in ({"offset": "396"}, {"length": "999999999"}, {"length": "-1"}, {"offset": "x"}):
+        path.write_bytes(naming(WEIGHTS, **more))
+        with pytest.raises(TowerError, match="cannot be loaded"):
+            OnnxTower(path)
 
 
 def test_fault_G27_an_operator_is_allowed_only_if_an_imported_kind_declares_it(beside: Path) -> None:

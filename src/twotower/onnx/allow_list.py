@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from twotower.errors import ConfigError
+from twotower.files.layout import WEIGHTS
 from twotower.kinds import Operators, outside_operators
 
 if TYPE_CHECKING:
@@ -50,16 +51,18 @@ MESSAGE_FIELDS: dict[str, set[str]] = {
     "GraphProto": {"name", "node", "initializer", "input", "output"},
     "NodeProto": {"op_type", "input", "output", "attribute"},
     "AttributeProto": {"name", "type", "f", "i", "ints", "t"},
-    "TensorProto": {"name", "data_type", "dims", "raw_data"},
+    "TensorProto": {"name", "data_type", "dims", "raw_data", "data_location", "external_data"},
     "ValueInfoProto": {"name", "type"},
     "TypeProto": {"tensor_type"},
     "TypeProto.Tensor": {"elem_type", "shape"},
     "TensorShapeProto": {"dim"},
     "TensorShapeProto.Dimension": {"dim_param", "dim_value"},
 }
-"""Allowed protobuf messages and fields: no functions, subgraphs, sparse tensors, or tensors in other files."""
+"""Allowed protobuf messages and fields: no functions, subgraphs or sparse tensors."""
 ELEMENT_TYPES = {1, 7}
 """Allowed element types of tensors: float32 and int64."""
+PLACE_KEYS = {"location", "offset", "length"}
+"""Keys of the place of a tensor in `WEIGHTS`, the only other file, which lies beside the tower."""
 METADATA_KEYS = {"side", "model", "gates"}
 """Allowed metadata keys."""
 
@@ -108,14 +111,15 @@ def _disallowed_parts(message: Message, operators: Operators) -> Iterator[str]:
         if (opsets, message.ir_version) != ([("", OPSET)], IR_VERSION):
             yield f"operators of {opsets!r:.80} in IR {message.ir_version}"
     elif kind == "TensorProto":
-        if message.data_location or message.external_data:
-            where = next((entry.value for entry in message.external_data if entry.key == "location"), "")
-            yield f"the tensor {message.name!r:.60} in another file ({where!r:.60})"
+        place = {entry.key: entry.value for entry in message.external_data}
+        allowed = place.keys() == PLACE_KEYS and place["location"] == WEIGHTS and not message.raw_data
+        if (message.data_location or place) and not (message.data_location == message.EXTERNAL and allowed):
+            yield f"the tensor {message.name!r:.60} in another file ({place.get('location', '')!r:.60})"
         if message.data_type not in ELEMENT_TYPES:
             yield f"the tensor {message.name!r:.60} of element type {message.data_type}"
     elif kind == "TypeProto.Tensor" and message.elem_type not in ELEMENT_TYPES:
         yield f"a value of element type {message.elem_type}"
-    elif kind == "StringStringEntryProto" and message.key not in METADATA_KEYS:
+    elif kind == "StringStringEntryProto" and message.key not in METADATA_KEYS | PLACE_KEYS:
         yield f"the metadata {message.key!r:.60}"
     elif kind == "NodeProto":
         if message.domain or message.op_type not in operators:

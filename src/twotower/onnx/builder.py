@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 from collections.abc import Hashable, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
-from torch import Tensor
+from torch import Tensor, nn
 
 from twotower.errors import ConfigError, RunError
+from twotower.files.layout import WEIGHTS
 from twotower.model.lowering import MAX_TABLE_BYTES
 from twotower.onnx.allow_list import IR_VERSION, OPSET, allowed_operators
 from twotower.onnx.tower import GATES_OUTPUT, VECTOR_OUTPUT, GateInfo
@@ -21,10 +23,37 @@ if TYPE_CHECKING:
     from onnx import NodeProto, TensorProto, ValueInfoProto
 
 
+class StoredWeights:
+    """Places of the weights of a model in its safetensors file, which a graph names in place of a copy."""
+
+    SMALLEST = 4_096
+    """Bytes of the smallest constant that is not copied."""
+
+    def __init__(self, model: nn.Module, path: Path) -> None:
+        """Read where `path` has the weights of `model`, which must be those in it."""
+        with path.open("rb") as file:
+            size = int.from_bytes(file.read(8), "little")
+            header = json.loads(file.read(size))
+        self._places = [
+            (weights.data_ptr(), weights.nbytes, 8 + size + header[name]["data_offsets"][0])
+            for name, weights in model.named_parameters()
+            if header[name]["dtype"] == "F32" and weights.is_contiguous()
+        ]
+
+    def place(self, value: Tensor) -> int | None:
+        """Return the offset in the file of a tensor that is all or neighbouring rows of a weight, else None."""
+        if value.nbytes < self.SMALLEST or not value.is_contiguous():
+            return None
+        start, n = value.data_ptr(), value.nbytes
+        return next(
+            (at + start - first for first, size, at in self._places if first <= start <= first + size - n), None
+        )
+
+
 class GraphBuilder:
     """Builder of an ONNX graph: nodes, constants and inputs with numbered names."""
 
-    def __init__(self, max_table_bytes: int = MAX_TABLE_BYTES) -> None:
+    def __init__(self, max_table_bytes: int = MAX_TABLE_BYTES, stored: StoredWeights | None = None) -> None:
         try:
             import onnx
         except ImportError:
@@ -35,6 +64,7 @@ class GraphBuilder:
         self.constants: list[TensorProto] = []
         self.gates: dict[GateInfo, str] = {}  # each with the name of its weights (U, fields)
         self.size, self.max_table_bytes = 0, max_table_bytes
+        self._stored = stored
         self._operators = allowed_operators()
         self._known: dict[Hashable, str] = {}
 
@@ -51,8 +81,12 @@ class GraphBuilder:
     def constant(
         self, value: Tensor | npt.NDArray[Any] | Sequence[int] | int | float, key: Hashable | None = None
     ) -> str:
-        """Add a constant of int64 or float32, once per `key`, and return its name. Small arrays are their own key."""
+        """Add a constant of int64 or float32, once per `key`, and return its name. Small arrays are their own key.
+
+        A stored weight is named by its place."""
+        place = None
         if isinstance(value, Tensor):
+            place = self._stored.place(value) if self._stored else None
             value = value.detach().cpu().numpy()
         array = np.asarray(value)
         array = array.astype(np.float32 if array.dtype.kind == "f" else np.int64)
@@ -60,14 +94,21 @@ class GraphBuilder:
             key = (array.dtype, array.shape, array.tobytes())
         if key is not None and key in self._known:
             return self._known[key]
-        self.size += array.nbytes
+        self.size += array.nbytes if place is None else 0
         if self.size > self.max_table_bytes:
             raise RunError(
                 f"the tables of the tower exceed the {self.max_table_bytes / 2**30:.1f} GiB of one ONNX file; "
                 "reduce its vocabularies (min_count, hash_buckets) or the widths of its fields"
             )
         name = f"c{len(self.constants)}"
-        self.constants.append(self.onnx.numpy_helper.from_array(array.copy(order="C"), name))
+        if place is None:
+            tensor = self.onnx.numpy_helper.from_array(array.copy(order="C"), name)
+        else:
+            float32, elsewhere = self.onnx.TensorProto.FLOAT, self.onnx.TensorProto.EXTERNAL
+            tensor = self.onnx.TensorProto(name=name, data_type=float32, dims=array.shape, data_location=elsewhere)
+            for about, fact in (("location", WEIGHTS), ("offset", place), ("length", array.nbytes)):
+                tensor.external_data.add(key=about, value=str(fact))
+        self.constants.append(tensor)
         if key is not None:
             self._known[key] = name
         return name

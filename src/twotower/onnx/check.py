@@ -33,7 +33,7 @@ def inspect_tower(path: Path, declared: Operators = NOTHING_DECLARED) -> str:
     if reason := disallowed_content(data, declared):
         raise TowerError(reason)
     try:
-        tower = create_session(data, 1)
+        tower = create_session(data, 1, path.parent)
         for rows, length in PROBE_SHAPES:
             feed = {}
             for i in tower.get_inputs():

@@ -25,16 +25,20 @@ from twotower.model.inputs.gather import feed
 from twotower.model.inputs.side_tensors import SideTensors
 from twotower.model.pooling import resolve
 from twotower.model.two_tower import TwoTower, evaluation_mode
-from twotower.onnx.builder import GraphBuilder
+from twotower.onnx.builder import GraphBuilder, StoredWeights
 from twotower.onnx.tower import OnnxTower, trust_tower
 
 MAX_DIFFERENCE = 1e-4
 """Largest allowed `parity` over random features. Over rows of data it is the largest `Pooling.rounding`, if larger."""
 
 
-def build_graph(model: TwoTower, side: SideName, fields: tuple[InputField, ...], digest: str = "") -> bytes:
-    """Return the ONNX file of one side's vectors. Raises RunError if its constants exceed MAX_TABLE_BYTES."""
-    g = GraphBuilder()
+def build_graph(
+    model: TwoTower, side: SideName, fields: tuple[InputField, ...], digest: str = "", weights: Path | None = None
+) -> bytes:
+    """Return the ONNX file of one side's vectors. Raises RunError if its constants exceed MAX_TABLE_BYTES.
+
+    It holds no copy of the weights in `weights`, the safetensors file of the model."""
+    g = GraphBuilder(stored=None if weights is None else StoredWeights(model, weights))
     g.input("lookup", np.int64, ["U", len(stacked(fields))])
     inputs = {
         f.name: carrier(f.kind).declare(g, f"{carrier(f.kind).label}{number}", f)
@@ -52,6 +56,7 @@ def export_tower(
     path: Path,
     rows: Side | None = None,
     digest: str = "",
+    weights: Path | None = None,
 ) -> float:
     """Write the tower of `side` as ONNX and return its `parity` with the model over random features and over `rows`.
 
@@ -60,12 +65,13 @@ def export_tower(
     concatenated weights, for each pair the tower's gate before the gates of its branches. The metadata "gates" lists
     them as JSON: [{"name": "pair 1" or "pair 2, branch 3 (fm)", "fields": [feature names, as the weights]}, …].
 
-    The metadata has the `digest` of the model. Raises RunError, and writes nothing, if the parity exceeds
+    The metadata has the `digest` of the model. `weights` is its safetensors file beside `path`: large weights are named
+    there by ONNX external data, not copied. Raises RunError, and writes nothing, if the parity exceeds
     `allowed_difference`, the tables exceed one file, or the allow-list refuses the content.
     """
-    data = build_graph(model, side, fields, digest)
+    data = build_graph(model, side, fields, digest, weights)
     trust_tower(data, str(path))
-    tower = OnnxTower(data)
+    tower = OnnxTower(data, folder=path.parent)
     largest = 0.0
     for compared, allowed in ((random_side(fields), MAX_DIFFERENCE), (rows, allowed_difference(fields))):
         if compared is None:

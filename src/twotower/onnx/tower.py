@@ -6,6 +6,7 @@ A child process inspects a file first, and refuses content that the exporter doe
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ from pydantic import JsonValue, TypeAdapter, ValidationError
 
 from twotower import limited_process
 from twotower.errors import ConfigError, RunError, first_line
+from twotower.files.layout import WEIGHTS
 from twotower.kinds import outside_operators
 from twotower.onnx.allow_list import disallowed_content
 
@@ -40,9 +42,9 @@ class InspectionLimits:
     cpu_seconds: float = INSPECT_SECONDS
     """CPU seconds, without the seconds for the size of the file. Wall time is limited to four times as long."""
     bytes_per_cpu_second: float = 2e7
-    """Bytes of the file per additional CPU second."""
+    """Bytes of the tower and its weights per additional CPU second."""
     memory: int = 1 << 29
-    """Bytes of memory in addition to four times the file."""
+    """Bytes of memory in addition to four times the tower and its weights."""
     max_memory: int | None = None
     """Bytes of memory in total. None: no further limit."""
 
@@ -58,7 +60,7 @@ def inspect_towers(towers: Mapping[Path, str], *, limits: InspectionLimits = INS
     """
     new = [path for path, digest in towers.items() if digest not in _inspected]
     try:
-        largest = max((path.stat().st_size for path in new), default=0)
+        largest = max((_size(path) for path in new), default=0)
     except OSError as e:
         raise RunError(f"{e.filename}: cannot be read ({e.strerror})") from None
     memory = limits.memory + 4 * largest
@@ -75,6 +77,12 @@ def inspect_towers(towers: Mapping[Path, str], *, limits: InspectionLimits = INS
         if result.value != towers[path]:
             raise TowerError(f"{name or path}: was changed while it was read")
         _inspected.add(result.value)
+
+
+def _size(path: Path) -> int:
+    """Return the bytes of a tower and of the weights beside it."""
+    weights = path.parent / WEIGHTS
+    return path.stat().st_size + (weights.stat().st_size if weights.is_file() else 0)
 
 
 def trust_tower(data: bytes, name: str) -> None:
@@ -128,10 +136,11 @@ def limit_memory(memory: int) -> None:
         _memory_limits.append(memory)
 
 
-def create_session(data: bytes, threads: int) -> InferenceSession:
+def create_session(data: bytes, threads: int, folder: Path) -> InferenceSession:
     """Create an onnxruntime session of inspected bytes, or of any bytes in the child process that inspects them.
 
-    Raises TowerError if they cannot be loaded, ConfigError if onnxruntime is not installed.
+    Tensors that are not in the bytes are mapped from `WEIGHTS` in `folder`. Raises TowerError if the bytes cannot be
+    loaded, ConfigError if onnxruntime is not installed.
     """
     try:
         import onnxruntime
@@ -141,6 +150,7 @@ def create_session(data: bytes, threads: int) -> InferenceSession:
     options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.add_session_config_entry("session.load_model_format", "ONNX")  # else bytes may be read as the ORT format
+    options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
     if _memory_limits:
         options.add_session_config_entry("session.use_env_allocators", "1")
         options.add_session_config_entry("session.use_device_allocator_for_initializers", "1")
@@ -176,18 +186,20 @@ class OnnxTower:
     """
 
     def __init__(
-        self, source: Path | str | bytes, threads: int = 1, limits: InspectionLimits = INSPECTION_LIMITS
-    ) -> None:
+        self, source: Path | str | bytes, threads: int = 1, limits: InspectionLimits = INSPECTION_LIMITS,
+        folder: Path | None = None,
+    ) -> None:  # fmt: skip
         """Load an ONNX file or its bytes. A call runs on `threads` threads, the inspection within `limits`.
 
-        Raises RunError if it is no exported tower, ConfigError if onnxruntime is not installed.
+        `folder` has the weights that bytes lack; a file has them beside it. Raises RunError if it is no exported tower,
+        ConfigError if onnxruntime is not installed.
         """
         self.name = "tower" if isinstance(source, bytes) else str(source)
         path = None if isinstance(source, bytes) else Path(source)
         data = source if isinstance(source, bytes) else read_tower(Path(source))
         inspect_bytes(data, path, limits)
         try:
-            self._session = create_session(data, threads)
+            self._session = create_session(data, threads, folder or (path.parent if path else Path(os.devnull)))
         except TowerError as e:
             raise TowerError(f"{self.name}: {e}") from None
         outputs = {o.name: o.shape for o in self._session.get_outputs()}

@@ -2,7 +2,7 @@
 
 config.toml  encoders.json  vocabularies.arrow  users|items|interactions.parquet, or prepared/      as in the run
 model.safetensors  model.json  metrics.json
-user_tower.onnx  item_tower.onnx      compared with torch before the bundle is published
+user_tower.onnx  item_tower.onnx      compared with torch before the bundle is published; weights in model.safetensors
 user_vectors.npy  index/              the index is tuned and checked with two halves of a sample of users
 history_term.npy  popularity.npy      of a model with such terms
 README.md                             the model card
@@ -151,7 +151,8 @@ def _write(run: Run, config: IndexConfig, folder: Path, collections: RemoteColle
         rows = run.dataset.side_before(side, TEST)
         if side == "user" and run.dataset.schema.side("context"):
             rows = _in_contexts(run.dataset, rows)
-        parity[side] = export_tower(run.model, side, fields, folder / layout.tower(side), rows, model)
+        path, weights = folder / layout.tower(side), folder / layout.WEIGHTS
+        parity[side] = export_tower(run.model, side, fields, path, rows, model, weights)
         log.info(f"{side}_tower.onnx: largest difference from torch {parity[side]:.1e}")
     (folder / layout.MODEL_CARD).write_text(_model_card(run, index, recall_check), encoding="utf-8")
     return BundleFacts(
