@@ -61,11 +61,15 @@ def trained(dataset: Dataset, moved: float = 0.3, **model: Any) -> TwoTower:
     return made.eval()
 
 
-def stored(model: TwoTower, folder: Path) -> Path:
-    """The file of the weights of a model, as a run has it."""
+LEAST = 256
+"""Bytes of the smallest weight that `stored` names."""
+
+
+def stored(model: TwoTower, folder: Path) -> StoredWeights:
+    """The weights of a model in a file, as a run has it."""
     path = folder / WEIGHTS
     path.write_bytes(save({name: p.detach().contiguous() for name, p in model.named_parameters()}))
-    return path
+    return StoredWeights(model, path, smallest=LEAST)
 
 
 def pair(user: dict[str, Any] | None = None, item: dict[str, Any] | None = None) -> dict[str, Any]:
@@ -290,9 +294,8 @@ def test_every_setting_of_a_model_is_exported_or_only_of_training() -> None:
 
 @pytest.mark.parametrize("name", MODELS)
 def test_a_tower_names_the_stored_weights_and_copies_none(
-    name: str, worlds: dict[str, Dataset], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, worlds: dict[str, Dataset], tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(StoredWeights, "SMALLEST", least := 256)
     data, model = worlds["even"], trained(worlds["even"], **MODELS[name])
     weights = stored(model, tmp_path)
     kept = [p.detach().numpy().tobytes() for p in model.parameters()]
@@ -303,15 +306,14 @@ def test_a_tower_names_the_stored_weights_and_copies_none(
         inputs = feed(fields, data.side(side).columns, np.arange(len(data.side(side))))
         assert np.array_equal(OnnxTower(named)(inputs), OnnxTower(whole)(inputs))
         copies = [t.raw_data for t in onnx.load(named, load_external_data=False).graph.initializer]
-        assert not [copy for copy in copies if len(copy) >= least and any(copy in one for one in kept)]
+        assert not [copy for copy in copies if len(copy) >= LEAST and any(copy in one for one in kept)]
         assert len(named.read_bytes()) < len(whole.read_bytes())
 
 
 def test_fault_G1_the_list_of_what_a_tower_holds_is_what_the_exporter_writes(
-    worlds: dict[str, Dataset], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    worlds: dict[str, Dataset], tmp_path: Path
 ) -> None:
     """Neither an operator nor a part of the file is allowed that no kind of model needs."""
-    monkeypatch.setattr(StoredWeights, "SMALLEST", 256)
     operators: dict[str, set[str]] = {}
     parts: dict[str, set[str]] = {}
     numbers: set[int] = set()

@@ -26,11 +26,11 @@ if TYPE_CHECKING:
 class StoredWeights:
     """Places of the weights of a model in its safetensors file, which a graph names in place of a copy."""
 
-    SMALLEST = 4_096
-    """Bytes of the smallest constant that is not copied."""
+    def __init__(self, model: nn.Module, path: Path, smallest: int = 4_096) -> None:
+        """Read where `path` has the weights of `model`, which must be those in it.
 
-    def __init__(self, model: nn.Module, path: Path) -> None:
-        """Read where `path` has the weights of `model`, which must be those in it."""
+        A constant of fewer bytes than `smallest` is copied."""
+        self._smallest = smallest
         with path.open("rb") as file:
             size = int.from_bytes(file.read(8), "little")
             header = json.loads(file.read(size))
@@ -42,7 +42,7 @@ class StoredWeights:
 
     def place(self, value: Tensor) -> int | None:
         """Return the offset in the file of a tensor that is all or neighbouring rows of a weight, else None."""
-        if value.nbytes < self.SMALLEST or not value.is_contiguous():
+        if value.nbytes < self._smallest or not value.is_contiguous():
             return None
         start, n = value.data_ptr(), value.nbytes
         return next(

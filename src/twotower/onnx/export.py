@@ -33,12 +33,16 @@ MAX_DIFFERENCE = 1e-4
 
 
 def build_graph(
-    model: TwoTower, side: SideName, fields: tuple[InputField, ...], digest: str = "", weights: Path | None = None
+    model: TwoTower,
+    side: SideName,
+    fields: tuple[InputField, ...],
+    digest: str = "",
+    weights: StoredWeights | None = None,
 ) -> bytes:
     """Return the ONNX file of one side's vectors. Raises RunError if its constants exceed MAX_TABLE_BYTES.
 
-    It holds no copy of the weights in `weights`, the safetensors file of the model."""
-    g = GraphBuilder(stored=None if weights is None else StoredWeights(model, weights))
+    It names the weights that are stored in `weights`, without a copy."""
+    g = GraphBuilder(stored=weights)
     g.input("lookup", np.int64, ["U", len(stacked(fields))])
     inputs = {
         f.name: carrier(f.kind).declare(g, f"{carrier(f.kind).label}{number}", f)
@@ -56,7 +60,7 @@ def export_tower(
     path: Path,
     rows: Side | None = None,
     digest: str = "",
-    weights: Path | None = None,
+    weights: StoredWeights | None = None,
 ) -> float:
     """Write the tower of `side` as ONNX and return its `parity` with the model over random features and over `rows`.
 
@@ -65,8 +69,8 @@ def export_tower(
     concatenated weights, for each pair the tower's gate before the gates of its branches. The metadata "gates" lists
     them as JSON: [{"name": "pair 1" or "pair 2, branch 3 (fm)", "fields": [feature names, as the weights]}, …].
 
-    The metadata has the `digest` of the model. `weights` is its safetensors file beside `path`: large weights are named
-    there by ONNX external data, not copied. Raises RunError, and writes nothing, if the parity exceeds
+    The metadata has the `digest` of the model. `weights` are stored beside `path`: the large ones are named there by
+    ONNX external data, not copied. Raises RunError, and writes nothing, if the parity exceeds
     `allowed_difference`, the tables exceed one file, or the allow-list refuses the content.
     """
     data = build_graph(model, side, fields, digest, weights)

@@ -41,6 +41,7 @@ from twotower.files import layout
 from twotower.files.readers import read_json, read_text
 from twotower.index import Index, Similarity, measure_recall, tune_index
 from twotower.index.protocol import IndexConfig, Publication
+from twotower.onnx.builder import StoredWeights
 from twotower.onnx.export import PARITY_ROWS, export_tower
 from twotower.reports.metric_tables import RANKED, cell, metric_rows
 from twotower.reports.verdict import verdict
@@ -146,13 +147,13 @@ def _write(run: Run, config: IndexConfig, folder: Path, collections: RemoteColle
     if users is not None:
         np.save(folder / layout.USER_VECTORS, users)
     parity: dict[SideName, float] = {}
+    weights = StoredWeights(run.model, folder / layout.WEIGHTS)
     for side in SIDES:
         fields = run.dataset.encoders.fields(side)
         rows = run.dataset.side_before(side, TEST)
         if side == "user" and run.dataset.schema.side("context"):
             rows = _in_contexts(run.dataset, rows)
-        path, weights = folder / layout.tower(side), folder / layout.WEIGHTS
-        parity[side] = export_tower(run.model, side, fields, path, rows, model, weights)
+        parity[side] = export_tower(run.model, side, fields, folder / layout.tower(side), rows, model, weights)
         log.info(f"{side}_tower.onnx: largest difference from torch {parity[side]:.1e}")
     (folder / layout.MODEL_CARD).write_text(_model_card(run, index, recall_check), encoding="utf-8")
     return BundleFacts(
