@@ -62,6 +62,12 @@ def cross_entropy(wide: Wide, found: Factors) -> float:
     return float(torch.nn.functional.cross_entropy(got, goal.softmax(1)))
 
 
+def lists(found: Factors) -> torch.Tensor:
+    """The scores of users, each less the mean of its list, as a ranking reads them."""
+    scores = found.users.double() @ found.items.double().T
+    return scores - scores.mean(1, keepdim=True)
+
+
 @pytest.mark.parametrize("biases", [0, 2])
 def test_as_many_numbers_as_the_scores_have_directions_lose_nothing(data: Dataset, biases: int) -> None:
     wide = wide_of(data, rank=6, biases=biases)
@@ -70,7 +76,22 @@ def test_as_many_numbers_as_the_scores_have_directions_lose_nothing(data: Datase
     for side in ("users", "items"):
         short, whole = getattr(found, side), getattr(wide.vectors, side)
         assert torch.equal(short[:, 6:], whole[:, 40:]), "biases stay"
-    assert torch.allclose(found.users @ found.items.T, wide.vectors.users @ wide.vectors.items.T, atol=1e-2)
+    assert torch.allclose(lists(found), lists(wide.vectors), atol=1e-2)
+
+
+def test_what_all_items_have_in_common_takes_no_direction(data: Dataset) -> None:
+    """A number that hardly differs, far above what tells items apart, as a pair has that hardly counts."""
+    plain = wide_of(data, rank=6)
+    users, items = plain.vectors.users.clone(), plain.vectors.items.clone()
+    users[:, 0], items[:, 0] = -1.0, 45_000 + 0.01 * items[:, 0]
+    wide = replace(plain, vectors=Factors(users, items))
+    assert wide.projection.width >= 6
+    layer = wide.layer(wide.projection.first(7))
+    found = narrowed(wide.vectors, layer, data, 0)
+    assert torch.allclose(lists(found), lists(wide.vectors), atol=1e-2)
+    assert found.items.abs().max() < 100, "a short form of these has small steps"
+    new = (items - layer.centre) @ layer.item_map
+    assert torch.allclose(lists(Factors(found.users, new)), lists(wide.vectors), atol=1e-2), "items without rows"
 
 
 def test_pairs_of_different_sizes_count_by_their_scores(data: Dataset) -> None:
@@ -79,19 +100,17 @@ def test_pairs_of_different_sizes_count_by_their_scores(data: Dataset) -> None:
     users = torch.cat([1e4 * one.users, 1e-3 * other.users], 1)
     wide = replace(wide_of(data, rank=1), vectors=Factors(users, torch.cat([1e-4 * one.items, 1e3 * other.items], 1)))
     found = narrowed(wide.vectors, wide.layer(wide.projection.first(7)), data, 0)
-    assert torch.allclose(found.users @ found.items.T, users @ wide.vectors.items.T, atol=0.1)
+    assert torch.allclose(lists(found), lists(wide.vectors), atol=0.1)
 
 
 def test_a_projection_is_the_best_of_its_width(data: Dataset) -> None:
     """By the Eckart-Young theorem, of users with training interactions, which all are."""
     wide = wide_of(data, rank=20, noise=0.5)
     found = narrowed(wide.vectors, wide.layer(wide.projection.first(8)), data, 0)
-    scores = wide.users.double() @ wide.items.double().T
+    scores = lists(wide.vectors)
     u, s, v = torch.linalg.svd(scores, full_matrices=False)
     best = (scores - u[:, :8] * s[:8] @ v[:8]).square().mean()
-    assert float((scores - found.users.double() @ found.items.double().T).square().mean()) == pytest.approx(
-        float(best), rel=1e-3
-    )
+    assert float((scores - lists(found)).square().mean()) == pytest.approx(float(best), rel=1e-3)
 
 
 def test_a_fit_keeps_the_top_of_the_lists(data: Dataset) -> None:
@@ -132,9 +151,9 @@ def test_an_item_without_a_row_has_the_map_alone_which_is_the_best_for_its_score
     wide = wide_of(data, rank=20)
     maps = wide.fit(8)
     layer, new = wide.layer(maps), torch.randn(1, 40)
-    users, goal = (wide.users @ maps.user_map).double(), (wide.users @ new.T).double()
+    users, goal = (wide.users @ maps.user_map).double(), (wide.users @ (new - layer.centre).T).double()
     best = torch.linalg.lstsq(users, goal).solution
-    assert torch.allclose((new @ layer.item_map).double(), best.T, rtol=1e-2, atol=1e-3)
+    assert torch.allclose(((new - layer.centre) @ layer.item_map).double(), best.T, rtol=1e-2, atol=1e-3)
     assert not layer.rows[UNKNOWN].any()
 
 

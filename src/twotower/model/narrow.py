@@ -22,19 +22,21 @@ PREFIX = "narrow."
 
 
 class Narrow(nn.Module):
-    """The last layer of both towers: a map of the wide vector, and of an item with a known id a row added to it.
+    """The last layer of both towers: a map of the wide vector, of an item less a centre, and of an item with a known id
+    a row added to it.
 
     An item that training lacks has the map alone. Columns of biases are not a part of these vectors.
     """
 
     def __init__(
         self, user_map: F32[Tensor, "W k"], item_map: F32[Tensor, "W k"], rows: F32[Tensor, "n k"],
-        item_fields: tuple[InputField, ...],
+        centre: F32[Tensor, "W"], item_fields: tuple[InputField, ...],
     ) -> None:  # fmt: skip
-        """Take the maps, and the rows of the ids of items by their codes; no rows: nothing is added."""
+        """Take the maps, the rows of the ids of items by their codes, and what all wide vectors of items have in
+        common; no rows: nothing is added."""
         super().__init__()
-        self.user_map, self.item_map, self.rows = (
-            nn.Parameter(numbers.contiguous(), requires_grad=False) for numbers in (user_map, item_map, rows)
+        self.user_map, self.item_map, self.rows, self.centre = (
+            nn.Parameter(numbers.contiguous(), requires_grad=False) for numbers in (user_map, item_map, rows, centre)
         )
         lookups = stacked(item_fields)
         self._column = next((n for n, f in enumerate(lookups) if f.identifies and len(rows)), -1)
@@ -42,11 +44,11 @@ class Narrow(nn.Module):
     @classmethod
     def of(cls, weights: Mapping[str, Shaped[Tensor, "*_"]], item_fields: tuple[InputField, ...]) -> Narrow | None:
         """Return the layer in the weights of a model by name; None if they hold none."""
-        names = [f"{PREFIX}{name}" for name in ("user_map", "item_map", "rows")]
+        names = [f"{PREFIX}{name}" for name in ("user_map", "item_map", "rows", "centre")]
         if names[0] not in weights:
             return None
-        user_map, item_map, rows = (weights[name] for name in names)
-        return cls(user_map, item_map, rows, item_fields)
+        user_map, item_map, rows, centre = (weights[name] for name in names)
+        return cls(user_map, item_map, rows, centre, item_fields)
 
     @property
     def width(self) -> int:
@@ -58,14 +60,15 @@ class Narrow(nn.Module):
 
     def items(self, wide: F32[Tensor, "I W"], inputs: Inputs) -> F32[Tensor, "I k"]:
         """Return narrow vectors of items."""
-        found = wide @ self.item_map
+        found = (wide - self.centre) @ self.item_map
         return found if self._column < 0 else found + self.rows[inputs.lookup[:, self._column].long()]
 
     def lower(self, g: GraphBuilder, side: SideName, wide: str) -> str:
         """Build `users` or `items`."""
         if side == "user":
             return g("MatMul", wide, g.constant(self.user_map, "narrow_user"))
-        found = g("MatMul", wide, g.constant(self.item_map, "narrow_item"))
+        centred = g("Sub", wide, g.constant(self.centre, "narrow_centre"))
+        found = g("MatMul", centred, g.constant(self.item_map, "narrow_item"))
         if self._column < 0:
             return found
         codes = g("Gather", "lookup", g.constant(torch.tensor(self._column)), axis=1)

@@ -100,7 +100,16 @@ class Wide:
 
     @cached_property
     def items(self) -> F32[Tensor, "I W"]:
-        return self.vectors.items[:, : self.width - self.biases].float()
+        return self.vectors.items[:, : self.width - self.biases].float() - self.centre
+
+    @cached_property
+    def centre(self) -> F32[Tensor, "W"]:
+        """Mean of the vectors of the items of training, which `items` lack: it adds the same to all scores of a user,
+        and may be much larger than what tells items apart. Zeros for labelled pairs, whose scores count."""
+        items = self.vectors.items[:, : self.width - self.biases]
+        known = torch.from_numpy(np.flatnonzero(~later_items(self.dataset)))
+        mean = items[known].double().mean(0) if len(known) and not self.labelled else torch.zeros(items.shape[1])
+        return mean.float().to(items.device)
 
     @cached_property
     def active(self) -> Shaped[Ints, "u"]:
@@ -214,7 +223,7 @@ class Wide:
             rows = torch.zeros(next(f.rows for f in fields if f.name == feature.name), maps.width)
             known = torch.from_numpy(codes != UNKNOWN)
             rows[torch.from_numpy(codes)[known]] = (maps.items - self.items.cpu() @ item_map)[known]
-        return Narrow(maps.user_map, item_map, rows, fields).to(self.vectors.items.device)
+        return Narrow(maps.user_map, item_map, rows, self.centre, fields).to(self.vectors.items.device)
 
 
 class Narrowing:
@@ -322,7 +331,7 @@ def _keeps(score: float, whole: float, share: float) -> bool:
 def narrowed(every: Factors, layer: Narrow, dataset: Dataset, biases: int) -> Factors:
     """Return the narrow vectors of wide ones, of all rows `by_version`."""
     users, items = (vectors[:, : vectors.shape[1] - biases] for vectors in (every.users, every.items))
-    items = items @ layer.item_map
+    items = (items - layer.centre) @ layer.item_map
     if len(layer.rows):
         items = items + layer.rows[torch.from_numpy(item_codes(dataset.items.by_version(), dataset.schema))]
     sides = (users @ layer.user_map, every.users), (items, every.items)
