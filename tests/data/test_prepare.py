@@ -862,7 +862,7 @@ def test_fault_C15_a_history_that_exceeds_the_memory_is_refused_with_its_user(tm
         {"user_id": ["busy"] * n + ["a", "b"], "item_id": np.arange(n + 2), "at": np.arange(n + 2), "liked": 1}
     )
     data = shards(tmp_path / "in", CHECKERBOARD_SCHEMA, None, None, actions)
-    message = r"the history of user 'busy' has 20,000 interactions, which take about 3 MB; `memory` is 1 MB"
+    message = r"the history of user 'busy' has 20,000 interactions, which take about 4 MB; `memory` is 1 MB"
     with pytest.raises(ConfigError, match=message):
         prepare.write_prepared(
             data, CHECKERBOARD_SCHEMA, SPLITS["last"], tmp_path / "out", PrepareOptions(memory=10**6)

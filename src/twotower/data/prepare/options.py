@@ -15,7 +15,7 @@ from twotower.machine import available_cores
 
 SIDE_BLOCK_ROWS = 2**18
 """Users or items that are encoded at once."""
-ROW_BYTES = 150
+ROW_BYTES = 220
 """Memory that an interaction takes while it is sorted or written, in bytes."""
 PIECE_ROW_BYTES = 400
 """Memory that an interaction takes while its ids are looked up, in bytes."""
