@@ -114,6 +114,7 @@ def test_candidates_of_many_queries_take_memory_that_is_bounded(allowed: np.ndar
     index = Exact().build(vectors, np.arange(20_000), "dot")
     assert isinstance(index, Index)
     scope = index._scope(3000, allowed, None)
+    exact_top_k(index._store, queries[:10], 10, scope.of(np.arange(10)), 1)  # the engine is loaded outside the count
     tracemalloc.start()
     try:
         exact_top_k(index._store, queries, 10, scope, 1, numbers=2**13)
