@@ -6,6 +6,7 @@ from argparse import Namespace
 from collections.abc import Mapping
 from pathlib import Path
 
+from benchmarks import limits
 from benchmarks.lib import page
 from benchmarks.lib.machine import Numbers
 from benchmarks.lib.processes import PYTHON, ROOT, TWOTOWER, run
@@ -45,6 +46,8 @@ def main(chosen: Namespace, report: Report, steps: Mapping[str, Numbers] = STEPS
     except ValueError as e:
         print(f"error: {e}")
         failed.append("table")
+    for limit in limits.judged_all(folder):
+        print(limit)
     if failed:
         sys.exit(f"{len(failed)} failed: {', '.join(failed)}; see {chosen.run}/*.log")
     print("every step ran")

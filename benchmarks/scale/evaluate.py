@@ -10,14 +10,16 @@ SETTINGS = ["split.test=0.1", "split.validation=0.05", "evaluation.max_users=0",
 
 
 def main(chosen: Namespace, report: Report) -> None:
-    folder = Path(chosen.folder).resolve() / "evaluate"
+    folder, memory = Path(chosen.folder).resolve() / "evaluate", list[float]()
     for size in chosen.sizes:
         rows, users = map(int, size.split("x"))
         config = write_world(folder, users, chosen.items, rows)
         call(make_run, str(folder), str(config))
         ran = run([*TWOTOWER, "evaluate", folder / "run", "--threads", chosen.threads])
         report.add_cost(f"{rows:,} interactions of {users:,} users, evaluate", ran)
+        memory.append(ran.memory)
         shutil.rmtree(folder)
+    report.add("memory of evaluate, the last size / the first", memory[-1] / memory[0], more=False)
 
 
 def make_run(folder: str, config: str) -> None:

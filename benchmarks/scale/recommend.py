@@ -11,7 +11,7 @@ from benchmarks.lib.machine import Numbers, read
 from benchmarks.lib.processes import call
 from benchmarks.lib.report import Report
 
-WIDTH, SEEN = 64, 500
+WIDTH, SEEN = 128, 500
 POSITIVE = 0.01  # share of the interactions that are trained on
 HELD_OUT = 0.02  # share of the interactions that are not: half of them are positive
 BLOCK = 16_384  # users of a search

@@ -1,21 +1,27 @@
+import json
 import os
 import shlex
+import statistics
 import sys
 import time
 from argparse import Namespace
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from benchmarks.lib.machine import Numbers
-from benchmarks.lib.processes import Conversation, Server, busy, code, free_port, ready, serving, started, usage
+from benchmarks.lib.processes import Conversation, Server, busy, call, code, free_port, ready, serving, started, usage
 from benchmarks.lib.report import Report, declared, number
+from benchmarks.lib.rounds import in_turns
 from benchmarks.serving.open_loop import Generator, Log, recovery, schedule
 from benchmarks.serving.requests import pool, request
 from benchmarks.serving.swaps import store_copy, swapping
+from twotower.retrieval.request import Request
+from twotower.retrieval.retriever import Retriever
 from twotower.store.store import Store
 
 ONE_THREAD = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "POLARS_MAX_THREADS")
@@ -35,9 +41,13 @@ def main(chosen: Namespace, report: Report) -> None:
     report.facts |= {"index": bundle.index.kind, "width": bundle.dims}
     os.sched_setaffinity(0, bench.generator_core)
     found: Numbers = {}
-    own = {"floor": bench.floor, "swap": bench.swap, "overload": bench.overload, "cold": bench.cold}
+    own = {"floor": bench.floor, "swap": bench.swap, "overload": bench.overload, "cold": bench.cold, "cost": bench.cost}
     for name in [*([] if chosen.no_floor else ["floor"]), *chosen.only]:
         found[name] = own[name]() if name in own else bench.steady(name)
+    if {"cost", "overload"} <= set(found):
+        refused = found["cost"]["refusal"] / statistics.median(found["cost"]["method1"])
+        left = max(0.0, (1 - 3 * refused) / (1 - refused))  # of the peak's answers, at three times its rate
+        found["overload"]["of_left"] = found["overload"]["goodput_of_peak"] / (100 * left) if left else None
     os.sched_setaffinity(0, allowed)  # the machine's limits are those of all its cores
     tell(report, found, bench.doubts, bundle.counts.items)
 
@@ -171,16 +181,53 @@ class Bench:
                 taken.append(round(server.seconds, 3))
         return taken
 
+    def cost(self) -> Numbers:
+        """Measure the processor time of a request of each method and of the bare server, in turns, that of the user
+        tower alone, and that of a refusal."""
+        rounds, count = self.chosen.rounds, self.chosen.requests
+        given = (str(self.store), min(count, 500), rounds)
+        with self.bare() as (server, ask), self.asked(self.store, "method1") as (ours, method1):
+            method2 = pool({"method2": 1.0}, self.store)
+            kinds = {"bare": (server, ask), "method1": (ours, method1), "method2": (ours, method2)}
+            works = {name: partial(self.spent, *of, count) for name, of in kinds.items()}
+            found: Numbers = {name: of[1:] for name, of in in_turns(works, rounds + 1).items()}  # the first warms up
+            found["limit"] = statistics.median(found["bare"])
+            own = statistics.median(found["method1"])
+            log, cost = self.load(ours, [(6e3 / own, self.chosen.step)], method1)
+            answered = log.status == 200
+            found["refusal"] = (cost["server"] * log.wall * 1e3 - answered.sum() * own) / max(1, (~answered).sum())
+        os.sched_setaffinity(0, self.server_core)  # which the child takes over
+        found["tower"] = call(tower_times, *given, environment=self.service[1])[1]
+        os.sched_setaffinity(0, self.generator_core)
+        beyond = statistics.median(found["method2"]) - own
+        found["of_tower"] = beyond / statistics.median(found["tower"])
+        print("cost", "  ".join(f"{name} {np.round(of, 4)}" for name, of in found.items()), flush=True)
+        return found
+
+    def spent(self, server: Server, requests: list[bytes], count: int) -> float:
+        """Return the ms of processor time of a request, of many that four connections send without a rest."""
+        before = usage(server.pid)["cpu_s"]
+        log = Generator(server.port, 4, 60.0).run(np.zeros(count), requests, np.arange(count) % len(requests))
+        if bad := sorted({int(status) for status in log.status if status != 200}):
+            sys.exit(f"error: cost: the server answers {bad} instead of 200")
+        return 1e3 * (usage(server.pid)["cpu_s"] - before) / count
+
     def floor(self) -> Numbers:
         """Measure the limit of the machine: a constant reply, at the peak and at the rate of method1."""
+        with self.bare() as (server, ask):
+            # All are due at once: 32 connections that never rest.
+            busiest = Generator(server.port, 32, 60.0).run(np.zeros(40_000), ask, np.arange(40_000) % len(ask))
+            found = self.measure("floor", server, self.rate("method1"), 1.0, 4.0, ask)
+        return {"peak": round((busiest.status == 200).sum() / busiest.wall), "at_rate": found}
+
+    @contextmanager
+    def bare(self) -> Iterator[tuple[Server, list[bytes]]]:
+        """Run the bare server within the block. Yields it and its requests."""
         port = free_port()
         words = [sys.executable, "-c", code(bare, port)]
         with started(words, lambda: ready(port), cores=self.server_core) as (pid, _, _):
             ask = [request("POST", "/v1/recommend", {"user_id": str(n), "k": 10}) for n in range(1000)]
-            # All are due at once: 32 connections that never rest.
-            busiest = Generator(port, 32, 60.0).run(np.zeros(40_000), ask, np.arange(40_000) % len(ask))
-            found = self.measure("floor", Server(pid, port, 0.0), self.rate("method1"), 1.0, 4.0, ask)
-        return {"peak": round((busiest.status == 200).sum() / busiest.wall), "at_rate": found}
+            yield Server(pid, port, 0.0), ask
 
 
 def bare(port: int) -> None:
@@ -198,6 +245,22 @@ def bare(port: int) -> None:
 
     quiet: Numbers = {"lifespan": "off", "access_log": False, "log_level": "warning"}
     uvicorn.run(application, host="127.0.0.1", port=port, loop="uvloop", http="httptools", **quiet)
+
+
+def tower_times(store: str, count: int, rounds: int) -> list[float]:
+    """Return the ms of processor time of a run of the user tower on the inputs of requests of method 2, of each
+    round."""
+    retriever = Retriever(Store(store).current())
+    bodies = [json.loads(one.partition(b"\r\n\r\n")[2]) for one in pool({"method2": 1.0}, Path(store))[:count]]
+    asked = [Request(body["user_id"], history=body["history"]) for body in bodies]
+    feeds = [retriever.user_inputs.read(retriever.query(one)).feed for one in asked]
+    found = []
+    for _ in range(rounds + 1):
+        before = time.process_time()
+        for feed in feeds:
+            retriever.loaded.tower(feed)
+        found.append(1e3 * (time.process_time() - before) / count)
+    return found[1:]
 
 
 def tell(report: Report, found: Numbers, doubts: dict[str, str], items: int) -> None:
