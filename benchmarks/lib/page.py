@@ -49,11 +49,11 @@ def page(
         best = {name: max(bound[name] for bound in of) for name in of[0]}
         out.append(DECLARED["limits"].format(plural="s" * (threads > 1), scripts=len(of), **best))
     out += [f"**{doubt}**" for doubt in doubts]
-    old = _sections(before)
+    old, run = _sections(before), ", ".join(filter(None, [date, machine.get("cpu")]))
     for group in dict.fromkeys([*(name.partition(":")[0] for name in names), *old]):
         own = [name for name in names if name.partition(":")[0] == group]
         kept = group in old and not any(name in results for name in own)
-        out.append(old[group] if kept else _section(group, own, results, date))
+        out.append(old[group] if kept else _section(group, own, results, run))
     return "\n\n".join(part.strip() for part in [*out, DECLARED["other_tools"]]) + "\n"
 
 
@@ -66,7 +66,7 @@ def _sections(page: str) -> dict[str, str]:
     return {name: f"## {name}\n{text}" for name, text in dated.items()}
 
 
-def _section(group: str, names: list[str], results: Results, date: str) -> str:
+def _section(group: str, names: list[str], results: Results, run: str) -> str:
     lines: list[list[str]] = [DECLARED["heads"]]
     commands: list[str] = []
     for name in names:
@@ -89,7 +89,7 @@ def _section(group: str, names: list[str], results: Results, date: str) -> str:
         wide = "" if found.get("width") is None else number(found["width"])
         lines.append([label, value, found["unit"], wide, str(found["rounds"]), others, ratios, *floor, which])
     numbered = [f"{i}. `{command}`" for i, command in enumerate(commands, 1)]
-    return "\n".join([f"## {group}", "", f"Run on {date}.", "", table(lines), *([""] if numbered else []), *numbered])
+    return "\n".join([f"## {group}", "", f"Run on {run}.", "", table(lines), *([""] if numbered else []), *numbered])
 
 
 def write(folder: Path, date: str, to: Path, pages: Sequence[Path] = (), keep: bool = False) -> None:

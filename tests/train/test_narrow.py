@@ -11,7 +11,7 @@ import numpy as np
 import polars as pl
 import pytest
 import torch
-from closed_form_worlds import courses, groups
+from closed_form_worlds import COLUMN, GROUPS, courses, groups
 from context_worlds import HOUR, hourly, hourly_schema, hourly_settings
 from worlds import CHECKERBOARD_SCHEMA, checkerboard, settings
 
@@ -28,7 +28,7 @@ from twotower.features.values import UNKNOWN
 from twotower.files import layout
 from twotower.model.narrow import Narrow
 from twotower.onnx.export import export_tower
-from twotower.scorers.choices import Choices
+from twotower.scorers.choices import Choices, later_items
 from twotower.train.narrow import Narrowing, Wide, choose, narrowed, temperature
 from twotower.train.trainer import Trainer
 
@@ -92,6 +92,20 @@ def test_what_all_items_have_in_common_takes_no_direction(data: Dataset) -> None
     assert found.items.abs().max() < 100, "a short form of these has small steps"
     new = (items - layer.centre) @ layer.item_map
     assert torch.allclose(lists(Factors(found.users, new)), lists(wide.vectors), atol=1e-2), "items without rows"
+
+
+def test_an_item_of_the_test_alone_does_not_count_in_the_centre() -> None:
+    """An item that is not there yet, whatever its vector."""
+    rows = pl.DataFrame({"user_id": [n % 7 for n in range(60)], "item_id": [n % 12 for n in range(60)]})
+    frame = rows.with_columns(part=pl.Series(["train", "validation", "test", "train", "train"] * 12))
+    new = pl.DataFrame({"user_id": [0], "item_id": [99], "part": ["test"]})
+    data = build_dataset(check(None, None, pl.concat([frame, new]), GROUPS), GROUPS, COLUMN)
+    wide = wide_of(data, rank=6)
+    later = np.flatnonzero(later_items(data))
+    assert list(data.items.ids[later]) == [99]
+    expected = np.delete(wide.vectors.items.numpy(), later, 0).mean(0)
+    wide.vectors.items[later] = 1e6
+    assert np.allclose(wide.centre.numpy(), expected, atol=1e-5)
 
 
 def test_pairs_of_different_sizes_count_by_their_scores(data: Dataset) -> None:

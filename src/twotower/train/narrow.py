@@ -108,8 +108,10 @@ class Wide:
         and may be much larger than what tells items apart. Zeros for labelled pairs, whose scores count."""
         items = self.vectors.items[:, : self.width - self.biases]
         known = torch.from_numpy(np.flatnonzero(~later_items(self.dataset)))
-        mean = items[known].double().mean(0) if len(known) and not self.labelled else torch.zeros(items.shape[1])
-        return mean.float().to(items.device)
+        total = torch.zeros(items.shape[1], dtype=torch.float64, device=items.device)
+        for rows in () if self.labelled else torch.split(known.to(items.device), 2**14):
+            total += items[rows].double().sum(0)
+        return (total / max(1, len(known))).float()
 
     @cached_property
     def active(self) -> Shaped[Ints, "u"]:
