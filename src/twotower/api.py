@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import TypeAlias, Unpack, overload
 from uuid import UUID
@@ -34,6 +34,7 @@ from twotower.data.reading.readers import TableLike, as_frame
 from twotower.data.source import read
 from twotower.data.splits import TEST, TRAIN
 from twotower.data.tables import Tables, check, with_ids
+from twotower.data.whole import check_whole, whole_of
 from twotower.distributed import DistributedContext, choose_device
 from twotower.embedding.bulk import embed
 from twotower.errors import ConfigError, DataError, Interrupted, RunError, first_line
@@ -66,6 +67,7 @@ from twotower.train.checkpoint import shared_checkpoint
 from twotower.train.preconditions import check_times
 from twotower.train.progress import Callback, EpochRecord
 from twotower.train.recipe import Recipe
+from twotower.train.refit import Refit
 from twotower.train.trainer import Trainer
 
 __all__ = [
@@ -163,9 +165,13 @@ def fit(
         schema, config = with_scorers(schema, config or Config())
         if not resume:
             check_lone_options(schema, config.split)
+        whole = None
         if isinstance(tables, Dataset):
             tables.check(schema, config.split)
             dataset = tables.with_schema(schema)
+            if config.train.refit:
+                check_whole(dataset)
+                whole = partial(whole_of, dataset)
         else:
             check_times(schema, config.split, config)
             if not isinstance(tables, Tables):
@@ -173,12 +179,14 @@ def fit(
                 for note in tables.notes:
                     log.info(note)
             dataset = build_dataset(tables, schema, config.split)
+            if config.train.refit:
+                whole = partial(build_dataset, tables, schema, dataset.split, whole=True)
         del tables
         log.info(dataset.describe())
         for line in dataset.describe_features():
             log.info(line)
         config = config.model_copy(update={"split": dataset.split})
-        return _train(dataset, config, context, folder, callback, resume, override)
+        return _train(dataset, config, context, folder, callback, resume, override, whole)
 
 
 def _three(tables: TableLike | tuple[TableLike | None, ...]) -> ThreeTables:
@@ -216,14 +224,14 @@ def _suggested(
 
 def _train(
     dataset: Dataset, config: Config, context: DistributedContext, folder: Path | None, callback: Callback,
-    resume: bool, override: bool,
+    resume: bool, override: bool, whole: Callable[[], Dataset] | None,
 ) -> Run:  # fmt: skip
     device = choose_device(config.train.device, context.local_rank)
     with (
         context.process_group(device.type, config.train.timeout, always=config.train.embedding_placement == "torchrec"),
         ExitStack() as held,
     ):
-        place = writing_folder(folder) if folder else None
+        place, caller = writing_folder(folder) if folder else None, callback
         callback = _HistoryWriter(place, callback) if context.is_main else Callback()
         checkpoints = place / layout.CHECKPOINTS if place else None
         found = None
@@ -257,6 +265,10 @@ def _train(
         held.close()  # the tensors are in the model
         with _resume_hint(place, folder, trainer):
             trained = trainer.run()
+        refitted = None
+        if whole:
+            callback.on_phase("refit", config)
+            refitted = _refit(trainer, whole, place, folder, caller, resume)
     if place and context.is_main and isinstance(dataset, MemmapDataset):  # its source may be removed or replaced
         dataset = replace(dataset, folder=place / layout.PREPARED)
     done = Run(folder, config, dataset, trained.model.eval(), trained.metrics, trained.history)
@@ -276,6 +288,8 @@ def _train(
         metrics |= trained.metrics
     metrics["train.peak_memory_mb"] = peak_memory_mb()
     done = replace(done, metrics=metrics)
+    if refitted and refitted.folder:
+        runs.save_run(refitted.folder, replace(refitted, metrics=metrics | refitted.metrics))
     if folder and place:
         done = replace(done, sha256=runs.save_run(place, done))
         replace_run(folder)
@@ -287,6 +301,35 @@ def _train(
         except Exception as e:  # the run is complete without it
             log.warning(f"no report.html ({first_line(e)})")
     return done
+
+
+def _refit(
+    first: Trainer, whole: Callable[[], Dataset], place: Path | None, folder: Path | None, callback: Callback,
+    resume: bool,
+) -> Run:  # fmt: skip
+    """Train again on all rows, with what an ended training has chosen. Return the run, whose metrics are not saved."""
+    context, dataset = first.context, whole()
+    log.info(f"refit: {first.best.epoch} epochs on all {len(dataset.pairs):,} rows")
+    home = place / layout.REFIT if place else None
+    callback = _HistoryWriter(home, callback) if context.is_main else Callback()
+    again = Refit(first, dataset, home / layout.CHECKPOINTS if home else None, callback)
+    assert isinstance(first.recipe, Config)
+    if home and folder and place:
+        again.checkpoints.fingerprint = runs.fingerprint(dataset, first.recipe) | {"refit": again.chosen}
+        places = (home / layout.CHECKPOINTS, folder / layout.REFIT / layout.CHECKPOINTS)
+        with shared_checkpoint(context, places if resume else ()) as found:
+            if found and found.fingerprint != again.checkpoints.fingerprint:
+                log.info("the refit starts anew: what it is to train has changed")
+                found = None
+            if found:
+                again.resume(checkpoint=found)
+                log.info(f"resuming the refit after step {again.progress.step}")
+            if context.is_main:
+                home.mkdir(exist_ok=True)
+                runs.start_run(home, dataset, first.recipe, found.path.parent if found else None, resume)
+    with _resume_hint(place, folder, again):
+        trained = again.run()
+    return Run(home, first.recipe, dataset, trained.model.eval(), trained.metrics, trained.history)
 
 
 @contextmanager
@@ -322,6 +365,17 @@ class _HistoryWriter(Callback):
         if self.folder:
             runs.save_history(self.folder, history)
         self.callback.on_epoch_end(history)
+
+
+def log_of(run: Run) -> Tables | bool:
+    """Return the tables of the log of a run as they are now; True if its config names none, or a prepared dataset.
+
+    Raises the errors of `read`."""
+    data = run.config.data
+    if data.prepared or not (data.interactions or data.parts or data.dataset):
+        return True
+    tables, _ = read(run.config, run.dataset.schema)
+    return tables if isinstance(tables, Tables) else True
 
 
 def recent_titles(trained: Run, user_id: str | int, n: int = 5) -> list[str]:

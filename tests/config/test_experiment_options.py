@@ -171,7 +171,7 @@ ELSEWHERE = {
     "data.format.separator", "data.format.separators", "data.format.decimal", "data.format.encoding",
     "data.format.columns", "data.format.layout", "data.buckets", "data.prepared", "split.column", "split.ordered",
     "split.from_train", "evaluation.weighted", "evaluation.repeats", "negatives.full.cold", "negatives.uniform.cold",
-    "scorers.kind", "train.device",
+    "scorers.kind", "train.device", "train.refit",
     "train.timeout", "train.embedding_placement", "train.embedding_sharding", "train.checkpoint_seconds",
     "train.checkpoint_steps", "index.kind", "index.min_recall", "index.k", "index.queries",
 }  # fmt: skip

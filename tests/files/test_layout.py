@@ -33,7 +33,7 @@ def test_no_other_module_spells_a_name_of_the_layout() -> None:
 
 
 def test_names_of_a_folder_are_distinct() -> None:
-    assert len(layout.RUN_FILES) == 15
+    assert len(layout.RUN_FILES) == 16
     assert len({*layout.STORE_FILES, layout.COLLECTIONS}) == 5
     bundle = [
         layout.MANIFEST, layout.USER_VECTORS, layout.INDEX, layout.MODEL_CARD, layout.tower("user"),

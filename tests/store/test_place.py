@@ -57,7 +57,7 @@ def test_what_is_published_is_current_whole_and_read_elsewhere(store: Store, els
     assert probed == [bundle]
     about = bundle.manifest
     assert [entry.path for entry in about.files] == ["0.bin", "2.bin", "index/1.bin"]
-    assert (about.bundle, about.dims, about.forced, about.schema_version) == (bundle.id, 64, False, 6)
+    assert (about.bundle, about.dims, about.forced, about.schema_version) == (bundle.id, 64, False, 7)
     assert store.current() == bundle
     there = elsewhere.current()
     assert (there.manifest, tag_of(there)) == (about, "one")

@@ -400,9 +400,9 @@ def test_checksums_are_remembered_until_a_file_changes(store: Store, monkeypatch
 @pytest.mark.parametrize(
     ("change", "reason", "message"),
     [
-        (lambda m: m.update(schema_version=2), "schema_version", "schema_version is 2, this version reads 6"),
-        (lambda m: m.update(schema_version=True), "schema_version", "schema_version is True, this version reads 6"),
-        (lambda m: m.pop("schema_version"), "schema_version", "schema_version is None, this version reads 6"),
+        (lambda m: m.update(schema_version=2), "schema_version", "schema_version is 2, this version reads 7"),
+        (lambda m: m.update(schema_version=True), "schema_version", "schema_version is True, this version reads 7"),
+        (lambda m: m.pop("schema_version"), "schema_version", "schema_version is None, this version reads 7"),
         (lambda m: m.update(files={}), "manifest", "files: input should be a list"),
         (lambda m: m["files"].append("x"), "manifest", "files.3: input should be a valid dictionary"),
         (lambda m: m["files"][0].update(size="1"), "manifest", "files.0.size: input should be a valid integer"),

@@ -88,7 +88,7 @@ def test_strengths_are_those_that_are_best_by_the_pair_alone() -> None:
     for kinds in (("ease",), ("trained", "ease")):
         trainer = Trainer(data, config(*kinds, values={"regularization": [0.5, 50.0, 50_000.0]}))
         trainer.run()
-        chosen.append(trainer._solved[0][0].start.describe())
+        chosen.append(trainer.solved[0][0].start.describe())
     assert chosen[0] == chosen[1]
 
 
@@ -111,7 +111,7 @@ def test_a_pair_has_its_weighted_values_and_the_others_are_trained_as_without_it
     data, place, pairs = groups(), kinds.index("ials"), "together" if len(kinds) == 2 else "apart"
     trainer = Trainer(data, config(*kinds, pairs=pairs))
     done = trainer.run()
-    ((_, weight),) = trainer._solved
+    ((_, weight),) = trainer.solved
     assert weight > 0
     found, alone = (
         factors_before(model.eval(), data, VALIDATION)
@@ -260,7 +260,7 @@ def test_values_solved_again_from_the_same_rows_are_as_they_were(kinds: tuple[st
     data = courses(300) if of_columns else groups()
     trainer = Trainer(data, by_columns(*kinds, bias=True) if of_columns else config(*kinds))
     before = {name: weight.clone() for name, weight in trainer.run().model.state_dict().items()}
-    for form, weight in trainer._solved:
+    for form, weight in trainer.solved:
         trainer._closed_forms.solve_again(form, data, weight)
     for name, found in trainer.model.state_dict().items():
         torch.testing.assert_close(found, before[name], rtol=1e-5, atol=1e-6, msg=name)

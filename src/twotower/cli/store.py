@@ -29,6 +29,13 @@ def publish(
         ),
     ] = False,
     reason: Annotated[str, typer.Option("--reason", help="Note for the history.")] = "",
+    latest: Annotated[
+        bool,
+        typer.Option(
+            "--latest",
+            help="Make vectors, histories and seen items of users from all interactions of the log as it is now.",
+        ),
+    ] = False,
     trust: Trust = False,
     kinds: KindModules = None,
 ) -> None:
@@ -41,7 +48,7 @@ def publish(
         if not text.startswith("index."):
             raise ConfigError(f"--set {text}: a trained run can change index.* only")
     config = override_config(loaded.config, overrides or [], trust=True).index
-    api.publish(loaded, store, config, force=force, reason=reason)
+    api.publish(loaded, store, config, force=force, reason=reason, latest=latest and api.log_of(loaded))
     print_line(f"next: {_first_query(loaded.dataset, store)}")
 
 

@@ -119,7 +119,8 @@ def evaluate(
         else:
             print_line(f"bundle {retriever.bundle.id}")
             print(retriever.dataset.describe())
-            print_served(found, settings)
+            if found:
+                print_served(found, settings)
         return
     loaded = api.load(path, trust)
     metrics = api.evaluate(loaded, engine=engine, threads=threads, share=share)

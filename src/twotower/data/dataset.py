@@ -60,6 +60,8 @@ class Dataset:
     context_frame: pl.DataFrame = field(default_factory=pl.DataFrame, kw_only=True)
     """Columns of the interactions that features of the context read, as they are in the log; of prepared data one
     row, which has their types."""
+    is_whole: bool = field(default=False, kw_only=True)
+    """True if all interactions are of the train part, for a training whose settings are chosen."""
 
     def __repr__(self) -> str:
         return representation(type(self), self.describe())
@@ -340,20 +342,27 @@ class Dataset:
         ]
 
 
-def build_dataset(tables: Tables, schema: Schema, config: SplitConfig) -> Dataset:
+def build_dataset(
+    tables: Tables, schema: Schema, config: SplitConfig, whole: bool = False, encoders: Encoders | None = None
+) -> Dataset:
     """Replace ids by rows, split, compute training statistics, fit the encoders on the train part, and encode.
 
-    Raises DataError for tables that no model can be trained on.
+    `whole` makes all interactions the train part; the dataset keeps the split of the config. `encoders` are those of an
+    earlier dataset, which are not fitted again. Raises DataError for tables that no model can be trained on.
     """
     check_gap(schema, config)
     frames: dict[SideName, pl.DataFrame] = {"user": tables.users, "item": tables.items}
-    given, row = given_parts(tables.interactions, config), pl.int_range(tables.interactions.height, eager=True)
+    given = None if whole else given_parts(tables.interactions, config)
+    row = pl.int_range(tables.interactions.height, eager=True)
     bucket = bucket_columns(tables.interactions, row, frames, schema, given)
     columns = arrays_of(bucket, schema)
     if given is not None:
         config = splits.with_source(config, splits.given_facts(columns.get(TIME), columns[PART]))
-    parts = split_interactions(columns, config, measured_users(tables.users[schema.user_id], config))
-    tell_of_repeats(tables.left_out, tables.interactions, parts, schema, config)
+    if whole:
+        parts = np.zeros(bucket.height, np.int8)
+    else:
+        parts = split_interactions(columns, config, measured_users(tables.users[schema.user_id], config))
+        tell_of_repeats(tables.left_out, tables.interactions, parts, schema, config)
     if n := int(np.count_nonzero(parts == DROPPED)):
         bucket, parts = bucket.filter(parts != DROPPED), parts[parts != DROPPED]
         log.info(dropped_line(n))
@@ -365,8 +374,9 @@ def build_dataset(tables: Tables, schema: Schema, config: SplitConfig) -> Datase
     fitted = Fitted.on(read_all, schema, frames, tables.versions, counts, contexts, raw)
     users, items = (fitted.frames[side] for side in SIDES)
     pairs = Pairs.of(columns)
-    encoders, versions = fitted.encoders, fitted.versions
-    return assemble_dataset(encoders, users, items, pairs, parts, times, config, versions=versions, context=raw)
+    found = (encoders or fitted.encoders, users, items, pairs, parts, times, config)
+    dataset = assemble_dataset(*found, versions=fitted.versions, context=raw)
+    return replace(dataset, is_whole=True) if whole else dataset
 
 
 def assemble_dataset(

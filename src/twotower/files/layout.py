@@ -32,9 +32,10 @@ CACHE_LOCK = ".copying"
 CONFIG, WEIGHTS, MODEL = "config.toml", "model.safetensors", "model.json"
 ENCODERS, VOCABULARIES, METRICS = "encoders.json", "vocabularies.arrow", "metrics.json"
 
-# Run: a line for each epoch, a page of curves, the state from which training resumes, the next run, and the lock of the
-# writing process.
-EPOCHS, REPORT, CHECKPOINTS, NEXT_RUN, RUN_LOCK = "history.jsonl", "report.html", "checkpoints", ".next", ".lock"
+# Run: a line for each epoch, a page of curves, the state from which training resumes, the run of all rows that is
+# published in its place, the next run, and the lock of the writing process.
+EPOCHS, REPORT, CHECKPOINTS, REFIT = "history.jsonl", "report.html", "checkpoints", "refit"
+NEXT_RUN, RUN_LOCK = ".next", ".lock"
 
 # Tables of a run or bundle, as numbered and split; or the same as a prepared dataset.
 INTERACTIONS, PREPARED = "interactions.parquet", "prepared"
@@ -64,7 +65,7 @@ INDEX_FACTS, INDEX_FAISS = "index.json", "index.faiss"
 RUN_FILES = frozenset(
     {
         CONFIG, WEIGHTS, MODEL, ENCODERS, VOCABULARIES, *TABLES, versions("user"), versions("item"), PREPARED, METRICS,
-        EPOCHS, REPORT, CHECKPOINTS,
+        EPOCHS, REPORT, CHECKPOINTS, REFIT,
     }
 )  # fmt: skip
 """All files and folders of a run, other than hidden ones."""

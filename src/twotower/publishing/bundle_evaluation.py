@@ -30,16 +30,17 @@ def evaluate_bundle(retriever: Retriever, config: EvaluationConfig | None = None
     `config` defaults to the settings of the bundle.
     "index" and "exact" are method 1 (precomputed user vectors, with the default context), "live" is method 2 (online
     user tower, in the context of the test pairs), and "intervals" has the bootstrap intervals of "index". Without
-    precomputed vectors only "live" and "live_exact" are measured, with the intervals of "live". Raises RunError without
-    a test part."""
+    precomputed vectors only "live" and "live_exact" are measured, with the intervals of "live". Of a bundle that knows
+    all rows of its log nothing is measured, with a line in the log."""
     dataset, config = retriever.dataset, config or runs.read_evaluation(retriever.bundle.folder)
+    if not len(dataset.test):
+        log.info(f"{retriever.bundle.id} knows all {len(dataset.pairs):,} rows of its log: nothing is left to measure")
+        return {}
     if dataset.schema.valid_from:
         log.warning(
             "a bundle serves the newest versions of users and items, which may be later than test rows, so that these "
             "metrics may be too high; the metrics of the run read the versions of each row's time"
         )
-    if not len(dataset.test):
-        raise RunError(f"{retriever.bundle.folder}: the bundle has no test part")
     if retriever.bundle.manifest.moves and not _follows(dataset):
         log.warning(
             "a bundle ranks by the popularity at the end of the rows before its test part, and test rows have earlier "

@@ -24,11 +24,14 @@ import numpy as np
 from twotower import files, runs
 from twotower.arrays.ragged import rows_of
 from twotower.arrays.types import Floats, Ints
-from twotower.data.dataset import Dataset
+from twotower.data import memmap
+from twotower.data.dataset import Dataset, build_dataset
 from twotower.data.memmap import MemmapDataset
 from twotower.data.side import Side
 from twotower.data.split import PART_NAMES
-from twotower.data.splits import TEST, VALIDATION
+from twotower.data.splits import TEST, TRAIN, VALIDATION
+from twotower.data.tables import Tables
+from twotower.data.whole import check_whole, tables_of
 from twotower.errors import RunError
 from twotower.escaping import python_literal
 from twotower.evaluation.added_scores import SparseScores
@@ -53,7 +56,7 @@ from twotower.runs.folder import reading_folder, run_stamp
 from twotower.scorers import alone
 from twotower.scorers.scorer import terms_of
 from twotower.store.bundle import Bundle
-from twotower.store.manifest import BundleFacts, Counts, HistoryTermFacts, IndexFacts, RecallCheck
+from twotower.store.manifest import BundleFacts, Counts, HistoryTermFacts, IndexFacts, KnownRows, RecallCheck
 from twotower.store.remote_collections import RemoteCollections
 from twotower.store.store import Store
 from twotower.train.factors import factors_during, items_at_end
@@ -70,15 +73,19 @@ FILES_OF_THE_END = (layout.WEIGHTS, layout.MODEL, layout.METRICS)
 
 
 def publish(
-    run: Run, store: Path | str, config: IndexConfig | None = None, *, force: bool = False, reason: str = ""
-) -> Bundle:
+    run: Run, store: Path | str, config: IndexConfig | None = None, *, force: bool = False, reason: str = "",
+    latest: bool | Tables = False,
+) -> Bundle:  # fmt: skip
     """Publish a run as the current bundle of a store, which is created if it does not exist.
 
     The index is tuned to `config.min_recall` with one half of a sample of users and checked with the other half. A
     lower recall is refused, unless `force`, which the history records. A remote index is a new collection; the alias
     moves to it once the bundle is current. A training that has not ended is evaluated at its best epoch, which the
     model card and the history say; it is refused if a part of the model is fitted after the last epoch, unless `force`.
-    Raises RunError, with the store unchanged."""
+
+    With `train.refit` the model of all rows is published. `latest` makes vectors, histories and seen items of users
+    from all interactions of the run, or of the tables of its log as it is now. Raises RunError, with the store
+    unchanged; for `latest` also DataError and ConfigError."""
     if run.folder is None:
         raise RunError("the run has no folder, which publishing needs; train it with one")
     if run.unfinished:
@@ -97,12 +104,15 @@ def publish(
             "evaluation.repeats = 'only' measures rankings of the items that a user has taken before, and the service "
             "ranks all items: give the user's own items in allow of a request, or set evaluation.repeats = 'allow'"
         )
-    config = config or run.config.index
+    config, run = config or run.config.index, runs.published(run)
+    learned = known_rows(run.dataset, (TRAIN, VALIDATION))
+    if latest is not False:
+        run = replace(run, dataset=latest_of(run.dataset, None if latest is True else latest))
     opened = Store.create(store)
     collections = RemoteCollections(opened)
     try:
         bundle = opened.publish(
-            lambda folder: _write(run, config, folder, collections), _probe, reason=reason, force=force
+            lambda folder: _write(run, config, folder, collections, learned), _probe, reason=reason, force=force
         )
     except BaseException:
         collections.drop_registered()
@@ -113,13 +123,33 @@ def publish(
     return bundle
 
 
-def _write(run: Run, config: IndexConfig, folder: Path, collections: RemoteCollections | None = None) -> BundleFacts:
-    """Write the files of a bundle into a folder, and return the facts of its manifest."""
+def known_rows(dataset: Dataset, parts: Sequence[int]) -> KnownRows:
+    """Return the number of interactions of some parts, and the newest of their times."""
+    rows = sum(len(dataset.part_indices(part)) for part in parts)
+    times = [int(found.max()) for part in parts if len(found := dataset.times_of(part))] if dataset.schema.time else []
+    return KnownRows(rows=rows, until=max(times, default=None))
+
+
+def latest_of(dataset: Dataset, tables: Tables | None) -> Dataset:
+    """Return the dataset in memory of all rows of another, or of tables, with its encoders, as known before a test."""
+    if tables is None:
+        check_whole(dataset, "latest")
+        tables = tables_of(dataset)
+    return build_dataset(tables, dataset.schema, dataset.split, whole=True, encoders=dataset.encoders)
+
+
+def _write(
+    run: Run, config: IndexConfig, folder: Path, collections: RemoteCollections | None = None,
+    learned: KnownRows | None = None,
+) -> BundleFacts:  # fmt: skip
+    """Write the files of a bundle into a folder, and return the facts of its manifest. `learned` are the rows of the
+    model, by default those of the run's training and validation."""
     assert run.folder is not None
     if collections is not None and (left := collections.drop_unreferenced()):
         log.info(f"dropped collections that no bundle names: {', '.join(left)}")
     before, source = run_stamp(run.folder), reading_folder(run.folder)
-    tables: tuple[str, ...] = () if isinstance(run.dataset, MemmapDataset) else layout.TABLES
+    made = isinstance(run.dataset, MemmapDataset) or run.dataset.is_whole
+    tables: tuple[str, ...] = () if made else layout.TABLES
     read = any(h.feature for h in run.dataset.schema.histories("user"))
     if tables and read and run.dataset.items.versioned:  # stored histories hold features of earlier versions
         tables = (*tables, layout.versions("item"))
@@ -130,6 +160,8 @@ def _write(run: Run, config: IndexConfig, folder: Path, collections: RemoteColle
         files.write_json(folder / layout.METRICS, run.metrics)
     if isinstance(run.dataset, MemmapDataset):
         run.dataset.link(folder / layout.PREPARED)
+    if run.dataset.is_whole:
+        memmap.save(run.dataset, folder)
     model = runs.weights_digest(folder)
     if run_stamp(run.folder) != before:
         raise RunError(f"{run.folder}: another run has replaced it; load the run again, then publish it")
@@ -168,6 +200,8 @@ def _write(run: Run, config: IndexConfig, folder: Path, collections: RemoteColle
         keep_seen=run.config.evaluation.repeats != "exclude",
         history_term=_write_terms(run, folder),
         moves=run.moves,
+        learned=learned or known_rows(run.dataset, (TRAIN, VALIDATION)),
+        remembered=known_rows(run.dataset, (TRAIN, VALIDATION) if run.dataset.time_ordered else (TRAIN,)),
         recall_check=recall_check,
         index=index_facts(index),
         parity=parity,

@@ -9,6 +9,7 @@ metrics.json            flat metrics
 history.jsonl           metrics of each epoch
 report.html             curves, distributions, gates and slices in one offline page
 checkpoints/            state from which training resumes
+refit/                  with train.refit: the run of all rows, which is published in place of this one
 .next/                  the run that replaces this complete one; once complete, it is read while its files move
 .lock                   held by the process that writes the run
 """
@@ -65,7 +66,7 @@ from twotower.version import __version__
 
 log = logging.getLogger(__name__)
 
-RUN_FORMAT = 6
+RUN_FORMAT = 7
 """Format of a run folder, in model.json."""
 
 
@@ -179,6 +180,8 @@ def start_run(
         (folder / stale).unlink(missing_ok=True)
     kept = folder / layout.CHECKPOINTS
     try:
+        if not resume:
+            files.remove(folder / layout.REFIT)
         if checkpoints is None:  # those of an earlier training may have later steps
             for old in kept.glob("step-*") if resume else [kept]:
                 files.remove(old)
@@ -365,6 +368,14 @@ def _read_settings(folder: Path) -> dict[str, TomlValue]:
     if (form := data.get("format")) != CONFIG_FORMAT:
         raise RunError(f"{path}: format {form!r}, this version reads {CONFIG_FORMAT}; train the run again")
     return data
+
+
+def published(run: Run) -> Run:
+    """Return the run that is published in place of a complete one: that of all rows, if it has been trained again on
+    them. Raises the errors of `load`."""
+    if run.folder is None or run.unfinished or not run.config.train.refit:
+        return run
+    return load(reading_folder(run.folder) / layout.REFIT)
 
 
 def weights_digest(folder: Path) -> str:

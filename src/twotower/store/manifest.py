@@ -39,7 +39,7 @@ from twotower.section import Section, first_problem
 if TYPE_CHECKING:
     from twotower.features.schema import Schema
 
-SCHEMA_VERSION = 6
+SCHEMA_VERSION = 7
 """Version of the manifest that is written, and the only one that is read."""
 
 MAX_MANIFEST_BYTES = 16 << 20
@@ -98,6 +98,15 @@ class HistoryTermFacts(_Facts):
     factor: Number
 
 
+class KnownRows(_Facts):
+    """Interactions that something is made of: their number, and the time of the newest, None of a log without times.
+
+    The time is in microseconds since 1970, or in the log's own numbers that grow with time."""
+
+    rows: Count
+    until: StrictInt | None
+
+
 class BundleFacts(_Facts):
     """Facts about a bundle from its publisher."""
 
@@ -116,6 +125,10 @@ class BundleFacts(_Facts):
     """None: the model has none."""
     moves: StrictBool
     """True if scores depend on the time, which is the end of the rows before the test part."""
+    learned: KnownRows
+    """Interactions that the model was trained on, or chosen by."""
+    remembered: KnownRows
+    """Interactions in the vectors and histories of users."""
     recall_check: RecallCheck
     index: IndexFacts
     parity: dict[SideName, Number]
@@ -145,7 +158,7 @@ class BundleFacts(_Facts):
 class Manifest(BundleFacts):
     """A validated manifest."""
 
-    schema_version: Literal[6]
+    schema_version: Literal[7]
     bundle: StrictStr
     created: StrictStr
     forced: StrictBool

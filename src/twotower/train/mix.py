@@ -93,6 +93,10 @@ class Mix:
         """Overwrite the terms of the model with weighted ones."""
         for form, weight in zip(forms, found.forms, strict=True):
             scale_pair(self.model, form.pair, weight)
+        self.write_terms(found)
+
+    def write_terms(self, found: MixWeights) -> None:
+        """Overwrite the terms that are no closed forms."""
         for term, (chosen, of_columns) in zip(terms_of(self.model), found.terms, strict=True):
             term.write(self.dataset, chosen, of_columns)
         if found.popularity:

@@ -233,8 +233,8 @@ class Narrowing:
 
     def __init__(self, model: TwoTower, dataset: Dataset, recipe: Recipe, context: DistributedContext) -> None:
         self.model, self.dataset, self.recipe, self.context = model, dataset, recipe, context
-        self._temperature = 1.0
-        self._is_fitted = True
+        self.temperature, self.is_fitted = 1.0, True
+        """Temperature of the softmax, and False if the projection is better than a fit."""
 
     def add(
         self, every: Factors, measure: Callable[[Factors], float] | None
@@ -244,7 +244,7 @@ class Narrowing:
 
         `measure` returns the score of vectors on validation, higher is better; None: there is no validation."""
         config = self.recipe
-        self._temperature = temperature(every, Choices.of(self.dataset, config.train.seed, config.evaluation.repeats))
+        self.temperature = temperature(every, Choices.of(self.dataset, config.train.seed, config.evaluation.repeats))
         wide = self._wide(newest_factors(every, self.dataset), self.dataset)
 
         def measured(layer: Narrow | None) -> float:
@@ -252,7 +252,7 @@ class Narrowing:
             return measure(narrowed(every, layer, self.dataset, wide.biases) if layer else every)
 
         given = (config.narrow.width, self._fit, measured if measure else None, config.train.monitor)
-        found, self._is_fitted, curve = choose(wide, *given)
+        found, self.is_fitted, curve = choose(wide, *given)
         self.model.narrow = found
         return narrowed(every, found, self.dataset, wide.biases) if found and measure else None, curve
 
@@ -260,12 +260,12 @@ class Narrowing:
         """Add a layer of this width, without the columns of biases, as before of other vectors: of the newest versions,
         with the train part of another dataset."""
         wide = self._wide(newest, dataset)
-        self.model.narrow = self._fit(wide, width) if self._is_fitted else wide.layer(wide.projection.first(width))
+        self.model.narrow = self._fit(wide, width) if self.is_fitted else wide.layer(wide.projection.first(width))
 
     def _wide(self, newest: Factors, dataset: Dataset) -> Wide:
         config, biases = self.recipe, 2 * self.model.bias_columns
         seed, repeats = config.train.seed, config.evaluation.repeats
-        return Wide(newest, dataset, biases, config.loss.pointwise, seed, repeats, self._temperature)
+        return Wide(newest, dataset, biases, config.loss.pointwise, seed, repeats, self.temperature)
 
     def _fit(self, wide: Wide, width: int) -> Narrow:
         maps = None

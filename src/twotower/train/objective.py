@@ -149,7 +149,8 @@ class Objective(ABC, Generic[L]):
         )  # fmt: skip
         self.items = SideTensors(dataset.items.by_version(), dataset.encoders.fields("item"), device)
         self.batcher = Batcher(self.users, self.items)
-        check_recipe(dataset, recipe, context)
+        if not dataset.is_whole:  # whose recipe is chosen
+            check_recipe(dataset, recipe, context)
         self.parts = dict[str, Stateful]()
         self.sampler = self.make_sampler()
         self.steps_per_epoch = math.ceil(len(self.sampler) / recipe.train.batch_size)

@@ -96,7 +96,12 @@ def check_recipe(dataset: Dataset, recipe: Recipe, context: DistributedContext) 
 
 
 def _check_fitted(dataset: Dataset, recipe: Recipe) -> None:
-    """Raise ConfigError if validation lacks what is fitted to it after the last epoch."""
+    """Raise ConfigError if validation lacks what is fitted to it after the last epoch, or chosen by it."""
+    if recipe.train.refit and not len(dataset.validation):
+        raise ConfigError(
+            "train.refit trains for the epochs that validation chooses, and the split has no validation part; give one "
+            "(split.validation), or set train.refit = false"
+        )
     options = [f"model.{name}" for name in ("stacking", "cold_item_bias") if getattr(recipe.model, name)]
     scorers = [f"the scorer '{scorer.kind}'" for scorer in (*recipe.terms, *recipe.last_starts.values())]
     if not len(dataset.validation) and (fitted := [*options, *scorers]):

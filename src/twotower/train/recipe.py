@@ -106,6 +106,11 @@ class TrainConfig(Section):
         0, ge=0, description="Validations without a better metric after which training stops. 0: off."
     )
     validate_every: int = Field(1, ge=1, description="Epochs between validations.")
+    refit: bool = Field(
+        False,
+        description="Train again on all parts, for the epochs and with the weights that validation has chosen; this "
+        "model is published.",
+    )
     precision: Literal["auto", "fp32", "bf16"] = Field(
         "auto",
         description="Precision of matrix products in training. auto: bf16 for large products if the device has "
@@ -276,7 +281,7 @@ class Recipe(Section):
         """Names of the phases of a training and its evaluation, in order."""
         names = "closed forms", "epochs", "closed forms after the epochs", "fits to validation", "narrow vectors"
         runs = self.first_starts, self.train.epochs, self.last_starts, self.fitted_last, self.narrow.width
-        return ["reading", *compress(names, runs), "evaluation"]
+        return ["reading", *compress(names, runs), *["refit"] * self.train.refit, "evaluation"]
 
     @property
     def fitted_last(self) -> str:

@@ -37,22 +37,22 @@ class _Baseline(NamedTuple):
     values: Shaped[Doubles, "n"]
 
 
-class _Fit(NamedTuple):
-    """Weights of the model's terms, the global bias, and the priors of both sides by the code of an id."""
+class StackWeights(NamedTuple):
+    """Weights of the model's terms, then of the baselines by name, and the global bias."""
 
-    weights: list[float]
+    terms: list[float]
+    baselines: dict[str, float]
     bias: float
-    priors: dict[SideName, Shaped[Floats, "codes"]]
 
 
 def stack(
     model: TwoTower, scores: Callable[[], Shaped[Floats, "n"]], dataset: Dataset, context: DistributedContext
-) -> None:
+) -> StackWeights | None:
     """Overwrite the weights of the model's terms, and with biases the global bias and the priors of the ids, with those
     under which the validation labels are most likely.
 
-    `scores` returns the scores of the validation pairs by the model's present weights, on rank 0; all ranks call it.
-    Labels of one class change nothing, with a line in the log.
+    Return them. `scores` returns the scores of the validation pairs by the model's present weights, on rank 0; all
+    ranks call it. Labels of one class change nothing, with a line in the log.
     """
     weights = model.term_weights
     present, columns = weights.clone(), list[Shaped[Floats, "n"]]()
@@ -61,23 +61,36 @@ def stack(
             weights.copy_(torch.arange(len(weights), device=weights.device) == number)
             columns.append(np.array(scores(), np.float32))
         weights.copy_(present)
-    fit = context.broadcast(_fit(columns, present, model, dataset) if context.is_main else None)
-    if fit is None:
+    found = context.broadcast(_fit(columns, present, model, dataset) if context.is_main else None)
+    if found is None:
         log.warning(
             "model.stacking fits nothing: the validation part holds labels of one class; each weight stays as it is"
         )
-        return
+        return None
+    write(model, dataset, found)
+    return found
+
+
+def write(model: TwoTower, dataset: Dataset, found: StackWeights) -> None:
+    """Overwrite the weights of the model's terms, and with biases the global bias and the priors of the ids, which are
+    the weighted baselines of a dataset."""
     with torch.no_grad():
-        weights.copy_(torch.tensor(fit.weights))
-        if model.config.bias:
-            model.global_bias.fill_(fit.bias)
-        for side, values in fit.priors.items():
+        model.term_weights.copy_(torch.tensor(found.terms))
+        if not model.config.bias:
+            return
+        model.global_bias.fill_(found.bias)
+        baselines = _baselines(model, dataset)
+        for side in SIDES:
+            values = np.zeros(len(model.prior(side).values), np.float32)
+            for b in baselines:
+                if b.side == side:
+                    values[_codes(model, dataset, side)] += np.float32(found.baselines.get(b.name, 0.0)) * b.values
             model.prior(side).values.copy_(torch.from_numpy(values))
 
 
 def _fit(
     columns: list[Shaped[Floats, "n"]], present: Shaped[Tensor, "T"], model: TwoTower, dataset: Dataset
-) -> _Fit | None:
+) -> StackWeights | None:
     """Return the fit to the labels of validation; None if the pairs of a weight above 0 are of one class."""
     pairs, has_bias = dataset.pairs_of(VALIDATION), model.config.bias
     each = np.asarray(pairs.weight, np.float64)
@@ -94,13 +107,8 @@ def _fit(
     names = [f"pair {n}" for n in range(len(model.pairs))] + ["user biases", "item biases"] * has_bias
     names += [b.name for b in baselines]
     log.info("weights by validation: " + ", ".join(f"{name} {w:.2f}" for name, w in zip(names, found, strict=True)))
-    priors, n = dict[SideName, Shaped[Floats, "codes"]](), len(present)
-    for side in SIDES if has_bias else ():
-        prior = priors[side] = np.zeros(len(model.prior(side).values), np.float32)
-        for b, weight in zip(baselines, found[n:], strict=True):
-            if b.side == side:
-                prior[_codes(model, dataset, side)] += np.float32(weight) * b.values
-    return _Fit(found[:n], bias, priors)
+    n = len(present)
+    return StackWeights(found[:n], {b.name: w for b, w in zip(baselines, found[n:], strict=True)}, bias)
 
 
 def _baselines(model: TwoTower, dataset: Dataset) -> list[_Baseline]:

@@ -10,7 +10,7 @@ import logging
 import math
 import signal
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import cache, partial
@@ -31,13 +31,11 @@ from twotower.evaluation.config import EvaluationConfig
 from twotower.evaluation.factors import Factors, Scorer
 from twotower.evaluation.moments import ContextFactors, VersionFactors
 from twotower.evaluation.part_evaluation import evaluate_part
-from twotower.features.encoders import Encoders
 from twotower.features.side import SIDES
 from twotower.features.values import UNKNOWN
-from twotower.machine import peak_memory_mb, physical_memory
-from twotower.model.lowering import MAX_TABLE_BYTES
-from twotower.model.tables import blank_tables, deferred_tables
+from twotower.machine import peak_memory_mb
 from twotower.model.two_tower import TwoTower
+from twotower.train.build import build_model
 from twotower.train.checkpoint import Checkpoint, Checkpoints, Stateful
 from twotower.train.closed_forms import ClosedForm, ClosedForms, evaluation_of_search, scale_pair
 from twotower.train.defaults import with_defaults, with_precision
@@ -49,21 +47,19 @@ from twotower.train.factors import (
     newest_factors,
     with_added,
 )
-from twotower.train.mix import Mix, climbed, cold_items
+from twotower.train.mix import Mix, MixWeights, climbed, cold_items
 from twotower.train.narrow import Narrowing
 from twotower.train.objective import ContrastiveObjective, PointwiseObjective
 from twotower.train.order import Epoch
 from twotower.train.progress import Callback, EpochRecord, TrainingProgress
 from twotower.train.recipe import Recipe
-from twotower.train.stacking import stack
+from twotower.train.stacking import StackWeights, stack
 from twotower.train.stopping import StopNow, StopSignals, at_once
-from twotower.train.torchrec.embeddings import TorchRecEmbeddings
 from twotower.train.weights import BestWeights, ModelOptimizer, MovingAverage, Weights
 
 log = logging.getLogger(__name__)
 SHARES = (1.0, 0.3, 0.1)
 """Shares of the weights of the mix that are measured: the likeliest weights are not always those of the best lists."""
-_HOW_TO_SHRINK = "lower hash_buckets, max_grams, max_length, width or layers, or raise min_count"
 
 
 @dataclass
@@ -105,9 +101,12 @@ class Trainer:
             PointwiseObjective(loss, *parts) if loss.pointwise else ContrastiveObjective(loss, *parts)
         )
         self._measured_pairs = recipe.pairs_of_epochs
-        self._solved = list[tuple[ClosedForm, float]]()
+        self.solved = list[tuple[ClosedForm, float]]()
         """Closed forms and their weights, to solve them again."""
-        self._narrowing = Narrowing(self.model, dataset, recipe, self.context)
+        self.mixed: MixWeights | None = None
+        self.stacked: StackWeights | None = None
+        self.last_epoch = config.epochs  # unless patience runs out
+        self.narrowing = Narrowing(self.model, dataset, recipe, self.context)
         for pair in recipe.last_starts:
             scale_pair(self.model, pair, 0.0)  # until it has its values
         steps = self.objective.steps_per_epoch
@@ -132,7 +131,7 @@ class Trainer:
         Raises TrainingError if the loss or a weight is not finite. Raises Interrupted at SIGTERM or SIGINT, after the
         present step or, between steps, at once; the last step has a checkpoint.
         """
-        p, config = self.progress, self.recipe.train
+        p = self.progress
         with self.stoppable(), torch.random.fork_rng(devices=[]):
             if self.recipe.first_starts and not p.step:
                 self.callback.on_phase("closed forms", self.recipe)
@@ -140,9 +139,9 @@ class Trainer:
                     self._begin()
             if self.checkpoints.has_changed and p.step:
                 self._measure_best_again()
-            if p.epoch < config.epochs and not self.best.out_of_patience:
+            if p.epoch < self.last_epoch and not self.best.out_of_patience:
                 self.callback.on_phase("epochs", self.recipe, p.epoch)
-            while p.epoch < config.epochs and not self.best.out_of_patience:
+            while p.epoch < self.last_epoch and not self.best.out_of_patience:
                 self._train_epoch(self.objective.sampler.epoch(p.epoch))
             self.weights.load_state(self.best.weights)
             with self._at_once():
@@ -176,7 +175,7 @@ class Trainer:
         """Solve `first_starts`."""
         started, config, closed = time.perf_counter(), self.recipe.train, self._closed_forms
         for pair, start in self.recipe.first_starts.items():
-            self._solved.append((closed.fill(pair, start), 1.0))
+            self.solved.append((closed.fill(pair, start), 1.0))
         self.ema.restart()
         self.progress.seconds += time.perf_counter() - started
         if found := self._measure(0):
@@ -193,9 +192,9 @@ class Trainer:
         forms = self._solve_last()
         self.callback.on_phase("fits to validation", recipe)
         if recipe.model.stacking:  # which has the weights of the pairs
-            self._solved += [(form, 1.0) for form in forms]
+            self.solved += [(form, 1.0) for form in forms]
             self._measured_pairs, forms = None, []
-            stack(self.model, self._validation_scores, self.dataset, self.context)
+            self.stacked = stack(self.model, self._validation_scores, self.dataset, self.context)
         known = self._mix(forms) if recipe.is_mixed else None
         self.progress.seconds += time.perf_counter() - started
         return self._validation_metrics(self._scorer(known)) if recipe.is_mixed else {}
@@ -247,9 +246,12 @@ class Trainer:
                 f"mix, in standard deviations of the first scores: {mix.describe(found)}; the share {best:g} of these "
                 f"weights is best: {recipe.train.monitor} = {abs(scores[best]):.4f}, without them {abs(before):.4f}"
             )
-        self._solved += zip(forms, weights.times(best).forms, strict=True)
+        self.solved += zip(forms, weights.times(best).forms, strict=True)
+        self.mixed = weights.times(best)
         if weights.cold is not None:
-            self._raise_cold_items(self._scorer(known), (weights.cold, best * weights.cold, 0.0), weights.unit, some)
+            biases = (weights.cold, best * weights.cold, 0.0)
+            cold = self._raise_cold_items(self._scorer(known), biases, weights.unit, some)
+            self.mixed = replace(self.mixed, cold=cold)
         return known
 
     def _vectors_of(self, pair: int, whole: Factors | ContextFactors) -> Factors:
@@ -261,9 +263,9 @@ class Trainer:
 
     def _raise_cold_items(
         self, found: Factors | ContextFactors, given: Sequence[float], unit: float, some: EvaluationConfig
-    ) -> None:
+    ) -> float:
         """Give cold items the bias whose monitored metric of validation is the best: of those given, and then near it.
-        `found` are the scores without it, `some` says which users are ranked."""
+        Return it. `found` are the scores without it, `some` says which users are ranked."""
         items, cold = self.dataset.items.by_version(), cold_items(self.dataset)
         raised = torch.from_numpy(cold if items.owners is None else cold[items.owners]).to(found.items)
 
@@ -280,6 +282,7 @@ class Trainer:
             f"bias of cold items: {bias:.2f}, the standard deviation of the first scores is {unit:.2f}; "
             f"{self.recipe.train.monitor} = {abs(score(bias)):.4f}, without the bias {abs(score(0.0)):.4f}"
         )
+        return bias
 
     def _solve_again(self, validated: dict[str, float]) -> dict[str, float]:
         """Solve the pairs that no step reads on all of train, if validation is a part of it.
@@ -287,7 +290,7 @@ class Trainer:
         Return the validation metrics from before, which are `validated` where they are known; none if they are not
         known and nothing is solved.
         """
-        again = [(form, weight) for form, weight in self._solved if weight]
+        again = [(form, weight) for form, weight in self.solved if weight]
         if not (again and self.dataset.split.from_train):
             return validated
         layer, self.model.narrow = self.model.narrow, None
@@ -299,7 +302,7 @@ class Trainer:
         for form, weight in again:
             self._closed_forms.solve_again(form, whole, weight)
         if layer is not None:
-            self._narrowing.add_again(factors_before(self.model, self.dataset, TEST), whole, layer.width)
+            self.narrowing.add_again(factors_before(self.model, self.dataset, TEST), whole, layer.width)
         return validated
 
     def _narrow(self, validated: dict[str, float]) -> dict[str, float]:
@@ -316,7 +319,7 @@ class Trainer:
 
         every = self._scorer()
         assert isinstance(every, Factors)
-        found, curve = self._narrowing.add(every, measure if len(self.dataset.validation) else None)
+        found, curve = self.narrowing.add(every, measure if len(self.dataset.validation) else None)
         self.progress.seconds += time.perf_counter() - started
         if not len(self.dataset.validation):
             return validated
@@ -341,7 +344,7 @@ class Trainer:
     def _interrupted(self, when: str = "") -> Interrupted:
         """Return the error of a training that stops between two steps."""
         p = self.progress
-        is_over = self.best.out_of_patience or p.epoch == self.recipe.train.epochs
+        is_over = self.best.out_of_patience or p.epoch == self.last_epoch
         after = f"after {'the last step' if is_over else f'step {p.step}'}" if p.step else "before the first step"
         has_saved = p.step and self.checkpoints.folder
         error = Interrupted(f"stopped {when or after}; {'a' if has_saved else 'no'} checkpoint is written")
@@ -425,7 +428,7 @@ class Trainer:
     def _validate(self) -> dict[str, float]:
         """Return the validation metrics every `validate_every` epochs and after the last, else none."""
         p, config = self.progress, self.recipe.train
-        due = not (p.epoch + 1) % config.validate_every or p.epoch + 1 == config.epochs
+        due = not (p.epoch + 1) % config.validate_every or p.epoch + 1 == self.last_epoch
         return self._measure(p.epoch + 1) if due or not len(self.dataset.validation) else {}
 
     def _measure(self, epoch: int) -> dict[str, float]:
@@ -545,51 +548,3 @@ class Trainer:
     def _advice(self) -> str:
         last = f"last intact checkpoint: {self.checkpoints.last}" if self.checkpoints.last else "no checkpoint yet"
         return f"{last}; try a lower train.lr, or train.clip_norm = 1"
-
-
-def build_model(
-    recipe: Recipe, encoders: Encoders, context: DistributedContext, device: torch.device
-) -> tuple[TwoTower, TorchRecEmbeddings | None]:
-    """Build a model on a device with the initial weights of `train.seed`, and the shards of its tables, if sharded.
-
-    Raises ConfigError if the model needs more memory than the machine has.
-    """
-    fields = encoders.fields("user"), encoders.fields("item")
-
-    def build() -> TwoTower:
-        return TwoTower(recipe.model, *fields, recipe.terms_for(*fields))
-
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(recipe.train.seed)
-        if recipe.train.embedding_placement == "torchrec":
-            with deferred_tables():
-                model = build()
-            return model, TorchRecEmbeddings(model, recipe, context, device)
-        _check_size(build)
-        return build().to(device), None
-
-
-def _check_size(build: Callable[[], TwoTower]) -> None:
-    """Raise ConfigError if weights and gradients exceed the machine's memory, or a tower the size of a published
-    file."""
-    with torch.device("meta"), blank_tables():  # tensors without numbers
-        try:
-            model = build()
-        except RuntimeError as e:  # a weight has more numbers than torch can count
-            raise ConfigError(f"the model cannot be built ({str(e).splitlines()[0]}); {_HOW_TO_SHRINK}") from None
-    weights = dict(model.named_parameters())
-    need = 2 * sum(w.numel() * w.element_size() for w in weights.values())
-    have = physical_memory()
-    name, largest = max(weights.items(), key=lambda named: named[1].numel())
-    advice = f"(the largest: {name}, {' x '.join(f'{n:,}' for n in largest.shape)}); {_HOW_TO_SHRINK}"
-    if need > have:
-        raise ConfigError(
-            f"the model's weights and gradients take {need / 1e9:,.0f} GB and this machine has {have / 1e9:,.0f} GB of "
-            f"memory {advice}"
-        )
-    for side in SIDES:
-        if (size := model.exported_bytes(side)) > MAX_TABLE_BYTES:
-            raise ConfigError(
-                f"the {side} tower reads weights of {size / 1e6:,.0f} MB, and a published tower has at most "
-                f"{MAX_TABLE_BYTES / 1e6:,.0f} MB {advice}"
-            )

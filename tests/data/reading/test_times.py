@@ -262,7 +262,7 @@ def test_fault_G9_runs_and_bundles_of_a_former_format_are_refused_by_name(tmp_pa
     api.publish(run, tmp_path / "store", config.index)
     bundle = tmp_path / "store" / "bundles" / (tmp_path / "store" / "CURRENT").read_text().strip()
     rewrite(bundle / "MANIFEST.json", schema_version=2)
-    with pytest.raises(BundleError, match=r"schema_version is 2, this version reads 6"):
+    with pytest.raises(BundleError, match=r"schema_version is 2, this version reads 7"):
         Bundle.open(bundle)
     text = (folder / "config.toml").read_text()
     for form in (None, 99):
@@ -271,7 +271,7 @@ def test_fault_G9_runs_and_bundles_of_a_former_format_are_refused_by_name(tmp_pa
         with pytest.raises(RunError, match=rf"config\.toml: format {form}, this version reads 4; train the run again"):
             twotower.load(folder)
     (folder / "config.toml").write_text(text)
-    formats = {"model": (6, "this version reads 6; train the run again")}
+    formats = {"model": (7, "this version reads 7; train the run again")}
     if prepared:
         words = r"made by twotower 0\.1\.0, this version reads 7; prepare the tables again"
         formats["prepared/prepared"] = 7, words
