@@ -20,6 +20,7 @@ FACTS: dict[str, Any] = {
     "model": "sha-1", "dims": 64, "metric": "cosine", "counts": {"users": 5, "items": 7}, "schema": CHECKERBOARD_SCHEMA,
     "split": SplitConfig(), "similarity": "cosine", "bias": False, "keep_seen": False, "history_term": None,
     "moves": False, "learned": {"rows": 9, "until": 8}, "remembered": {"rows": 9, "until": None},
+    "challenge": None,
     "recall_check": {"recall": 0.97, "threshold": 0.95, "k": 10, "queries": 5},
     "index": {"kind": "exact", "params": {}, "search_params": {}, "rejected": 0},
     "parity": {"user": 1e-7, "item": 1e-7}, "schema_hash": "abc", "vocab_hash": "def",

@@ -49,6 +49,7 @@ from twotower.kinds import CODE_OF
 from twotower.machine import peak_memory_mb
 from twotower.progress import StatusLine, is_notebook
 from twotower.publishing.bundle_evaluation import evaluate_bundle
+from twotower.publishing.challenge import Beat
 from twotower.publishing.publisher import publish
 from twotower.reports import pages
 from twotower.reports.progress import Progress
@@ -71,8 +72,8 @@ from twotower.train.refit import Refit
 from twotower.train.trainer import Trainer
 
 __all__ = [
-    "check_buckets", "embed", "evaluate", "evaluate_bundle", "fit", "is_store", "load", "prepare_folder", "publish",
-    "read", "recent_titles", "recommend", "recommend_users", "retriever", "suggest", "write_buckets",
+    "Beat", "check_buckets", "embed", "evaluate", "evaluate_bundle", "fit", "is_store", "load", "prepare_folder",
+    "publish", "read", "recent_titles", "recommend", "recommend_users", "retriever", "suggest", "write_buckets",
 ]  # fmt: skip
 
 ThreeTables: TypeAlias = "tuple[TableLike | None, TableLike | None, TableLike]"

@@ -42,7 +42,7 @@ class RunError(TwoTowerError):
 class BundleError(RunError):
     """A store or bundle is unusable.
 
-    `reason` labels counters: store, locked, write, recall, probe, current, missing, unreadable, manifest,
+    `reason` labels counters: store, locked, write, recall, challenge, probe, current, missing, unreadable, manifest,
     schema_version, kinds, path, unlisted, size, checksum, mismatch, tower."""
 
     def __init__(self, message: str, reason: str = "bundle") -> None:

@@ -25,7 +25,8 @@ def publish(
     force: Annotated[
         bool,
         typer.Option(
-            "--force", help="Publish below the recall threshold, or an unfinished training; the history records it."
+            "--force",
+            help="Publish below a threshold, a worse model, or an unfinished training; the history records it.",
         ),
     ] = False,
     reason: Annotated[str, typer.Option("--reason", help="Note for the history.")] = "",
@@ -36,6 +37,16 @@ def publish(
             help="Make vectors, histories and seen items of users from all interactions of the log as it is now.",
         ),
     ] = False,
+    beat: Annotated[
+        str,
+        typer.Option(
+            "--beat", help="Bundle that the model must not be worse than on new rows: current, or an id. Empty: none."
+        ),
+    ] = "",
+    metric: Annotated[
+        str, typer.Option("--metric", help="Metric of --beat, such as ndcg@10. Empty: ndcg at the first evaluation.k.")
+    ] = "",
+    strict: Annotated[bool, typer.Option("--strict", help="Refuse what --beat cannot tell, too.")] = False,
     trust: Trust = False,
     kinds: KindModules = None,
 ) -> None:
@@ -48,7 +59,10 @@ def publish(
         if not text.startswith("index."):
             raise ConfigError(f"--set {text}: a trained run can change index.* only")
     config = override_config(loaded.config, overrides or [], trust=True).index
-    api.publish(loaded, store, config, force=force, reason=reason, latest=latest and api.log_of(loaded))
+    if (metric or strict) and not beat:
+        raise ConfigError(f"--{'metric' if metric else 'strict'} goes with --beat; name the bundle, as --beat current")
+    rival = api.Beat(beat, metric, strict) if beat else None
+    api.publish(loaded, store, config, force=force, reason=reason, latest=latest and api.log_of(loaded), beat=rival)
     print_line(f"next: {_first_query(loaded.dataset, store)}")
 
 

@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 
@@ -46,6 +47,7 @@ from twotower.index import Index, Similarity, measure_recall, tune_index
 from twotower.index.protocol import IndexConfig, Publication
 from twotower.onnx.builder import StoredWeights
 from twotower.onnx.export import PARITY_ROWS, export_tower
+from twotower.publishing.challenge import CURRENT, Beat, challenge
 from twotower.reports.metric_tables import RANKED, cell, metric_rows
 from twotower.reports.verdict import verdict
 from twotower.retrieval.batches import embed_users
@@ -56,7 +58,15 @@ from twotower.runs.folder import reading_folder, run_stamp
 from twotower.scorers import alone
 from twotower.scorers.scorer import terms_of
 from twotower.store.bundle import Bundle
-from twotower.store.manifest import BundleFacts, Counts, HistoryTermFacts, IndexFacts, KnownRows, RecallCheck
+from twotower.store.manifest import (
+    BundleFacts,
+    ChallengeFacts,
+    Counts,
+    HistoryTermFacts,
+    IndexFacts,
+    KnownRows,
+    RecallCheck,
+)
 from twotower.store.remote_collections import RemoteCollections
 from twotower.store.store import Store
 from twotower.train.factors import factors_during, items_at_end
@@ -74,7 +84,7 @@ FILES_OF_THE_END = (layout.WEIGHTS, layout.MODEL, layout.METRICS)
 
 def publish(
     run: Run, store: Path | str, config: IndexConfig | None = None, *, force: bool = False, reason: str = "",
-    latest: bool | Tables = False,
+    latest: bool | Tables = False, beat: Beat | None = None,
 ) -> Bundle:  # fmt: skip
     """Publish a run as the current bundle of a store, which is created if it does not exist.
 
@@ -84,8 +94,9 @@ def publish(
     model card and the history say; it is refused if a part of the model is fitted after the last epoch, unless `force`.
 
     With `train.refit` the model of all rows is published. `latest` makes vectors, histories and seen items of users
-    from all interactions of the run, or of the tables of its log as it is now. Raises RunError, with the store
-    unchanged; for `latest` also DataError and ConfigError."""
+    from all interactions of the run, or of the tables of its log as it is now. `beat` compares the model, before its
+    refit, with a published bundle on the rows that neither has learned; a worse one is refused, unless `force`. Raises
+    RunError, with the store unchanged; for `latest` and `beat` also DataError and ConfigError."""
     if run.folder is None:
         raise RunError("the run has no folder, which publishing needs; train it with one")
     if run.unfinished:
@@ -104,16 +115,19 @@ def publish(
             "evaluation.repeats = 'only' measures rankings of the items that a user has taken before, and the service "
             "ranks all items: give the user's own items in allow of a request, or set evaluation.repeats = 'allow'"
         )
-    config, run = config or run.config.index, runs.published(run)
+    config, first, run = config or run.config.index, run, runs.published(run)
     learned = known_rows(run.dataset, (TRAIN, VALIDATION))
     if latest is not False:
         run = replace(run, dataset=latest_of(run.dataset, None if latest is True else latest))
     opened = Store.create(store)
     collections = RemoteCollections(opened)
+
+    def write(folder: Path) -> BundleFacts:
+        found = beat and _challenge(first, opened, config, beat)
+        return _write(run, config, folder, collections, learned).model_copy(update={"challenge": found})
+
     try:
-        bundle = opened.publish(
-            lambda folder: _write(run, config, folder, collections, learned), _probe, reason=reason, force=force
-        )
+        bundle = opened.publish(write, _probe, reason=reason, force=force)
     except BaseException:
         collections.drop_registered()
         raise
@@ -121,6 +135,28 @@ def publish(
         log.info(line)
     log.info(f"published: {bundle.id}, {bundle.size / 1e6:,.1f} MB; now the current bundle of {store}")
     return bundle
+
+
+def _challenge(run: Run, store: Store, config: IndexConfig, beat: Beat) -> ChallengeFacts | None:
+    """Compare a run, before its refit, with a bundle of a store; None if no bundle is current."""
+    if beat.bundle == CURRENT and not store.place.current():
+        log.info("no bundle is current, so there is none to beat")
+        return None
+    bundle = store.current() if beat.bundle == CURRENT else store.open(beat.bundle)
+    with bundle.lease(), TemporaryDirectory(prefix="twotower-challenge-", ignore_cleanup_errors=True) as temporary:
+        once = run.config.model_copy(update={"train": run.config.train.model_copy(update={"refit": False})})
+        scratch = Store.create(Path(temporary) / "store")
+        collections = RemoteCollections(scratch)
+        try:
+            made = scratch.publish(
+                lambda folder: _write(replace(run, config=once), config, folder, collections), force=True
+            )
+            found = challenge(Retriever(bundle), Retriever(made), run.config.evaluation, beat.metric)
+        finally:
+            collections.drop_registered()
+    found = found.model_copy(update={"strict": beat.strict})
+    log.info(str(found))
+    return found
 
 
 def known_rows(dataset: Dataset, parts: Sequence[int]) -> KnownRows:
@@ -201,6 +237,7 @@ def _write(
         history_term=_write_terms(run, folder),
         moves=run.moves,
         learned=learned or known_rows(run.dataset, (TRAIN, VALIDATION)),
+        challenge=None,
         remembered=known_rows(run.dataset, (TRAIN, VALIDATION) if run.dataset.time_ordered else (TRAIN,)),
         recall_check=recall_check,
         index=index_facts(index),

@@ -45,6 +45,7 @@ SCHEMA_VERSION = 7
 MAX_MANIFEST_BYTES = 16 << 20
 
 JsonObject = dict[str, JsonValue]
+Verdict = Literal["better", "not worse", "worse", "cannot tell"]
 Count = Annotated[StrictInt, Field(ge=0)]
 Number = Annotated[float, Strict()]
 
@@ -107,6 +108,40 @@ class KnownRows(_Facts):
     until: StrictInt | None
 
 
+class ChallengeFacts(_Facts):
+    """Comparison of a bundle with the one that was current, the champion, on rows that neither had learned."""
+
+    metric: StrictStr
+    champion: StrictStr
+    """Id of the bundle."""
+    values: tuple[Number, Number]
+    """The metric of the champion and of the new model."""
+    interval: tuple[Number, Number]
+    """95 % interval of the difference, the new less the old."""
+    users: Count
+    could_tell: Count
+    """Number of users with which a difference of 2 % would be found four times of five."""
+    verdict: Verdict
+    strict: StrictBool = False
+    """True if "cannot tell" is refused."""
+
+    def __str__(self) -> str:
+        (old, new), (low, high) = self.values, self.interval
+        more = ""
+        if self.verdict == "cannot tell" and self.could_tell:
+            more = f"; {self.could_tell:,} users could tell a difference of 2 %"
+        return (
+            f"{self.verdict}: {self.metric} {new:.4f}, of {self.champion} {old:.4f} (difference {new - old:+.4f}, 95 % "
+            f"{low:+.4f} to {high:+.4f}, {self.users:,} users){more}"
+        )
+
+    @property
+    def shortfall(self) -> str:
+        """A sentence if the new model is refused, else an empty string."""
+        refused = ("worse", "cannot tell") if self.strict else ("worse",)
+        return str(self) if self.verdict in refused else ""
+
+
 class BundleFacts(_Facts):
     """Facts about a bundle from its publisher."""
 
@@ -129,6 +164,8 @@ class BundleFacts(_Facts):
     """Interactions that the model was trained on, or chosen by."""
     remembered: KnownRows
     """Interactions in the vectors and histories of users."""
+    challenge: ChallengeFacts | None
+    """None: it was not asked for, or no bundle was current."""
     recall_check: RecallCheck
     index: IndexFacts
     parity: dict[SideName, Number]
@@ -162,7 +199,7 @@ class Manifest(BundleFacts):
     bundle: StrictStr
     created: StrictStr
     forced: StrictBool
-    """True for a recall below the threshold."""
+    """True for a recall below the threshold, or a model that is worse than the one before."""
     files: tuple[FileEntry, ...]
 
     @property

@@ -177,7 +177,8 @@ class Store:
     ) -> Bundle:
         """Create a bundle of the files that `write` puts into a folder, verify it, probe it, and make it current.
 
-        `write` returns the facts of the manifest. `force` publishes although the recall is below its threshold. On a
+        `write` returns the facts of the manifest. `force` publishes although the recall is below its threshold, or the
+        model is worse than the current one. On a
         failure CURRENT is unchanged and no file remains. Raises BundleError for mistakes in the input and faults of
         the machine. Interrupts and defects of the program keep their exceptions."""
         with self.place.changing("publish") as change:
@@ -185,10 +186,12 @@ class Store:
             try:
                 temporary = change.stage()
                 facts = write(temporary)
-                below = facts.recall_check.shortfall
+                worse = facts.challenge.shortfall if facts.challenge else ""
+                below = "; ".join(filter(None, (facts.recall_check.shortfall, worse)))
                 if below and not force:
                     self._log(new_line("refused", "", change.old, below, facts.recall_check))
-                    raise BundleError(f"{below}; train or search better, or publish with `force=True`", "recall")
+                    label = "challenge" if worse else "recall"
+                    raise BundleError(f"{below}; train or search better, or publish with `force=True`", label)
                 created = datetime.now(UTC).isoformat(timespec="seconds")
                 name = seal(temporary, change.stamp, facts, created, bool(below))
                 bundle = change.complete(temporary, name)
@@ -197,6 +200,7 @@ class Store:
                     probe(bundle)
                 stage = "write"
                 change.store(bundle)
+                reason = "; ".join(filter(None, (reason, str(facts.challenge or ""))))
                 line = new_line("publish", name, change.old, reason, facts.recall_check, forced=bool(below))
                 change.make_current(name, line)
             except BaseException as e:
