@@ -94,6 +94,18 @@ def test_what_all_items_have_in_common_takes_no_direction(data: Dataset) -> None
     assert torch.allclose(lists(Factors(found.users, new)), lists(wide.vectors), atol=1e-2), "items without rows"
 
 
+@pytest.mark.parametrize("size", [1e-12, 1e-20])
+def test_a_number_that_is_rounding_error_takes_no_direction(data: Dataset, size: float) -> None:
+    """What a weight decay or a difference leaves of a pair that tells nothing."""
+    plain = wide_of(data, rank=6)
+    users, items = plain.vectors.users.clone(), plain.vectors.items.clone()
+    users[:, 0], items[:, 0] = size * torch.randn(len(users)), size * torch.randn(len(items))
+    wide = replace(plain, vectors=Factors(users, items))
+    layer = wide.layer(wide.projection.first(7))
+    assert float(layer.user_map.abs().max()) < 10
+    assert torch.allclose(lists(narrowed(wide.vectors, layer, data, 0)), lists(wide.vectors), atol=1e-2)
+
+
 def test_an_item_of_the_test_alone_does_not_count_in_the_centre() -> None:
     """An item that is not there yet, whatever its vector."""
     rows = pl.DataFrame({"user_id": [n % 7 for n in range(60)], "item_id": [n % 12 for n in range(60)]})

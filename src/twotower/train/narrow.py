@@ -131,12 +131,15 @@ class Wide:
     def projection(self) -> Maps:
         """The best maps of every width up to the number of directions of the scores: their first columns."""
         unit = self.gram.diagonal().sqrt()  # of each column, as pairs of towers have different ones
-        unit = unit.where(unit > 0, 1.0)
-        sizes, directions = _directions(self.gram / (unit[:, None] * unit))
-        items = self.items.cpu().double() * unit @ (directions * sizes.sqrt())
+        items = self.items.cpu().double()
+        parts = unit.square() * items.square().mean(0)  # of the variance of the scores
+        unit = unit.where(parts > SMALLEST * parts.max(), 0.0)  # a column of rounding error has no direction
+        each = unit.reciprocal().where(unit > 0, 0.0)
+        sizes, directions = _directions(self.gram * each[:, None] * each)
+        items = items * unit @ (directions * sizes.sqrt())
         lengths, turn = _directions(items.T @ items / len(items))
         size = lengths**0.25  # makes both sides of one size
-        back = directions / sizes.sqrt() / unit[:, None]
+        back = directions / sizes.sqrt() * each[:, None]
         return Maps((back @ turn * size).float(), (items @ turn / size).float())
 
     def fit(self, width: int) -> Maps:
