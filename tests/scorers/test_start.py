@@ -50,7 +50,7 @@ from twotower.onnx.export import export_tower
 from twotower.onnx.tower import OnnxTower
 from twotower.retrieval.request import Request
 from twotower.retrieval.retriever import Retriever
-from twotower.scorers import SCORERS, Ials, PairValues, Start, TransitionFactors
+from twotower.scorers import SCORERS, Ials, PairValues, Slit, Start, TransitionFactors
 from twotower.scorers.columns import ColumnFactors, ContentMatrix, PositivesAndContent, _Directions, shared_out
 from twotower.scorers.positives import PositiveMatrix, PositiveSequences
 from twotower.scorers.slit import decayed_products
@@ -1111,6 +1111,19 @@ def test_a_search_goes_on_from_two_values_that_are_as_good() -> None:
 
     chosen = search(GIVEN, on_a_ridge)
     assert chosen.values == pytest.approx((0.169, 0.0113), rel=0.1)
+
+
+def test_a_search_on_level_ground_ends_there() -> None:
+    """Stronger values change nothing from one on, so neither more of them nor those between are tried."""
+    tried = list[float]()
+
+    def flat(start: Start) -> float:
+        tried.append(start.values[0])
+        return min(0.1 + 0.01 * math.log10(tried[-1]), 0.13)
+
+    chosen = search(Slit(regularization=(4.0, 40.0, 400.0)), flat)
+    assert chosen.values[0] >= 400
+    assert tried == pytest.approx([4, 40, 400, 4_000, 40_000]), "up to one that is level with the best"
 
 
 def test_options_that_make_up_for_one_another_are_changed_together() -> None:

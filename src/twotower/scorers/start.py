@@ -37,6 +37,8 @@ FINER = 0.5, 0.25
 """Lengths of the last steps, in the exponent of the ratio of neighbouring values."""
 CLOSE = 0.01
 """Share of the best score within which another one is as good, as far as a validation part tells."""
+LEVEL = 0.002
+"""Share of the best score by which steps change it at most where more of them are not worth their time."""
 
 
 def common_items(counts: Shaped[Ints, "I"]) -> int:
@@ -186,7 +188,8 @@ def search(start: Start, score: Callable[[Start], float]) -> Start:
     """Return the closed form by the values of the highest score: of all that are given; while it gets better, of values
     a step from the best, one option at a time, in the ratio of those given; at last of values a half and then a quarter
     of a step from it, of several options at once, as they may make up for one another. The quarter steps also begin at
-    the second best, if it is as good.
+    the second best, if it is as good. Where by each option a step from the best changes next to nothing, there are no
+    such values.
 
     A score is minus infinity for values that cannot be solved; if all given are so, one of them is returned."""
     scores, known = dict[str, float](), dict[str, Start]()
@@ -194,12 +197,16 @@ def search(start: Start, score: Callable[[Start], float]) -> Start:
     ratios = [(values[-1] / values[0]) ** (1 / max(1, len(values) - 1)) for values in given]
 
     def improves(tried: Iterable[Start]) -> bool:
-        """Try closed forms, and return True if one of them is the best."""
+        """Try closed forms, and return True if one of them is better than all before by more than LEVEL."""
         before = max(scores.values(), default=-math.inf)
         for one in tried:
             if (name := one.describe()) not in scores:
                 scores[name], known[name] = score(one), one
-        return max(scores.values()) > before
+        best = max(scores.values())
+        return best > before and not is_level(best, before)
+
+    def is_level(best: float, other: float) -> bool:
+        return best - other <= LEVEL * abs(best)
 
     def leaders() -> list[Start]:
         """Return the best, and the second best if it is as good."""
@@ -207,16 +214,29 @@ def search(start: Start, score: Callable[[Start], float]) -> Start:
         least = scores[first] - CLOSE * abs(scores[first])
         return [known[first], *(known[name] for name in others[:1] if scores[name] >= least)]
 
+    def moved(one: Start, step: float, signs: tuple[int, ...]) -> Start:
+        """Return a closed form whose options are changed by a step up, down or not at all."""
+        factors = [r ** (step * sign) for r, sign in zip(ratios, signs, strict=True)]
+        return one.with_values(tuple(v * f for v, f in zip(one.values, factors, strict=True)))
+
     def around(one: Start, step: float, at_once: int) -> list[Start]:
         """Return the neighbours a step away, in so many options at once."""
-        signs = (s for s in product((-1, 0, 1), repeat=len(ratios)) if sum(map(abs, s)) <= at_once)
-        moved = [[r ** (step * sign) for r, sign in zip(ratios, each, strict=True)] for each in signs]
-        return [one.with_values(tuple(v * f for v, f in zip(one.values, each, strict=True))) for each in moved]
+        every = product((-1, 0, 1), repeat=len(ratios))
+        return [moved(one, step, signs) for signs in every if sum(map(abs, signs)) <= at_once]
+
+    def is_flat(option: int) -> bool:
+        """Return True if a neighbour a step away by an option is level with the best."""
+        best = leaders()[0]
+        steps = (tuple(sign * (o == option) for o in range(len(ratios))) for sign in (-1, 1))
+        near = (scores.get(moved(best, 1.0, signs).describe(), -math.inf) for signs in steps)
+        return any(is_level(scores[best.describe()], score) for score in near)
 
     if improves(start.alternatives()):
         for _ in range(MAX_ROUNDS):
             if not improves(around(leaders()[0], 1.0, 1)):
                 break
+        if all(map(is_flat, range(len(ratios)))):
+            return leaders()[0]
         half, quarter = FINER
         improves(around(leaders()[0], half, len(ratios)))
         improves([near for one in leaders() for near in around(one, quarter, len(ratios))])
