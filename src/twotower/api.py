@@ -48,10 +48,12 @@ from twotower.index import build_index
 from twotower.kinds import CODE_OF
 from twotower.machine import peak_memory_mb
 from twotower.progress import StatusLine, is_notebook
+from twotower.publishing.backtest import Schedule, measure_folds
 from twotower.publishing.bundle_evaluation import evaluate_bundle
 from twotower.publishing.challenge import Beat
 from twotower.publishing.publisher import publish
 from twotower.reports import pages
+from twotower.reports.backtest import Backtest
 from twotower.reports.progress import Progress
 from twotower.retrieval.batches import BLOCK_ITEMS, BLOCK_USERS, SOURCES, answer_frame
 from twotower.retrieval.catalogue import Catalogue, Popularity
@@ -72,8 +74,9 @@ from twotower.train.refit import Refit
 from twotower.train.trainer import Trainer
 
 __all__ = [
-    "Beat", "check_buckets", "embed", "evaluate", "evaluate_bundle", "fit", "is_store", "load", "prepare_folder",
-    "publish", "read", "recent_titles", "recommend", "recommend_users", "retriever", "suggest", "write_buckets",
+    "Beat", "Schedule", "backtest", "check_buckets", "embed", "evaluate", "evaluate_bundle", "fit", "is_store", "load",
+    "prepare_folder", "publish", "read", "recent_titles", "recommend", "recommend_users", "retriever", "suggest",
+    "write_buckets",
 ]  # fmt: skip
 
 ThreeTables: TypeAlias = "tuple[TableLike | None, TableLike | None, TableLike]"
@@ -366,6 +369,24 @@ class _HistoryWriter(Callback):
         if self.folder:
             runs.save_history(self.folder, history)
         self.callback.on_epoch_end(history)
+
+
+def backtest(
+    tables: Tables, schema: Schema, config: Config, out: str | Path, schedule: Schedule = Schedule(), *,
+    latest: bool = False, callback: Callback | None = None,
+) -> Backtest:  # fmt: skip
+    """Train on the past of each cut of a log, publish the run into a store of its own, and ask the retriever for each
+    user of the period after the cut; beside it baselines of the same past rank the same items.
+
+    Users and items are those with a row before the cut; rows of other items are counted and not measured. `latest` is
+    that of `publish`. A second call with the same arguments goes on after a kill. The folder `out` receives the values
+    of users and a page. Raises the errors of `fit` and `publish`, DataError for a fold without rows, RunError for a
+    folder of something else."""
+
+    def train(past: Tables, folder: Path) -> Run:
+        return fit(past, schema, config, folder=folder, resume=True, callback=callback)
+
+    return measure_folds(tables, schema, config, Path(out), schedule, latest, train)
 
 
 def log_of(run: Run) -> Tables | bool:

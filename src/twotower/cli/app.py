@@ -44,7 +44,8 @@ app.add_typer(data_app, name="data")
 
 VERBS: tuple[Callable[..., None], ...] = (
     data.suggest, data.prepare, data.bucket, data.check_buckets, training.train, training.evaluate,
-    training.doctor, training.compare, training.embed, store.publish, store.rollback, store.bundles, store.gc,
+    training.backtest, training.doctor, training.compare, training.embed, store.publish, store.rollback,
+    store.bundles, store.gc,
     answers.recommend, answers.search, answers.similar, answers.serve, answers.key, training.config, demo.demo,
 )  # fmt: skip
 DATA_VERBS: tuple[Callable[..., None], ...] = data.fetch, data.stats

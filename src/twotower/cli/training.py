@@ -131,6 +131,46 @@ def evaluate(
         print_metrics(metrics, loaded.config.evaluation)
 
 
+def backtest(
+    config: Annotated[Path, typer.Argument(help="TOML file. `twotower config` prints a template.")],
+    out: Annotated[Path, typer.Option("--out", help="Folder for the backtest. A second call with it continues.")],
+    every: Annotated[str, typer.Option("--every", help="Length of a period, in days.")] = "7d",
+    folds: Annotated[int, typer.Option("--folds", min=1, max=1000, help="Number of periods, the last of the log.")] = 8,
+    gap: Annotated[
+        str, typer.Option("--gap", help="Days before each period whose rows are not known yet when it begins.")
+    ] = "0d",
+    timezone: Annotated[
+        str, typer.Option("--timezone", help="Time zone of the midnights at which periods begin, as Asia/Shanghai.")
+    ] = "UTC",
+    latest: Annotated[
+        bool, typer.Option("--latest", help="Publish each model as `twotower publish --latest` does.")
+    ] = False,
+    overrides: Overrides = None,
+    threads: Threads = 0,
+    trust: Trust = False,
+    kinds: KindModules = None,
+) -> None:
+    """Train on the past of each period, publish, and ask the retriever for the period; compare with simple scorers."""
+    set_threads(threads, 1)
+    keep_freed_memory()
+    from twotower import api
+    from twotower.config.toml import load_config
+    from twotower.data.tables import Tables
+    from twotower.publishing.backtest import PAGE, Schedule, days_of
+    from twotower.reports.progress import Progress
+
+    schedule = Schedule(days_of(every, "--every"), folds, days_of(gap, "--gap", 0), timezone)
+    is_of_run = (config.parent / layout.ENCODERS).exists()
+    schema, resolved = load_config(config, overrides or [], trust=trust or not is_of_run)
+    tables, schema = api.read(resolved, schema)
+    if not isinstance(tables, Tables):
+        raise ConfigError("data.prepared keeps no dates of the log; name the tables in data.interactions")
+    done = api.backtest(tables, schema, resolved, out, schedule, latest=latest, callback=Progress())
+    for line in done.lines():
+        print_line(line)
+    print_line(f"report: {out / PAGE}")
+
+
 def embed(
     run: RunFolder,
     table: Annotated[

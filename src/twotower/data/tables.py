@@ -106,7 +106,7 @@ def check(
         raise no_known_rows()
     if schema.label and not schema.event and not actions[POSITIVE].any():
         raise no_positives(schema, actions)
-    actions, left_out = _deduplicate(actions, schema, checked.notes)
+    actions, left_out = without_repeated_pairs(actions, schema, checked.notes)
     return Tables(sides["user"], sides["item"], actions, checked.notes, versions, left_out)
 
 
@@ -443,8 +443,11 @@ def no_known_rows() -> DataError:
     )
 
 
-def _deduplicate(actions: pl.DataFrame, schema: Schema, notes: list[str]) -> tuple[pl.DataFrame, pl.DataFrame | None]:
-    """Return the rows that are kept, and those that are not, None if there are none."""
+def without_repeated_pairs(
+    actions: pl.DataFrame, schema: Schema, notes: list[str]
+) -> tuple[pl.DataFrame, pl.DataFrame | None]:
+    """Return the rows that are kept of a pair of user and item that comes again, and those that are not, None if there
+    are none. Raises DataError with schema.duplicates = 'error'."""
     pair = [schema.user_id, schema.item_id]
     if schema.duplicates == "keep":
         return actions, None

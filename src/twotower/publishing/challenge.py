@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 import polars as pl
 
-from twotower.arrays.types import Doubles, Ints, Shaped
+from twotower.arrays.types import Doubles, Ints, ItemId, ItemRow, Shaped
 from twotower.data.dataset import Dataset
+from twotower.data.ids import IdColumn
 from twotower.data.pairs import GroupedPairs, counts
 from twotower.data.splits import EVER, TEST
 from twotower.errors import ConfigError, RunError, did_you_mean
@@ -52,7 +53,7 @@ def challenge(champion: Retriever, challenger: Retriever, config: EvaluationConf
     that of the first. The difference of `metric`, such as ndcg@10, has a 95 % interval by a bootstrap over users.
     Raises ConfigError for a metric that is no mean over rankings, RunError without rows that neither has learned."""
     dataset = challenger.dataset
-    measure, k, metric = _measure(config, metric)
+    measure, k, metric = measure_of(config, metric)
     queries, rows, begin = new_queries(dataset, config, _known_until(champion, dataset))
     if not len(queries.users):
         raise RunError(
@@ -61,7 +62,7 @@ def challenge(champion: Retriever, challenger: Retriever, config: EvaluationConf
         )
     items = RankedItems.of(dataset)
     old, new = (
-        measure.values(queries.rankings(_answers(retriever, challenger, queries.users, rows, begin, k), items, False))
+        measure.values(queries.rankings(answers(retriever, dataset, queries.users, rows, begin, k), items, False))
         for retriever in (champion, challenger)
     )
     return judge(old, new, metric, champion.bundle.id, measure.higher_is_better)
@@ -98,7 +99,7 @@ def judge(
     )
 
 
-def _measure(config: EvaluationConfig, metric: str) -> tuple[RankingMetric, int, str]:
+def measure_of(config: EvaluationConfig, metric: str) -> tuple[RankingMetric, int, str]:
     """Return a metric of rankings, its cut-off and its name. Raises ConfigError."""
     names = {f"{m.name}@{k}": (m, k) for k in config.k for m in config.metric_set.of_users}
     usual = f"ndcg@{config.k[0]}"
@@ -143,37 +144,36 @@ def _taken(dataset: Dataset, begin: int) -> GroupedPairs:
     return GroupedPairs.of(dataset.pairs.take(np.flatnonzero(known)), len(dataset.users))
 
 
-def _answers(retriever: Retriever, own: Retriever, users: Ints, rows: Ints, begin: int, k: int) -> Ints:
-    """Return the items (users, k) that a bundle answers with, as item rows of the bundle `own`; -1 of others.
+def answers(retriever: Retriever, dataset: Dataset, users: Ints, rows: Ints, begin: int, k: int) -> Ints:
+    """Return the items (users, k) that a bundle answers with, as item rows of a dataset; -1 of others.
 
     Answers leave out what the bundle has of a user before the time `begin`. `rows` are interactions with contexts."""
-    ids = own.dataset.users.ids.gather(users).cast(pl.String)
+    ids = dataset.users.ids.gather(users).cast(pl.String)
+    items: IdColumn[ItemId, ItemRow] = IdColumn(dataset.items.ids, ItemRow)
     theirs, nothing = retriever.user_ids.find(ids), np.zeros(0, np.int64)
     seen = [] if retriever.keeps_seen(None) else [_taken(retriever.dataset, begin)]
     best = np.full((len(users), k), -1, np.int64)
     if retriever.reads_context:
-        contexts = _contexts(own.dataset, rows[users]).select(retriever.context_columns).iter_rows(named=True)
+        contexts = _contexts(dataset, rows[users]).select(retriever.context_columns).iter_rows(named=True)
         for place, (name, user, context) in enumerate(zip(ids, theirs.tolist(), contexts, strict=True)):
             taken = np.concatenate([nothing, *(pairs.take(np.array([user])).item for pairs in seen if user >= 0)])
             ban = [retriever.item_ids[item] for item in taken.tolist()]
             given = {column: value for column, value in context.items() if value is not None}
-            items = retriever.recommend(Request(name, context=given), k, 2, ban=ban, keep_seen=True).items
-            best[place, : len(items)] = own.item_ids.rows([item.id for item in items])
+            found = retriever.recommend(Request(name, context=given), k, 2, ban=ban, keep_seen=True).items
+            best[place, : len(found)] = items.rows([ItemId(item.id) for item in found])
         return best
     popular = retriever.popularity.top(k, nothing, None)[0]
     best[theirs < 0, : len(popular)] = popular
     known = theirs >= 0
     best[known] = rank_items(retriever, theirs[known], k, 1, seen)
-    if retriever is own:
+    if retriever.dataset is dataset:
         return best
-    found = own.item_ids.find(retriever.dataset.items.ids.cast(pl.String))
-    return np.where(best >= 0, found[best], -1)
+    places = items.find(retriever.dataset.items.ids.cast(pl.String))
+    return np.where(best >= 0, places[best], -1)
 
 
 def _contexts(dataset: Dataset, rows: Ints) -> pl.DataFrame:
     """Return the contexts of interactions. Raises ConfigError if the dataset does not keep them."""
     if len(dataset.context_frame) != len(dataset.pairs):
-        raise ConfigError(
-            "prepared data keep no context as it was given, which `beat` asks with; publish without `beat`"
-        )
+        raise ConfigError("prepared data keep no context as it was given, which is asked with; publish without `beat`")
     return dataset.context_frame[rows]

@@ -44,7 +44,7 @@ def _color(run: ComparedRun) -> str:
     return COLORS[ord(run.letter) - ord("A")]
 
 
-def _template(name: str) -> Template:
+def template(name: str) -> Template:
     """Return a template, which escapes every value."""
     environment = Environment(
         loader=PackageLoader("twotower.reports", ""), autoescape=True, trim_blocks=True, lstrip_blocks=True,
@@ -78,7 +78,7 @@ def run_page(run: Run, figures: Mapping[str, Sequence[Figure]]) -> str:
     names = measured_columns(metrics, columns(config))
     rows = metric_rows(metrics, names)
     values = zip(names, zip(*rows.values(), strict=True), strict=True)
-    return _template("run.html").render(
+    return template("run.html").render(
         title=f"twotower: {run.folder.name if run.folder else 'run'}",
         run=run,
         config=config,
@@ -147,7 +147,7 @@ def write_comparison(path: Path, runs: Sequence[ComparedRun]) -> None:
     losses = [(run.config.loss, run.config.negatives, run.config.train.batch_size) for run in shown]
     same_loss = [run for run, settings in zip(shown, losses, strict=True) if settings == losses[0]]
     slices = [of for of in _slices_of(first) if of.size]
-    page = _template("comparison.html").render(
+    page = template("comparison.html").render(
         title=f"twotower: comparison of {len(runs)} runs",
         runs=runs,
         shown=shown,
