@@ -84,7 +84,10 @@ POSIX = (
     | {"sysconf", "uname", "wait", "waitpid", "O_CLOEXEC", "O_DIRECTORY", "O_NOFOLLOW", "O_NONBLOCK"}
 )  # fmt: skip
 POSIX_MODULES = ("fcntl", "grp", "pwd", "resource", "termios")
-GUARDED = {("arrays/pieces.py", "posix_fallocate"), ("limited_process.py", "nice"), ("machine.py", "sched_getaffinity")}
+GUARDED = {
+    ("arrays/pieces.py", "posix_fallocate"), ("files/inspections.py", "geteuid"), ("limited_process.py", "nice"),
+    ("machine.py", "sched_getaffinity"),
+}  # fmt: skip
 MODULES = {
     ("files/locks.py", "fcntl"),
     ("limited_process.py", "resource"),

@@ -137,6 +137,38 @@ def test_fault_A4_hostile_faiss_files_end_a_child_not_us(tmp_path: Path) -> None
         verify_file(tmp_path / "none.faiss")
 
 
+def test_fault_A4_a_file_passes_by_a_search_and_not_beside_an_index_that_leaves_it_alone(tmp_path: Path) -> None:
+    for kind in ("ivf", "exact"):
+        made(kind, "dot", 300).save(tmp_path / kind)
+    hostile = (tmp_path / "ivf" / "index.faiss").read_bytes()[:-100]
+    for kind in ("exact", "ivf"):
+        (tmp_path / kind / "index.faiss").write_bytes(hostile)
+    assert load_index(tmp_path / "exact").kind == "exact"
+    with pytest.raises(RunError, match="not a usable FAISS index"):
+        load_index(tmp_path / "ivf")
+
+
+def test_fault_A4_a_file_that_changes_while_it_is_read_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made("ivf", "dot", 301).save(tmp_path / "ivf")
+    path, look = tmp_path / "ivf" / "index.faiss", limited_process.run_limited
+    sound = path.read_bytes()
+
+    def replaced(*words: Any, **limits: Any) -> Any:
+        path.write_bytes(sound)
+        return look(*words, **limits)
+
+    path.write_bytes(sound[:-100])
+    monkeypatch.setattr(limited_process, "run_limited", replaced)
+    with pytest.raises(RunError, match=r"index.faiss: not a usable FAISS index \(it was changed while it was read\)"):
+        verify_file(path)
+    path.write_bytes(sound[:-100])
+    monkeypatch.setattr(limited_process, "run_limited", look)
+    with pytest.raises(RunError, match="not a usable FAISS index"):
+        verify_file(path)
+
+
 def test_fault_A4_a_child_that_dies_or_hangs_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "a"
     file.write_bytes(b"x")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import resource
@@ -10,19 +11,20 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import hostile_towers
 import numpy as np
 import onnx
 import pytest
-from onnx import helper
+from onnx import helper, numpy_helper
 from worlds import CHECKERBOARD_SCHEMA, checkerboard, settings
 
 import twotower
 from twotower import api, limited_process
 from twotower.cli.app import run_command
 from twotower.errors import BundleError, RunError
+from twotower.files import inspections
 from twotower.files.layout import WEIGHTS
 from twotower.kinds import Kind
 from twotower.onnx import export
@@ -64,6 +66,20 @@ def beside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / hostile_towers.SECRET).write_bytes(np.full(100, 7.0, np.float32).tobytes())
     monkeypatch.chdir(tmp_path)
     return tmp_path
+
+
+@pytest.fixture
+def looked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The names of the files that child processes inspect in the test."""
+    looked: list[str] = []
+    look = limited_process.run_limited
+
+    def counted(work: str, paths: list[Path], **limits: Any) -> Any:
+        looked.extend(path.name for path in paths)
+        return look(work, paths, **limits)
+
+    monkeypatch.setattr(limited_process, "run_limited", counted)
+    return looked
 
 
 @pytest.fixture(scope="module")
@@ -154,6 +170,123 @@ def test_fault_G1_a_tower_reads_no_file_but_the_weights_beside_it(beside: Path) 
             OnnxTower(path)
 
 
+def naming_weights(model: Any) -> Any:
+    """The tower with an initializer of float32 in the file of weights, "file"."""
+    tensor = hostile_towers.outside(model, "file")
+    tensor.external_data[0].value = WEIGHTS
+    model.graph.initializer.append(tensor)
+    return model
+
+
+def a_repeated_key(model: Any) -> Any:
+    """Whoever takes the first value reads another file than one that takes the last."""
+    file = model.graph.initializer[-1]
+    file.external_data[0].value = "elsewhere"
+    file.external_data.add(key="location", value=WEIGHTS)
+    return model
+
+
+def numbers_of_another_type(model: Any) -> Any:
+    model.graph.initializer[-1].data_type = onnx.TensorProto.INT64
+    return model
+
+
+def data_of_its_own_too(model: Any) -> Any:
+    model.graph.initializer[-1].raw_data = b""
+    return model
+
+
+def no_initializer(model: Any) -> Any:
+    file = model.graph.initializer.pop()
+    file.dims[:], file.external_data[2].value = [1], "4"
+    return hostile_towers.plus(
+        model, "filled",
+        helper.make_node("Shape", ["vector before"], ["shape"]),
+        helper.make_node("ConstantOfShape", ["shape"], ["filled"], value=file),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "change", [a_repeated_key, numbers_of_another_type, data_of_its_own_too, no_initializer], ids=called
+)
+def test_fault_G1_only_an_initializer_of_float32_names_the_weights_and_once(change: Change) -> None:
+    model = naming_weights(hostile_towers.plain())
+    assert disallowed_content(model.SerializeToString(), {}) == ""
+    assert "holds the tensor 'file' in another file" in disallowed_content(change(model).SerializeToString(), {})
+
+
+def of_as_many_numbers_as_a_weight_says(model: Any) -> Any:
+    """A tower that takes four bytes for each unit of its first weight."""
+    model = naming_weights(model)
+    model.graph.initializer.append(numpy_helper.from_array(np.array([0]), "first"))
+    value = numpy_helper.from_array(np.array([0.5], np.float32))
+    return hostile_towers.plus(
+        model, "much",
+        helper.make_node("Gather", ["file", "first"], ["number"], axis=0),
+        helper.make_node("Cast", ["number"], ["shape"], to=onnx.TensorProto.INT64),
+        helper.make_node("ConstantOfShape", ["shape"], ["filled"], value=value),
+        helper.make_node("ReduceMax", ["filled"], ["much"], keepdims=0),
+    )  # fmt: skip
+
+
+def weights_of(first: float) -> bytes:
+    return np.full(hostile_towers.WIDTH, first, np.float32).tobytes()
+
+
+def test_fault_G34_weights_that_were_changed_after_a_pass_are_inspected_again(tmp_path: Path) -> None:
+    path, weights = tmp_path / "tower.onnx", tmp_path / WEIGHTS
+    path.write_bytes(of_as_many_numbers_as_a_weight_says(hostile_towers.plain()).SerializeToString())
+    weights.write_bytes(weights_of(3))
+    assert OnnxTower(path)(LOOKUP).tolist() == [[2.5] * hostile_towers.WIDTH]
+    weights.write_bytes(weights_of(1 << 31))
+    with pytest.raises(TowerError, match="loading it takes more than 537 MB"):
+        OnnxTower(path)
+    weights.write_bytes(weights_of(3))
+    assert OnnxTower(path)(LOOKUP).tolist() == [[2.5] * hostile_towers.WIDTH]
+
+
+def test_fault_G34_weights_that_change_while_they_are_inspected_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "tower.onnx"
+    path.write_bytes(of_as_many_numbers_as_a_weight_says(hostile_towers.plain()).SerializeToString())
+    (tmp_path / WEIGHTS).write_bytes(weights_of(4))
+    for digest in ("", "0" * 64):
+        with pytest.raises(TowerError, match="was changed while it was read"):
+            inspect_towers({path: hashlib.sha256(path.read_bytes()).hexdigest()}, digest)
+
+
+def test_fault_G34_only_a_pass_of_the_same_check_spares_another_process_the_inspection(
+    tmp_path: Path, looked: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    path, bad = tmp_path / "tower.onnx", tmp_path / "bad.onnx"
+    path.write_bytes(hostile_towers.plain().SerializeToString())
+    bad.write_bytes(hostile_towers.foreign_operator(hostile_towers.plain()).SerializeToString())
+
+    class Outside(Kind):
+        operators: ClassVar[dict[str, set[str]]] = {}
+
+    def process(*options: Any) -> list[str]:
+        monkeypatch.setattr(inspections, "_here", set())
+        looked.clear()
+        OnnxTower(path, 1, *options)
+        return looked
+
+    assert process() == ["tower.onnx"]
+    assert process() == []
+    assert process(InspectionLimits(cpu_seconds=20)) == ["tower.onnx"]
+    assert process(InspectionLimits(max_memory=1 << 28)) == ["tower.onnx"]
+    assert process(InspectionLimits(max_memory=1 << 50)) == []  # that bounds nothing
+    Outside.operators = {"ReduceLogSum": set()}
+    assert process() == ["tower.onnx"]
+    Outside.operators = {}
+    monkeypatch.setattr("twotower.onnx.tower._versions", lambda: ("next", "next"))
+    assert process() == ["tower.onnx"]
+    for _ in range(2):
+        with pytest.raises(TowerError, match="the operator 'Abs'"):
+            OnnxTower(bad)
+    assert looked == ["tower.onnx", "bad.onnx", "bad.onnx"]
+
+
 def test_fault_G27_an_operator_is_allowed_only_if_an_imported_kind_declares_it(beside: Path) -> None:
     model = hostile_towers.plus(
         hostile_towers.plain(), "shift", helper.make_node("ReduceLogSum", ["rows", "axes"], ["shift"], keepdims=0)
@@ -228,17 +361,7 @@ def test_fault_G2_a_tower_may_take_what_is_free_and_no_more(store: Path) -> None
 # ---- wherever a bundle is loaded
 
 
-def test_a_tower_is_looked_at_once_and_our_own_not_at_all(
-    run: Run, store: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    looked: list[str] = []
-    look = limited_process.run_limited
-
-    def counted(work: str, paths: list[Path], **limits: Any) -> Any:
-        looked.extend(path.name for path in paths)
-        return look(work, paths, **limits)
-
-    monkeypatch.setattr(limited_process, "run_limited", counted)
+def test_a_tower_is_looked_at_once_and_our_own_not_at_all(run: Run, store: Path, looked: list[str]) -> None:
     api.publish(run, store)
     Retriever(Store(store).current())
     assert looked == []

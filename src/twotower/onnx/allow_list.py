@@ -62,7 +62,7 @@ MESSAGE_FIELDS: dict[str, set[str]] = {
 ELEMENT_TYPES = {1, 7}
 """Allowed element types of tensors: float32 and int64."""
 PLACE_KEYS = {"location", "offset", "length"}
-"""Keys of the place of a tensor in `WEIGHTS`, the only other file, which lies beside the tower."""
+"""Keys of the place of an initializer of float32 in `WEIGHTS`, the only other file, in the folder of the tower."""
 METADATA_KEYS = {"side", "model", "gates"}
 """Allowed metadata keys."""
 
@@ -100,8 +100,8 @@ def disallowed_content(data: bytes, declared: Operators | None = None) -> str:
     )
 
 
-def _disallowed_parts(message: Message, operators: Operators) -> Iterator[str]:
-    """Yield a description of every part of a message, on every level, that is not allowed."""
+def _disallowed_parts(message: Message, operators: Operators, field_of: str = "") -> Iterator[str]:
+    """Yield a description of every part of a message, the value of the field `field_of`, that is not allowed."""
     from google.protobuf.message import Message
     from google.protobuf.unknown_fields import UnknownFieldSet
 
@@ -111,9 +111,14 @@ def _disallowed_parts(message: Message, operators: Operators) -> Iterator[str]:
         if (opsets, message.ir_version) != ([("", OPSET)], IR_VERSION):
             yield f"operators of {opsets!r:.80} in IR {message.ir_version}"
     elif kind == "TensorProto":
-        place = {entry.key: entry.value for entry in message.external_data}
-        allowed = place.keys() == PLACE_KEYS and place["location"] == WEIGHTS and not message.raw_data
-        if (message.data_location or place) and not (message.data_location == message.EXTERNAL and allowed):
+        keys, place = [e.key for e in message.external_data], {e.key: e.value for e in message.external_data}
+        if (message.data_location or keys) and not (
+            message.data_location == message.EXTERNAL
+            and sorted(keys) == sorted(PLACE_KEYS)  # readers of a repeated key differ in the value that they take
+            and place["location"] == WEIGHTS
+            and (field_of, message.data_type) == ("GraphProto.initializer", message.FLOAT)
+            and not message.HasField("raw_data")
+        ):
             yield f"the tensor {message.name!r:.60} in another file ({place.get('location', '')!r:.60})"
         if message.data_type not in ELEMENT_TYPES:
             yield f"the tensor {message.name!r:.60} of element type {message.data_type}"
@@ -133,4 +138,4 @@ def _disallowed_parts(message: Message, operators: Operators) -> Iterator[str]:
             yield f"{kind}.{field.name}"
         if field.message_type is not None:
             for part in [value] if isinstance(value, Message) else value:
-                yield from _disallowed_parts(part, operators)
+                yield from _disallowed_parts(part, operators, f"{kind}.{field.name}")

@@ -14,6 +14,8 @@ import onnx  # noqa: F401
 import onnxruntime  # noqa: F401
 
 from twotower.errors import first_line
+from twotower.files.layout import WEIGHTS
+from twotower.files.readers import file_digest
 from twotower.kinds import Operators
 from twotower.onnx.allow_list import disallowed_content
 from twotower.onnx.tower import TowerError, create_session, read_tower
@@ -24,7 +26,8 @@ NOTHING_DECLARED: Operators = MappingProxyType({})
 
 
 def inspect_tower(path: Path, declared: Operators = NOTHING_DECLARED) -> str:
-    """Read a tower, check its content, load it, and run it on zeros of `PROBE_SHAPES`; return its SHA-256.
+    """Read a tower, check its content, load it, and run it on zeros of `PROBE_SHAPES`; return its SHA-256, followed by
+    a space and the SHA-256 of the weights if it names them.
 
     `declared` are the ONNX operators of user-defined kinds that the caller has imported. Raises TowerError if the file
     is no tower or the run fails, MemoryError if the run exceeds the memory limit.
@@ -32,6 +35,10 @@ def inspect_tower(path: Path, declared: Operators = NOTHING_DECLARED) -> str:
     data = read_tower(path)
     if reason := disallowed_content(data, declared):
         raise TowerError(reason)
+    digests = [hashlib.sha256(data).hexdigest()]
+    weights = path.parent / WEIGHTS
+    if WEIGHTS.encode() in data and weights.is_file():  # the allow-list accepts no other spelling
+        digests.append(file_digest(weights))
     try:
         tower = create_session(data, 1, path.parent)
         for rows, length in PROBE_SHAPES:
@@ -45,4 +52,4 @@ def inspect_tower(path: Path, declared: Operators = NOTHING_DECLARED) -> str:
         if isinstance(e, MemoryError) or "bad_alloc" in message or "Failed to allocate memory" in message:
             raise MemoryError from None
         raise TowerError(message if isinstance(e, TowerError) else f"returns no vectors ({message})") from None
-    return hashlib.sha256(data).hexdigest()
+    return " ".join(digests)

@@ -74,8 +74,9 @@ def export_tower(
     `allowed_difference`, the tables exceed one file, or the allow-list refuses the content.
     """
     data = build_graph(model, side, fields, digest, weights)
-    trust_tower(data, str(path))
-    tower = OnnxTower(data, folder=path.parent)
+    stored = digest if weights else ""
+    trust_tower(data, str(path), stored)
+    tower = OnnxTower(data, folder=path.parent, weights=stored)
     largest = 0.0
     for compared, allowed in ((random_side(fields), MAX_DIFFERENCE), (rows, allowed_difference(fields))):
         if compared is None:

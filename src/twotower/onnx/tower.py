@@ -9,6 +9,8 @@ import hashlib
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
+from importlib import metadata
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
@@ -19,7 +21,9 @@ from pydantic import JsonValue, TypeAdapter, ValidationError
 
 from twotower import limited_process
 from twotower.errors import ConfigError, RunError, first_line
+from twotower.files import JsonData, inspections
 from twotower.files.layout import WEIGHTS
+from twotower.files.readers import file_digest, read_checked
 from twotower.kinds import outside_operators
 from twotower.onnx.allow_list import disallowed_content
 
@@ -31,8 +35,8 @@ INSPECT_FUNCTION = "twotower.onnx.check:inspect_tower"
 INSPECT_SECONDS = 30.0
 """CPU seconds for the inspection of a small tower."""
 
-_inspected: set[str] = set()
-"""SHA-256 of the towers that this process has inspected or built."""
+_built: set[tuple[str, str]] = set()
+"""SHA-256 of the towers that this process has built, each with the SHA-256 of the weights beside it."""
 
 
 @dataclass(frozen=True)
@@ -48,35 +52,67 @@ class InspectionLimits:
     max_memory: int | None = None
     """Bytes of memory in total. None: no further limit."""
 
+    def seconds(self, size: int) -> float:
+        """Return the CPU seconds for a tower and weights of `size` bytes."""
+        return self.cpu_seconds + size / self.bytes_per_cpu_second
+
+    def total_memory(self, size: int) -> int:
+        """Return the bytes of memory for a tower and weights of `size` bytes."""
+        memory = self.memory + 4 * size
+        return memory if self.max_memory is None else max(0, min(memory, self.max_memory))
+
 
 INSPECTION_LIMITS = InspectionLimits()
 
 
-def inspect_towers(towers: Mapping[Path, str], *, limits: InspectionLimits = INSPECTION_LIMITS, name: str = "") -> None:
+def inspect_towers(
+    towers: Mapping[Path, str], weights: str = "", *, limits: InspectionLimits = INSPECTION_LIMITS, name: str = ""
+) -> None:
     """Inspect tower files, with their SHA-256, in a child process: content, loading and a call.
 
-    Known digests are skipped. Errors name a file by `name`, or if empty by its path. Raises TowerError if a file is
-    refused or its digest differs, RunError if it cannot be read, ConfigError if onnx or onnxruntime is not installed.
+    `weights` is the SHA-256 of the weights in their folder, empty without weights. Towers that this process has built
+    are skipped, and towers that have passed the same check of the same content within the same limits, here or in
+    another process of the user. Errors name a file by `name`, or if empty by its path. Raises TowerError if a file is
+    refused or a digest differs, RunError if it cannot be read, ConfigError if onnx or onnxruntime is not installed.
     """
-    new = [path for path, digest in towers.items() if digest not in _inspected]
-    try:
-        largest = max((_size(path) for path in new), default=0)
-    except OSError as e:
-        raise RunError(f"{e.filename}: cannot be read ({e.strerror})") from None
-    memory = limits.memory + 4 * largest
-    if limits.max_memory is not None:
-        memory = max(0, min(memory, limits.max_memory))
     declared: dict[str, JsonValue] = {name: [*sorted(names)] for name, names in outside_operators().items()}
-    seconds = limits.cpu_seconds + largest / limits.bytes_per_cpu_second
+    passes, sizes = dict[Path, str](), dict[Path, int]()
+    for path, digest in towers.items():
+        if (digest, weights) in _built:
+            continue
+        try:
+            size = _size(path)
+        except OSError as e:
+            raise RunError(f"{e.filename}: cannot be read ({e.strerror})") from None
+        within = limits.seconds(size), limits.total_memory(size)
+        facts: list[JsonData] = [digest, weights, *within, *_versions(), declared]
+        passed = inspections.pass_name(INSPECT_FUNCTION, Path(__file__).parent, facts)
+        if not inspections.has_passed(passed):
+            passes[path], sizes[path] = passed, size
+    largest = max(sizes.values(), default=0)
+    seconds, memory = limits.seconds(largest), limits.total_memory(largest)
     results = limited_process.run_limited(
-        INSPECT_FUNCTION, new, timeout=4 * seconds, cpu_seconds=seconds, memory=memory, options={"declared": declared}
-    )
+        INSPECT_FUNCTION, [*passes], timeout=4 * seconds, cpu_seconds=seconds, memory=memory,
+        options={"declared": declared},
+    )  # fmt: skip
     for path, result in results.items():
         if result.error:
             raise TowerError(f"{name or path}: {result.error}")
-        if result.value != towers[path]:
+        digest, _, used = result.value.partition(" ")
+        if digest != towers[path] or used not in ("", weights):
             raise TowerError(f"{name or path}: was changed while it was read")
-        _inspected.add(result.value)
+        inspections.keep_pass(passes[path])
+
+
+@cache
+def _versions() -> tuple[str, str]:
+    """Return the versions of the libraries that inspect. Raises ConfigError if one is not installed."""
+    try:
+        import onnxruntime
+
+        return metadata.version("onnx"), onnxruntime.__version__
+    except ImportError:
+        raise ConfigError("checking a tower needs onnx and onnxruntime: pip install onnx onnxruntime") from None
 
 
 def _size(path: Path) -> int:
@@ -85,20 +121,22 @@ def _size(path: Path) -> int:
     return path.stat().st_size + (weights.stat().st_size if weights.is_file() else 0)
 
 
-def trust_tower(data: bytes, name: str) -> None:
-    """Mark a tower of this process as inspected. Raises TowerError for content that is not allowed."""
+def trust_tower(data: bytes, name: str, weights: str = "") -> None:
+    """Mark a tower of this process as inspected, with the SHA-256 of its `weights`. Raises TowerError for content that
+    is not allowed."""
     if reason := disallowed_content(data):
         raise TowerError(f"{name}: {reason}")
-    _inspected.add(hashlib.sha256(data).hexdigest())
+    _built.add((hashlib.sha256(data).hexdigest(), weights))
 
 
-def inspect_bytes(data: bytes, path: Path | None, limits: InspectionLimits) -> None:
-    """Inspect the bytes of a tower, read from `path`, unless they are known. Raises as `inspect_towers`."""
+def inspect_bytes(data: bytes, path: Path | None, weights: str, limits: InspectionLimits) -> None:
+    """Inspect the bytes of a tower, read from `path`, as `inspect_towers` does. Without `path`, only a tower that this
+    process has built may name weights."""
     digest = hashlib.sha256(data).hexdigest()
-    if digest in _inspected:
+    if (digest, weights) in _built:
         return
     if path is not None:
-        inspect_towers({path: digest}, limits=limits)
+        inspect_towers({path: digest}, weights, limits=limits)
         return
     with TemporaryDirectory() as folder:
         (Path(folder) / "tower.onnx").write_bytes(data)
@@ -187,19 +225,23 @@ class OnnxTower:
 
     def __init__(
         self, source: Path | str | bytes, threads: int = 1, limits: InspectionLimits = INSPECTION_LIMITS,
-        folder: Path | None = None,
+        folder: Path | None = None, weights: str = "",
     ) -> None:  # fmt: skip
         """Load an ONNX file or its bytes. A call runs on `threads` threads, the inspection within `limits`.
 
-        `folder` has the weights that bytes lack; a file has them beside it. Raises RunError if it is no exported tower,
-        ConfigError if onnxruntime is not installed.
+        `folder` has the weights that bytes lack; a file has them in its own folder. `weights` is their SHA-256; if
+        empty, the weights are read. Raises RunError if it is no exported tower, ConfigError if onnxruntime is not
+        installed.
         """
         self.name = "tower" if isinstance(source, bytes) else str(source)
         path = None if isinstance(source, bytes) else Path(source)
         data = source if isinstance(source, bytes) else read_tower(Path(source))
-        inspect_bytes(data, path, limits)
+        folder = folder or (path.parent if path else Path(os.devnull))
+        if not weights and (folder / WEIGHTS).is_file():
+            weights = read_checked(folder / WEIGHTS, file_digest)
+        inspect_bytes(data, path, weights, limits)
         try:
-            self._session = create_session(data, threads, folder or (path.parent if path else Path(os.devnull)))
+            self._session = create_session(data, threads, folder)
         except TowerError as e:
             raise TowerError(f"{self.name}: {e}") from None
         outputs = {o.name: o.shape for o in self._session.get_outputs()}
@@ -217,9 +259,9 @@ class OnnxTower:
         except ValidationError:
             raise RunError(f"{self.name}: damaged (its metadata '{GATES_OUTPUT}' is not a list of gates)") from None
         self.side, self.model = str(about.get("side", "")), str(about.get("model", ""))  # "user" or "item"; its digest
-        weights = outputs[GATES_OUTPUT][1] if GATES_OUTPUT in outputs else 0
-        if weights != (expected := sum(len(gate.fields) for gate in self.gates)):
-            raise RunError(f"{self.name}: damaged (its gates return {weights} weights, its metadata lists {expected})")
+        gates = outputs[GATES_OUTPUT][1] if GATES_OUTPUT in outputs else 0
+        if gates != (expected := sum(len(gate.fields) for gate in self.gates)):
+            raise RunError(f"{self.name}: damaged (its gates return {gates} weights, its metadata lists {expected})")
 
     def __call__(self, feed: Mapping[str, npt.NDArray[Any]]) -> npt.NDArray[np.float32]:
         """Return vectors (U, D). Raises RunError for inputs of other features, and for codes beyond a table."""

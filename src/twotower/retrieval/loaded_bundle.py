@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -28,8 +27,6 @@ from twotower.index.vector_store import MAX_NORM
 from twotower.kinds import CODE, warn_of_changes
 from twotower.onnx.tower import InspectionLimits, OnnxTower, inspect_towers
 from twotower.store.bundle import Bundle
-
-INDEX_FILE = f"{layout.INDEX}/{layout.INDEX_FAISS}"
 
 
 @dataclass(frozen=True)
@@ -56,18 +53,16 @@ class LoadedBundle:
     """(items,) for unknown users. None: the number of positives."""
 
     @classmethod
-    def load(
-        cls, bundle: Bundle, threads: int, verified_indexes: Container[str], limits: InspectionLimits
-    ) -> LoadedBundle:
+    def load(cls, bundle: Bundle, threads: int, limits: InspectionLimits) -> LoadedBundle:
         """Load and compare the files. Raises RunError or BundleError if they are damaged or inconsistent,
         Unavailable."""
         folder, manifest = bundle.folder, bundle.manifest
         digests, (schema, split) = manifest.sha256, manifest.read_sections()
-        verify = digests.get(INDEX_FILE, "") not in verified_indexes
         with ThreadPoolExecutor(2) as pool:  # both calls wait for child processes that verify files
-            index = pool.submit(load_index, folder / layout.INDEX, verify=verify)
+            index = pool.submit(load_index, folder / layout.INDEX)
             towers = {folder / path: digest for path, digest in digests.items() if path.endswith(".onnx")}
-            inspected = pool.submit(inspect_towers, towers, limits=limits)
+            weights = digests.get(layout.WEIGHTS, "")
+            inspected = pool.submit(inspect_towers, towers, weights, limits=limits)
             dataset = memmap.load(folder, schema, split, encode=("user",), newest=True)
             warn_of_changes(read_json(folder / layout.MODEL).get(CODE), folder)
             columns = dataset.side_before("user", TEST).columns
@@ -76,21 +71,21 @@ class LoadedBundle:
             vectors = read_checked(folder / layout.USER_VECTORS, _matrix) if schema.precomputes else None
             own = None
             if facts := manifest.history_term:
-                weights, stored = read_checked(folder / layout.HISTORY_TERM, _numbers), columns.get(facts.history)
+                numbers, stored = read_checked(folder / layout.HISTORY_TERM, _numbers), columns.get(facts.history)
                 if not isinstance(stored, Ragged):
                     raise RunError(
                         f"{folder}: damaged (a term names no history of the users, but {facts.history!r:.80})"
                     )
                 try:
                     recency = Recency(facts.rate, facts.exponent)
-                    own = HistoryScores.of(dataset, stored, HistoryTerm(facts.history, weights, facts.factor, recency))
+                    own = HistoryScores.of(dataset, stored, HistoryTerm(facts.history, numbers, facts.factor, recency))
                 except RunError as e:
                     raise RunError(f"{folder / layout.HISTORY_TERM}: damaged ({e})") from None
             popularity = None
             if layout.POPULARITY in digests:
                 popularity = read_checked(folder / layout.POPULARITY, _numbers)
             inspected.result()
-            user_tower = OnnxTower(folder / layout.tower("user"), threads)
+            user_tower = OnnxTower(folder / layout.tower("user"), threads, limits, weights=weights)
             fields = dataset.encoders.fields("user")
             loaded = cls(
                 bundle, dataset, columns, fields, user_tower, vectors, index.result(), user_ids, item_ids, titles, own,
@@ -114,11 +109,6 @@ class LoadedBundle:
             "method 1 (precomputed user vectors) has no vectors: the model reads the context, and feature "
             f"'{names[0]}' has no default; use method 2 (online user tower)"
         )
-
-    @cached_property
-    def index_digest(self) -> str:
-        """SHA-256 of the FAISS file, an empty string if the index has none."""
-        return self.bundle.manifest.sha256.get(INDEX_FILE, "")
 
     def _compare_with_manifest(self) -> None:
         digests, index = self.bundle.manifest.sha256, self.index

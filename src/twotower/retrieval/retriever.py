@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 import weakref
 from collections import abc
-from collections.abc import Container, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -63,21 +63,21 @@ class Retriever:
     """A loaded bundle that answers requests."""
 
     def __init__(
-        self, bundle: Bundle, threads: int = 1, verified_indexes: Container[str] = (),
-        tower_memory: int | None = None, inspect_seconds: float = INSPECT_SECONDS,
+        self, bundle: Bundle, threads: int = 1, tower_memory: int | None = None,
+        inspect_seconds: float = INSPECT_SECONDS,
     ) -> None:  # fmt: skip
         """Load a bundle that `Bundle.open` has verified.
 
-        A child process first loads the FAISS file, unless its SHA-256 is in `verified_indexes`, and the towers that are
-        new to this process, with `tower_memory` bytes and `inspect_seconds` of processor time in addition to the time
-        for their size. Raises RunError or BundleError if files are damaged or inconsistent, Unavailable if the server
+        A child process first loads the FAISS file and the towers, unless the same content has passed this before:
+        towers with `tower_memory` bytes, and `inspect_seconds` of processor time in addition to the time for their
+        size. Raises RunError or BundleError if files are damaged or inconsistent, Unavailable if the server
         of the index does not answer.
         """
         limits = InspectionLimits(cpu_seconds=inspect_seconds, max_memory=tower_memory)
         with ExitStack() as held:
             held.enter_context(bundle.lease())  # until all files are open or read, so that gc cannot remove them
             with naming_damage(bundle.folder):
-                self.loaded = loaded = LoadedBundle.load(bundle, threads, verified_indexes, limits)
+                self.loaded = loaded = LoadedBundle.load(bundle, threads, limits)
                 self.bundle, self.dataset, self.index = bundle, loaded.dataset, loaded.index
                 self.user_ids, self.item_ids, self.titles = loaded.user_ids, loaded.item_ids, loaded.titles
                 self.history_scores = loaded.history_scores

@@ -92,7 +92,6 @@ class BundleManager:
         self._last_stamp: tuple[str, int | str] | None = None
         self._failures, self._retry_at = 0, 0.0
         self._comparison: Retriever | None = None
-        self._checked_indexes: set[str] = set()
         """Digests of verified index files: a rollback does not verify a file again."""
         self._lock = asyncio.Lock()
 
@@ -223,9 +222,7 @@ class BundleManager:
     def _retriever(self, bundle: Bundle) -> Retriever:
         check_memory(_loaded_bytes(bundle), self._limit, self._workers)
         free = free_memory(self._limit, self._workers)
-        retriever = Retriever(bundle, self._threads, self._checked_indexes, free, self.limits.inspect_seconds)
-        self._checked_indexes.add(retriever.loaded.index_digest)
-        return retriever
+        return Retriever(bundle, self._threads, free, self.limits.inspect_seconds)
 
     def _load(self) -> tuple[Retriever | None, list[str]]:
         """Load the current bundle; return it (None if it answers already) and the ids that were current lately."""

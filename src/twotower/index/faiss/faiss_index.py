@@ -15,7 +15,8 @@ from twotower import limited_process
 from twotower.arrays.pieces import pieces
 from twotower.arrays.types import Array, Rows, Shaped, Vectors
 from twotower.errors import RunError
-from twotower.files import layout
+from twotower.files import inspections, layout
+from twotower.files.readers import file_digest, read_checked
 from twotower.index.approximate import ApproximateIndex, Effort
 from twotower.index.faiss.setup import FaissEngine, SearchParameters, Selector, faiss, faiss_settings
 from twotower.index.protocol import IndexConfig
@@ -148,26 +149,33 @@ def read_faiss(path: Path, mmap: bool = True) -> FaissEngine:
 
 
 def load_and_search(path: Path) -> str:
-    """Load a FAISS file and search it. Returns an empty string; raises RunError."""
+    """Load a FAISS file and search it. Returns its SHA-256; raises RunError."""
+    digest = file_digest(path)
     engine = read_faiss(path, mmap=False)
     try:
         engine.search(np.ones((2, engine.d), np.float32), 10)
     except Exception as e:
         raise RunError(f"{path}: a search fails ({e})") from e
-    return ""
+    return digest
 
 
 def verify_file(path: Path, *, timeout: float = 120.0, function: str = VERIFY_FUNCTION) -> None:
-    """Load and search a FAISS file in a child process. Raises RunError if that process fails, dies or exceeds a limit.
+    """Load and search a FAISS file in a child process, unless the same content has passed this before.
 
     `timeout` in seconds; `function` as "module:name". The address space is limited to 2 GiB and four times the file.
+    Raises RunError if that process fails, dies or exceeds a limit, or if the file changes meanwhile.
     """
     if not path.is_file():
         raise RunError(f"{path}: no such file")
-    memory = (2 << 30) + 4 * path.stat().st_size
-    error = limited_process.run_limited(function, [path], timeout=timeout, memory=memory)[path].error
+    digest, memory = read_checked(path, file_digest), (2 << 30) + 4 * path.stat().st_size
+    passed = inspections.pass_name(function, Path(__file__).parent, [digest, timeout, faiss().__version__])
+    if inspections.has_passed(passed):
+        return
+    result = limited_process.run_limited(function, [path], timeout=timeout, memory=memory)[path]
+    error = result.error or ("" if result.value == digest else "it was changed while it was read")
     if error:
         raise RunError(error if str(path) in error else f"{path}: not a usable FAISS index ({error})")
+    inspections.keep_pass(passed)
 
 
 def find_damage(index: FaissEngine) -> str:
