@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 
 from twotower.machine import limit_spinning
@@ -18,6 +19,7 @@ def main() -> None:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
     finally:
+        gc.freeze()  # else Python looks through all objects of the imported modules before it ends
         exec("")  # else Python ends by the signal if the interrupt came in code that `exec` ran, as of a dataclass
 
 
