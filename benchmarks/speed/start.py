@@ -1,3 +1,4 @@
+import os
 import re
 import statistics
 import sys
@@ -11,6 +12,8 @@ from benchmarks.lib.rounds import in_turns
 from benchmarks.serving.requests import ids
 
 COMMANDS: dict[str, list[str]] = declared(__file__)["commands"]
+COMPILED = {**os.environ, "PYTHONDONTWRITEBYTECODE": ""}
+"""Environment in which the first run leaves the bytecode of all modules, as an installation does."""
 
 
 def main(chosen: Namespace, report: Report) -> None:
@@ -23,12 +26,12 @@ def main(chosen: Namespace, report: Report) -> None:
 
 
 def seconds(words: Words) -> float:
-    return run(words).seconds
+    return run(words, environment=COMPILED).seconds
 
 
 def imports(command: list[str]) -> list[str]:
     """Return a command that imports the modules of a command, without those of this package."""
-    said = run([sys.executable, "-X", "importtime", *command[1:]]).said
+    said = run([sys.executable, "-X", "importtime", *command[1:]], environment=COMPILED).said
     names = re.findall(r"^import time:.*\| +(\S+)$", said, re.MULTILINE)
     others = [name for name in names if name.partition(".")[0] != "twotower"]
     lines = ["from contextlib import suppress", "from importlib import import_module", f"for name in {others!r}:"]

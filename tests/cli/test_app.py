@@ -639,6 +639,15 @@ def test_fault_G21_an_interrupt_while_libraries_are_loaded_is_one_line(tmp_path:
     assert (done.returncode, done.stderr) == (130, "interrupted\n")
 
 
+def test_a_process_that_ends_does_not_look_through_all_its_objects() -> None:
+    code = (
+        "import atexit, gc, sys\nfrom twotower.__main__ import main\nsys.argv = ['twotower', '--version']\n"
+        "atexit.register(lambda: print(gc.get_freeze_count() > 10_000))\nmain()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert done.stdout.splitlines()[-1] == "True"
+
+
 def test_a_shell_completes_options() -> None:
     words, found = "twotower train --res", ["--resume"]
     code = "import sys; sys.argv = ['twotower']; from twotower.__main__ import main; main()"
