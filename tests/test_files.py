@@ -53,6 +53,7 @@ def test_what_was_there_comes_back_if_the_new_cannot_take_its_place(
         rename(a, b)
 
     monkeypatch.setattr(os, "replace", broken)
+    monkeypatch.setattr(files, "_exchange", lambda one, other: False)  # as on a system without it
     with pytest.raises(RunError, match="Input/output error"), files.new_folder(tmp_path / "out") as folder:
         (folder / "new").write_text("2")
     assert held(tmp_path / "out") == {"old": "1"}

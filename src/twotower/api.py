@@ -74,9 +74,9 @@ from twotower.train.refit import Refit
 from twotower.train.trainer import Trainer
 
 __all__ = [
-    "Beat", "Schedule", "backtest", "check_buckets", "embed", "evaluate", "evaluate_bundle", "fit", "is_store", "load",
-    "prepare_folder", "publish", "read", "recent_titles", "recommend", "recommend_users", "retriever", "suggest",
-    "write_buckets",
+    "Beat", "Schedule", "append_segment", "backtest", "check_buckets", "embed", "evaluate", "evaluate_bundle", "fit",
+    "is_store", "load", "prepare_folder", "publish", "read", "recent_titles", "recommend", "recommend_users",
+    "retriever", "suggest", "write_buckets",
 ]  # fmt: skip
 
 ThreeTables: TypeAlias = "tuple[TableLike | None, TableLike | None, TableLike]"
@@ -114,6 +114,25 @@ def write_buckets(
     Raises the errors of `prepare_folder`."""
     buckets = prepare.write_buckets(config.data, schema or Schema(), Path(out), options, config.split)
     log.info(f"{buckets.facts.rows:,} interactions in {len(buckets.facts.buckets):,} buckets: {out}")
+    return buckets
+
+
+def append_segment(
+    config: Config, schema: Schema | None, new: Path | str, options: PrepareOptions | None = None
+) -> Buckets:
+    """Add the interactions `new`, a file, a folder or a pattern, to the folder `config.data.buckets`, as a segment.
+
+    The users and items are those of `config.data`, as they are now. `prepare_folder` then reads the whole folder.
+    Raises DataError, ConfigError, RunError; the folder is then unchanged."""
+    data = config.data.model_copy(update={"interactions": str(new)})
+    if not data.buckets:
+        raise ConfigError("data.buckets is missing; name the folder of buckets to which the rows are added")
+    if data.parts:
+        raise ConfigError(
+            f"data.{next(iter(data.parts))}: new rows have no part by their file; set split.kind = 'column'"
+        )
+    buckets = prepare.append_segment(data, schema or Schema(), config.split, options)
+    log.info(f"{buckets.facts.rows:,} interactions in {len(buckets.facts.segments):,} segments: {buckets.folder}")
     return buckets
 
 

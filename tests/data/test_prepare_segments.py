@@ -124,6 +124,14 @@ def add_segment(folder: Path, users: pl.DataFrame, items: pl.DataFrame, log: pl.
     (folder / "buckets.json").write_text(json.dumps(facts), encoding="utf-8")
 
 
+def append_segment(folder: Path, users: pl.DataFrame, items: pl.DataFrame, log: pl.DataFrame) -> None:
+    """Add the same rows with the package."""
+    facts = Buckets.open(folder).facts
+    data = parquet(folder.parent / f"day {len(facts.segments)}", users, items, log.slice(facts.read))
+    schema = SCHEMA.model_copy(update={"duplicates": facts.duplicates})
+    prepare.append_segment(data.model_copy(update={"buckets": str(folder)}), schema, SplitConfig(), SMALL)
+
+
 def interactions(data: Dataset) -> pl.DataFrame:
     """All interactions by ids, each with its part, time and encoded context."""
     pairs = data.pairs
@@ -148,18 +156,19 @@ def by_id(data: Dataset, ids: pl.Series, column: Any, of_items: bool = False) ->
     return {id_: plain(np.asarray(values)) for id_, values in zip(ids, rows, strict=True)}
 
 
+@pytest.mark.parametrize("add", [add_segment, append_segment], ids=["by hand", "by append"])
 @pytest.mark.parametrize(
     ("kind", "schema"),
     [("last of some", SCHEMA), ("gap", SCHEMA), ("random", SCHEMA), ("last", KEPT)],
     ids=["last of some", "gap", "random", "last with repeats"],
 )
 def test_a_segment_that_is_added_gives_the_dataset_of_the_whole_log(
-    tmp_path: Path, kind: str, schema: Schema, messages: list[str]
+    tmp_path: Path, kind: str, schema: Schema, add: Callable[..., None], messages: list[str]
 ) -> None:
     split, folder = SPLITS[kind], tmp_path / "buckets"
     everyone = first_days(folder, schema)
     before = [pl.read_parquet(folder / f"{side}s.parquet") for side in SIDES]
-    add_segment(folder, *everyone)
+    add(folder, *everyone)
     assert check_buckets(folder, schema) == []
     for side, known in zip(SIDES, before, strict=True):
         grown = pl.read_parquet(folder / f"{side}s.parquet")

@@ -194,19 +194,41 @@ def stats(
 
 def prepare(
     config: TableConfig,
-    out: Annotated[Path, typer.Option("--out", help="Folder for the prepared dataset.")],
+    out: Annotated[Path | None, typer.Option("--out", help="Folder for the prepared dataset.")] = None,
+    append: Annotated[
+        str,
+        typer.Option(
+            "--append",
+            metavar="NEW",
+            help="In place of --out: interactions to add to the folder data.buckets, as a segment. A file, a folder of "
+            "files or a pattern.",
+        ),
+    ] = "",
     engine: EngineName = "local",
     memory: Memory = "1GB",
     threads: Threads = 0,
     overrides: Overrides = None,
 ) -> None:
-    """Prepare a log of any size for training, in bounded memory. A second call resumes it."""
+    """Prepare a log of any size for training, in bounded memory, or add new rows to its buckets. A second call resumes
+    it."""
     from twotower import api
     from twotower.config.toml import load_config
     from twotower.data.prepare.options import PrepareOptions
 
     schema, resolved = load_config(config, overrides or [], trust=True)
-    api.prepare_folder(resolved, schema, out, PrepareOptions(engine, parse_size("--memory", memory), threads))
+    options = PrepareOptions(engine, parse_size("--memory", memory), threads)
+    if out is None:
+        if not append:
+            raise ConfigError(
+                "--out is missing; name a folder for the dataset, or new rows for the buckets in --append"
+            )
+        api.append_segment(resolved, schema, append, options)
+        buckets = f"data.buckets={resolved.data.buckets}"
+        print_line(f"next: {shell_command('prepare', config, '--set', buckets, '--out', 'PREPARED')}")
+        return
+    if append:
+        raise ConfigError("--append adds rows to the buckets and writes no --out; give one of them")
+    api.prepare_folder(resolved, schema, out, options)
     print_line(f"next: {shell_command('train', config, '--set', f'data.prepared={out.resolve()}', '--run', 'RUN')}")
 
 

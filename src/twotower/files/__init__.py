@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import glob
 import json
 import os
@@ -112,20 +113,30 @@ def replaceable(path: Path) -> Path:
 
 
 def replace_folder(made: Path, path: Path) -> None:
-    """Replace the folder `path` by the folder `made`. Raises OSError."""
+    """Replace the folder `path` by the folder `made`, in one step where the system can. Raises OSError."""
     before = temporary_path(path, "old")
     for file in made.iterdir():
         sync(file)
     sync(made)
     try:
+        exchanged = path.exists() and _exchange(made, path)
         if path.exists():
-            os.replace(path, before)
+            point("folder.exchanged")
+            os.replace(made if exchanged else path, before)
         point("folder.moved")
-        os.replace(made, path)
+        if not exchanged:
+            os.replace(made, path)
         point("folder.replaced")
         sync(path.parent)
     finally:
         _restore(before, path)
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Exchange the names of two folders in one step; return False where the system cannot."""
+    renameat2 = getattr(ctypes.CDLL(None), "renameat2", None) if sys.platform == "linux" else None
+    here, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
+    return renameat2 is not None and renameat2(here, os.fsencode(one), here, os.fsencode(other), exchange) == 0
 
 
 def _restore(before: Path, path: Path) -> None:

@@ -65,6 +65,10 @@ class Segment(BaseModel):
     """Rows of the items that it adds."""
     read: Range
     """Rows of the log that it adds, with those that no bucket keeps."""
+    sources: tuple[Annotated[str, Field(pattern="^[0-9a-f]{64}$")], ...] = ()
+    """SHA-256 of each file of the log that it was made of; empty where the writer names none."""
+    times: str = Field("", pattern="^(number|date|zoned date|)$")
+    """Form of the times in the log, as in `Times.kind`; empty where the writer names none."""
 
 
 class BucketFile(BaseModel):

@@ -22,10 +22,11 @@ from twotower.data.prepare.bucket_reader import BucketReader
 from twotower.data.prepare.bucketing import make_buckets
 from twotower.data.prepare.log_pieces import Log
 from twotower.data.prepare.options import ROW_BYTES, PrepareOptions
+from twotower.data.prepare.segments import SegmentWriter
 from twotower.data.split import SplitConfig
 from twotower.data.splits import need_times
 from twotower.engines.engine import LocalEngine
-from twotower.errors import ConfigError
+from twotower.errors import ConfigError, RunError
 from twotower.features.schema import Schema
 from twotower.features.side import SIDES
 from twotower.files import layout
@@ -90,6 +91,32 @@ def write_buckets(
     with resumable_folder(out, "bucket", plan) as (made, work):
         _make_buckets(source, made, work, options)
     return Buckets.open(out)
+
+
+def append_segment(
+    data: DataConfig, schema: Schema, split: SplitConfig, options: PrepareOptions | None = None
+) -> Buckets:
+    """Add the interactions that `data` names to its folder of buckets, as a segment, with the users and items of its
+    tables as they are now. Rows of users, items and interactions stay as they are.
+
+    The folder is replaced in one step: a reader of its files keeps them. Raises DataError for a log that does not fit
+    the folder or is in it already, ConfigError, RunError; the folder is then unchanged."""
+    options = (options or PrepareOptions()).resolved()
+    folder = Path(data.buckets)
+    _check(data, schema, None, folder, {layout.BUCKET_FACTS, layout.BUCKET_FOLDER})
+    if schema.valid_from:
+        raise ConfigError(
+            "schema.valid_from: tables of versions take no segment; write all buckets again with `twotower bucket`"
+        )
+    before = BucketReader.open(Buckets.open(folder), schema, split.is_given).buckets
+    writer = SegmentWriter(_log(data, schema, split, options).in_pieces(options.piece_rows, before.facts.read), before)
+    writer.check()
+    plan = {"schema": schema.model_dump(mode="json"), "to": before.facts.model_dump(mode="json")} | _plan(writer.source)
+    with resumable_folder(folder, "append", plan) as (made, work):
+        if Buckets.open(folder).facts != before.facts:
+            raise RunError(f"{folder}: another call has changed it; call again")
+        writer.write(made, work, options.kept(work / "sizes.json"))
+    return Buckets.open(folder)
 
 
 def _make_buckets(source: Log, folder: Path, work: Path, options: PrepareOptions) -> Buckets:

@@ -64,6 +64,8 @@ class Log:
     types: Mapping[str, pl.DataType]
     """Type of each column that is read. Parquet files may lack it, or have another one; columns of text files that are
     not named here are text."""
+    first: int = 0
+    """Row at which it begins in the log of all segments."""
     pieces: tuple[TableShard, ...] = ()
     copies: Mapping[str, Path] = field(default_factory=dict)
     """Parquet copies of the files by name, if they are text."""
@@ -117,14 +119,15 @@ class Log:
     def _reading(self) -> Reading:
         return Reading.of(self.schema, form=self.data.format).of_file(self.files[0].path)
 
-    def in_pieces(self, rows: int) -> Log:
-        """Return the log cut into pieces of at most `rows` interactions."""
-        return replace(self, pieces=tuple(cut_into_shards([*self.files], rows)))
+    def in_pieces(self, rows: int, first: int = 0) -> Log:
+        """Return the log, which begins at row `first` of all segments, cut into pieces of at most `rows`
+        interactions."""
+        return replace(self, pieces=tuple(cut_into_shards([*self.files], rows)), first=first)
 
     @property
     def firsts(self) -> list[int]:
-        """Row of the log at which each piece begins."""
-        return [0, *itertools.accumulate(piece.rows for piece in self.pieces)][:-1]
+        """Row of the log of all segments at which each piece begins."""
+        return [*itertools.accumulate((piece.rows for piece in self.pieces), initial=self.first)][:-1]
 
     @property
     def rows(self) -> int:

@@ -21,6 +21,7 @@ from twotower.data.reading.text_format import TextFormat
 from twotower.errors import DataError, RunError
 from twotower.files.locks import scratch_folder
 from twotower.files.places import JsonObject
+from twotower.files.readers import file_digest
 from twotower.files.urls import Url
 
 
@@ -49,6 +50,13 @@ class TableFile:
     def state(self) -> list[str | int]:
         """Return name, size in bytes, modification time or tag, and rows, to detect changes."""
         return [self.name, *self.seen, self.rows]
+
+    def digest(self) -> str:
+        """Return the SHA-256 of the content, or of address, size and tag at a URL. Raises DataError."""
+        if isinstance(self.path.place, Url):
+            return hashlib.sha256(f"{self.path} {self.seen}".encode()).hexdigest()
+        with table_errors(self.path):
+            return file_digest(self.path.place)
 
     def check_unchanged(self) -> None:
         """Raise DataError if the file has changed since it was looked at."""

@@ -70,6 +70,7 @@ class Times:
         """True if rows of bad times are left out (`kept`), and are no error."""
         self._until = clock.time() + _DAY
         self._kinds: set[bool] = set()  # True for dates, False for numbers
+        self._zoned = False  # dates have a zone
         self._formats: list[str] = []  # formats that read most texts so far
         self._seen, self._counts = 0, dict[str, int]()  # texts so far, and those that a format reads
         self._ambiguous = False  # two formats fit and give different times
@@ -98,11 +99,17 @@ class Times:
         read = self._texts(column) if self._is_text(column) else column
         if read.count():  # of a file whose texts are all bad, others say the kind
             self._kinds.add(read.dtype.is_temporal())
+            self._zoned = self._zoned or getattr(read.dtype, "time_zone", None) is not None
         if len(self._kinds) > 1:
             raise DataError(f"{self.what} is a date in some rows and a number in others; make it one")
         if self.schema.time_unit != "order" or self.drops:
             self._judge(read, column)
         self.rows += len(column)
+
+    @property
+    def kind(self) -> str:
+        """What the times are: "number", "date", or "zoned date" for dates with a time zone."""
+        return "number" if True not in self._kinds else "zoned date" if self._zoned else "date"
 
     @property
     def is_ambiguous(self) -> bool:
