@@ -38,7 +38,8 @@ def resumable_folder(path: Path, action: str, plan: files.JsonData) -> Iterator[
             yield partial / MADE, partial / WORK
             for made in (partial / MADE).rglob("*"):
                 files.sync(made)
-            (partial / PLAN).unlink()  # after the exchange `made` holds the former folder
+            if path.exists():
+                (partial / PLAN).unlink()  # after an exchange `made` is the former folder
             files.replace_folder(partial / MADE, path)
         except DataError:
             _remove(partial, removed)

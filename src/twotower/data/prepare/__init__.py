@@ -106,7 +106,7 @@ def append_segment(
     _check(data, schema, None, folder, {layout.BUCKET_FACTS, layout.BUCKET_FOLDER})
     if schema.valid_from:
         raise ConfigError(
-            "schema.valid_from: tables of versions take no segment; write all buckets again with `twotower bucket`"
+            f"schema.valid_from = '{schema.valid_from}': versions take no segment; write all buckets again"
         )
     before = BucketReader.open(Buckets.open(folder), schema, split.is_given).buckets
     writer = SegmentWriter(_log(data, schema, split, options).in_pieces(options.piece_rows, before.facts.read), before)

@@ -108,7 +108,7 @@ class Times:
 
     @property
     def kind(self) -> str:
-        """What the times are: "number", "date", or "zoned date" for dates with a time zone."""
+        """Form of the times: "number", "date", or "zoned date" for dates with a time zone."""
         return "number" if True not in self._kinds else "zoned date" if self._zoned else "date"
 
     @property
