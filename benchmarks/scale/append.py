@@ -23,11 +23,12 @@ def main(chosen: Namespace, report: Report) -> None:
         for out in (buckets, prepared):
             shutil.rmtree(out, ignore_errors=True)
         run([*TWOTOWER, "bucket", config, "--set", f"data.interactions={days}", "--out", buckets])
-        for way, words in {
+        ways: dict[str, list[str | Path]] = {
             "the whole log": [config, "--out", prepared],
             "append": [config, *of_buckets, "--append", day],
             "arrays of the buckets": [config, *of_buckets, "--out", prepared],
-        }.items():
+        }
+        for way, words in ways.items():
             seconds.setdefault(way, []).append(run([*TWOTOWER, "prepare", *words]).seconds)
             shutil.rmtree(prepared, ignore_errors=True)
     for way, found in seconds.items():

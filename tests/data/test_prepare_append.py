@@ -75,7 +75,7 @@ def test_tables_of_now_change_features_and_add_rows_and_a_file_is_taken_once(
 ) -> None:
     now = users(43).reverse().with_columns(city=pl.lit("moved")).head(40)  # 0, 1 and 2 are gone
     now.write_parquet(tmp_path / "users.parquet")
-    late = log(2).with_columns(item_id=pl.lit(90, pl.Int64), at=START - 5)
+    late = log(2).with_columns(item_id=pl.lit(90, pl.Int64), at=pl.lit(START - 5, pl.Int64))
     pl.concat([log(98, 400), late]).write_parquet(tmp_path / "day.parquet")
     before = pl.read_parquet(tmp_path / "buckets" / "users.parquet")
     facts = append(data).facts
@@ -149,7 +149,7 @@ def test_a_pair_that_comes_again_is_refused_where_none_may(data: DataConfig, tmp
     once = SCHEMA.model_copy(update={"duplicates": "error"})
     days = data.model_copy(update={"interactions": str(tmp_path / "days.parquet"), "buckets": ""})
     prepare.write_buckets(days, once, tmp_path / "buckets", OPTIONS)
-    again = pl.concat([log(99, 400), log(1).with_columns(at=START + 900)])
+    again = pl.concat([log(99, 400), log(1).with_columns(at=pl.lit(START + 900, pl.Int64))])
     again.write_parquet(tmp_path / "day.parquet")
     with pytest.raises(DataError, match="repeats user .* of an earlier segment"):
         append(data, once)

@@ -47,7 +47,8 @@ def write_prepared(
     Raises DataError or ConfigError for unusable tables or settings; `out` is then unchanged.
     """
     options = (options or PrepareOptions()).resolved()
-    _check(data, schema, split, out, {layout.PREPARED_FACTS, layout.ENCODERS, layout.VOCABULARIES, layout.ARRAYS})
+    encoded = {layout.ENCODERS, layout.VOCABULARIES, layout.CONTEXT}
+    _check(data, schema, split, out, {layout.PREPARED_FACTS, layout.ARRAYS, *encoded})
     source = _bucketed(data, schema, split, options) if data.buckets else _log(data, schema, split, options)
     settings: dict[str, files.JsonData] = {
         "format": MEMMAP_FORMAT,
