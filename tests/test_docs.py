@@ -20,12 +20,13 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 import pytest
+import typer
 from heavy import COLLECTED, HEAVY, MARKED, QUICK
 from packaging.requirements import Requirement
 from worlds import EVERYTHING_SCHEMA, everything, settings
 
 from twotower.api import fit
-from twotower.cli.app import run_command
+from twotower.cli.app import app, run_command
 from twotower.config.toml import load_config, parse_config
 from twotower.data.tables import check
 from twotower.version import __version__
@@ -424,6 +425,18 @@ def test_every_flag_that_is_named_exists() -> None:
         named += re.findall(r"(?<![\w-])(--[a-z-]+)", " ".join(starts))
     assert len(named) > 30
     assert set(named) - flags == set()
+
+
+def test_the_nightly_unit_and_the_line_of_cron_run_the_same_commands_of_this_package() -> None:
+    deploy, run = ROOT / "deploy", re.compile(r"/opt/twotower/bin/|ExecStart=")
+    unit = (deploy / "twotower-nightly.service").read_text(encoding="utf-8")
+    lines = [run.sub("", line) for line in unit.splitlines() if line.startswith("ExecStart=")]
+    (line,) = re.findall(r"^0 3 .*$", (deploy / "twotower.cron").read_text(encoding="utf-8"), re.M)
+    assert [part for part in line.split(" && ") if part.startswith("twotower ")] == lines
+    assert [line.split()[1] for line in lines] == ["train", "publish", "gc"]
+    commands: Any = typer.main.get_command(app)
+    for _, name, *arguments in map(shlex.split, lines):
+        commands.commands[name].make_context(name, arguments)  # raises UsageError
 
 
 def test_every_import_of_a_document_or_the_makefile_exists() -> None:
