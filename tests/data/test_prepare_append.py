@@ -15,7 +15,9 @@ import preloaded
 import pytest
 
 from twotower import api, files
+from twotower.cli.app import run_command
 from twotower.config.experiment import Config
+from twotower.config.toml import dump_config
 from twotower.data import prepare
 from twotower.data.buckets import Buckets
 from twotower.data.buckets.check import check_buckets
@@ -181,6 +183,30 @@ def test_a_folder_that_another_call_has_changed_is_left_as_it_is(
     with pytest.raises(TwoTowerError, match="another call has changed it; call again"):
         append(data)
     assert append(data).facts.rows == 500
+
+
+def test_the_command_adds_rows_or_prepares_and_does_one_of_both(
+    data: DataConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = tmp_path / "mine.toml"
+    tables = data.model_copy(update={"interactions": str(tmp_path / "days.parquet")})
+    config.write_text(dump_config(SCHEMA, Config(data=tables)), encoding="utf-8")
+    append = ["prepare", str(config), "--append", str(tmp_path / "day.parquet")]
+    assert run_command(append) == 0
+    shown = capsys.readouterr().out
+    assert "segment 1: 100 interactions, 0 of them older than the newest before; 0 new users" in shown
+    assert f"data.buckets={tmp_path / 'buckets'}" in shown
+    for words, expected in (
+        (append, "day.parquet: is in"),
+        ([*append, "--out", str(tmp_path / "out")], "--append adds rows to the buckets and writes no --out"),
+        (["prepare", str(config)], "--out is missing"),
+        ([*append, "--set", "data.buckets="], "data.buckets is missing"),
+    ):
+        assert run_command(words) == 2
+        errors = capsys.readouterr().err
+        assert expected in errors
+        assert errors.count("\n") == 1
+    assert not (tmp_path / "out").exists()
 
 
 KILLED = """
