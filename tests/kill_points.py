@@ -11,6 +11,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import random
 import signal
 import sys
 import time
@@ -50,6 +51,17 @@ class At:
 def install(where: str) -> None:
     """End this process at a point."""
     files.hooks = KillPoint(where)
+
+
+def random_points(act: Callable[[], object], n: int = 10) -> list[int]:
+    """Run `act` and return the numbers of n random points that it passes, ascending."""
+    before, counted = files.hooks, KillPoint("never")
+    files.hooks = counted
+    try:
+        act()
+    finally:
+        files.hooks = before
+    return sorted(random.Random(0).sample(range(1, counted.passed + 1), n))
 
 
 def in_a_fork(act: Callable[[], Any], point: int | str | None = None, after: float | None = None) -> tuple[bool, Any]:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 
+import kill_points
 import numpy as np
 import polars as pl
+import preloaded
 import pytest
 from worlds import CHECKERBOARD_SCHEMA, checkerboard, settings
 
@@ -96,3 +99,20 @@ def test_values_that_the_run_does_not_keep_are_asked_for(project: Path) -> None:
     run = api.fit((None, None, log), schema, settings(split={"kind": "last"}), folder=project / "frames")
     with pytest.raises(ConfigError, match=r"latest reads rating of each interaction, which a dataset does not keep"):
         api.publish(run, project / "store", latest=True)
+
+
+@pytest.mark.system
+def test_a_publish_with_latest_that_is_killed_at_random_ends_by_the_same_command(project: Path) -> None:
+    points = kill_points.random_points(lambda: publish(project, "--latest"))
+    whole = api.retriever(project / "store").bundle.manifest
+    for point in points:
+        store = project / f"store-{point}"
+        words = ["publish", project / "run", "--store", store, "--latest"]
+        process = preloaded.start(*kill_points.program(str(point)), *words, stdout=preloaded.PIPE)
+        process.communicate()
+        assert process.returncode == -signal.SIGKILL
+        assert run_command([*map(str, words)]) == 0
+        found = api.retriever(store).bundle.manifest
+        assert found.sha256 == whole.sha256, point
+        assert found.remembered == whole.remembered
+        assert [p for p in (store / "bundles").iterdir() if p.name.startswith(".")] == []

@@ -229,6 +229,25 @@ def test_a_killed_training_or_refit_goes_on_to_the_same_bits(project: Path, step
     assert runs.published(run).sha256 == runs.published(whole).sha256
 
 
+@pytest.mark.system
+def test_a_training_with_a_refit_that_is_killed_at_random_ends_by_the_same_command(project: Path) -> None:
+    points, refits = kill_points.random_points(lambda: train(project, "whole", "--resume")), 0
+    whole = api.load(project / "whole")
+    for point in points:
+        words = ["train", project / "config.toml", "--run", project / f"run-{point}", "--resume"]
+        process = preloaded.start(
+            *kill_points.program(str(point)), *words, env=os.environ | {"OMP_NUM_THREADS": "1"},
+            stdout=preloaded.PIPE, stderr=preloaded.PIPE,
+        )  # fmt: skip
+        process.communicate()
+        assert process.returncode == -signal.SIGKILL
+        refits += (project / f"run-{point}" / "refit").exists()
+        assert run_command([*map(str, words)]) == 0
+        run = api.load(project / f"run-{point}")
+        assert (run.sha256, runs.published(run).sha256) == (whole.sha256, runs.published(whole).sha256), point
+    assert 0 < refits < 10, "kills of both trainings"
+
+
 def test_an_interrupted_refit_goes_on_where_it_stopped(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
     tables, schema = api.read(*config_of(project))
     config = config_of(project)[0]
