@@ -8,6 +8,7 @@ import importlib.metadata
 import importlib.util
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -427,16 +428,40 @@ def test_every_flag_that_is_named_exists() -> None:
     assert set(named) - flags == set()
 
 
+def nightly() -> list[str]:
+    """Return the commands of the nightly unit, without the folders of the programs."""
+    unit = (ROOT / "deploy" / "twotower-nightly.service").read_text(encoding="utf-8")
+    return [re.sub(r"^(?:/\w+)+/", "", line) for line in re.findall(r"^ExecStart(?:Pre)?=(.*)$", unit, re.M)]
+
+
 def test_the_nightly_unit_and_the_line_of_cron_run_the_same_commands_of_this_package() -> None:
-    deploy, run = ROOT / "deploy", re.compile(r"/opt/twotower/bin/|ExecStart=")
-    unit = (deploy / "twotower-nightly.service").read_text(encoding="utf-8")
-    lines = [run.sub("", line) for line in unit.splitlines() if line.startswith("ExecStart=")]
-    (line,) = re.findall(r"^0 3 .*$", (deploy / "twotower.cron").read_text(encoding="utf-8"), re.M)
-    assert [part for part in line.split(" && ") if part.startswith("twotower ")] == lines
-    assert [line.split()[1] for line in lines] == ["train", "publish", "gc"]
+    (line,) = re.findall(r"^0 3 .*$", (ROOT / "deploy" / "twotower.cron").read_text(encoding="utf-8"), re.M)
+    assert line.split(" && ")[2:] == nightly()
+    clear, *lines = map(shlex.split, nightly())
+    assert clear == ["rm", "-rf", "runs/nightly"]
+    assert [words[1] for words in lines] == ["train", "publish", "gc"]
     commands: Any = typer.main.get_command(app)
-    for _, name, *arguments in map(shlex.split, lines):
+    for _, name, *arguments in lines:
         commands.commands[name].make_context(name, arguments)  # raises UsageError
+
+
+@pytest.mark.system
+def test_the_nightly_commands_run_night_after_night(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    log = pl.read_csv(ROOT / "examples" / "own-data" / "clicks.csv").sort("clicked_at")
+    for night, share in enumerate((0.7, 0.85, 1.0), start=1):
+        log.head(int(share * log.height)).write_csv("clicks.csv")
+        if night == 1:
+            assert run_command(["suggest", "clicks.csv", "--output", "daily.toml"]) == 0
+        (_, _, clear), *commands = map(shlex.split, nightly())
+        shutil.rmtree(clear, ignore_errors=True)
+        for _, *arguments in commands:
+            capsys.readouterr()
+            code = run_command([*arguments, *(["--threads", "1"] if arguments[0] == "train" else [])])
+            assert code == 0, (night, arguments, capsys.readouterr().err)
+        assert len([*(tmp_path / "store" / "bundles").iterdir()]) == night
 
 
 def test_every_import_of_a_document_or_the_makefile_exists() -> None:
