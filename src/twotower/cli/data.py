@@ -200,8 +200,8 @@ def prepare(
         typer.Option(
             "--append",
             metavar="NEW",
-            help="In place of --out: interactions to add to the folder data.buckets, as a segment. A file, a folder of "
-            "files or a pattern.",
+            help="Interactions to add to the folder data.buckets as a segment, in place of --out: a file, folder or "
+            "pattern.",
         ),
     ] = "",
     engine: EngineName = "local",

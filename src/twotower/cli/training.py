@@ -133,7 +133,7 @@ def evaluate(
 
 def backtest(
     config: Annotated[Path, typer.Argument(help="TOML file. `twotower config` prints a template.")],
-    out: Annotated[Path, typer.Option("--out", help="Folder for the backtest. A second call with it continues.")],
+    out: Annotated[Path, typer.Option("--out", help="Folder for the backtest, which a second call continues.")],
     every: Annotated[str, typer.Option("--every", help="Length of a period, in days.")] = "7d",
     folds: Annotated[int, typer.Option("--folds", min=1, max=1000, help="Number of periods, the last of the log.")] = 8,
     gap: Annotated[

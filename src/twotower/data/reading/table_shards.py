@@ -52,8 +52,9 @@ class TableFile:
         return [self.name, *self.seen, self.rows]
 
     def digest(self) -> str:
-        """Return the SHA-256 of the content, or of address, size and tag at a URL. Raises DataError."""
-        if isinstance(self.path.place, Url):
+        """Return the SHA-256 of the content of a file on a disk; of another table that of its address and its state, as
+        tag or version. Raises DataError."""
+        if isinstance(self.path.place, Url) or not self.path.place.is_file():
             return hashlib.sha256(f"{self.path} {self.seen}".encode()).hexdigest()
         with table_errors(self.path):
             return file_digest(self.path.place)
