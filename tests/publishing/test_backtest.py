@@ -23,7 +23,7 @@ from twotower.data.tables import Tables, check
 from twotower.errors import ConfigError, DataError, RunError, TwoTowerError
 from twotower.features.schema import Schema
 from twotower.publishing.backtest import PAGE, VALUES, Schedule
-from twotower.reports.backtest import KNOWN, interval
+from twotower.reports.backtest import KNOWN, Backtest, Fold, interval
 from twotower.retrieval.request import Request
 
 SCHEMA = Schema(label="liked", time="at", features=ID_FEATURES)
@@ -92,11 +92,22 @@ def test_new_users_are_asked_and_new_items_are_counted(tmp_path: Path) -> None:
     assert fold.new == log.filter(pl.col("item_id") == 888).height > 0
     assert fold.values.filter(~pl.col(KNOWN))["user"].to_list() == ["999"]
     assert [row.users for row in found.rows("ndcg@5")][-2:] == [fold.values.height - 1, 1]
-    columns = [c for c in fold.values.columns if c.endswith("ndcg@5") and not c.startswith(("model", "bias"))]
-    of_new = fold.values.filter(~pl.col(KNOWN)).select(c for c in columns if c.startswith("popularity of 28"))
-    for name in ("ease", "ials", "transitions"):  # which know nothing of this user
-        if f"{name} ndcg@5" in columns:
-            assert fold.values.filter(~pl.col(KNOWN))[f"{name} ndcg@5"][0] == of_new.item()
+    new = fold.values.filter(~pl.col(KNOWN))
+    assert {"transitions ndcg@5", "ease ndcg@5"} & {*new.columns}
+    for name in ("transitions", "ease"):  # which know nothing of this user
+        if f"{name} ndcg@5" in new.columns:
+            assert new[f"{name} ndcg@5"][0] == new["popularity of 28 days ndcg@5"][0]
+
+
+def test_of_a_metric_that_is_to_be_low_the_lowest_scorer_is_the_strongest() -> None:
+    values = {"model": 3.0, "a": 1.0, "b": 5.0}
+    frame = pl.DataFrame({f"{name} rank@10": [value] * 50 for name, value in values.items()} | {KNOWN: [True] * 50})
+    fold = Fold("2024-06-16", "2024-06-23", 0, 0, 0, 50, 0, frame)
+    low, high = (Backtest([fold], "rank@10", rising) for rising in (False, True))
+    assert (low.simple, high.simple) == (["a", "b"], ["b", "a"])
+    assert all(
+        found.conclusion.startswith(f"rank@10: the model is worse than {found.simple[0]}") for found in (low, high)
+    )
 
 
 def test_rows_of_a_gap_are_known_neither_to_the_model_nor_to_what_is_popular(tmp_path: Path) -> None:

@@ -34,7 +34,6 @@ from twotower.data.splits import TEST, TRAIN
 from twotower.data.tables import Tables, without_repeated_pairs
 from twotower.errors import ConfigError, DataError, RunError
 from twotower.evaluation.baselines import BASELINES, baseline_of, popularity_baseline
-from twotower.evaluation.config import EvaluationConfig
 from twotower.evaluation.factors import CatalogueScorer
 from twotower.evaluation.metrics.measured import RankedItems
 from twotower.evaluation.part_evaluation import MODEL
@@ -44,7 +43,7 @@ from twotower.files import JsonData
 from twotower.files.readers import read_json
 from twotower.publishing.challenge import answers, measure_of, new_queries
 from twotower.publishing.publisher import publish
-from twotower.reports.backtest import KNOWN, Backtest, Fold, write_page
+from twotower.reports.backtest import KNOWN, RECENT, Backtest, Fold, write_page
 from twotower.retrieval.retriever import Retriever
 from twotower.runs import Run
 from twotower.runs.folder import is_complete
@@ -55,8 +54,6 @@ log = logging.getLogger(__name__)
 FACTS, VALUES, PAGE = "backtest.json", "values.parquet", "backtest.html"
 Train = Callable[[Tables, Path], Run]
 """Training of tables into a folder, which goes on with what it finds there."""
-RECENT_DAYS = (7, 28)
-"""Days before a cut whose popularity is a baseline."""
 DAY = 86_400 * MICROSECONDS
 FIRST_SUNDAY = date(1970, 1, 4).toordinal()
 
@@ -101,8 +98,7 @@ def measure_folds(
 ) -> Backtest:
     """Measure each fold of a backtest, train it with `train`, and write the page, as `twotower.backtest` says."""
     out, rows = Path(out), _log_of(tables, schema, config)
-    folds = _folds(rows, schema, schedule)
-    measure_of(config.evaluation, "")
+    folds, (measure, _, metric) = _folds(rows, schema, schedule), measure_of(config.evaluation, "")
     _claim(out, {
         "config": config.model_dump(mode="json"), "schema": schema.model_dump(mode="json"),
         "schedule": dataclasses.asdict(schedule), "latest": latest,
@@ -118,7 +114,7 @@ def measure_folds(
             files.write(values, buffer.getvalue())
         shutil.rmtree(values.parent / "run", ignore_errors=True)
         fold.values = pl.read_parquet(values)
-    done = Backtest(folds, measure_of(config.evaluation, "")[2])
+    done = Backtest(folds, metric, measure.higher_is_better)
     write_page(out / PAGE, done, f"twotower: backtest of {len(folds)} periods of {schedule.every} days")
     return done
 
@@ -201,11 +197,10 @@ def _measure(
         bundle = publish(run, Path(scratch) / "store", force=True, latest=latest and past)
         best = {MODEL: answers(Retriever(bundle), dataset, queries.users, first, begin, k)}
     known = dataset.user_counts[queries.users] > 0
-    popular = f"popularity of {RECENT_DAYS[-1]} days"
-    for name, scorer in _simple(dataset, fold, config.evaluation):
-        best[name] = queries.top_k(scorer, k)
-        if name not in BASELINES and popular in best:  # who is unknown to a scorer gets what is popular
-            best[name][~known] = best[popular][~known]
+    popular = _popularity(dataset, fold)
+    best |= {name: queries.top_k(scorer, k) for name, scorer in popular.items()}
+    for name, scorer in alone(dataset, TEST, config.evaluation, ()):
+        best[name] = np.where(known[:, None], queries.top_k(scorer, k), best[[*popular][-1]])
     items, columns = RankedItems.of(dataset), dict[str, object]()
     for name, found in best.items():
         rankings = queries.rankings(found, items, False)
@@ -216,14 +211,13 @@ def _measure(
     return pl.DataFrame({"user": ids, KNOWN: known, **columns})
 
 
-def _simple(dataset: Dataset, fold: Fold, config: EvaluationConfig) -> list[tuple[str, CatalogueScorer]]:
-    """Return the name and the scores of each baseline."""
-    found: list[tuple[str, CatalogueScorer]] = [(name, baseline_of(name, dataset)) for name in BASELINES]
-    for days in RECENT_DAYS:
+def _popularity(dataset: Dataset, fold: Fold) -> dict[str, CatalogueScorer]:
+    """Return the baselines that need no history of a user, by name; the last one answers for others to new users."""
+    found: dict[str, CatalogueScorer] = {name: baseline_of(name, dataset) for name in BASELINES}
+    for name, days in RECENT.items():
         recent = dataset.train.take(np.flatnonzero(dataset.times_of(TRAIN) >= fold.known - days * DAY))
-        scorer = popularity_baseline(recent, len(dataset.users), len(dataset.items))
-        found.append((f"popularity of {days} days", scorer))
-    return [*found, *alone(dataset, TEST, config, ())]
+        found[name] = popularity_baseline(recent, len(dataset.users), len(dataset.items))
+    return found
 
 
 def _past(fold: Fold, rows: pl.DataFrame, tables: Tables, schema: Schema) -> Tables:

@@ -175,5 +175,7 @@ def answers(retriever: Retriever, dataset: Dataset, users: Ints, rows: Ints, beg
 def _contexts(dataset: Dataset, rows: Ints) -> pl.DataFrame:
     """Return the contexts of interactions. Raises ConfigError if the dataset does not keep them."""
     if len(dataset.context_frame) != len(dataset.pairs):
-        raise ConfigError("prepared data keep no context as it was given, which is asked with; publish without `beat`")
+        raise ConfigError(
+            "prepared data keep no context as it was given, which `beat` asks with; publish without `beat`"
+        )
     return dataset.context_frame[rows]

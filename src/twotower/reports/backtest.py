@@ -22,7 +22,9 @@ KNOWN = "known"
 """Column of the values: true for a user with a row before the cut."""
 RESAMPLES = 2_000
 """Resamples of the users of each period."""
-SHOWN_ALWAYS = {"popularity": GREY, "popularity of 7 days": "#2e8b57", "popularity of 28 days": "#7b5ea7"}
+RECENT = {"popularity of 7 days": 7, "popularity of 28 days": 28}
+"""Days before a cut whose popularity is a baseline, by its name."""
+COLORS = dict(zip(("popularity", *RECENT), (GREY, "#2e8b57", "#7b5ea7"), strict=True))
 """Colour of each baseline that every chart has."""
 
 
@@ -95,6 +97,8 @@ class Backtest:
 
     folds: list[Fold]
     metric: str
+    rising: bool = True
+    """True if higher values of this metric are better."""
 
     @cached_property
     def metrics(self) -> list[str]:
@@ -108,7 +112,7 @@ class Backtest:
         end = f" {self.metric}"
         names = [c.removesuffix(end) for c in self.folds[0].values.columns if c.endswith(end)]
         names = [n for n in names if n != MODEL and all(f"{n}{end}" in fold.values.columns for fold in self.folds)]
-        return sorted(names, key=lambda name: -self.total(name).mean)
+        return sorted(names, key=lambda name: self.total(name).mean, reverse=self.rising)
 
     def total(self, scorer: str, metric: str = "") -> Interval:
         """Return a metric of a scorer over all folds."""
@@ -143,7 +147,7 @@ class Backtest:
         found, best = self.row("", self.folds, self.metric).difference, self.simple[0]
         said = "level with"
         if found.low > 0 or found.high < 0:
-            said = "better than" if found.low > 0 else "worse than"
+            said = "better than" if (found.low > 0) == self.rising else "worse than"
         return f"{self.metric}: the model is {said} {best}, the strongest simple scorer: {found.text('+')}."
 
     def lines(self) -> Iterator[str]:
@@ -165,7 +169,7 @@ class Backtest:
 def write_page(path: Path, found: Backtest, title: str) -> None:
     """Write the page of a backtest: the chart and the table of the shown metric, and the totals of all scorers."""
     shown = {MODEL: BLUE, found.simple[0]: ORANGE}
-    shown |= {name: color for name, color in SHOWN_ALWAYS.items() if name in found.simple and name not in shown}
+    shown |= {name: color for name, color in COLORS.items() if name in found.simple and name not in shown}
     dates = [fold.date for fold in found.folds]
     figure = Figure(found.metric, x="mean over the users of the period, with its 95 % interval", rows=dates)
     for name, color in shown.items():

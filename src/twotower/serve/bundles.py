@@ -92,7 +92,6 @@ class BundleManager:
         self._last_stamp: tuple[str, int | str] | None = None
         self._failures, self._retry_at = 0, 0.0
         self._comparison: Retriever | None = None
-        """Digests of verified index files: a rollback does not verify a file again."""
         self._lock = asyncio.Lock()
 
     @property
