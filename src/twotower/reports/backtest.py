@@ -171,7 +171,7 @@ def write_page(path: Path, found: Backtest, title: str) -> None:
     shown = {MODEL: BLUE, found.simple[0]: ORANGE}
     shown |= {name: color for name, color in COLORS.items() if name in found.simple and name not in shown}
     dates = [fold.date for fold in found.folds]
-    figure = Figure(found.metric, x="mean over the users of the period, with its 95 % interval", rows=dates)
+    figure = Figure(found.metric, x="mean over users, with its 95 % interval", rows=dates)
     for name, color in shown.items():
         values = [interval([fold.of(name, found.metric)]) for fold in found.folds]
         ends = [v.low for v in values], [v.high for v in values]
