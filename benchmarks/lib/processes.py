@@ -20,6 +20,8 @@ from typing import IO, Any, NamedTuple, Self
 
 ROOT = Path(__file__).parents[2]
 PYTHON = (sys.executable, "-m")
+COMPILED = {**os.environ, "PYTHONDONTWRITEBYTECODE": ""}
+"""Environment in which the first run leaves the bytecode of all modules, as an installation does."""
 TWOTOWER = (*PYTHON, "twotower")
 TORCHRUN = (*PYTHON, "torch.distributed.run", "--standalone", "--nproc-per-node")
 Words = Sequence[str | int | float | Path]

@@ -5,7 +5,7 @@ from statistics import median
 
 import polars as pl
 
-from benchmarks.lib.processes import TWOTOWER, run
+from benchmarks.lib.processes import COMPILED, TWOTOWER, run
 from benchmarks.lib.report import Report
 from benchmarks.scale.world import write_world
 
@@ -22,14 +22,14 @@ def main(chosen: Namespace, report: Report) -> None:
     for _ in range(chosen.turns):
         for out in (buckets, prepared):
             shutil.rmtree(out, ignore_errors=True)
-        run([*TWOTOWER, "bucket", config, "--set", f"data.interactions={days}", "--out", buckets])
+        run([*TWOTOWER, "bucket", config, "--set", f"data.interactions={days}", "--out", buckets], environment=COMPILED)
         ways: dict[str, list[str | Path]] = {
             "the whole log": [config, "--out", prepared],
             "append": [config, *of_buckets, "--append", day],
             "arrays of the buckets": [config, *of_buckets, "--out", prepared],
         }
         for way, words in ways.items():
-            seconds.setdefault(way, []).append(run([*TWOTOWER, "prepare", *words]).seconds)
+            seconds.setdefault(way, []).append(run([*TWOTOWER, "prepare", *words], environment=COMPILED).seconds)
             shutil.rmtree(prepared, ignore_errors=True)
     for way, found in seconds.items():
         report.add(f"{total:,} interactions, {way}", median(found), "s", more=False)

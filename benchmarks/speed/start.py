@@ -1,4 +1,3 @@
-import os
 import re
 import statistics
 import sys
@@ -6,14 +5,12 @@ from argparse import Namespace
 from functools import partial
 from pathlib import Path
 
-from benchmarks.lib.processes import TWOTOWER, Words, run
+from benchmarks.lib.processes import COMPILED, TWOTOWER, Words, run
 from benchmarks.lib.report import Report, declared
 from benchmarks.lib.rounds import in_turns
 from benchmarks.serving.requests import ids
 
 COMMANDS: dict[str, list[str]] = declared(__file__)["commands"]
-COMPILED = {**os.environ, "PYTHONDONTWRITEBYTECODE": ""}
-"""Environment in which the first run leaves the bytecode of all modules, as an installation does."""
 
 
 def main(chosen: Namespace, report: Report) -> None:

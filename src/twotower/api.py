@@ -124,16 +124,7 @@ def append_segment(
 
     The users and items are those of `config.data`, as they are now. `prepare_folder` then reads the whole folder.
     Raises DataError, ConfigError, RunError; the folder is then unchanged."""
-    data = config.data.model_copy(update={"interactions": str(new)})
-    if not data.buckets:
-        raise ConfigError("data.buckets is missing; name the folder of buckets to which the rows are added")
-    if data.parts:
-        raise ConfigError(
-            f"data.{next(iter(data.parts))}: new rows have no part by their file; set split.kind = 'column'"
-        )
-    buckets = prepare.append_segment(data, schema or Schema(), config.split, options)
-    log.info(f"{buckets.facts.rows:,} interactions in {len(buckets.facts.segments):,} segments: {buckets.folder}")
-    return buckets
+    return prepare.append_segment(config.data, schema or Schema(), config.split, new, options)
 
 
 def fit(

@@ -64,7 +64,7 @@ def data(tmp_path: Path) -> DataConfig:
 
 
 def append(data: DataConfig, schema: Schema = SCHEMA) -> Buckets:
-    return prepare.append_segment(data, schema, SplitConfig(), OPTIONS)
+    return prepare.append_segment(data, schema, SplitConfig(), data.interactions, OPTIONS)
 
 
 def held(folder: Path) -> dict[str, bytes]:
@@ -221,7 +221,8 @@ from twotower.data.split import SplitConfig
 from twotower.features.schema import Schema
 kill_points.install(sys.argv[4])
 data, schema = DataConfig.model_validate_json(sys.argv[2]), Schema.model_validate_json(sys.argv[3])
-prepare.append_segment(data, schema, SplitConfig(), PrepareOptions(piece_rows=100, bucket_rows=100, threads=1))
+options = PrepareOptions(piece_rows=100, bucket_rows=100, threads=1)
+prepare.append_segment(data, schema, SplitConfig(), data.interactions, options)
 """
 
 

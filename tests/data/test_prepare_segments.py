@@ -129,7 +129,9 @@ def append_segment(folder: Path, users: pl.DataFrame, items: pl.DataFrame, log: 
     facts = Buckets.open(folder).facts
     data = parquet(folder.parent / f"day {len(facts.segments)}", users, items, log.slice(facts.read))
     schema = SCHEMA.model_copy(update={"duplicates": facts.duplicates})
-    prepare.append_segment(data.model_copy(update={"buckets": str(folder)}), schema, SplitConfig(), SMALL)
+    prepare.append_segment(
+        data.model_copy(update={"buckets": str(folder)}), schema, SplitConfig(), data.interactions, SMALL
+    )
 
 
 def interactions(data: Dataset) -> pl.DataFrame:

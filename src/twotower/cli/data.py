@@ -211,9 +211,10 @@ def prepare(
 ) -> None:
     """Prepare a log of any size for training, in bounded memory, or add new rows to its buckets. A second call resumes
     it."""
-    from twotower import api
     from twotower.config.toml import load_config
+    from twotower.data.prepare import append_segment
     from twotower.data.prepare.options import PrepareOptions
+    from twotower.features.schema import Schema
 
     schema, resolved = load_config(config, overrides or [], trust=True)
     options = PrepareOptions(engine, parse_size("--memory", memory), threads)
@@ -222,12 +223,14 @@ def prepare(
             raise ConfigError(
                 "--out is missing; name a folder for the dataset, or new rows for the buckets in --append"
             )
-        api.append_segment(resolved, schema, append, options)
+        append_segment(resolved.data, schema or Schema(), resolved.split, append, options)
         buckets = f"data.buckets={resolved.data.buckets}"
         print_line(f"next: {shell_command('prepare', config, '--set', buckets, '--out', 'PREPARED')}")
         return
     if append:
         raise ConfigError("--append adds rows to the buckets and writes no --out; give one of them")
+    from twotower import api
+
     api.prepare_folder(resolved, schema, out, options)
     print_line(f"next: {shell_command('train', config, '--set', f'data.prepared={out.resolve()}', '--run', 'RUN')}")
 

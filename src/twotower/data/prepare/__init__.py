@@ -95,15 +95,21 @@ def write_buckets(
 
 
 def append_segment(
-    data: DataConfig, schema: Schema, split: SplitConfig, options: PrepareOptions | None = None
+    data: DataConfig, schema: Schema, split: SplitConfig, new: Path | str, options: PrepareOptions | None = None
 ) -> Buckets:
-    """Add the interactions that `data` names to its folder of buckets, as a segment, with the users and items of its
-    tables as they are now. Rows of users, items and interactions stay as they are.
+    """Add the interactions `new`, a file, a folder or a pattern, to the folder `data.buckets`, as a segment, with the
+    users and items of the tables of `data` as they are now. Rows of users, items and interactions stay as they are.
 
     The folder is replaced in one step: a reader of its files keeps them. Raises DataError for a log that does not fit
     the folder or is in it already, ConfigError, RunError; the folder is then unchanged."""
+    if not data.buckets:
+        raise ConfigError("data.buckets is missing; name the folder of buckets to which the rows are added")
+    if data.parts:
+        raise ConfigError(
+            f"data.{next(iter(data.parts))}: new rows have no part by their file; set split.kind = 'column'"
+        )
     options = (options or PrepareOptions()).resolved()
-    folder = Path(data.buckets)
+    folder, data = Path(data.buckets), data.model_copy(update={"interactions": str(new)})
     _check(data, schema, None, folder, {layout.BUCKET_FACTS, layout.BUCKET_FOLDER})
     if schema.valid_from:
         raise ConfigError(
@@ -117,7 +123,9 @@ def append_segment(
         if Buckets.open(folder).facts != before.facts:
             raise RunError(f"{folder}: another call has changed it; call again")
         writer.write(made, work, options.kept(work / "sizes.json"))
-    return Buckets.open(folder)
+    buckets = Buckets.open(folder)
+    log.info(f"{buckets.facts.rows:,} interactions in {len(buckets.facts.segments):,} segments: {folder}")
+    return buckets
 
 
 def _make_buckets(source: Log, folder: Path, work: Path, options: PrepareOptions) -> Buckets:
