@@ -12,10 +12,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 from benchmarks.lib.machine import timed
-from benchmarks.lib.processes import ROOT, Conversation, call, run, serving
+from benchmarks.lib.processes import ROOT, Conversation, call, run, serving, usage
 from benchmarks.lib.report import Report, declared
 from benchmarks.lib.rounds import in_turns, interval
 
@@ -84,16 +82,12 @@ def requests_a_processor(method: int, store: Path, environment: Mapping[str, str
     """Return requests a second of processor time of the service's processes: the most of five times 400 requests."""
     with serving(store, environment=environment) as server:
         connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=30)
-        service = [psutil.Process(server.pid), *psutil.Process(server.pid).children(recursive=True)]
-
-        def spent() -> float:
-            return sum(sum(process.cpu_times()[:2]) for process in service)
 
         def speed(start: int) -> float:
-            before = spent()
+            before = usage(server.pid)["cpu_s"]
             for number in range(start, start + 400):
                 ask(connection, number, method)
-            return 400 / (spent() - before)
+            return 400 / (usage(server.pid)["cpu_s"] - before)
 
         return max([speed(start) for start in range(0, 2400, 400)][1:])
 
