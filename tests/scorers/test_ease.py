@@ -108,7 +108,7 @@ def test_without_negatives_the_values_are_those_of_the_positives() -> None:
     np.testing.assert_allclose(both, alone, atol=1e-5)
 
 
-@pytest.mark.parametrize(("rank", "width"), [(200, 12), (200, 300), (20, 12), (3, 12), (0, 4)])
+@pytest.mark.parametrize(("rank", "width"), [(200, 12), (200, 80), (200, 300), (20, 12), (3, 12), (0, 4)])
 def test_leading_vectors_are_those_of_the_whole_matrix(rank: int, width: int) -> None:
     """Also of a matrix of fewer directions."""
     generator, place = torch.Generator().manual_seed(1), torch.arange(200)

@@ -16,6 +16,9 @@ from twotower.scorers.ease import leading, scaled_values
 from twotower.scorers.positives import PositiveMatrix, PositiveSequences
 from twotower.scorers.start import PairValues, Positive, Start
 
+SPARSE = 0.1
+"""Share of pairs of items that follow one another from which a dense matrix of them is multiplied faster."""
+
 
 class Slit(Start):
     """SLIT: the matrix W (N, N) that minimises
@@ -73,6 +76,8 @@ class Slit(Start):
         regular.diagonal().add_(self.regularization[0])
         factor = torch.linalg.cholesky(regular).float()
         del regular
+        if int(ahead.count_nonzero()) < SPARSE * n * n:
+            ahead = ahead.to_sparse()
 
         def weights(vectors: F32[Tensor, "n k"]) -> F32[Tensor, "n k"]:
             """Return W times some vectors, without W itself."""
