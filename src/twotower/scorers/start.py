@@ -37,8 +37,6 @@ FINER = 0.5, 0.25
 """Lengths of the last steps, in the exponent of the ratio of neighbouring values."""
 CLOSE = 0.01
 """Share of the best score within which another one is as good, as far as a validation part tells."""
-LEVEL = 0.002
-"""Share of the best score by which steps change it at most where more of them are not worth their time."""
 
 
 def common_items(counts: Shaped[Ints, "I"]) -> int:
@@ -197,7 +195,7 @@ def search(start: Start, score: Callable[[Start], float]) -> Start:
     ratios = [(values[-1] / values[0]) ** (1 / max(1, len(values) - 1)) for values in given]
 
     def improves(tried: Iterable[Start]) -> bool:
-        """Try closed forms, and return True if one of them is better than all before by more than LEVEL."""
+        """Try closed forms, and return True if one of them is better than all before by more than CLOSE."""
         before = max(scores.values(), default=-math.inf)
         for one in tried:
             if (name := one.describe()) not in scores:
@@ -206,7 +204,7 @@ def search(start: Start, score: Callable[[Start], float]) -> Start:
         return best > before and not is_level(best, before)
 
     def is_level(best: float, other: float) -> bool:
-        return best - other <= LEVEL * abs(best)
+        return best - other <= CLOSE * abs(best)
 
     def leaders() -> list[Start]:
         """Return the best, and the second best if it is as good."""
