@@ -49,11 +49,21 @@ class Beat:
 def challenge(champion: Retriever, challenger: Retriever, config: EvaluationConfig, metric: str) -> ChallengeFacts:
     """Compare two bundles on the test rows of the challenger that are newer than all rows the champion has learned.
 
-    Both answer with the vectors, histories and index that they serve, for each user with such a row; with a context, in
-    that of the first. The difference of `metric`, such as ndcg@10, has a 95 % interval by a bootstrap over users.
-    Raises ConfigError for a metric that is no mean over rankings, RunError without rows that neither has learned."""
+    The difference of `metric`, such as ndcg@10, has a 95 % interval by a bootstrap over users. Raises ConfigError for a
+    metric that is no mean over rankings, and as `user_values` does."""
+    measure, k, name = measure_of(config, metric)
+    old, new = user_values(champion, challenger, config, measure, k)
+    return judge(old, new, name, champion.bundle.id, measure.higher_is_better)
+
+
+def user_values(
+    champion: Retriever, challenger: Retriever, config: EvaluationConfig, measure: RankingMetric, k: int
+) -> tuple[Shaped[Doubles, "n"], Shaped[Doubles, "n"]]:
+    """Return the metric at cut-off `k` of each of n users with a row that neither bundle has learned, by both bundles.
+
+    Both answer with the vectors, histories and index that they serve; with a context, in that of the first such row.
+    Raises RunError without rows that neither has learned."""
     dataset = challenger.dataset
-    measure, k, metric = measure_of(config, metric)
     queries, rows, begin = new_queries(dataset, config, _known_until(champion, dataset))
     if not len(queries.users):
         raise RunError(
@@ -65,7 +75,7 @@ def challenge(champion: Retriever, challenger: Retriever, config: EvaluationConf
         measure.values(queries.rankings(answers(retriever, dataset, queries.users, rows, begin, k), items, False))
         for retriever in (champion, challenger)
     )
-    return judge(old, new, metric, champion.bundle.id, measure.higher_is_better)
+    return old, new
 
 
 def judge(
